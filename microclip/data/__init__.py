@@ -1,0 +1,1 @@
+"""Images: sources, the decoded store, and views drawn from it."""

@@ -1,0 +1,1 @@
+"""The icon benchmark and icon-clip: the recipe behind the embedded default."""

@@ -1,0 +1,1 @@
+"""Accuracy, scores, tables: what is read off the runs."""

@@ -1,0 +1,1 @@
+"""The methods: one file each; `load_method(name)` finds them by file name."""

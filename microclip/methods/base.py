@@ -1,0 +1,110 @@
+"""What a method is: it sees what its supervision allows, and leaves a classifier behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+
+from jaxtyping import Float
+from pydantic import BaseModel
+from torch import Tensor
+
+from microclip.methods.registry import known_methods, load_method
+
+if TYPE_CHECKING:
+    from microclip.data.datasets import UnlabelledImages
+    from microclip.model.backbone import Backbone
+    from microclip.text.embedding import TextClassifiers
+
+__all__ = [
+    "Classifier",
+    "Method",
+    "Supervision",
+    "Task",
+    "Tracker",
+    "ViewPlan",
+    "Views",
+    "known_methods",
+    "load_method",
+]
+
+SHARED_RECIPE = 1  # raise when data, views, backbone or text stages change what they mean
+
+
+class Supervision(StrEnum):
+    """What a method may see of the dataset besides class names and descriptions."""
+
+    NONE = "none"
+    UNLABELLED = "unlabelled"
+    TRANSDUCTIVE = "transductive"
+    FEW_SHOT = "few-shot"
+
+
+class Tracker(Protocol):
+    """Where a run reports: a row an epoch, and lines for people."""
+
+    def epoch(self, epoch: int, row: dict[str, float]) -> None:
+        """Record one row of history; the same epoch written again replaces the row."""
+
+    def message(self, text: str) -> None:
+        """Show one line to whoever watches."""
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """What a classifier must be given of a test image."""
+
+    kind: Literal["embedding", "image"]
+    crop: Literal["center", "random"] = "center"
+
+
+@dataclass(frozen=True)
+class Views:
+    """A batch as a ViewPlan asks for it: one of the two is set."""
+
+    embeddings: Float[Tensor, "batch embedding"] | None = None  # frozen [CLS], unit norm
+    images: Float[Tensor, "batch 3 height width"] | None = None  # normalised
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the runner hands to a method. No label is reachable from here unless allowed."""
+
+    class_names: Sequence[str]
+    texts: TextClassifiers  # W_LLM (uniform and similarity weighting) and anchors, [C, e] each
+    seed: int
+    device: str
+    precision: str
+    backbone: Backbone | None = None  # None for methods on frozen embeddings alone
+    images: UnlabelledImages | None = None  # None unless supervision allows it
+    checkpoints: Path | None = None  # folder for epoch checkpoints; None: keep none
+    monitor: Any = None  # measures pseudo-labels and test accuracy; tells the method nothing
+
+
+class Classifier(Protocol):
+    """An adapted classifier: the one path of prediction."""
+
+    views: ViewPlan
+
+    def logits(self, views: Views) -> Float[Tensor, "batch classes"]:
+        """Return cosine similarities; the arg max is the prediction."""
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return only what was trained, by name."""
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class Method(Protocol):
+    """A method: one file, one `METHOD` object."""
+
+    supervision: ClassVar[Supervision]
+    Settings: ClassVar[type[BaseModel]]
+    RECIPE: ClassVar[int]
+
+    def adapt(self, task: Task, settings: Any, tracker: Tracker) -> Classifier:
+        """Return the adapted classifier."""

@@ -1,0 +1,48 @@
+"""Every file name that the project reads or writes, in one place.
+
+Patterns hold Snakemake wildcards; `str.format` fills them in Python. All are relative to the
+folder in which the workflow runs, so that a test can run in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+MANIFEST = "results/data/{dataset}/manifest.csv"
+STORE = "results/data/{dataset}/store.json"
+DESCRIPTIONS = "results/descriptions/{descriptions}/{dataset}.json"
+CLASSIFIER = "results/classifiers/{backbone}/{descriptions}/{dataset}.safetensors"
+FEATURES = "results/features/{backbone}/{dataset}.safetensors"
+RUN = "results/runs/{dataset}/{backbone}/{descriptions}/{method}/{variant}/seed-{seed}"
+SCORES = RUN + "/scores.json"
+TRACKING_READY = "results/mlflow.ready"
+TRACKING_DATABASE = "results/mlflow.db"
+TRACKING_ARTIFACTS = "results/mlflow-artifacts"
+STUDY = "results/{study}"
+STUDY_SCORES = STUDY + "/scores.csv"
+TABLE = STUDY + "/tables/{table}.{format}"
+
+RUN_SETTINGS = "settings.yaml"
+RUN_HISTORY = "history.csv"
+RUN_PREDICTIONS = "predictions.parquet"
+RUN_WEIGHTS = "adapted.safetensors"
+RUN_RECORD = "run.json"
+RUN_SCORES = "scores.json"
+RUN_CHECKPOINT = "checkpoint"  # folder, removed when the run is complete
+RUN_JOURNAL = "journal.jsonl"
+
+
+def project_root() -> Path:
+    """Return the folder that holds `config/` and `resources/`.
+
+    `MICROCLIP_ROOT` if set, else the working directory if it has them, else the folder of the
+    source checkout that this package was installed from.
+    """
+    named = os.environ.get("MICROCLIP_ROOT")
+    if named:
+        return Path(named).resolve()
+    here = Path.cwd()
+    if (here / "config" / "datasets").is_dir() and (here / "resources").is_dir():
+        return here
+    return Path(__file__).resolve().parents[1]

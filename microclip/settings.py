@@ -1,0 +1,274 @@
+"""What may be written under `config/`: typed, frozen, and refused in one sentence when wrong.
+
+Reading order of one run: `methods/<method>.yaml` -> `datasets/<dataset>.yaml` (`methods:` block) ->
+the study file (`methods:` block) -> `variants/<method>.yaml`. The later one wins, and every key must
+exist in the method's `Settings`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from microclip import paths
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message says what, where and how to mend it."""
+
+
+class Frozen(BaseModel):
+    """Base of all settings: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IconSource(Frozen):
+    """Scenes rendered from the shipped drawings (`resources/icons/<drawings>`)."""
+
+    kind: Literal["icons"] = "icons"
+    drawings: Name = Field(description="icon set, a folder of resources/icons")
+    classes: int | None = Field(None, ge=2, description="classes taken, None = all")
+    train_scenes: int = Field(ge=1, description="training scenes per class")
+    test_scenes: int = Field(ge=1, description="test scenes per class")
+    size_px: int = Field(96, ge=32, le=448, description="side of a scene")
+    seed: int = Field(0, ge=0, description="seed of the renderer")
+
+
+class FolderSource(Frozen):
+    """Images in `train/<class>/` and `test/<class>/` under one folder."""
+
+    kind: Literal["folder"] = "folder"
+    folder: Path = Field(description="folder that holds train/ and test/")
+
+
+class DatasetSettings(Frozen):
+    """One dataset: where its images come from and how its classes are named in prompts."""
+
+    name: Name
+    title: str = Field(description="as printed in tables")
+    source: IconSource | FolderSource = Field(discriminator="kind")
+    templates: tuple[str, ...] = Field(min_length=1, description="prompt templates, one {} each")
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="settings of a method for this dataset alone"
+    )
+
+    @model_validator(mode="after")
+    def _one_slot_a_template(self) -> DatasetSettings:
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(
+                    f"template {template!r} must hold {{}} once; got {template.count('{}')}"
+                )
+        return self
+
+
+class BackboneSettings(Frozen):
+    """One CLIP: an open_clip architecture and its weights."""
+
+    name: Name
+    title: str
+    model: str | None = Field(None, description="open_clip architecture")
+    config: Path | None = Field(None, description="our own open_clip JSON, instead of `model`")
+    pretrained: str | None = Field(None, description="open_clip tag, needs a network once")
+    weights: Path | None = Field(None, description="local safetensors file")
+    sha256: str | None = Field(None, description="of the weights file")
+
+
+class DescriptionSettings(Frozen):
+    """Who wrote the class descriptions, and with which prompts."""
+
+    name: Name
+    title: str
+    engine: Literal["shipped", "file"] = "shipped"
+    model: str = Field(description="language model as its vendor names it, for the record")
+    prompts: Name = Field(description="prompt set, for the record and the path")
+    files: str = Field(description="path of a dataset's descriptions, with {dataset} or {drawings}")
+
+
+class MethodFile(Frozen):
+    """`config/methods/<method>.yaml`: title, source and default settings of a method."""
+
+    name: Name
+    title: str
+    source: str = Field(description="paper and the place each number comes from")
+    seeded: bool = Field(description="False: no random draw, one seed stands for all")
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class VariantFile(Frozen):
+    """`config/variants/<method>.yaml`: named overrides of a method's settings."""
+
+    variants: dict[Name, dict[str, Any]]
+
+
+class RunGrid(Frozen):
+    """Runs as a product; what is not given is taken from the study."""
+
+    methods: tuple[Name, ...] = Field(min_length=1)
+    variants: tuple[Name, ...] = ("default",)
+    datasets: tuple[Name, ...] | None = None
+    backbones: tuple[Name, ...] | None = None
+    descriptions: tuple[Name, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+
+
+class StudySettings(Frozen):
+    """`config/config.yaml`: which runs, which tables, on what."""
+
+    study: Name
+    title: str = ""
+    datasets: tuple[Name, ...] = Field(min_length=1)
+    backbones: tuple[Name, ...] = Field(min_length=1)
+    descriptions: tuple[Name, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    runs: tuple[RunGrid, ...] = Field(min_length=1)
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="settings of a method for this study alone"
+    )
+    tables: tuple[Name, ...] = ()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPU only")
+
+
+class TableSettings(Frozen):
+    """`config/tables/<table>.yaml`: rows are methods and variants, columns are datasets."""
+
+    name: Name
+    title: str
+    caption: str
+    rows: tuple[dict[str, str], ...] = Field(
+        description="each {method, variant (default: default), label, group}"
+    )
+    label: str = Field(description="LaTeX label")
+
+
+KINDS: dict[str, type[Frozen]] = {
+    "datasets": DatasetSettings,
+    "backbones": BackboneSettings,
+    "llms": DescriptionSettings,
+    "methods": MethodFile,
+    "tables": TableSettings,
+}
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> SettingsError:
+    """Return the first problem of a pydantic report as one sentence: what, where, what to do."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])
+        near = difflib.get_close_matches(key, model.model_fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
+        return SettingsError(f"unknown key {path!r} in {where}; {hint}")
+    return SettingsError(f"{path or 'settings'} in {where}: {first['msg']} (got {first['input']!r})")
+
+
+def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """Return `values` as `model`. Raises SettingsError, one line, when they do not fit."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise explain(error, model, where) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return a YAML mapping. Raises SettingsError if the file is missing, broken or no mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"{path} does not exist; create it or name another file") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} must hold a mapping; got {type(values).__name__}")
+    return values
+
+
+def known(kind: str) -> list[str]:
+    """Return the names declared under `config/<kind>/`."""
+    return sorted(path.stem for path in (paths.project_root() / "config" / kind).glob("*.yaml"))
+
+
+@cache
+def _load(kind: str, name: str, root: Path) -> Frozen:
+    path = root / "config" / kind / f"{name}.yaml"
+    if not path.is_file():
+        names = known(kind)
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+        raise SettingsError(f"unknown {kind[:-1]} {name!r}, no config/{kind}/{name}.yaml; {hint}")
+    values = read_yaml(path)
+    return validated(KINDS[kind], {"name": name, **values}, f"config/{kind}/{name}.yaml")
+
+
+def load_dataset(name: str) -> DatasetSettings:
+    """Return `config/datasets/<name>.yaml`."""
+    found = _load("datasets", name, paths.project_root())
+    assert isinstance(found, DatasetSettings)
+    return found
+
+
+def load_backbone_settings(name: str) -> BackboneSettings:
+    """Return `config/backbones/<name>.yaml`."""
+    found = _load("backbones", name, paths.project_root())
+    assert isinstance(found, BackboneSettings)
+    return found
+
+
+def load_descriptions(name: str) -> DescriptionSettings:
+    """Return `config/llms/<name>.yaml`."""
+    found = _load("llms", name, paths.project_root())
+    assert isinstance(found, DescriptionSettings)
+    return found
+
+
+def load_method_file(name: str) -> MethodFile:
+    """Return `config/methods/<name>.yaml`."""
+    found = _load("methods", name, paths.project_root())
+    assert isinstance(found, MethodFile)
+    return found
+
+
+def load_table(name: str) -> TableSettings:
+    """Return `config/tables/<name>.yaml`."""
+    found = _load("tables", name, paths.project_root())
+    assert isinstance(found, TableSettings)
+    return found
+
+
+def load_variant(method: str, variant: str) -> dict[str, Any]:
+    """Return the overrides of a named variant; `default` is always there and empty."""
+    path = paths.project_root() / "config" / "variants" / f"{method}.yaml"
+    variants: dict[str, dict[str, Any]] = {}
+    if path.is_file():
+        variants = validated(VariantFile, read_yaml(path), f"config/variants/{method}.yaml").variants
+    variants = {"default": {}, **variants}
+    if variant not in variants:
+        raise SettingsError(
+            f"unknown variant {variant!r} of {method} in config/variants/{method}.yaml; "
+            f"known: {', '.join(variants)}"
+        )
+    return variants[variant]
+
+
+def load_study(config: Mapping[str, Any]) -> StudySettings:
+    """Return the study that a Snakemake `config` mapping (or a YAML file's content) declares."""
+    return validated(StudySettings, config, "the study (config/config.yaml or --configfile)")
+
+
+def digest(values: Any) -> str:
+    """Return 16 hex digits that name a JSON-able value; key order does not matter."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
