@@ -1,0 +1,1 @@
+"""Self-training: views, pseudo-labels, losses and their optimisation."""

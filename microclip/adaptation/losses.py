@@ -1,0 +1,89 @@
+"""What the network is trained for: its pseudo-labels, and a fair use of all classes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+
+def self_training_loss(
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, " batch"],
+    scale: float | int = 100.0,
+) -> Float[Tensor, ""]:
+    """Return the cross-entropy of the strong view against the pseudo-labels.
+
+    Source: Eq. 14, arXiv:2510.02270v1. `logits` are cosines; `scale` is CLIP's temperature.
+    """
+    return functional.cross_entropy(scale * logits.float(), labels)
+
+
+def mean_probabilities(
+    logits: Float[Tensor, "batch classes"], scale: float | int = 100.0
+) -> Float[Tensor, " classes"]:
+    """Return the batch's mean of softmax(scale * cosines)."""
+    return (scale * logits.float()).softmax(dim=-1).mean(dim=0)
+
+
+def fairness_loss(
+    mean_probabilities: Float[Tensor, " classes"], factor: float | int = 2.0
+) -> Float[Tensor, ""]:
+    """Return -factor times the classes' mean of log(mean probability).
+
+    Source: sathiiii/microCLIP:engine_self_training.py; factor 1 is L_reg, arXiv:2510.02270v1.
+    The least value is factor * ln(classes). A probability that rounds to zero is read as the
+    smallest normal number, where the released code stops with an infinite loss.
+
+    Departs: fidelity.md#fairness-loss.
+    """
+    smallest = torch.finfo(mean_probabilities.dtype).tiny
+    return -factor * mean_probabilities.clamp_min(smallest).log().mean()
+
+
+class RunningMarginal:
+    """The class marginal that the fairness loss sees.
+
+    "running" (released code): the first batch's mean probabilities, then half of the previous
+    marginal, detached, plus half of the batch's. "batch" (the paper): the batch's alone. Call
+    `reset` at the start of each epoch.
+
+    Departs: fidelity.md#fairness-loss.
+    """
+
+    def __init__(self, mode: Literal["running", "batch"] = "running") -> None:
+        """Start without a previous batch.
+
+        Raises:
+            ValueError: unknown `mode`.
+        """
+        if mode not in ("running", "batch"):
+            raise ValueError(f"mode must be 'running' or 'batch', got {mode!r}")
+        self._mode = mode
+        self._previous: Tensor | None = None
+
+    def update(self, batch_mean: Float[Tensor, " classes"]) -> Float[Tensor, " classes"]:
+        """Return the marginal after this batch; gradient flows through the batch alone."""
+        if self._mode == "batch":
+            return batch_mean
+        marginal = batch_mean
+        if self._previous is not None:
+            marginal = 0.5 * (self._previous + batch_mean)
+        self._previous = marginal.detach()
+        return marginal
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._previous = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a resumed run needs; empty before the first batch of an epoch."""
+        return {} if self._previous is None else {"previous": self._previous.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state_dict` returned."""
+        previous = state.get("previous")
+        self._previous = None if previous is None else previous.clone()

@@ -1,0 +1,283 @@
+"""TokenFusion: global and fine-grained predictions of one image, and their mixture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from microclip.model.attention_pooling import AttentionPooling
+from microclip.model.backbone import Backbone, ImageTokens, unit_norm
+from microclip.model.saliency import Saliency, SignRule, Threshold, normalized_cut
+
+Query = Literal["ncut", "mean", "random", "cls"]
+Pooling = Literal["attention", "query-average"]
+TrainHead = Literal["fusion", "cls"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "query": ("ncut", "mean", "random", "cls"),
+    "pooling": ("attention", "query-average"),
+    "train_head": ("fusion", "cls"),
+    "threshold": ("std", "mean"),
+    "sign": ("seed", "as-computed"),
+}
+
+
+@dataclass(frozen=True)
+class FusionOptions:
+    """Choices of TokenFusion; the defaults are those of the released code but for `sign`.
+
+    Attributes:
+        query: what asks: the mean of the salient patches, of all patches, one random patch (drawn
+            anew for each image and call) or the class token.
+        pooling: attention over all patches, or the query itself (no attention, no maps).
+        global_weight: share of the global similarity in the fused one, in [0, 1].
+        train_head: which prediction is trained: the fused one, or the class token's alone.
+        learnable_empty: train the empty token of the attention.
+        legacy_swap: in evaluation mode give the two shares to the wrong heads, as the released
+            evaluation does (only visible if `global_weight` is not 0.5).
+        tau, eps, threshold, sign, normalize, min_gap: see `saliency.normalized_cut`.
+    """
+
+    query: Query = "ncut"
+    pooling: Pooling = "attention"
+    global_weight: float | int = 0.5
+    train_head: TrainHead = "fusion"
+    learnable_empty: bool = False
+    legacy_swap: bool = False
+    tau: float | int = 0.2
+    eps: float = 1e-6
+    threshold: Threshold = "std"
+    sign: SignRule = "seed"
+    normalize: bool = False
+    min_gap: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Refuse words and combinations that have no meaning."""
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        if not 0 <= self.global_weight <= 1:
+            raise ValueError(f"global_weight must lie in [0, 1], got {self.global_weight}")
+        if self.pooling == "query-average" and self.query == "cls":
+            raise ValueError(
+                "pooling 'query-average' of query 'cls' is the global embedding itself; "
+                "use train_head 'cls', or another query"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class FusionOutput:
+    """Predictions and features of one batch; all `logits` are cosines or mixtures of cosines.
+
+    Attributes:
+        logits: fused similarities, or the global ones if `train_head` is "cls".
+        local_logits: similarities of the fine-grained embedding.
+        global_logits: similarities of the class token's embedding.
+        local_embedding: unit norm.
+        global_embedding: unit norm.
+        saliency: the patches behind the query.
+        attention: weights of the patches, then of the empty token; rows sum to one (without
+            attention: the query's average; all zero for an empty mask).
+    """
+
+    logits: Float[Tensor, "batch classes"]
+    local_logits: Float[Tensor, "batch classes"]
+    global_logits: Float[Tensor, "batch classes"]
+    local_embedding: Float[Tensor, "batch embedding"]
+    global_embedding: Float[Tensor, "batch embedding"]
+    saliency: Saliency
+    attention: Float[Tensor, "batch slot"]
+
+
+def cosine_similarity(
+    embedding: Float[Tensor, "batch embedding"],
+    classifier: Float[Tensor, "classes embedding"],
+) -> Float[Tensor, "batch classes"]:
+    """Return the cosine of each unit embedding with each classifier row, rows normalised here.
+
+    Kept in float32 under autocast: a cosine is multiplied by 100 before its softmax.
+    """
+    with torch.autocast(device_type=embedding.device.type, enabled=False):
+        return functional.linear(embedding, unit_norm(classifier).to(embedding.dtype))
+
+
+class TokenFusion(nn.Module):
+    """The trained classifier: image tower LayerNorms, class vectors and attention pooling.
+
+    Source: Eq. 4 to 8, arXiv:2510.02270v1. Only `trained_parameters()` require gradients; the
+    given backbone is frozen or trained in place, so two instances must not share one.
+    """
+
+    def __init__(
+        self, backbone: Backbone, classifier: Float[Tensor, "classes embedding"], **options: Any
+    ) -> None:
+        """Wrap `backbone`; `classifier` is copied; `options` are the fields of FusionOptions.
+
+        Raises:
+            ValueError: unknown option or value; classifier of another embedding size.
+        """
+        super().__init__()
+        unknown = sorted(set(options) - {field.name for field in fields(FusionOptions)})
+        if unknown:
+            known = [field.name for field in fields(FusionOptions)]
+            raise ValueError(f"TokenFusion knows the options {known}, got {unknown}")
+        if classifier.ndim != 2 or classifier.shape[1] != backbone.embedding_dim:
+            raise ValueError(
+                f"classifier expected shape (classes, {backbone.embedding_dim}), got "
+                f"{tuple(classifier.shape)}; embed the descriptions with this very backbone"
+            )
+        self.options = FusionOptions(**options)
+        self.backbone = backbone
+        self.pooling = AttentionPooling(
+            backbone.width, learnable_empty=self.options.learnable_empty
+        )
+        self.classifier = nn.Parameter(classifier.detach().clone().float())
+        self.to(backbone.device)
+        self.requires_grad_(requires_grad=False)
+        for parameter in self.trained_parameters().values():
+            parameter.requires_grad = True
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        mask: Bool[Tensor, "batch patch"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> FusionOutput:
+        """Return both predictions and their mixture for normalised images.
+
+        `mask` replaces the cut of query "ncut"; `generator` is needed by query "random" alone.
+
+        Raises:
+            ValueError: a mask for a query that has none; query "random" without generator.
+        """
+        tokens = self.backbone.encode_image(images)
+        saliency = self._salient_patches(tokens, mask, generator)
+        pooled, attention = self._pool(tokens, saliency.mask)
+        local_embedding = unit_norm(self.backbone.project(pooled))
+        local_logits = cosine_similarity(local_embedding, self.classifier)
+        global_logits = cosine_similarity(tokens.embedding, self.classifier)
+        return FusionOutput(
+            logits=self._fuse(global_logits, local_logits),
+            local_logits=local_logits,
+            global_logits=global_logits,
+            local_embedding=local_embedding,
+            global_embedding=tokens.embedding,
+            saliency=saliency,
+            attention=attention,
+        )
+
+    def global_similarity(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Return the class token's similarities alone: all that the "cls" head needs."""
+        return cosine_similarity(self.backbone.encode_global(images), self.classifier)
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return exactly what is trained, by name.
+
+        The LayerNorms of the image tower and the class vectors; with `train_head="fusion"` and
+        attention pooling also the three maps, and the empty token if it is learnable.
+        """
+        trained = {"classifier": self.classifier}
+        for name, parameter in self.backbone.layer_norms().items():
+            trained[f"visual.{name}"] = parameter
+        if self.options.train_head == "fusion" and self.options.pooling == "attention":
+            for name, parameter in self.pooling.named_parameters():
+                trained[f"pooling.{name}"] = parameter
+        return trained
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return copies of what is trained, on the CPU, ready to be written to a file."""
+        return {
+            name: parameter.detach().cpu().clone()
+            for name, parameter in self.trained_parameters().items()
+        }
+
+    @torch.no_grad()
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `trained_state` returned.
+
+        Raises:
+            ValueError: names or shapes differ from those of this network.
+        """
+        expected = self.trained_parameters()
+        differing = sorted(expected.keys() ^ state.keys()) or sorted(
+            name for name in expected if expected[name].shape != state[name].shape
+        )
+        if differing:
+            raise ValueError(
+                f"the state to load differs in {len(differing)} tensor(s) from the {len(expected)} "
+                f"trained ones, first '{differing[0]}'; use the backbone, classes and options it "
+                "was trained with"
+            )
+        for name, parameter in expected.items():
+            parameter.copy_(state[name])
+
+    def _fuse(
+        self,
+        global_logits: Float[Tensor, "batch classes"],
+        local_logits: Float[Tensor, "batch classes"],
+    ) -> Float[Tensor, "batch classes"]:
+        """Return the prediction of the trained head."""
+        if self.options.train_head == "cls":
+            return global_logits
+        if self.options.legacy_swap and not self.training:
+            global_logits, local_logits = local_logits, global_logits
+        return torch.lerp(local_logits, global_logits, float(self.options.global_weight))
+
+    def _salient_patches(
+        self,
+        tokens: ImageTokens,
+        mask: Bool[Tensor, "batch patch"] | None,
+        generator: torch.Generator | None,
+    ) -> Saliency:
+        """Return the patches that the query averages."""
+        options, patches = self.options, tokens.patches
+        if mask is not None and options.query != "ncut":
+            raise ValueError(f"a mask is for query 'ncut', got one with query {options.query!r}")
+        if options.query == "ncut" and mask is None:
+            return normalized_cut(
+                patches.detach(),
+                tau=options.tau,
+                eps=options.eps,
+                threshold=options.threshold,
+                normalize=options.normalize,
+                sign=options.sign,
+                min_gap=options.min_gap,
+            )
+        if mask is None:
+            mask = _uncut_mask(options.query, patches, generator)
+        return Saliency(mask=mask, fiedler=torch.zeros_like(mask, dtype=torch.float32))
+
+    def _pool(
+        self, tokens: ImageTokens, mask: Bool[Tensor, "batch patch"]
+    ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patch+1"]]:
+        """Return the fine-grained token and the weights that made it."""
+        count = mask.sum(dim=-1, keepdim=True).clamp_min(1)
+        average = (mask / count).to(tokens.patches.dtype)
+        if self.options.query == "cls":
+            query = tokens.cls
+        else:
+            query = torch.einsum("b n, b n d -> b d", average, tokens.patches)
+        if self.options.pooling == "attention":
+            pooled: tuple[Tensor, Tensor] = self.pooling(query, tokens.patches)
+            return pooled
+        return query, functional.pad(average, (0, 1))
+
+
+def _uncut_mask(
+    query: Query, patches: Float[Tensor, "batch patch width"], generator: torch.Generator | None
+) -> Bool[Tensor, "batch patch"]:
+    """Return the patches of a query that needs no cut: all, one at random, or none."""
+    shape = patches.shape[:2]
+    if query == "random":
+        if generator is None:
+            raise ValueError("query 'random' needs a torch.Generator; pass it with the images")
+        index = torch.randint(shape[1], (shape[0],), generator=generator, device=generator.device)
+        return functional.one_hot(index, shape[1]).bool().to(patches.device)
+    return torch.full(shape, query == "mean", device=patches.device)
