@@ -1,0 +1,245 @@
+"""Pretrain icon-clip's image tower: name what a scene shows, from the [CLS] and from the patches.
+
+`make icon-clip` runs this file and then `align.py`. Targets come from the drawings' names alone:
+(1) which emoji it is, a softmax over all emoji of the pretraining artists; (2) which words its
+name and keywords hold, a softmax over the vocabulary with multi-hot targets. Both are asked of the
+[CLS] embedding and, with half the weight, of the mean value-path token over the drawing's patches.
+Every draw comes from `SEED`; the data are the package versions in `catalogue.PACKAGES`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from microclip import paths, runtime
+from microclip.icons.catalogue import PACKAGES, Catalogue
+from microclip.icons.compose import Compositor
+from microclip.icons.vocabulary import Bank, load_bank
+from microclip.model.backbone import Backbone, from_open_clip, unit_norm
+
+log = logging.getLogger(__name__)
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights, besides the drawings."""
+
+    steps: int = 6000
+    batch: int = 256
+    peak_lr: float = 3e-3
+    weight_decay: float = 0.05
+    warmup: int = 300
+    value_path_weight: float = 0.5
+    dropped_until: float = 0.65  # share of training with half of the patches dropped
+    hardest_from: float = 0.5  # share of training after which clutter is at its full
+    seed: int = SEED
+
+
+def build_model(config: Path) -> nn.Module:
+    """Return a fresh open_clip CLIP of our own architecture."""
+    open_clip.add_model_config(config)
+    return open_clip.create_model(config.stem, pretrained=None)
+
+
+def tower_tokens(backbone: Backbone, images: Tensor, kept: Tensor | None) -> Tensor:
+    """Return [CLS] and value-path tokens [B, 1+k, d]; `kept` [B, k] names the patches not dropped.
+
+    Dropping patches halves the cost of a step, as in FLIP (arXiv:2212.00794).
+    """
+    visual = backbone.visual
+    position = visual.positional_embedding
+    patches = visual.conv1(images).flatten(2).mT + position[1:]
+    if kept is not None:
+        patches = patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[-1]))
+    cls = (visual.class_embedding + position[0]).expand(len(images), 1, -1)
+    hidden = visual.ln_pre(torch.cat([cls, patches], 1))
+    for block in visual.transformer.resblocks[:-1]:
+        hidden = block(hidden)
+    return backbone._last_block(hidden, with_patches=True)
+
+
+class Naming(nn.Module):
+    """The image tower with its two sets of targets: emoji and words."""
+
+    def __init__(self, backbone: Backbone, n_concepts: int, n_words: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        e = backbone.embedding_dim
+        self.concepts = nn.Parameter(torch.randn(n_concepts, e))
+        self.words = nn.Parameter(torch.randn(n_words, e))
+        self.word_bias = nn.Parameter(torch.zeros(n_words))
+        self.log_scale = nn.Parameter(torch.full((2,), math.log(16.0)))
+
+    def embed(
+        self, images: Tensor, coverage: Float[Tensor, "batch patch"], kept: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return unit embeddings of [CLS] and of the drawing's mean value-path token."""
+        tokens = tower_tokens(self.backbone, images, kept)
+        cls, patches = tokens[:, 0], tokens[:, 1:]
+        if kept is not None:
+            coverage = coverage.gather(1, kept)
+        share = (coverage + 0.02) / (coverage + 0.02).sum(1, keepdim=True)
+        mean = (patches * share[..., None]).sum(1)
+        return unit_norm(self.backbone.project(cls)), unit_norm(self.backbone.project(mean))
+
+    def loss(self, embedding: Tensor, concept: Int[Tensor, " batch"], words: Tensor) -> Tensor:
+        """Return the naming loss of unit embeddings; concept -1 asks for words alone."""
+        scale = self.log_scale.exp().clamp(max=60.0)
+        by_concept = scale[0] * embedding @ F.normalize(self.concepts, dim=-1).T
+        by_word = scale[1] * embedding @ F.normalize(self.words, dim=-1).T + self.word_bias
+        concept_loss = F.cross_entropy(by_concept, concept, ignore_index=-1, reduction="sum")
+        word_loss = -(words * F.log_softmax(by_word, -1)).sum()
+        return (concept_loss + word_loss) / len(embedding)
+
+    def forward(
+        self,
+        images: Tensor,
+        coverage: Tensor,
+        kept: Tensor | None,
+        targets: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Return the losses of [CLS] and of the value path."""
+        cls, value = self.embed(images, coverage, kept)
+        return self.loss(cls, *targets), self.loss(value, *targets)
+
+
+def optimisers(naming: Naming, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Return Muon for the blocks' matrices and AdamW for all else of the image tower."""
+    blocks = naming.backbone.visual.transformer
+    matrices = [p for p in blocks.parameters() if p.ndim == 2]
+    inside = {id(p) for p in matrices}
+    text = {id(p) for n, p in naming.backbone.model.named_parameters() if "visual." not in n}
+    others = [p for p in naming.parameters() if id(p) not in inside | text]
+    return [
+        torch.optim.Muon(
+            matrices,
+            lr=recipe.peak_lr,
+            weight_decay=recipe.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(
+            others, lr=recipe.peak_lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+        ),
+    ]
+
+
+def rate(step: int, recipe: Recipe) -> float:
+    """Return the learning rate: linear warm-up, then a cosine to zero."""
+    if step < recipe.warmup:
+        return recipe.peak_lr * (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / (recipe.steps - recipe.warmup)
+    return recipe.peak_lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Batches:
+    """Seeded scenes with their targets; the same step always gives the same batch."""
+
+    def __init__(self, bank: Bank, recipe: Recipe, backbone: Backbone) -> None:
+        self.bank, self.recipe = bank, recipe
+        self.patch = backbone.image_size // backbone.patch_grid[0]
+        self.n_patches = math.prod(backbone.patch_grid)
+        self.mean = torch.tensor(backbone.mean).view(3, 1, 1)
+        self.std = torch.tensor(backbone.std).view(3, 1, 1)
+        self.compositor = Compositor(
+            bank.rasters, tint=bank.tint, mirror=bank.mirror, side=backbone.image_size
+        )
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor]]:
+        """Return normalised images, patch coverage, kept patches and targets of a step."""
+        recipe = self.recipe
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        done = step / recipe.steps
+        index = torch.multinomial(self.bank.sampling, recipe.batch, True, generator=generator)
+        scenes = self.compositor(index, generator, min(1.0, done / recipe.hardest_from))
+        coverage = F.avg_pool2d(scenes.foreground, self.patch).flatten(1)
+        kept = None
+        if done < recipe.dropped_until:
+            noise = torch.rand((recipe.batch, self.n_patches), generator=generator)
+            kept = noise.topk(self.n_patches // 2 + 1, dim=1).indices
+        targets = self.bank.concept[index], self.bank.word_targets(index)
+        return (scenes.images - self.mean) / self.std, coverage, kept, targets
+
+
+def save(folder: Path, naming: Naming, opts: list[torch.optim.Optimizer], step: int) -> None:
+    """Write a resumable checkpoint."""
+    with runtime.atomic_path(folder / "image-tower.pt") as path:
+        state = {"step": step, "naming": naming.state_dict()}
+        torch.save(state | {f"opt{i}": o.state_dict() for i, o in enumerate(opts)}, path)
+
+
+def resume(folder: Path, naming: Naming, opts: list[torch.optim.Optimizer]) -> int:
+    """Return the step to go on with; 0 without a checkpoint."""
+    if not (folder / "image-tower.pt").is_file():
+        return 0
+    state = torch.load(folder / "image-tower.pt", weights_only=True)
+    naming.load_state_dict(state["naming"])
+    for i, opt in enumerate(opts):
+        opt.load_state_dict(state[f"opt{i}"])
+    return int(state["step"])
+
+
+def pretrain(config: Path, folder: Path, bank: Bank, recipe: Recipe) -> Naming:
+    """Return the trained image tower; a log line every 50 steps, a checkpoint every 400."""
+    torch.manual_seed(recipe.seed)
+    backbone = from_open_clip(build_model(config)).train()
+    naming = Naming(backbone, len(bank.concepts), len(bank.vocabulary))
+    opts = optimisers(naming, recipe)
+    first = resume(folder, naming, opts)
+    batches = Batches(bank, recipe, backbone)
+    compiled = torch.compile(naming)
+    started, running = time.monotonic(), torch.zeros(2)
+    for step in range(first, recipe.steps):
+        for opt in opts:
+            opt.param_groups[0]["lr"] = rate(step, recipe)
+        images, coverage, kept, targets = batches(step)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cls_loss, value_loss = compiled(images, coverage, kept, targets)
+        (cls_loss + recipe.value_path_weight * value_loss).backward()
+        for opt in opts:
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        running += torch.stack([cls_loss.detach(), value_loss.detach()]).float()
+        if (step + 1) % 50 == 0:
+            seconds = time.monotonic() - started
+            speed = (step + 1 - first) * recipe.batch / seconds
+            row = {
+                "step": step + 1,
+                "cls_loss": round(float(running[0]) / 50, 4),
+                "value_loss": round(float(running[1]) / 50, 4),
+                "images_per_s": round(speed, 1),
+                "minutes": round(seconds / 60, 2),
+            }
+            log.info("%s", json.dumps(row))
+            running.zero_()
+        if (step + 1) % 400 == 0 or step + 1 == recipe.steps:
+            save(folder, naming, opts, step + 1)
+    return naming
+
+
+def main() -> None:
+    """Train the image tower and leave it in `build/icon-clip/image-tower.pt`."""
+    root = paths.project_root()
+    folder = root / "build" / "icon-clip"
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger().addHandler(logging.FileHandler(folder / "image-tower.log"))
+    bank = load_bank(folder, Catalogue(root / "build" / "npm"))
+    recipe = Recipe()
+    log.info("%s", json.dumps({"packages": PACKAGES, "drawings": len(bank.names)}))
+    log.info("%s", json.dumps(asdict(recipe)))
+    pretrain(root / "resources" / "icon-clip" / "icon-clip.json", folder, bank, recipe)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""The icon benchmark's images: a drawing on a background, every draw from a named seed.
+
+A scene shows one drawing of its class at a random place, size and slight rotation, on a plain,
+graded, textured or cluttered background. Clutter is made of fragments of other classes' drawings
+of the same split, so that no drawing is ever on both sides of the split. Pillow and Python's own
+Mersenne Twister do all of it: the same seed gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from PIL import Image, ImageChops
+
+from microclip import paths, runtime
+from microclip.settings import IconSource, SettingsError
+
+SIDE_SHARE = (0.5, 0.85)  # of the drawing's side in the scene's
+ROTATION_DEG = 12.0
+TEST_SHARE = 1 / 3  # of a class's drawings, at least one
+CLUTTER_PIECES = (2, 5)
+CLUTTER_SHARE = (0.25, 0.5)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One drawing of a set: a transparent image and whose class it shows."""
+
+    file: str
+    class_name: str
+    artist: str
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the manifest."""
+
+    split: str
+    file: str
+    label: int
+    class_name: str
+    artist: str
+    drawing: str
+    seed: int
+    sha256: str
+
+
+def seed_of(*parts: str | int) -> int:
+    """Return a 63-bit seed named by its parts."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def class_names(drawings: str, count: int | None = None, seed: int = 0) -> list[str]:
+    """Return a set's classes in label order; `count` of them drawn by the seed, order kept.
+
+    Raises: SettingsError if the set is unknown or has fewer classes.
+    """
+    folder = paths.project_root() / "resources" / "icons" / drawings
+    if not (folder / "classes.txt").is_file():
+        sets = sorted(p.parent.name for p in folder.parent.glob("*/classes.txt"))
+        raise SettingsError(f"unknown icon set {drawings!r}; known: {', '.join(sets)}")
+    names = (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
+    if count is None:
+        return names
+    if count > len(names):
+        raise SettingsError(
+            f"classes: {count} asked of icon set {drawings!r}, which has {len(names)}; lower it"
+        )
+    kept = set(random.Random(seed_of(seed, drawings, "classes")).sample(names, count))
+    return [name for name in names if name in kept]
+
+
+def load_drawings(drawings: str, names: Sequence[str]) -> list[Drawing]:
+    """Return the drawings of the named classes, in the order of `drawings.csv`.
+
+    Raises: SettingsError naming the file if a drawing cannot be read.
+    """
+    folder = paths.project_root() / "resources" / "icons" / drawings
+    wanted, found = set(names), []
+    with (folder / "drawings.csv").open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            if row["class"] not in wanted:
+                continue
+            try:
+                with Image.open(folder / row["file"]) as opened:
+                    image = opened.convert("RGBA")
+            except OSError as error:
+                raise SettingsError(
+                    f"drawing {folder / row['file']} cannot be read ({error}); restore it from git"
+                ) from error
+            found.append(Drawing(row["file"], row["class"], row["artist"], image))
+    return found
+
+
+def split_drawings(
+    drawings: Sequence[Drawing], seed: int
+) -> tuple[dict[str, list[Drawing]], dict[str, list[Drawing]]]:
+    """Return train and test drawings by class: a seeded third of each class is for the test."""
+    by_class: dict[str, list[Drawing]] = {}
+    for drawing in drawings:
+        by_class.setdefault(drawing.class_name, []).append(drawing)
+    train, test = {}, {}
+    for name, own in by_class.items():
+        shuffled = random.Random(seed_of(seed, name, "split")).sample(own, len(own))
+        n_test = max(1, round(len(own) * TEST_SHARE))
+        test[name], train[name] = shuffled[:n_test], shuffled[n_test:]
+    return train, test
+
+
+def _colour(rng: random.Random) -> tuple[int, int, int]:
+    bright = rng.random() < 0.5
+    low, high = (150, 255) if bright else (0, 255)
+    return (rng.randint(low, high), rng.randint(low, high), rng.randint(low, high))
+
+
+def _noise(rng: random.Random, cells: int, size_px: int) -> Image.Image:
+    """Return smooth colour noise with `cells` cells a side."""
+    coarse = Image.frombytes("RGB", (cells, cells), rng.randbytes(cells * cells * 3))
+    return coarse.resize((size_px, size_px), Image.Resampling.BICUBIC)
+
+
+def background(rng: random.Random, size_px: int) -> Image.Image:
+    """Return a plain, graded or textured background, opaque RGB."""
+    plain = Image.new("RGB", (size_px, size_px), _colour(rng))
+    kind = rng.choice(("plain", "gradient", "clouds", "grain"))
+    if kind == "plain":
+        return plain
+    if kind == "gradient":
+        other = Image.new("RGB", (size_px, size_px), _colour(rng))
+        ramp = Image.linear_gradient("L").resize((size_px, size_px))
+        turned = ramp.rotate(90 * rng.randint(0, 3))
+        return Image.composite(plain, other, turned)
+    cells = rng.randint(3, 7) if kind == "clouds" else size_px // 2
+    return Image.blend(plain, _noise(rng, cells, size_px), rng.uniform(0.15, 0.6))
+
+
+def _paste(
+    canvas: Image.Image, drawing: Image.Image, rng: random.Random, share: float, *, inside: bool
+) -> None:
+    """Put a drawing on the canvas, scaled and rotated; outside placement may cut it."""
+    side = max(4, round(canvas.width * share))
+    turned = drawing.convert("RGBa").resize((side, side), Image.Resampling.LANCZOS)
+    angle = rng.uniform(-ROTATION_DEG, ROTATION_DEG)
+    turned = turned.rotate(angle, Image.Resampling.BICUBIC).convert("RGBA")
+    low, high = (0, canvas.width - side) if inside else (-side // 2, canvas.width - side // 2)
+    canvas.paste(turned, (rng.randint(low, high), rng.randint(low, high)), turned)
+
+
+def render_scene(
+    drawing: Image.Image, clutter: Sequence[Image.Image], rng: random.Random, size_px: int
+) -> Image.Image:
+    """Return a scene, RGB [size, size]: background, clutter in half of the scenes, the drawing."""
+    canvas = background(rng, size_px)
+    if clutter and rng.random() < 0.5:
+        for _ in range(rng.randint(*CLUTTER_PIECES)):
+            fragment = clutter[rng.randrange(len(clutter))]
+            _paste(canvas, fragment, rng, rng.uniform(*CLUTTER_SHARE), inside=False)
+    _paste(canvas, drawing, rng, rng.uniform(*SIDE_SHARE), inside=True)
+    light = Image.new("RGB", canvas.size, (rng.randint(215, 255),) * 3)
+    return ImageChops.multiply(canvas, light)
+
+
+def _write_split(
+    source: IconSource,
+    names: Sequence[str],
+    split: str,
+    drawings: dict[str, list[Drawing]],
+    folder: Path,
+) -> list[Row]:
+    """Render one split into `folder`; return its manifest lines."""
+    n_scenes = source.train_scenes if split == "train" else source.test_scenes
+    rows = []
+    for label, name in enumerate(names):
+        clutter = [d.image for other in names if other != name for d in drawings[other]]
+        for number in range(n_scenes):
+            chosen = drawings[name][number % len(drawings[name])]
+            seed = seed_of(source.seed, source.drawings, split, name, number)
+            scene = render_scene(chosen.image, clutter, random.Random(seed), source.size_px)
+            file = f"{split}/{Path(chosen.file).parent.name}/{number:03d}.png"
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            scene.save(folder / file)
+            digest = runtime.sha256(folder / file)
+            rows.append(Row(split, file, label, name, chosen.artist, chosen.file, seed, digest))
+    return rows
+
+
+def write_dataset(source: IconSource, folder: Path) -> None:
+    """Write `train/`, `test/` and, last, `manifest.csv` below `folder`.
+
+    Raises: SettingsError for an unknown set, too few classes, or an unreadable drawing.
+    """
+    names = class_names(source.drawings, source.classes, source.seed)
+    halves = split_drawings(load_drawings(source.drawings, names), source.seed)
+    temporary = folder / ".rendering"
+    shutil.rmtree(temporary, ignore_errors=True)
+    rows: list[Row] = []
+    try:
+        for split, drawings in zip(("train", "test"), halves, strict=True):
+            rows += _write_split(source, names, split, drawings, temporary)
+        for split in ("train", "test"):
+            shutil.rmtree(folder / split, ignore_errors=True)
+            (temporary / split).rename(folder / split)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    header = ["class" if f.name == "class_name" else f.name for f in fields(Row)]
+    with runtime.atomic_path(folder / "manifest.csv") as path:
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(astuple(row) for row in rows)
