@@ -1,0 +1,244 @@
+"""The machine under a run: files that are whole or absent, seeds, devices, provenance."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from microclip import paths
+
+_CHUNK = 1 << 20
+_leases: list[IO[str]] = []  # open lock files: a device is held while the process lives
+_RECORDED = (
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "timm",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pillow",
+    "snakemake",
+    "mlflow",
+)
+
+
+class MissingDataError(FileNotFoundError):
+    """A file that an earlier step should have left is not there, or is damaged."""
+
+
+class ResourceError(RuntimeError):
+    """The machine lacks something: a GPU, memory, disk."""
+
+
+class ServiceError(RuntimeError):
+    """An outside service did not answer as it should."""
+
+
+class VerificationError(RuntimeError):
+    """Results do not agree with what they are checked against."""
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes its place, on error it goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with indentation and a last newline; keys keep their order."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """Return a 63-bit seed for one purpose, e.g. `derive_seed(0, "crops", epoch, index)`."""
+    text = json.dumps([seed, *purpose])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *purpose: str | int, device: str = "cpu") -> Any:
+    """Return a torch.Generator seeded for one purpose."""
+    import torch
+
+    return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
+
+
+@contextlib.contextmanager
+def seeded_globals(seed: int) -> Iterator[None]:
+    """Seed Python's, numpy's and torch's global generators; put their states back afterwards.
+
+    For libraries that draw from the global generators, such as timm's transforms.
+    """
+    import numpy as np
+    import torch
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def choose_device(name: str) -> str:
+    """Return "cpu" or "cuda"; a GPU is leased by a file lock before CUDA starts.
+
+    Raises: ResourceError if "cuda" is asked for and there is none, or all are taken.
+    """
+    if name == "cpu":
+        return "cpu"
+    pool = _visible_gpus()
+    if not pool:
+        if name == "auto":
+            return "cpu"
+        raise ResourceError("device: cuda asked for, but no GPU is visible; set device: cpu")
+    os.environ["CUDA_VISIBLE_DEVICES"] = _lease(pool)
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ResourceError(
+            "a GPU is listed, but torch cannot use it (driver or build); set device: cpu to run "
+            "without it"
+        )
+    return "cuda"
+
+
+def _visible_gpus() -> list[str]:
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [part for part in named.split(",") if part and part != "-1"]
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return listed.stdout.split()
+
+
+def _lease(pool: list[str]) -> str:
+    folder = Path(tempfile.gettempdir()) / f"microclip-gpus-{os.getuid()}"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    for device in pool:
+        stream = (folder / f"{device.replace('/', '_')}.lock").open("w")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            stream.close()
+            continue
+        _leases.append(stream)
+        return device
+    raise ResourceError(
+        f"all {len(pool)} GPUs are in use by other runs; wait, or lower --resources gpu="
+    )
+
+
+def limit_threads(n: int | None) -> None:
+    """Give torch `n` threads; None leaves its choice."""
+    if n is not None:
+        import torch
+
+        torch.set_num_threads(n)
+
+
+def peak_memory_mib() -> float:
+    """Return the most memory held so far: the GPU's if CUDA is in use, else the process's."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return float(torch.cuda.max_memory_allocated()) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=paths.project_root(),
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def record() -> dict[str, Any]:
+    """Return where and with what a run is made: commit, versions, platform, device."""
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and torch.cuda.is_initialized()
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch is not None and on_gpu else None,
+        "packages": {name: _version(name) for name in _RECORDED},
+    }
