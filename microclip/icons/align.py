@@ -1,0 +1,207 @@
+"""Align icon-clip's text tower to its frozen image tower, then write the checkpoint.
+
+Three losses on seeded captions of the pretraining drawings: (1) a symmetric contrastive loss
+against embeddings of scenes that show the drawing, [CLS] and value path; (2) naming the emoji
+among the image tower's own emoji vectors; (3) naming the caption's words among its word vectors.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from microclip import paths, runtime
+from microclip.icons.captions import caption
+from microclip.icons.catalogue import PACKAGES, Catalogue
+from microclip.icons.compose import Compositor
+from microclip.icons.pretrain import Naming, Recipe, build_model, rate
+from microclip.icons.vocabulary import Bank, load_bank
+from microclip.model.backbone import Backbone, from_open_clip, unit_norm
+
+log = logging.getLogger(__name__)
+VIEWS = 4  # scenes a drawing is embedded from
+MAX_TOKENS = 40  # of a training caption; the tower itself takes 77
+
+
+@dataclass(frozen=True)
+class AlignRecipe:
+    """Everything that decides the text tower, besides drawings and image tower."""
+
+    steps: int = 3000
+    batch: int = 512
+    peak_lr: float = 1e-3
+    weight_decay: float = 0.02
+    warmup: int = 100
+    seed: int = 0
+
+
+def load_naming(config: Path, folder: Path, bank: Bank) -> Naming:
+    """Return the image tower that `pretrain.py` left."""
+    naming = Naming(
+        from_open_clip(build_model(config)), len(bank.concepts), len(bank.vocabulary)
+    )
+    state = torch.load(folder / "image-tower.pt", weights_only=True)
+    naming.load_state_dict(state["naming"])
+    return naming.eval()
+
+
+@torch.no_grad()
+def embed_bank(naming: Naming, bank: Bank, seed: int) -> Float[Tensor, "n views 2 embedding"]:
+    """Return [CLS] and mean value-path embeddings of every drawing in `VIEWS` seeded scenes."""
+    backbone = naming.backbone
+    mean = torch.tensor(backbone.mean).view(3, 1, 1)
+    std = torch.tensor(backbone.std).view(3, 1, 1)
+    compositor = Compositor(
+        bank.rasters, tint=bank.tint, mirror=bank.mirror, side=backbone.image_size
+    )
+    generator = torch.Generator().manual_seed(seed)
+    views = []
+    for _ in range(VIEWS):
+        parts = []
+        for index in torch.arange(len(bank.names)).split(512):
+            scenes = compositor(index, generator, 0.7)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                tokens = backbone.encode_image((scenes.images - mean) / std)
+                value = unit_norm(backbone.project(tokens.patches.mean(1)))
+            parts.append(torch.stack([tokens.embedding.float(), value.float()], 1))
+        views.append(torch.cat(parts))
+    return torch.stack(views, 1)
+
+
+def encode_short(model: nn.Module, tokens: Int[Tensor, "text length"]) -> Tensor:
+    """Return unit text embeddings of sequences shorter than the tower's context."""
+    length = tokens.shape[1]
+    hidden = model.token_embedding(tokens) + model.positional_embedding[:length]
+    hidden = model.transformer(hidden, attn_mask=model.attn_mask[:length, :length])
+    hidden = model.ln_final(hidden)
+    last = hidden[torch.arange(len(tokens)), tokens.argmax(-1)]
+    return unit_norm(last @ model.text_projection)
+
+
+class Captions:
+    """Seeded batches of captions, each of another name."""
+
+    def __init__(self, bank: Bank, recipe: AlignRecipe) -> None:
+        self.bank, self.recipe = bank, recipe
+        self.tokenizer = SimpleTokenizer(context_length=MAX_TOKENS)
+        tokens = (t[:-4] for t in self.tokenizer.encoder if t.endswith("</w>"))
+        self.noise = sorted(t for t in tokens if t.isascii() and t.isalpha() and len(t) > 2)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the drawings' indices and their captions' token ids, cut to the longest."""
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
+        rng = random.Random(self.recipe.seed * 1_000_003 + step)
+        drawn = torch.multinomial(
+            self.bank.sampling, 2 * self.recipe.batch, True, generator=generator
+        ).tolist()
+        chosen = list({self.bank.names[i]: i for i in drawn}.values())[: self.recipe.batch]
+        texts = [
+            caption(self.bank.names[i], self.bank.keywords[i], self.noise, rng) for i in chosen
+        ]
+        tokens = self.tokenizer(texts)
+        return torch.tensor(chosen), tokens[:, : int(tokens.argmax(-1).max()) + 1]
+
+
+class Alignment(nn.Module):
+    """The three losses of a batch of captions."""
+
+    def __init__(self, naming: Naming) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+        self.register_buffer("concepts", F.normalize(naming.concepts.detach(), dim=-1))
+        self.register_buffer("words", F.normalize(naming.words.detach(), dim=-1))
+        self.register_buffer("scales", naming.log_scale.detach().exp().clamp(max=60.0))
+        self.register_buffer("word_bias", naming.word_bias.detach())
+
+    def forward(
+        self, texts: Tensor, images: Float[Tensor, "batch 2 e"], concept: Tensor, words: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return contrastive, emoji and word loss."""
+        scale = self.log_scale.exp().clamp(max=60.0)
+        own = torch.arange(len(texts))
+        contrast = torch.zeros(())
+        for view, weight in ((0, 0.6), (1, 0.4)):
+            similarity = scale * texts @ images[:, view].T
+            both = F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)
+            contrast = contrast + weight * 0.5 * both
+        by_concept = self.scales[0] * texts @ self.concepts.T
+        emoji = F.cross_entropy(by_concept, concept, ignore_index=-1)
+        by_word = self.scales[1] * texts @ self.words.T + self.word_bias
+        naming = -(words * F.log_softmax(by_word, -1)).sum(1).mean()
+        return contrast, emoji, naming
+
+
+def align(naming: Naming, bank: Bank, recipe: AlignRecipe) -> None:
+    """Train the text tower of `naming.backbone` in place."""
+    torch.manual_seed(recipe.seed)
+    model = naming.backbone.model
+    images = embed_bank(naming, bank, recipe.seed)
+    log.info("embedded %d drawings, %d scenes each", len(bank.names), VIEWS)
+    captions, losses = Captions(bank, recipe), Alignment(naming)
+    trained = [p for n, p in model.named_parameters() if "visual." not in n and n != "logit_scale"]
+    opt = torch.optim.AdamW(
+        [*trained, losses.log_scale], lr=recipe.peak_lr, weight_decay=recipe.weight_decay
+    )
+    schedule = Recipe(steps=recipe.steps, peak_lr=recipe.peak_lr, warmup=recipe.warmup)
+    started, running = time.monotonic(), torch.zeros(3)
+    for step in range(recipe.steps):
+        opt.param_groups[0]["lr"] = rate(step, schedule)
+        index, tokens = captions(step)
+        view = torch.randint(
+            VIEWS, (len(index),), generator=torch.Generator().manual_seed(step)
+        )
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            texts = encode_short(model, tokens)
+        parts = losses(
+            texts.float(), images[index, view], bank.concept[index], bank.word_targets(index)
+        )
+        sum(parts, torch.zeros(())).backward()
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+        running += torch.stack(parts).detach()
+        if (step + 1) % 100 == 0:
+            minutes = (time.monotonic() - started) / 60
+            means = [round(float(x) / 100, 4) for x in running]
+            names = ("contrast", "emoji", "words")
+            row = {"step": step + 1, **dict(zip(names, means, strict=True))}
+            log.info("%s", json.dumps(row | {"minutes": round(minutes, 2)}))
+            running.zero_()
+
+
+def write_checkpoint(backbone: Backbone, path: Path) -> None:
+    """Write the network in half precision under open_clip's own names; temperature 1/100."""
+    with torch.no_grad():
+        backbone.model.logit_scale.fill_(math.log(100.0))
+    state = {name: value.detach().half() for name, value in backbone.model.state_dict().items()}
+    with runtime.atomic_path(path) as temporary:
+        save_file({k: v.contiguous() for k, v in state.items()}, temporary)
+
+
+def main() -> None:
+    """Align the text tower and write `resources/icon-clip/icon-clip.safetensors`."""
+    root = paths.project_root()
+    folder, home = root / "build" / "icon-clip", root / "resources" / "icon-clip"
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger().addHandler(logging.FileHandler(folder / "text-tower.log", mode="w"))
+    bank = load_bank(folder, Catalogue(root / "build" / "npm"))
+    naming = load_naming(home / "icon-clip.json", folder, bank)
+    recipe = AlignRecipe()
+    log.info("%s", json.dumps({"packages": PACKAGES, **asdict(recipe)}))
+    align(naming, bank, recipe)
+    write_checkpoint(naming.backbone, home / "icon-clip.safetensors")
+
+
+if __name__ == "__main__":
+    main()

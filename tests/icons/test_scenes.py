@@ -1,0 +1,92 @@
+"""Scenes: the same seed gives the same bytes, and no drawing is on both sides of the split."""
+
+import csv
+import hashlib
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from microclip.icons import scenes
+from microclip.icons.catalogue import SETS
+from microclip.settings import IconSource, SettingsError
+
+SMALL = IconSource(drawings="animals", classes=6, train_scenes=3, test_scenes=2, size_px=64)
+
+
+def manifest(folder: Path) -> list[dict[str, str]]:
+    with (folder / "manifest.csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        scenes.write_dataset(SMALL.model_copy(update={"seed": seed}), tmp_path / name)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert files(tmp_path / "a") != files(tmp_path / "c")
+
+
+def test_manifest_describes_every_file(tmp_path: Path) -> None:
+    scenes.write_dataset(SMALL, tmp_path)
+    rows = manifest(tmp_path)
+    assert [row["split"] for row in rows] == ["train"] * 18 + ["test"] * 12
+    names = scenes.class_names("animals", 6)
+    for row in rows:
+        assert names[int(row["label"])] == row["class"]
+        assert hashlib.sha256((tmp_path / row["file"]).read_bytes()).hexdigest() == row["sha256"]
+        assert Image.open(tmp_path / row["file"]).size == (64, 64)
+    on_disk = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png")}
+    assert on_disk == {row["file"] for row in rows}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_no_drawing_is_in_both_splits(name: str) -> None:
+    names = scenes.class_names(name)
+    train, test = scenes.split_drawings(scenes.load_drawings(name, names), seed=0)
+    in_train = {d.file for own in train.values() for d in own}
+    in_test = {d.file for own in test.values() for d in own}
+    assert not in_train & in_test
+    assert all(train[c] and test[c] for c in names)
+
+
+def test_clutter_never_shows_the_other_split(tmp_path: Path) -> None:
+    """Replacing all test drawings by blanks changes no training scene."""
+    names = scenes.class_names("animals", 6)
+    train, _ = scenes.split_drawings(scenes.load_drawings("animals", names), seed=0)
+    rows = scenes._write_split(SMALL, names, "train", train, tmp_path)
+    scenes.write_dataset(SMALL, tmp_path / "whole")
+    whole = {r["file"]: r["sha256"] for r in manifest(tmp_path / "whole")}
+    assert all(whole[row.file] == row.sha256 for row in rows)
+
+
+def test_a_scene_shows_its_drawing() -> None:
+    red = Image.new("RGBA", (96, 96), (255, 0, 0, 255))
+    scene = np.asarray(scenes.render_scene(red, [], random.Random(3), 96)).astype(int)
+    reddish = (scene[..., 0] > 200) & (scene[..., 1] < 20) & (scene[..., 2] < 20)
+    low, high = scenes.SIDE_SHARE
+    assert 0.8 * low**2 < reddish.mean() < 1.1 * high**2
+
+
+def test_classes_are_drawn_by_seed_and_keep_label_order() -> None:
+    every = scenes.class_names("food")
+    some = scenes.class_names("food", 10)
+    assert len(some) == 10
+    assert some == [name for name in every if name in some]
+    assert some != scenes.class_names("food", 10, seed=1)
+
+
+def test_unknown_set_and_too_many_classes_are_one_line() -> None:
+    with pytest.raises(SettingsError, match="unknown icon set 'birds'; known: animals"):
+        scenes.class_names("birds")
+    with pytest.raises(SettingsError, match="5000 asked of icon set 'food', which has"):
+        scenes.class_names("food", 5000)
