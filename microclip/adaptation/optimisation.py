@@ -48,7 +48,7 @@ def build_optimizer(
     return AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, eps=eps)
 
 
-def learning_rate(step: int, total_steps: int, peak: float, floor: float = 2e-6) -> float:
+def learning_rate(step: int, total_steps: int, peak: float, floor: float | int = 2e-6) -> float:
     """Return the rate of step 0 .. total_steps - 1: half a cosine from `peak` towards `floor`.
 
     Source: sathiiii/microCLIP:train.py, whose floor is twice its smallest rate of 1e-6. There is no

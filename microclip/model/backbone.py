@@ -92,9 +92,9 @@ class Backbone(nn.Module):
     def logit_scale(self) -> float:
         """The temperature that CLIP was trained with, 100 for OpenAI's; reading it syncs a GPU."""
         model: Any = self.model
-        return float(model.logit_scale.exp())
+        return float(model.logit_scale.detach().exp())
 
-    def encode_image(self, images: Float[Tensor, "batch 3 height width"]) -> ImageTokens:
+    def encode_image(self, images: Float[Tensor, "batch 3 rows columns"]) -> ImageTokens:
         """Return embedding, class token and value-path patch tokens of normalised images.
 
         Source: Eq. 1 and 2, arXiv:2510.02270v1, with the LayerNorms, biases and output projection
@@ -108,7 +108,7 @@ class Backbone(nn.Module):
         return ImageTokens(unit_norm(self.project(cls)), cls, tokens[:, 1:])
 
     def encode_global(
-        self, images: Float[Tensor, "batch 3 height width"]
+        self, images: Float[Tensor, "batch 3 rows columns"]
     ) -> Float[Tensor, "batch embedding"]:
         """Return the embedding alone, without the patches' share of the last block.
 
@@ -129,16 +129,19 @@ class Backbone(nn.Module):
             ValueError: the tower's vocabulary is not open_clip's and no tokenizer was given.
         """
         parts = [
-            self.encode_tokens(self._tokenize(list(texts[start : start + batch_size])))
+            self.encode_tokens(self.tokenize(list(texts[start : start + batch_size])))
             for start in range(0, len(texts), batch_size)
         ]
         return torch.cat([torch.empty(0, self.embedding_dim, device=self.device), *parts])
 
     @torch.no_grad()
-    def encode_tokens(self, tokens: Int[Tensor, "text context"]) -> Float[Tensor, "text embedding"]:
-        """Return unit embeddings of token ids."""
+    def encode_tokens(
+        self, tokens: Int[Tensor, "text context"], *, normalize: bool = True
+    ) -> Float[Tensor, "text embedding"]:
+        """Return embeddings of token ids, unit norm or of the length that the tower gives them."""
         model: Any = self.model
-        return unit_norm(model.encode_text(tokens.to(self.device)))
+        raw: Tensor = model.encode_text(tokens.to(self.device))
+        return unit_norm(raw) if normalize else raw
 
     def layer_norms(self) -> dict[str, nn.Parameter]:
         """Return the gains and biases of all LayerNorms of the image tower, by their name in it."""
@@ -157,8 +160,8 @@ class Backbone(nn.Module):
             projected: Tensor = tokens if projection is None else tokens @ projection
             return projected
 
-    def _tokenize(self, texts: list[str]) -> Int[Tensor, "text context"]:
-        """Return token ids."""
+    def tokenize(self, texts: list[str]) -> Int[Tensor, "text context"]:
+        """Return token ids, padded with 0; texts too long for the tower are cut."""
         if self._tokenizer is None:
             model: Any = self.model
             tokenizer = SimpleTokenizer(context_length=model.context_length)
@@ -171,7 +174,7 @@ class Backbone(nn.Module):
         return self._tokenizer(texts)
 
     def _hidden(
-        self, images: Float[Tensor, "batch 3 height width"]
+        self, images: Float[Tensor, "batch 3 rows columns"]
     ) -> Float[Tensor, "batch token width"]:
         """Return all tokens as they enter the last block."""
         if images.shape[-2:] != (self.image_size, self.image_size):
@@ -262,8 +265,7 @@ def _check_tower(model: nn.Module) -> None:
     visual: Any = tower
     blocks = list(visual.transformer.resblocks)
     problems = {
-        "pools other than by class token": visual.attn_pool is not None
-        or visual.pool_type != "tok",
+        "pools without its class token": visual.attn_pool is not None or visual.pool_type != "tok",
         "takes images that are not square": visual.image_size[0] != visual.image_size[1],
         "has no block": not blocks,
         "has attention of a special kind": any(not _is_plain(block) for block in blocks),

@@ -144,7 +144,7 @@ class TokenFusion(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "batch 3 height width"],
+        images: Float[Tensor, "batch 3 rows columns"],
         mask: Bool[Tensor, "batch patch"] | None = None,
         generator: torch.Generator | None = None,
     ) -> FusionOutput:
@@ -172,7 +172,7 @@ class TokenFusion(nn.Module):
         )
 
     def global_similarity(
-        self, images: Float[Tensor, "batch 3 height width"]
+        self, images: Float[Tensor, "batch 3 rows columns"]
     ) -> Float[Tensor, "batch classes"]:
         """Return the class token's similarities alone: all that the "cls" head needs."""
         return cosine_similarity(self.backbone.encode_global(images), self.classifier)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -71,9 +70,7 @@ def read_backbone_file(name: str) -> BackboneFile:
             "can only be wrapped in Python, with from_open_clip"
         )
     if content.get("pretrained") is not None and content.get("model") is None:
-        raise ValueError(
-            f"{path} has 'pretrained', a tag of a 'model', but 'config'; use 'weights'"
-        )
+        raise ValueError(f"{path}: 'pretrained' goes with 'model', 'config' with 'weights'")
     folder = path.resolve().parent
     root = folder.parents[1] if folder.parts[-2:] == ("config", "backbones") else folder
     for key in ("config", "weights"):
@@ -127,20 +124,19 @@ def _download(model: str, tag: str) -> nn.Module:
     if (model, tag) not in pretrained.list_pretrained():
         tags = pretrained.list_pretrained_tags_by_model(model)
         raise ValueError(f"open_clip has the tags {tags} for model '{model}', got '{tag}'; use one")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="QuickGELU mismatch")
-        try:
-            created: nn.Module = factory.create_model(model, pretrained=tag)
-        except UserWarning as mismatch:
-            raise ValueError(
-                f"weights '{tag}' and model '{model}' differ in their activation ({mismatch}); "
-                "use the model's '-quickgelu' twin, or the plain one"
-            ) from mismatch
-        except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(
-                f"weights '{tag}' of '{model}' could not be fetched ({_one_line(error)}); fetch "
-                "them once with a network, or name a local 'weights' file"
-            ) from error
+    trained_with = bool(pretrained.get_pretrained_cfg(model, tag).get("quick_gelu", False))
+    if trained_with != bool(_named_config(model).get("quick_gelu", False)):
+        raise ValueError(
+            f"QuickGELU mismatch: weights '{tag}' were trained with quick_gelu={trained_with}, "
+            f"model '{model}' has the other; use its '-quickgelu' twin, or the plain one"
+        )
+    try:
+        created: nn.Module = factory.create_model(model, pretrained=tag)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"weights '{tag}' of '{model}' could not be fetched ({_one_line(error)}); fetch "
+            "them once with a network, or name a local 'weights' file"
+        ) from error
     return created
 
 
