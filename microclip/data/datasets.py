@@ -1,0 +1,202 @@
+"""Datasets as files: a manifest of images, and what a method or the runner may see of them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor
+
+from microclip import paths, runtime
+from microclip.data.store import ImageStore, Pixels, open_store
+from microclip.data.vocabulary import Vocabulary, load_vocabulary
+from microclip.settings import DatasetSettings, FolderSource, IconSource, SettingsError
+
+SPLITS = ("train", "test")
+COLUMNS = ("split", "file", "label", "class", "sha256")
+
+
+class UnlabelledImages:
+    """Images and nothing else: no label, class or file name can be reached from here."""
+
+    __slots__ = ("_rows", "_store")
+
+    def __init__(self, store: ImageStore, rows: tuple[int, ...]) -> None:
+        """Take the images of `store` at `rows`."""
+        self._store = store
+        self._rows = rows
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._rows)
+
+    def pixels(self, index: int) -> Pixels:
+        """Return an image as RGB bytes, read-only."""
+        return self._store.pixels(self._rows[index])
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """A split as the runner sees it; a method is given `images` alone, if anything."""
+
+    images: UnlabelledImages
+    labels: Int[Tensor, " image"]
+    files: tuple[str, ...]  # as written in the manifest
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.files)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.csv`: a row an image."""
+
+    folder: Path
+    splits: tuple[str, ...]
+    names: tuple[str, ...]  # as written: relative to `folder`, or absolute
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+    images_sha256: str  # of the names and contents of the images, in order; labels left out
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Return where the images lie."""
+        return tuple(self.folder / name for name in self.names)
+
+
+def fetch(dataset: DatasetSettings) -> Path:
+    """Bring a dataset's images and manifest under `results/data/` and return the manifest.
+
+    Raises:
+        SettingsError: a folder without usable images or classes.
+    """
+    manifest = Path(paths.MANIFEST.format(dataset=dataset.name))
+    match dataset.source:
+        case IconSource() as source:
+            from microclip.icons.scenes import write_dataset  # the renderer is needed here alone
+
+            write_dataset(source, manifest.parent)
+        case FolderSource() as source:
+            rows = list(_folder_rows(source.folder, load_vocabulary(dataset)))
+            stream = io.StringIO()
+            csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *rows])
+            runtime.write_text(manifest, stream.getvalue())
+    return manifest
+
+
+def read_manifest(dataset_name: str) -> Manifest:
+    """Return the manifest of a fetched dataset.
+
+    Raises:
+        MissingDataError: it is not fetched.  SettingsError: columns or values are wrong.
+    """
+    path = Path(paths.MANIFEST.format(dataset=dataset_name))
+    if not path.is_file():
+        raise runtime.MissingDataError(
+            f"manifest {path} is not there; run `microclip fetch {dataset_name}`"
+        )
+    with path.open(encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        lacking = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+        if lacking:
+            raise SettingsError(f"{path} lacks the columns {lacking}; fetch {dataset_name} again")
+        rows = list(reader)
+    for line, row in enumerate(rows, start=2):
+        if row["split"] not in SPLITS or not row["label"].isdecimal():
+            raise SettingsError(
+                f"line {line} of {path}: expected split in {SPLITS} and a label >= 0, got "
+                f"{row['split']!r} and {row['label']!r}; fetch {dataset_name} again"
+            )
+    return Manifest(
+        folder=path.parent,
+        splits=tuple(row["split"] for row in rows),
+        names=tuple(row["file"] for row in rows),
+        labels=tuple(int(row["label"]) for row in rows),
+        class_names=tuple(row["class"] for row in rows),
+        images_sha256=hashlib.sha256(
+            "".join(f"{row['file']}\0{row['sha256']}\n" for row in rows).encode()
+        ).hexdigest(),
+    )
+
+
+def load(dataset: DatasetSettings) -> dict[str, LabelledImages]:
+    """Return the splits `train` and `test` of a stored dataset.
+
+    Raises:
+        MissingDataError: not fetched or not stored.
+        SettingsError: manifest and class list disagree, an empty split, or a stale store.
+    """
+    manifest = read_manifest(dataset.name)
+    _check_labels(manifest, load_vocabulary(dataset))
+    store = open_store(manifest.folder, manifest.images_sha256)
+    splits = {}
+    for split in SPLITS:
+        rows = tuple(row for row, name in enumerate(manifest.splits) if name == split)
+        if not rows:
+            raise SettingsError(f"no {split} image in {manifest.folder}/manifest.csv; add some")
+        splits[split] = LabelledImages(
+            images=UnlabelledImages(store, rows),
+            labels=torch.tensor([manifest.labels[row] for row in rows]),
+            files=tuple(manifest.names[row] for row in rows),
+        )
+    return splits
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the images below `folder`, sorted, hidden files left out.
+
+    Raises:
+        SettingsError: the folder is missing or holds no image.
+    """
+    if not folder.is_dir():
+        raise SettingsError(f"image folder {folder} is no folder; give one that holds images")
+    suffixes = set(Image.registered_extensions())
+    others: set[str] = set()
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir() or path.name.startswith("."):
+            continue
+        if path.suffix.lower() in suffixes:
+            found.append(path)
+        else:
+            others.add(path.suffix or path.name)
+    if not found:
+        seen = f", only {', '.join(sorted(others)[:5])}" if others else ""
+        raise SettingsError(f"no image in {folder}{seen}; expected jpg, png, webp or the like")
+    return found
+
+
+def _folder_rows(folder: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, str, int, str, str]]:
+    """Yield the manifest rows of `<folder>/{train,test}/<class>/`."""
+    label_of = {name: label for label, name in enumerate(vocabulary.class_names)}
+    for split in SPLITS:
+        for path in image_files(folder / split):
+            name = path.relative_to(folder / split).parts[0]
+            if name not in label_of:
+                raise SettingsError(
+                    f"{path} lies in class {name!r}, which {vocabulary.where} lacks; "
+                    "move it, or add the class"
+                )
+            yield split, str(path.resolve()), label_of[name], name, runtime.sha256(path)
+
+
+def _check_labels(manifest: Manifest, vocabulary: Vocabulary) -> None:
+    """Refuse labels that do not point at their class's name."""
+    names = vocabulary.class_names
+    for file, label, name in zip(
+        manifest.names, manifest.labels, manifest.class_names, strict=True
+    ):
+        if label >= len(names) or names[label] != name:
+            expected = names[label] if label < len(names) else f"fewer than {label + 1} classes"
+            raise SettingsError(
+                f"{file} has label {label} and class {name!r} in {manifest.folder}/manifest.csv, "
+                f"{vocabulary.where} has {expected!r} there; fetch the dataset again"
+            )
