@@ -1,0 +1,187 @@
+"""Batches of views: what the trainer and the evaluation iterate over."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from microclip import runtime
+from microclip.data.datasets import UnlabelledImages
+from microclip.data.resize import Window, resize_windows
+from microclip.data.views import (
+    Crop,
+    normalise,
+    square_windows,
+    strong_transform,
+    strong_view,
+    whole_window,
+)
+
+_MAX_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class ViewRecipe:
+    """How views are drawn. All of it changes the numbers."""
+
+    seed: int
+    size: int  # px, side of all views
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    weak: Crop = "random"
+    n_crops: int = 0
+    crop_scale: tuple[float, float] = (0.5, 0.9)
+
+
+@dataclass(frozen=True, eq=False)
+class ViewBatch:
+    """The views of some training images, normalised, on the device."""
+
+    indices: Int[Tensor, " batch"]  # of the images, on the CPU
+    weak: Float[Tensor, "batch 3 size size"]
+    crops: Float[Tensor, "batch crop 3 size size"]  # no crop: an empty axis
+    strong: Float[Tensor, "batch 3 size size"] | None = None
+
+
+class TrainingViews:
+    """Weak, strong and cropped views of unlabelled images, epoch by epoch."""
+
+    def __init__(
+        self,
+        images: UnlabelledImages,
+        recipe: ViewRecipe,
+        *,
+        batch_size: int,
+        device: str | torch.device = "cpu",
+        n_workers: int | None = None,
+    ) -> None:
+        """Draw views of `images`; `n_workers` processes make strong views (None: see below)."""
+        self.images = images
+        self.recipe = recipe
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self._n_workers = default_workers(self.device) if n_workers is None else n_workers
+
+    @property
+    def n_batches(self) -> int:
+        """Return the batches of an epoch; the last, smaller one counts."""
+        return math.ceil(len(self.images) / self.batch_size)
+
+    def batches(self, first_epoch: int, last_epoch: int) -> Iterator[ViewBatch]:
+        """Yield the batches of the epochs `first_epoch` to `last_epoch`, shuffled anew in each.
+
+        One loader serves all epochs, so that its workers draw ahead while an epoch is evaluated.
+        """
+        keys = [
+            [(epoch, index) for index in chunk]
+            for epoch in range(first_epoch, last_epoch + 1)
+            for chunk in _chunks(self._order(epoch), self.batch_size)
+        ]
+        loader = DataLoader(
+            _StrongViews(self.images, self.recipe),
+            batch_sampler=keys,
+            num_workers=self._n_workers,
+            pin_memory=self.device.type == "cuda",
+            multiprocessing_context="fork" if self._n_workers else None,
+        )
+        for key, strong in zip(keys, loader, strict=True):
+            epoch, indices = key[0][0], [index for _, index in key]
+            batch = self.weak_and_crops(epoch, indices)
+            moved = strong.to(self.device, non_blocking=True).float() / 255
+            yield ViewBatch(batch.indices, batch.weak, batch.crops, self._normalised(moved))
+
+    def weak_and_crops(self, epoch: int, indices: Sequence[int]) -> ViewBatch:
+        """Return the weak view and the crops of some images, as they are drawn in `epoch`."""
+        pixels = [self.images.pixels(index) for index in indices]
+        windows = [
+            self._windows(epoch, index, (image.shape[0], image.shape[1]))
+            for index, image in zip(indices, pixels, strict=True)
+        ]
+        views = self._normalised(
+            resize_windows(pixels, windows, self.recipe.size, device=self.device)
+        )
+        return ViewBatch(torch.tensor(indices), weak=views[:, 0], crops=views[:, 1:])
+
+    def _windows(self, epoch: int, index: int, shape: tuple[int, int]) -> list[Window]:
+        recipe = self.recipe
+        rng = np.random.default_rng(runtime.derive_seed(recipe.seed, "windows", epoch, index))
+        weak = whole_window(shape, recipe.size, recipe.weak, rng)
+        crops = square_windows(shape, recipe.size, recipe.n_crops, scale=recipe.crop_scale, rng=rng)
+        return [weak, *crops]
+
+    def _order(self, epoch: int) -> list[int]:
+        generator = runtime.generator(self.recipe.seed, "order", epoch)
+        order: list[int] = torch.randperm(len(self.images), generator=generator).tolist()
+        return order
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return normalise(images, self.recipe.mean, self.recipe.std)
+
+
+class _StrongViews(Dataset[Tensor]):
+    """Strong views by (epoch, index), made in a worker or in this process."""
+
+    def __init__(self, images: UnlabelledImages, recipe: ViewRecipe) -> None:
+        self._images = images
+        self._seed = recipe.seed
+        self._transform = strong_transform(recipe.size)
+
+    def __getitem__(self, key: tuple[int, int]) -> UInt8[Tensor, "3 size size"]:
+        epoch, index = key
+        seed = runtime.derive_seed(self._seed, "strong", epoch, index)
+        return strong_view(self._images.pixels(index), self._transform, seed=seed)
+
+
+def evaluation_views(
+    images: UnlabelledImages,
+    recipe: ViewRecipe,
+    *,
+    crop: Crop,
+    batch_size: int,
+    device: str | torch.device = "cpu",
+) -> Iterator[Float[Tensor, "batch 3 size size"]]:
+    """Yield the normalised test views of all images, in order: the same ones at each call."""
+    for indices in _chunks(list(range(len(images))), batch_size):
+        pixels = [images.pixels(index) for index in indices]
+        windows = [
+            [
+                whole_window(
+                    (image.shape[0], image.shape[1]),
+                    recipe.size,
+                    crop,
+                    np.random.default_rng(runtime.derive_seed(recipe.seed, "test", index)),
+                )
+            ]
+            for index, image in zip(indices, pixels, strict=True)
+        ]
+        views = resize_windows(pixels, windows, recipe.size, device=device)[:, 0]
+        yield normalise(views, recipe.mean, recipe.std)
+
+
+def default_workers(device: torch.device) -> int:
+    """Return the processes that draw strong views: none where the CPU does the training.
+
+    `MICROCLIP_WORKERS` overrides it. Without the fork start method there are none, since a
+    user's script would be run again in each of them. The views do not depend on the number.
+    """
+    named = os.environ.get("MICROCLIP_WORKERS")
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return 0
+    if named is not None:
+        return int(named)
+    if device.type == "cpu":
+        return 0
+    return min(_MAX_WORKERS, max(1, (os.cpu_count() or 1) - 1))
+
+
+def _chunks(items: list[int], size: int) -> list[list[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -1,0 +1,134 @@
+"""What is drawn from an image: the weak view, the strong view, square crops, the test view.
+
+Every draw depends on (seed, epoch, image index) alone, hence neither on the order of the images nor
+on who computes it. Values are in [0, 1]; `normalise` subtracts the backbone's mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+
+from microclip import runtime
+from microclip.data.resize import Window
+from microclip.data.store import Pixels
+
+Crop = Literal["center", "random"]
+
+# Source: sathiiii/microCLIP:utils/build_dataset.py with its arguments (card, section 3).
+STRONG_SCALE = (0.3, 1.0)  # area of the random resized crop
+STRONG_POLICY = "rand-m9-mstd0.5-inc1"
+
+
+def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
+    """Return the shape whose shorter side is `size`; the longer one is cut down to whole pixels."""
+    if height <= width:
+        return size, int(size * width / height)
+    return int(size * height / width), size
+
+
+def whole_window(
+    shape: tuple[int, int], size: int, crop: Crop, rng: np.random.Generator | None = None
+) -> Window:
+    """Return the resize of the shorter side to `size` and a center or random square of it.
+
+    Source: CLIP's own transform; the released code puts a random crop in its place.
+
+    Raises:
+        ValueError: crop "random" without `rng`; unknown `crop`.
+    """
+    height, width = shape
+    to_height, to_width = resized_shape(height, width, size)
+    spare_y, spare_x = to_height - size, to_width - size
+    match crop:
+        case "center":
+            y, x = round(spare_y / 2), round(spare_x / 2)
+        case "random":
+            if rng is None:
+                raise ValueError("crop 'random' needs a generator; pass `rng`")
+            y, x = int(rng.integers(spare_y + 1)), int(rng.integers(spare_x + 1))
+        case _:
+            raise ValueError(f"crop must be 'center' or 'random', got {crop!r}")
+    return Window(0, 0, height, width, to_height, to_width, y, x)
+
+
+def square_windows(
+    shape: tuple[int, int],
+    size: int,
+    n_crops: int,
+    *,
+    scale: Sequence[float],
+    rng: np.random.Generator,
+) -> list[Window]:
+    """Return `n_crops` squares at uniform places, each resized to `size`.
+
+    Source: Eq. 9 and A.2, arXiv:2510.02270v1: the side is floor(lambda * shorter side) with lambda
+    uniform in `scale`.
+    """
+    height, width = shape
+    windows = []
+    for share in rng.uniform(scale[0], scale[1], size=n_crops):
+        side = max(1, int(share * min(height, width)))
+        top = int(rng.integers(height - side + 1))
+        left = int(rng.integers(width - side + 1))
+        windows.append(Window(top, left, side, side, size, size))
+    return windows
+
+
+def strong_transform(size: int) -> Callable[[Image.Image], UInt8[Tensor, "3 size size"]]:
+    """Return timm's training transform as the released code called it.
+
+    Random resized crop (area 0.3 to 1, ratio 3/4 to 4/3, bicubic), flip, then two of 15 operations
+    of RandAugment at magnitude N(9, 0.5), each with probability 0.5; geometric ones fill with black
+    because the transform's own normalisation is off. It draws from the global generators.
+    """
+    composed: Any = create_transform(
+        size,
+        is_training=True,
+        scale=STRONG_SCALE,
+        color_jitter=0.0,  # off: RandAugment takes its place
+        auto_augment=STRONG_POLICY,
+        interpolation="bicubic",
+        re_prob=0.0,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    steps = [step for step in composed.transforms if _acts_on_images(step)]
+
+    def transform(image: Image.Image) -> UInt8[Tensor, "3 size size"]:
+        for step in steps:
+            image = step(image)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    return transform
+
+
+def strong_view(
+    pixels: Pixels,
+    transform: Callable[[Image.Image], UInt8[Tensor, "3 size size"]],
+    *,
+    seed: int,
+) -> UInt8[Tensor, "3 size size"]:
+    """Return the strong view that `seed` stands for; the global generators are left as found."""
+    with runtime.seeded_globals(seed):
+        return transform(Image.fromarray(pixels))
+
+
+def normalise(
+    images: Float[Tensor, "*lead 3 height width"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "*lead 3 height width"]:
+    """Return (images - mean) / std by channel."""
+    shift = torch.tensor(mean, device=images.device)[:, None, None]
+    return (images - shift) / torch.tensor(std, device=images.device)[:, None, None]
+
+
+def _acts_on_images(step: object) -> bool:
+    """Return whether a step of timm's transform works on images, not on tensors."""
+    return type(step).__name__ not in {"MaybeToTensor", "ToTensor", "PILToTensor", "Normalize"}
