@@ -1,0 +1,204 @@
+"""W_LLM and the template vectors of a dataset: embedded once, cached, refused when stale."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from microclip import paths, runtime
+from microclip.model.backbone import Backbone, load_backbone
+from microclip.settings import BackboneSettings, DatasetSettings, DescriptionSettings, SettingsError
+from microclip.settings import digest as settings_digest
+from microclip.text import descriptions as description_files
+from microclip.text.classifier import description_classifier, template_classifier
+from microclip.text.prompts import fill
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # of the cache file
+
+
+@dataclass(frozen=True, eq=False)
+class TextClassifiers:
+    """Class vectors made of text, unit norm, in label order; all frozen.
+
+    Attributes:
+        uniform: mean of a class's sentences (CuPL).
+        similarity: sentences weighted by their cosine with the anchor (microCLIP's W_LLM).
+        templates: filled templates, each sentence normalised (CLIP's ensemble).
+        anchors: filled templates, normalised jointly as in microCLIP's released code.
+        n_truncated: sentences that the text tower saw only in part.
+    """
+
+    uniform: Float[Tensor, "classes embedding"]
+    similarity: Float[Tensor, "classes embedding"]
+    templates: Float[Tensor, "classes embedding"]
+    anchors: Float[Tensor, "classes embedding"]
+    n_truncated: int = 0
+
+    def to(self, device: str | torch.device) -> TextClassifiers:
+        """Return the same vectors on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
+        return TextClassifiers(**moved, n_truncated=self.n_truncated)
+
+
+_TENSORS = ("uniform", "similarity", "templates", "anchors")
+
+
+def backbone_key(backbone: BackboneSettings) -> str:
+    """Return what names a backbone: architecture, activation and weights, not its title.
+
+    Raises:
+        MissingDataError: the weights or the configuration are not there.
+    """
+    parts: dict[str, Any] = {"model": backbone.model, "pretrained": backbone.pretrained}
+    for field in ("config", "weights"):
+        path = getattr(backbone, field)
+        if path is not None:
+            located = path if path.is_absolute() else paths.project_root() / path
+            if not located.is_file():
+                raise runtime.MissingDataError(
+                    f"{field} of backbone {backbone.name!r}, {located}, is not there; "
+                    f"make it or correct config/backbones/{backbone.name}.yaml"
+                )
+            parts[field] = runtime.sha256(located)
+    return settings_digest(parts)
+
+
+def input_key(
+    backbone: str, sentences: Mapping[str, Sequence[str]], templates: Sequence[str]
+) -> str:
+    """Return what names a set of class vectors: backbone, tokenizer, classes and all their text."""
+    return settings_digest(
+        {
+            "format": FORMAT,
+            "backbone": backbone,
+            "tokenizer": f"open_clip {metadata.version('open_clip_torch')}",
+            "sentences": [[name, list(texts)] for name, texts in sentences.items()],
+            "templates": list(templates),
+        }
+    )
+
+
+@torch.no_grad()
+def classifiers(
+    backbone: Backbone, sentences: Mapping[str, Sequence[str]], templates: Sequence[str]
+) -> TextClassifiers:
+    """Return the class vectors of sentences by class name, and of the filled templates.
+
+    Sentences that fill the text tower's context count as cut; their number is kept and warned of.
+    """
+    described, cut_sentences = _embedded(backbone, list(sentences.values()))
+    prompts, cut_prompts = _embedded(backbone, fill(templates, list(sentences)))
+    anchors = template_classifier(prompts, norm="joint")
+    n_truncated = cut_sentences + cut_prompts
+    if n_truncated:
+        logger.warning("%d sentences exceed the text tower's context and were cut", n_truncated)
+    return TextClassifiers(
+        uniform=description_classifier(described, "uniform"),
+        similarity=description_classifier(described, "similarity", anchors),
+        templates=template_classifier(prompts, norm="per_sentence"),
+        anchors=anchors,
+        n_truncated=n_truncated,
+    )
+
+
+def embed(
+    dataset: DatasetSettings, backbone: BackboneSettings, descriptions: DescriptionSettings
+) -> Path:
+    """Embed a dataset's descriptions and templates, and return the file of class vectors.
+
+    Raises:
+        MissingDataError: descriptions or weights are not there.  SettingsError: they are unfit.
+    """
+    sentences = description_files.load(dataset, descriptions)
+    key = input_key(backbone_key(backbone), sentences, dataset.templates)
+    found = classifiers(load_backbone(backbone.name), sentences, dataset.templates)
+    target = _target(dataset, backbone, descriptions)
+    save_classifiers(target, found, {"key": key, "classes": list(sentences)})
+    return target
+
+
+def load(
+    dataset: DatasetSettings, backbone: BackboneSettings, descriptions: DescriptionSettings
+) -> TextClassifiers:
+    """Return what `embed` wrote, if it was made from today's text and backbone.
+
+    Raises:
+        MissingDataError: not embedded yet.  SettingsError: of another model or text, or damaged.
+    """
+    target = _target(dataset, backbone, descriptions)
+    if not target.is_file():
+        raise runtime.MissingDataError(
+            f"class vectors {target} are not there; run `microclip embed` for {dataset.name}"
+        )
+    sentences = description_files.load(dataset, descriptions)
+    expected = input_key(backbone_key(backbone), sentences, dataset.templates)
+    found, record = load_classifiers(target)
+    if record.get("key") != expected:
+        raise SettingsError(
+            f"class vectors {target} were made from another backbone or text (expected key "
+            f"{expected}, got {record.get('key')}); delete the file and embed again"
+        )
+    return found
+
+
+def file_sha256(
+    dataset: DatasetSettings, backbone: BackboneSettings, descriptions: DescriptionSettings
+) -> str:
+    """Return the hash of the file that `load` reads."""
+    return runtime.sha256(_target(dataset, backbone, descriptions))
+
+
+def save_classifiers(path: Path, texts: TextClassifiers, record: Mapping[str, Any]) -> None:
+    """Write class vectors and a record; equal inputs give equal bytes."""
+    tensors = {name: getattr(texts, name).cpu().contiguous() for name in _TENSORS}
+    text = json.dumps({**record, "n_truncated": texts.n_truncated}, sort_keys=True)
+    with runtime.atomic_path(path) as target:
+        target.write_bytes(save(tensors, metadata={"microclip": text}))
+
+
+def load_classifiers(path: Path) -> tuple[TextClassifiers, dict[str, Any]]:
+    """Return class vectors and their record. Raises SettingsError if the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            record = json.loads((opened.metadata() or {})["microclip"])
+            tensors = {name: opened.get_tensor(name) for name in _TENSORS}
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise SettingsError(
+            f"class vectors {path} are damaged ({' '.join(str(error).split())}); "
+            "delete the file and embed again"
+        ) from error
+    return TextClassifiers(**tensors, n_truncated=record["n_truncated"]), record
+
+
+def _target(
+    dataset: DatasetSettings, backbone: BackboneSettings, descriptions: DescriptionSettings
+) -> Path:
+    return Path(
+        paths.CLASSIFIER.format(
+            backbone=backbone.name, descriptions=descriptions.name, dataset=dataset.name
+        )
+    )
+
+
+def _embedded(backbone: Backbone, texts: Sequence[Sequence[str]]) -> tuple[list[Tensor], int]:
+    """Return raw embeddings, a tensor a class, and how many texts were cut."""
+    flat = [text for own in texts for text in own]
+    raw, n_cut = [], 0
+    for start in range(0, len(flat), 256):
+        tokens = backbone.tokenize(flat[start : start + 256])
+        n_cut += int((tokens[:, -1] != 0).sum())  # padded with 0: the last place is taken
+        raw.append(backbone.encode_tokens(tokens, normalize=False))
+    return list(torch.split(torch.cat(raw), [len(own) for own in texts])), n_cut
