@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from microclip.settings import Frozen
 
 
-class Settings(Frozen):
+class SelfTrainingSettings(Frozen):
     """Settings of microCLIP; the defaults are what the released code ran (fidelity.md)."""
 
     gamma: float = Field(0.5, ge=0, le=1, description="share of the prior in the mix, Eq. 13")
@@ -46,7 +46,8 @@ class Settings(Frozen):
     )
     rho: float = Field(0.5, ge=0, le=1, description="share of the global logits, Eq. 8")
     legacy_swap: bool = Field(
-        False, description="test with the two shares exchanged, as the released code (Table 7)"
+        default=False,
+        description="test with the two shares exchanged, as the released code (Table 7)",
     )
     query: Literal["ncut", "mean", "random", "cls"] = Field(
         "ncut", description="query of the attention pooling (Table 3)"
@@ -54,14 +55,16 @@ class Settings(Frozen):
     pooling: Literal["attention", "query-average"] = Field(
         "attention", description="[FG] by attention, or the query itself (Table 3)"
     )
-    learnable_empty: bool = Field(False, description="train the empty token")
+    learnable_empty: bool = Field(default=False, description="train the empty token")
     ncut_threshold: Literal["std", "mean"] = Field(
         "std", description="salient above this of the eigenvector: std (code), mean (paper)"
     )
     ncut_sign: Literal["seed", "as-computed"] = Field(
         "seed", description="orient by the seed token first (ours), or the solver's sign (code)"
     )
-    ncut_normalize: bool = Field(False, description="cosines instead of dot products (TokenCut)")
+    ncut_normalize: bool = Field(
+        default=False, description="cosines instead of dot products (TokenCut)"
+    )
     ncut_tau: float = Field(0.2, description="similarity above which two patches are joined")
     ncut_eps: float = Field(1.0e-6, gt=0, lt=1, description="weight of all other edges")
     ncut_min_gap: float = Field(
@@ -84,7 +87,7 @@ class Settings(Frozen):
     )
 
     @model_validator(mode="after")
-    def _has_meaning(self) -> Self:
+    def _has_meaning(self) -> SelfTrainingSettings:
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale must rise within (0, 1], got {self.crop_scale}")
@@ -93,7 +96,9 @@ class Settings(Frozen):
         if self.pseudo_label == "mix" and self.pseudo_label_head == "shared":
             raise ValueError("pseudo_label 'mix' has the fixed head; use 'multi' or 'single'")
         if self.pseudo_label == "mix" and self.train_head == "cls":
-            raise ValueError("pseudo_label 'mix' needs train_head 'fusion'; use 'multi' or 'single'")
+            raise ValueError(
+                "pseudo_label 'mix' needs train_head 'fusion'; use 'multi' or 'single'"
+            )
         if self.pooling == "query-average" and self.query == "cls":
             raise ValueError("pooling 'query-average' of query 'cls' is the [CLS] embedding itself")
         if self.prior == "frozen" and self.pseudo_label_head == "shared":

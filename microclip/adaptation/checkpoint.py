@@ -1,0 +1,127 @@
+"""One file an epoch from which a run goes on as if it had never stopped.
+
+Weights, AdamW's moments, the running marginal and the random state are tensors of one safetensors
+file, replaced by a rename: there is never half a checkpoint, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+from torch.optim import Optimizer
+
+from microclip import runtime
+from microclip.settings import SettingsError
+
+logger = logging.getLogger(__name__)
+
+FILE = "last.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The state after `epoch` epochs."""
+
+    epoch: int
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    marginal: Mapping[str, Tensor] = field(default_factory=dict)
+    rng: Tensor = field(default_factory=torch.get_rng_state)
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's moments and step counts, named `<parameter number>/<what>`."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}/{what}": value
+        for number, values in state.items()
+        for what, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` returned; rates and decay stay those of `optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        number, what = name.split("/", 1)
+        state.setdefault(int(number), {})[what] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def save(folder: Path, checkpoint: Checkpoint, key: str) -> Path:
+    """Write a checkpoint in place of the last one; `key` names what the run depends on."""
+    tensors = {
+        **{f"weights/{name}": value for name, value in checkpoint.weights.items()},
+        **{f"optimizer/{name}": value for name, value in checkpoint.optimizer.items()},
+        **{f"marginal/{name}": value for name, value in checkpoint.marginal.items()},
+        "rng/torch": checkpoint.rng,
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    record = {"epoch": checkpoint.epoch, "key": key, "sha256": _hash(tensors)}
+    path = folder / FILE
+    with runtime.atomic_path(path) as target:
+        target.write_bytes(to_bytes(tensors, metadata={"microclip": json.dumps(record)}))
+    return path
+
+
+def load(folder: Path, key: str) -> Checkpoint | None:
+    """Return the last checkpoint, or None if there is none or it belongs to other settings.
+
+    Raises:
+        SettingsError: the file is damaged or cut short.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as opened:
+            record = json.loads((opened.metadata() or {})["microclip"])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from error
+    if record["key"] != key:
+        logger.warning("%s belongs to other settings or inputs; starting from epoch 0", path)
+        return None
+    if _hash(tensors) != record["sha256"]:
+        raise _damaged(path, "its tensors do not have the sha256 that it names")
+    return Checkpoint(
+        epoch=int(record["epoch"]),
+        weights=_part(tensors, "weights/"),
+        optimizer=_part(tensors, "optimizer/"),
+        marginal=_part(tensors, "marginal/"),
+        rng=tensors["rng/torch"],
+    )
+
+
+def state_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash of names, shapes and values."""
+    return _hash({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    sha256 = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        sha256.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        sha256.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return sha256.hexdigest()
+
+
+def _damaged(path: Path, why: str) -> SettingsError:
+    return SettingsError(
+        f"checkpoint {path} is damaged or cut short ({why}); delete it to begin at epoch 0"
+    )
