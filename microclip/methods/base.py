@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Classifier",
     "Method",
+    "Monitor",
     "Supervision",
     "Task",
     "Tracker",
@@ -43,6 +44,7 @@ class Supervision(StrEnum):
     FEW_SHOT = "few-shot"
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Where a run reports: a row an epoch, and lines for people."""
 
@@ -69,6 +71,19 @@ class Views:
     images: Float[Tensor, "batch 3 height width"] | None = None  # normalised
 
 
+@runtime_checkable
+class Monitor(Protocol):
+    """Measures a method from outside; it takes guesses and a classifier, and gives nothing back."""
+
+    def pseudo_labels(
+        self, indices: Int[Tensor, " batch"], guesses: Mapping[str, Int[Tensor, " batch"]]
+    ) -> None:
+        """Take the labels that were guessed for training images, by kind of guess."""
+
+    def evaluate(self, classifier: Classifier) -> None:
+        """Test the classifier as it stands."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What the runner hands to a method. No label is reachable from here unless allowed."""
@@ -78,12 +93,14 @@ class Task:
     seed: int
     device: str
     precision: str
-    backbone: Backbone | None = None  # None for methods on frozen embeddings alone
-    images: UnlabelledImages | None = None  # None unless supervision allows it
+    backbone: Backbone | None = None  # set if the method reads images
+    images: UnlabelledImages | None = None  # if it reads images and its supervision allows it
+    embeddings: Float[Tensor, "image embedding"] | None = None  # frozen [CLS], likewise
     checkpoints: Path | None = None  # folder for epoch checkpoints; None: keep none
-    monitor: Any = None  # measures pseudo-labels and test accuracy; tells the method nothing
+    monitor: Monitor | None = None  # None: nobody measures
 
 
+@runtime_checkable
 class Classifier(Protocol):
     """An adapted classifier: the one path of prediction."""
 
@@ -92,19 +109,24 @@ class Classifier(Protocol):
     def logits(self, views: Views) -> Float[Tensor, "batch classes"]:
         """Return cosine similarities; the arg max is the prediction."""
 
+    def heads(self, views: Views) -> dict[str, Float[Tensor, "batch classes"]]:
+        """Return `logits` as "fused", and the predictions that it is made of, by name."""
+
     def trained_state(self) -> dict[str, Tensor]:
         """Return only what was trained, by name."""
 
 
-S = TypeVar("S", bound=BaseModel)
-
-
+@runtime_checkable
 class Method(Protocol):
     """A method: one file, one `METHOD` object."""
 
     supervision: ClassVar[Supervision]
+    reads: ClassVar[Literal["embeddings", "images"]]  # frozen [CLS] alone, or images and backbone
     Settings: ClassVar[type[BaseModel]]
     RECIPE: ClassVar[int]
 
     def adapt(self, task: Task, settings: Any, tracker: Tracker) -> Classifier:
         """Return the adapted classifier."""
+
+    def restore(self, task: Task, settings: Any, state: Mapping[str, Tensor]) -> Classifier:
+        """Return the classifier whose `trained_state` is `state`, without training."""

@@ -1,0 +1,51 @@
+"""CuPL: an image is the class whose described sentences are nearest on average.
+
+Paper: Pratt et al., ICCV 2023, sarahpratt/CuPL. Supervision: none. Departs: nothing;
+`weighting: similarity` is microCLIP's frozen W_LLM, for comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from microclip.methods.base import Supervision, Task, Tracker
+from microclip.methods.clip import LinearClassifier
+from microclip.settings import Frozen
+
+
+class CuplSettings(Frozen):
+    """Settings of CuPL."""
+
+    weighting: Literal["uniform", "similarity"] = Field(
+        "uniform", description="mean of the sentences, or by cosine with the template vector"
+    )
+
+
+class Cupl:
+    """CuPL."""
+
+    supervision: ClassVar[Supervision] = Supervision.NONE
+    reads: ClassVar[Literal["embeddings", "images"]] = "embeddings"
+    Settings: ClassVar[type[CuplSettings]] = CuplSettings
+    RECIPE: ClassVar[int] = 1
+
+    def adapt(self, task: Task, settings: CuplSettings, tracker: Tracker) -> LinearClassifier:
+        """Return the classifier of the dataset's descriptions."""
+        tracker.message("no training: descriptions alone")
+        return self.restore(task, settings, {})
+
+    def restore(
+        self, task: Task, settings: CuplSettings, state: Mapping[str, Tensor]
+    ) -> LinearClassifier:
+        """Return the classifier; there is no state to put back."""
+        del state
+        texts = task.texts
+        is_uniform = settings.weighting == "uniform"
+        return LinearClassifier(texts.uniform if is_uniform else texts.similarity)
+
+
+METHOD = Cupl()
