@@ -1,0 +1,95 @@
+"""What the runner sees of a method at work: it holds the labels, and the method gets none back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from jaxtyping import Int
+from torch import Tensor
+
+from microclip.measure.evaluation import collect_heads, evaluate
+from microclip.methods.base import Classifier, Tracker, ViewPlan, Views
+
+TestBatches = Callable[[ViewPlan], Iterable[Views]]
+
+
+class LabelMonitor:
+    """Measures pseudo-labels of training images and the accuracy on test images."""
+
+    def __init__(
+        self,
+        train_labels: Int[Tensor, " train_image"],
+        test_labels: Int[Tensor, " test_image"],
+        test_batches: TestBatches,
+    ) -> None:
+        """Hold the labels; `test_batches` draws the views that a plan asks for."""
+        self._train_labels = train_labels
+        self._test_labels = test_labels
+        self._test_batches = test_batches
+        self._guesses: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self._measured: dict[str, float] = {}
+
+    def pseudo_labels(
+        self, indices: Int[Tensor, " batch"], guesses: Mapping[str, Int[Tensor, " batch"]]
+    ) -> None:
+        """Keep the guesses where they are; they are counted when the epoch ends."""
+        self._guesses.append((indices, dict(guesses)))
+
+    def evaluate(self, classifier: Classifier) -> None:
+        """Measure the classifier on the test images."""
+        heads = collect_heads(classifier, self._test_batches(classifier.views))
+        for name, logits in heads.items():
+            column = f"test_{name}_pct"
+            self._measured[column] = evaluate(logits, self._test_labels).top1_pct
+
+    def take(self) -> dict[str, float]:
+        """Return what was measured since the last call, by column of history."""
+        right: dict[str, int] = {}
+        total: dict[str, int] = {}
+        for indices, guesses in self._guesses:
+            truth = self._train_labels[indices]
+            for name, labels in guesses.items():
+                right[name] = right.get(name, 0) + int((labels.cpu() == truth).sum())
+                total[name] = total.get(name, 0) + len(truth)
+        rates = {f"pseudo_{name}_pct": 100 * right[name] / total[name] for name in right}
+        measured = {**rates, **self._measured}
+        self._guesses, self._measured = [], {}
+        return measured
+
+
+class MeasuredTracker:
+    """A tracker that adds the monitor's numbers to each epoch's row and shows them in a line."""
+
+    def __init__(self, tracker: Tracker, monitor: LabelMonitor, n_epochs: int | None) -> None:
+        """Pass everything on to `tracker`."""
+        self._tracker = tracker
+        self._monitor = monitor
+        self._n_epochs = n_epochs
+
+    def epoch(self, epoch: int, row: dict[str, float]) -> None:
+        """Record a row with what was measured."""
+        full = {**row, **self._monitor.take()}
+        self._tracker.epoch(epoch, full)
+        self._tracker.message(summary(epoch, self._n_epochs, full))
+
+    def message(self, text: str) -> None:
+        """Show a line."""
+        self._tracker.message(text)
+
+
+def summary(epoch: int, n_epochs: int | None, row: Mapping[str, float]) -> str:
+    """Return an epoch's row as a line for people."""
+    shown = {
+        "loss": "loss {:.3f}",
+        "pseudo_mix_pct": "pseudo-labels {:.1f} %",
+        "test_fused_pct": "test {:.1f} %",
+        "test_global_pct": "global {:.1f}",
+        "test_local_pct": "local {:.1f}",
+        "images_per_s": "{:.0f} images/s",
+    }
+    parts = [form.format(row[name]) for name, form in shown.items() if name in row]
+    if n_epochs and "seconds" in row:
+        left = (n_epochs - epoch) * row["seconds"]
+        parts.append(f"about {round(left)} s left")
+    total = "" if n_epochs is None else f"/{n_epochs}"
+    return f"epoch {epoch}{total}: " + ", ".join(parts)
