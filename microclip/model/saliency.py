@@ -52,14 +52,13 @@ def normalized_cut(
     threshold: Threshold = "std",
     normalize: bool = False,
     sign: SignRule = "seed",
-    min_gap: float = 1e-3,
+    min_gap: float | int = 1e-3,
     solver_dtype: torch.dtype = torch.float64,
     check_finite: bool = False,
 ) -> Saliency:
     """Return the salient side of a two-way normalised cut of each image's patch graph.
 
-    Source: Eq. 3 and Appendix D, arXiv:2510.02270v1; sathiiii/microCLIP:engine_self_training.py.
-
+    Source: Eq. 3, Appendix D, arXiv:2510.02270v1; sathiiii/microCLIP:engine_self_training.py.
     `tau` is compared with dot products, or with cosines in [-1, 1] if `normalize`; pairs above it
     get an edge of weight 1, all others (bridges that keep the graph connected) of weight `eps`.
     `threshold` is the deviation (N-1 divisor) or the mean of the Fiedler vector. `sign="seed"`
@@ -67,9 +66,8 @@ def normalized_cut(
     `sign="as-computed"` thresholds the solver's vector and complements a mask without that entry.
     Below `min_gap` the Fiedler vector is one of many and the mask is all patches; 1e-3 is where
     the masks of float32 and float64 solvers start to disagree. 0 turns the rule off.
-
-    An edge is a comparison, which is false for NaN, so the graph and the result are finite for any
-    tokens. `check_finite` refuses such tokens by image number, at the price of a host sync.
+    A comparison with NaN is false, so the graph and the result are finite for any tokens;
+    `check_finite` refuses broken tokens by image number, at the price of a host sync.
 
     Raises:
         ValueError: fewer than two patches; non-finite tokens if `check_finite`; unknown option.
@@ -82,12 +80,8 @@ def normalized_cut(
         fiedler, gap = fiedler_vector(weights.to(solver_dtype))
         mask, fiedler = salient_side(fiedler, threshold=threshold, sign=sign)
     degenerate = gap < min_gap
-    return Saliency(
-        mask=mask | degenerate[:, None],
-        fiedler=fiedler.to(torch.promote_types(tokens.dtype, torch.float32)),
-        gap=gap.float(),
-        degenerate=degenerate,
-    )
+    fiedler = fiedler.to(torch.promote_types(tokens.dtype, torch.float32))
+    return Saliency(mask | degenerate[:, None], fiedler, gap.float(), degenerate)
 
 
 def affinity(

@@ -54,7 +54,7 @@ class FusionOptions:
     threshold: Threshold = "std"
     sign: SignRule = "seed"
     normalize: bool = False
-    min_gap: float = 1e-3
+    min_gap: float | int = 1e-3
 
     def __post_init__(self) -> None:
         """Refuse words and combinations that have no meaning."""
