@@ -18,8 +18,6 @@ from torch.nn import functional
 Threshold = Literal["std", "mean"]
 SignRule = Literal["seed", "as-computed"]
 
-# Added to the square root of a degree before division, as in the released code.
-_DEGREE_OFFSET = 1e-6
 # Eigenvalues of a normalised Laplacian lie in [0, 2]; the shift moves the null vector past them.
 _DEFLATION_SHIFT = 3.0
 
@@ -107,11 +105,14 @@ def laplacian(
 ) -> tuple[Float[Tensor, "batch patch patch"], Float[Tensor, "batch patch"]]:
     """Return the normalised Laplacian and its unit null vector.
 
-    Source: Appendix D, arXiv:2510.02270v1, with the released code's 1e-6 added to the root of the
-    degrees; the null vector is exactly that root, since the unnormalised rows sum to zero.
+    Source: Appendix D, arXiv:2510.02270v1. A degree is at least `patches * eps`, so the released
+    code's 1e-6 beside its root guards nothing. The null vector is that root, since the rows of the
+    unnormalised matrix sum to zero.
+
+    Departs: fidelity.md#ncut-graph.
     """
     degrees = weights.sum(dim=-1)
-    roots = degrees.sqrt() + _DEGREE_OFFSET
+    roots = degrees.sqrt()
     difference = torch.diag_embed(degrees) - weights
     matrix = difference / (roots[:, :, None] * roots[:, None, :])
     return matrix, functional.normalize(roots, dim=-1)
@@ -124,7 +125,7 @@ def fiedler_vector(
 
     The known null vector is shifted to the far end of the spectrum first. Without that, rounding
     mixes it into the wanted vector wherever clusters hang together by filler edges alone (an error
-    of 5e-3 in float32 on such a graph, 5e-7 with it).
+    of 5e-3 in float32 on such a graph, 1e-6 with it).
     """
     matrix, null = laplacian(weights)
     shifted = matrix + _DEFLATION_SHIFT * null[:, :, None] * null[:, None, :]
