@@ -1,0 +1,71 @@
+# What people type, and what CI runs. `make` alone lists it.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& { command -v $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+CONFIG ?=
+SNAKEMAKE_FLAGS ?= --cores 1 --resources gpu=1
+
+# Every program of the project, and what Snakemake starts, comes from the project's environment.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check format ui status sync schema icons icon-clip clean-environment
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/' | expand -t 26
+
+setup: $(READY)  ## create .venv with everything in it (once)
+
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "microclip needs Python 3.11, 3.12 or 3.13 and found none; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot create environments; install its venv module (Debian: apt install python3-venv)" >&2; exit 2; }
+	@echo "setting up $(VENV) with $(PYTHON); this takes a few minutes once"
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+run: setup  ## run the study: descriptions, self-training, scores, tables
+	@python -m microclip unlock
+	@snakemake $(SNAKEMAKE_FLAGS) $(if $(CONFIG),--configfile $(CONFIG))
+	@python -m microclip show $(if $(CONFIG),--config $(CONFIG))
+
+test: setup  ## run the whole test suite
+	@python -m pytest
+
+check: setup  ## lint, types, formats, spelling
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile workflow/rules
+	codespell
+	snakemake --lint
+
+format: setup  ## format all code
+	ruff check --fix-only .
+	ruff format .
+	snakefmt Snakefile workflow/rules
+
+ui: setup  ## open MLflow on 127.0.0.1
+	@python -m microclip ui
+
+status: setup  ## say which runs are done, failed or pending
+	@python -m microclip status $(if $(CONFIG),--config $(CONFIG))
+
+sync: setup  ## replay to MLflow what it lacks
+	@python -m microclip sync
+
+schema: setup  ## write config/schema from the settings' models
+	@python -m microclip export-schema
+
+icons: setup  ## maintainers: draw resources/icons anew (npm and network needed)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[icons]'
+	@python -m microclip.icons.render
+
+icon-clip: setup  ## maintainers: pretrain icon-clip anew (an hour; minutes on a GPU)
+	@python -m microclip.icons.pretrain
+
+clean-environment:  ## remove .venv
+	rm -rf $(VENV)
