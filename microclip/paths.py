@@ -21,6 +21,7 @@ TRACKING_DATABASE = "results/mlflow.db"
 TRACKING_ARTIFACTS = "results/mlflow-artifacts"
 STUDY = "results/{study}"
 STUDY_SCORES = STUDY + "/scores.csv"
+STUDY_PLAN = STUDY + "/plan.json"
 TABLE = STUDY + "/tables/{table}.{format}"
 
 RUN_SETTINGS = "settings.yaml"
@@ -31,6 +32,7 @@ RUN_RECORD = "run.json"
 RUN_SCORES = "scores.json"
 RUN_CHECKPOINT = "checkpoint"  # folder, removed when the run is complete
 RUN_JOURNAL = "journal.jsonl"
+RUN_MIRRORED = "mirrored.json"  # says that MLflow holds these scores
 
 
 def project_root() -> Path:

@@ -141,7 +141,7 @@ def choose_device(name: str) -> str:
     """
     if name == "cpu":
         return "cpu"
-    pool = _visible_gpus()
+    pool = visible_gpus()
     if not pool:
         if name == "auto":
             return "cpu"
@@ -157,7 +157,8 @@ def choose_device(name: str) -> str:
     return "cuda"
 
 
-def _visible_gpus() -> list[str]:
+def visible_gpus() -> list[str]:
+    """Return the GPUs this process may use, by index or id; none without a driver."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [part for part in named.split(",") if part and part != "-1"]

@@ -64,6 +64,10 @@ class DatasetSettings(Frozen):
         default_factory=dict, description="settings of a method for this dataset alone"
     )
 
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the images and classes, as plain values."""
+        return {"name": self.name, "source": self.source.model_dump(mode="json")}
+
     @model_validator(mode="after")
     def _one_slot_a_template(self) -> DatasetSettings:
         for template in self.templates:

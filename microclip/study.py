@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from microclip import paths, settings
-from microclip.methods.registry import known_methods, recipe_of, settings_of
+from microclip.methods.registry import known_methods, reads_of, recipe_of, settings_of
+
+__all__ = ["RunSettings", "RunSpec", "Study", "expand", "load", "reads_of"]
 
 
 @dataclass(frozen=True, order=True)
@@ -60,6 +63,33 @@ class RunSettings:
             "recipe": self.recipe,
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunSettings:
+        """Return settings from what `as_dict` gave; other keys are ignored.
+
+        Raises: SettingsError if they are not a run's settings.
+        """
+        where = "the run's settings"
+        missing = [key for key in ("spec", "dataset", "method", "recipe") if key not in values]
+        if missing:
+            raise settings.SettingsError(f"{where} lack {missing[0]!r}; write them by `microclip plan`")
+        models = {
+            "dataset": settings.DatasetSettings,
+            "backbone": settings.BackboneSettings,
+            "descriptions": settings.DescriptionSettings,
+        }
+        parts: dict[str, Any] = {
+            key: settings.validated(model, values[key], where) for key, model in models.items()
+        }
+        return cls(
+            spec=RunSpec(**values["spec"]),
+            **parts,
+            method=dict(values["method"]),
+            device=str(values["device"]),
+            precision=str(values["precision"]),
+            recipe=int(values["recipe"]),
+        )
+
     def digest(self) -> str:
         """Return what names these settings; the device is not part of it."""
         values = self.as_dict()
@@ -98,6 +128,26 @@ class Study:
             precision=self.settings.precision,
             recipe=recipe_of(spec.method),
         )
+
+
+    def names(self, field: str) -> tuple[str, ...]:
+        """Return the different values of a RunSpec field, in the order of the runs."""
+        return tuple(dict.fromkeys(str(getattr(spec, field)) for spec in self.runs))
+
+    def settings_json(self, **spec: str) -> str:
+        """Return the resolved settings of the run that the wildcards name, as JSON."""
+        named = RunSpec(**{**spec, "seed": int(spec["seed"])})  # type: ignore[arg-type]
+        return json.dumps(self.resolve(named).as_dict(), sort_keys=True)
+
+    def plan(self) -> dict[str, Any]:
+        """Return the runs with what names their settings: what `scores.csv` is checked against."""
+        runs = [{"name": spec.name, **asdict(spec), **_identity(self, spec)} for spec in self.runs]
+        return {"study": self.settings.study, "title": self.settings.title, "runs": runs}
+
+
+def _identity(study: Study, spec: RunSpec) -> dict[str, Any]:
+    resolved = study.resolve(spec)
+    return {"digest": resolved.digest(), "recipe": resolved.recipe}
 
 
 def expand(study: settings.StudySettings) -> tuple[RunSpec, ...]:

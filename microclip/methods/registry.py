@@ -34,3 +34,8 @@ def settings_of(name: str) -> type[BaseModel]:
 def recipe_of(name: str) -> int:
     """Return the method's RECIPE: raised whenever the same settings mean other numbers."""
     return int(load_method(name).RECIPE)
+
+
+def reads_of(name: str) -> str:
+    """Return what a method looks at: "images", or cached "embeddings"."""
+    return str(load_method(name).reads)

@@ -1,0 +1,37 @@
+"""microclip: from class descriptions to the paper's tables. The includes are in data order."""
+
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/descriptions.smk"
+include: "workflow/rules/classifiers.smk"
+include: "workflow/rules/adapt.smk"
+include: "workflow/rules/measure.smk"
+
+
+wildcard_constraints:
+    **CONSTRAINTS,
+
+
+report: "workflow/report/workflow.rst"
+
+
+onstart:
+    write_plan()
+
+
+onsuccess:
+    shell("{PYTHON} -m microclip show --study {STUDY_NAME}")
+
+
+rule all:
+    default_target: True
+    input:
+        TABLES,

@@ -1,0 +1,7 @@
+"""`python -m microclip` is the command line."""
+
+import sys
+
+from microclip.cli import main
+
+sys.exit(main())

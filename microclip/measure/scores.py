@@ -1,0 +1,91 @@
+"""All scores of a study in one tidy file: a row a run, and nothing stale among them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from microclip import paths, runtime
+from microclip.runtime import MissingDataError
+from microclip.study import RunSpec
+
+COLUMNS = (
+    "dataset",
+    "backbone",
+    "descriptions",
+    "method",
+    "variant",
+    "seed",
+    "top1_pct",
+    "mean_class_pct",
+    "top1_zero_shot_pct",
+    "top1_global_pct",
+    "top1_local_pct",
+    "n_test",
+    "seconds",
+    "device",
+    "digest",
+    "recipe",
+    "shared_recipe",
+)
+_SPEC = ("dataset", "backbone", "descriptions", "method", "variant", "seed")
+
+
+def read_score(run: Mapping[str, Any], shared_recipe: int) -> dict[str, Any]:
+    """Return the scores of a planned run, checked against today's settings.
+
+    Raises: MissingDataError if the run is not complete, or was made by other settings or code.
+    """
+    spec = RunSpec(**{key: run[key] for key in _SPEC})
+    path = spec.folder / paths.RUN_SCORES
+    if not path.is_file():
+        raise MissingDataError(f"run {spec.name} is not complete, no {path}; run `snakemake`")
+    scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    expected = {
+        "digest": run["digest"],
+        "recipe": run["recipe"],
+        "shared_recipe": shared_recipe,
+    }
+    for key, value in expected.items():
+        if scores.get(key) != value:
+            raise MissingDataError(
+                f"scores of {spec.name} are stale: {key} is {scores.get(key)}, today's is {value}; "
+                f"make them anew with `snakemake --forcerun adapt -- {path}`"
+            )
+    return scores
+
+
+def collect(plan: Mapping[str, Any], target: Path, shared_recipe: int) -> pd.DataFrame:
+    """Write `scores.csv`, a row a run in the study's order; return it."""
+    rows = [read_score(run, shared_recipe) for run in plan["runs"]]
+    frame = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+    with runtime.atomic_path(target) as path:
+        frame.to_csv(path, index=False, lineterminator="\n", float_format="%.4f")
+    return frame
+
+
+def progress(plan: Mapping[str, Any]) -> tuple[list[RunSpec], list[RunSpec], float | None]:
+    """Return done and pending runs, and the seconds left if that can be told.
+
+    A pending run is expected to take what done runs of its method took on average.
+    """
+    done: list[RunSpec] = []
+    pending: list[RunSpec] = []
+    taken: dict[str, list[float]] = {}
+    for run in plan["runs"]:
+        spec = RunSpec(**{key: run[key] for key in _SPEC})
+        path = spec.folder / paths.RUN_SCORES
+        scores = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if scores.get("digest") == run["digest"] and scores.get("recipe") == run["recipe"]:
+            done.append(spec)
+            taken.setdefault(spec.method, []).append(float(scores["seconds"]))
+        else:
+            pending.append(spec)
+    if any(spec.method not in taken for spec in pending):
+        return done, pending, None
+    left = sum(sum(taken[s.method]) / len(taken[s.method]) for s in pending)
+    return done, pending, left

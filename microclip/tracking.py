@@ -1,0 +1,313 @@
+"""Where a run reports: files first, MLflow as their mirror.
+
+`history.csv` and `journal.jsonl` in the run's folder are the truth. MLflow shows them: one
+experiment a study, one run a RunSpec, continued when the same settings go on and replaced when they
+change. Whatever MLflow does, a run goes on; `sync` replays what the mirror lacks. The only module
+that imports mlflow.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from microclip import paths, runtime
+from microclip.study import RunSettings
+
+log = logging.getLogger(__name__)
+
+_QUIET = {  # before mlflow is imported
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_ARTIFACTS = (
+    paths.RUN_SETTINGS,
+    paths.RUN_HISTORY,
+    paths.RUN_PREDICTIONS,
+    paths.RUN_WEIGHTS,
+    paths.RUN_RECORD,
+    paths.RUN_SCORES,
+)
+_CHUNK = 900  # metrics in one request; the server takes 1,000
+
+
+def tracking_uri() -> str:
+    """Return MLFLOW_TRACKING_URI, or the SQLite file of this results folder, absolute."""
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    return named or f"sqlite:///{Path(paths.TRACKING_DATABASE).resolve()}"
+
+
+def _client() -> Any:
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri())
+
+
+def init(study: str) -> None:
+    """Create database and experiment in one process, before runs start side by side.
+
+    A server out of reach is reported and left alone: the files do without it.
+    """
+    try:
+        _experiment(_client(), study)
+    except Exception as error:  # noqa: BLE001  whatever the store raises, runs go on without it
+        log.warning("MLflow at %s: %s; runs go on, `microclip sync` later", *_failure(error))
+
+
+def _failure(error: BaseException) -> tuple[str, str]:
+    text = str(error).splitlines()
+    return _without_password(tracking_uri()), text[0] if text else type(error).__name__
+
+
+def _without_password(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if "@" in rest else uri
+
+
+def _experiment(client: Any, study: str) -> str:
+    found = client.get_experiment_by_name(study)
+    if found is not None:
+        return str(found.experiment_id)
+    root = None
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        root = (Path(paths.TRACKING_ARTIFACTS).resolve() / study).as_uri()
+    return str(client.create_experiment(study, artifact_location=root))
+
+
+def parameters(settings: RunSettings) -> dict[str, str]:
+    """Return the resolved settings as MLflow parameters: the method's own, and the dataset's."""
+    source = settings.dataset.source.model_dump(mode="json")
+    flat = {f"data.{key}": value for key, value in source.items()}
+    flat |= {**settings.method, "precision": settings.precision, "seed": settings.spec.seed}
+    return {key: str(value) for key, value in flat.items()}
+
+
+def tags(settings: RunSettings) -> dict[str, str]:
+    """Return the run's six names, what names its settings, and the code's version."""
+    spec = settings.spec
+    return {
+        "mlflow.runName": spec.name,
+        "dataset": spec.dataset,
+        "backbone": spec.backbone,
+        "descriptions": spec.descriptions,
+        "method": spec.method,
+        "variant": spec.variant,
+        "seed": str(spec.seed),
+        "job_key": settings.digest(),
+        "mlflow.source.git.commit": str(runtime.record()["commit"]),
+    }
+
+
+class Mirror:
+    """One MLflow run, found again by its name; every failure ends the mirroring, not the run."""
+
+    def __init__(self, settings: RunSettings, study: str) -> None:
+        """Find the run of the same settings or create it."""
+        self._alive = True
+        self._settings = settings
+        self.last_epoch = 0
+        self.run_id: str | None = None
+        self._do(lambda: self._open(study))
+
+    def _do(self, action: Callable[[], None]) -> bool:
+        if not self._alive:
+            return False
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001  a mirror must never stop a run
+            self._alive = False
+            log.warning("MLflow at %s: %s; the run goes on, `microclip sync` later", *_failure(error))
+        return self._alive
+
+    def _open(self, study: str) -> None:
+        self._mlflow = _client()
+        experiment = _experiment(self._mlflow, study)
+        name = self._settings.spec.name.replace("'", "")
+        for run in self._mlflow.search_runs([experiment], f"tags.`mlflow.runName` = '{name}'"):
+            same = run.data.tags.get("job_key") == self._settings.digest()
+            if same and self.run_id is None and run.data.tags.get("complete") != "true":
+                self.run_id = run.info.run_id
+                self._mlflow.update_run(self.run_id, status="RUNNING")
+                self.last_epoch = int(run.data.metrics.get("epoch", 0))
+            else:
+                self._mlflow.delete_run(run.info.run_id)
+        if self.run_id is None:
+            created = self._mlflow.create_run(experiment, tags=tags(self._settings))
+            self.run_id = created.info.run_id
+            self._log(params=parameters(self._settings))
+            self._log_dataset()
+
+    def _log(
+        self, params: Mapping[str, str] | None = None, metrics: list[Any] | None = None
+    ) -> None:
+        from mlflow.entities import Param
+
+        listed = [Param(key, value) for key, value in (params or {}).items()]
+        metrics = metrics or []
+        self._mlflow.log_batch(self.run_id, params=listed, metrics=metrics[:_CHUNK])
+        for start in range(_CHUNK, len(metrics), _CHUNK):
+            self._mlflow.log_batch(self.run_id, metrics=metrics[start : start + _CHUNK])
+
+    def _log_dataset(self) -> None:
+        manifest = Path(paths.MANIFEST.format(dataset=self._settings.spec.dataset))
+        if not manifest.is_file():
+            return
+        import mlflow.data
+        import pandas as pd
+        from mlflow.entities import DatasetInput, InputTag
+
+        frame = pd.read_csv(manifest, dtype=str)
+        data = mlflow.data.from_pandas(  # type: ignore[attr-defined]
+            frame, source=str(manifest), name=self._settings.spec.dataset
+        )
+        entry = DatasetInput(data._to_mlflow_entity(), [InputTag("mlflow.data.context", "train")])
+        self._mlflow.log_inputs(self.run_id, datasets=[entry])
+
+    def epochs(self, rows: list[dict[str, float]]) -> None:
+        """Log rows of history that are not there yet, in one request."""
+        from_here = [row for row in rows if row["epoch"] > self.last_epoch]
+        if from_here and self._do(lambda: self._log(metrics=list(_metrics(from_here)))):
+            self.last_epoch = int(from_here[-1]["epoch"])
+
+    def finish(self, scores: Mapping[str, Any], folder: Path) -> bool:
+        """Log final numbers and files, verify their number, and close the run."""
+
+        def close() -> None:
+            numbers = {k: v for k, v in scores.items() if isinstance(v, int | float)}
+            last = {"epoch": self.last_epoch, **numbers}
+            self._log(metrics=list(_metrics([last])))
+            files = [folder / name for name in _ARTIFACTS if (folder / name).is_file()]
+            for file in files:
+                self._mlflow.log_artifact(self.run_id, str(file))
+            there = {item.path for item in self._mlflow.list_artifacts(self.run_id)}
+            whole = there >= {file.name for file in files}
+            self._mlflow.set_tag(self.run_id, "artifacts", "complete" if whole else "incomplete")
+            self._mlflow.set_tag(self.run_id, "complete", "true")
+            self._mlflow.set_terminated(self.run_id, "FINISHED")
+
+        return self._do(close)
+
+    def fail(self, status: str, reason: str) -> None:
+        """Mark the run FAILED or KILLED, with the reason."""
+        self._do(lambda: self._mlflow.set_tag(self.run_id, "reason", reason))
+        self._do(lambda: self._mlflow.set_terminated(self.run_id, status))
+
+
+def _metrics(rows: list[dict[str, Any]]) -> Iterator[Any]:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    for row in rows:
+        for key, value in row.items():
+            if isinstance(value, int | float) and key not in ("seed", "recipe", "shared_recipe"):
+                yield Metric(key, float(value), now, int(row["epoch"]))
+
+
+class RunTracker:
+    """What a run reports to: the journal and history of its folder, and the mirror."""
+
+    def __init__(self, folder: Path, mirror: Mirror) -> None:
+        """Take up the history that an interrupted run left."""
+        self._folder = folder
+        self._mirror = mirror
+        self._rows = {int(row["epoch"]): row for row in read_history(folder)}
+
+    def epoch(self, epoch: int, row: dict[str, float]) -> None:
+        """Record a row of history; the same epoch written again replaces it and what follows."""
+        self._rows = {k: v for k, v in self._rows.items() if k < epoch}
+        self._rows[epoch] = {"epoch": epoch, **row}
+        write_history(self._folder, list(self._rows.values()))
+        self._journal({"event": "epoch", **self._rows[epoch]})
+        self._mirror.epochs([self._rows[epoch]])
+
+    def message(self, text: str) -> None:
+        """Show a line to whoever watches."""
+        print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+
+    def finish(self, scores: Mapping[str, Any]) -> None:
+        """Close the mirrored run; remember that the mirror is whole."""
+        self._journal({"event": "finished", "top1_pct": scores["top1_pct"]})
+        if self._mirror.finish(scores, self._folder):
+            runtime.write_json(self._folder / paths.RUN_MIRRORED, mirrored(scores))
+
+    def fail(self, status: Literal["FAILED", "KILLED"], reason: str) -> None:
+        """Record that the run ended early."""
+        self._journal({"event": status.lower(), "reason": reason})
+        self._mirror.fail(status, reason)
+
+    def _journal(self, line: Mapping[str, Any]) -> None:
+        with (self._folder / paths.RUN_JOURNAL).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
+
+
+def mirrored(scores: Mapping[str, Any]) -> dict[str, str]:
+    """Return what says that the mirror holds these scores."""
+    return {"uri": _without_password(tracking_uri()), "digest": str(scores["digest"])}
+
+
+def write_history(folder: Path, rows: list[dict[str, float]]) -> None:
+    """Write `history.csv`, a row an epoch; the columns are those of the last row."""
+    with runtime.atomic_path(folder / paths.RUN_HISTORY) as path:
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(
+                stream, fieldnames=list(rows[-1]), extrasaction="ignore", lineterminator="\n"
+            )
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of `history.csv`, none if there is no such file."""
+    path = folder / paths.RUN_HISTORY
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [
+            {key: float(value) for key, value in row.items() if value not in ("", None)}
+            for row in csv.DictReader(stream)
+        ]
+
+
+def open_tracker(settings: RunSettings, folder: Path, study: str) -> RunTracker:
+    """Return the tracker of a run whose folder it creates; `settings.yaml` is written first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {"digest": settings.digest(), "study": study, **settings.as_dict()}
+    runtime.write_text(folder / paths.RUN_SETTINGS, yaml.safe_dump(values, sort_keys=False))
+    return RunTracker(folder, Mirror(settings, study))
+
+
+def sync(results: Path) -> tuple[int, int]:
+    """Replay complete runs that the mirror lacks; return (replayed, failed)."""
+    done = failed = 0
+    for scored in sorted(results.glob(f"runs/**/{paths.RUN_SCORES}")):
+        folder = scored.parent
+        scores = json.loads(scored.read_text(encoding="utf-8"))
+        marker = folder / paths.RUN_MIRRORED
+        if marker.is_file() and json.loads(marker.read_text()) == mirrored(scores):
+            continue
+        values = yaml.safe_load((folder / paths.RUN_SETTINGS).read_text(encoding="utf-8"))
+        mirror = Mirror(RunSettings.from_dict(values), values["study"])
+        mirror.epochs(read_history(folder))
+        if mirror.finish(scores, folder):
+            runtime.write_json(marker, mirrored(scores))
+            done += 1
+        else:
+            failed += 1
+    return done, failed

@@ -1,0 +1,43 @@
+"""W_LLM: class vectors from sentences; and the frozen embeddings of all images."""
+
+
+rule embed_descriptions:
+    input:
+        descriptions=paths.DESCRIPTIONS,
+    output:
+        classifier=paths.CLASSIFIER,
+    log:
+        "logs/embed_descriptions/{backbone}.{descriptions}.{dataset}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        python=PYTHON,
+        digest=description_digest,
+        backbone=backbone_digest,
+    message:
+        "embed the descriptions of {wildcards.dataset} with {wildcards.backbone}"
+    shell:
+        "{params.python} -m microclip embed-descriptions {wildcards.dataset}"
+        " --backbone {wildcards.backbone} --descriptions {wildcards.descriptions} > {log} 2>&1"
+
+
+rule encode_images:
+    input:
+        store=paths.STORE,
+    output:
+        features=paths.FEATURES,
+    log:
+        "logs/encode_images/{backbone}.{dataset}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        gpu=1,
+    params:
+        python=PYTHON,
+        device=DEVICE,
+        backbone=backbone_digest,
+    message:
+        "encode the images of {wildcards.dataset} with {wildcards.backbone}"
+    shell:
+        "{params.python} -m microclip encode-images {wildcards.dataset}"
+        " --backbone {wildcards.backbone} --device {params.device} > {log} 2>&1"

@@ -1,0 +1,69 @@
+"""What the rules share: the validated study and its file names; no science."""
+
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from microclip import paths, runtime, settings, study
+
+try:
+    STUDY = study.load(config)
+except settings.SettingsError as error:
+    raise WorkflowError(f"microclip: {error}")
+
+PYTHON = sys.executable
+STUDY_NAME = STUDY.settings.study
+DEVICE = STUDY.settings.device
+CONSTRAINTS = {
+    "study": "[A-Za-z0-9._-]+",
+    "table": "[A-Za-z0-9._-]+",
+    "seed": "[0-9]+",
+    **{
+        field: "|".join(name.replace(".", "[.]") for name in STUDY.names(field))
+        for field in ("dataset", "backbone", "descriptions", "method", "variant")
+    },
+}
+SCORES = [str(spec.folder / paths.RUN_SCORES) for spec in STUDY.runs]
+TABLES = expand(
+    paths.TABLE, study=STUDY_NAME, table=STUDY.settings.tables, format=["csv", "md", "tex"]
+)
+
+
+def write_plan():
+    """Leave the list of runs where jobs and people find it."""
+    target = Path(paths.STUDY_PLAN.format(study=STUDY_NAME))
+    runtime.write_json(target, STUDY.plan())
+
+
+def run_settings(wildcards):
+    """Return the resolved settings of a run as JSON."""
+    return STUDY.settings_json(**wildcards)
+
+
+def run_inputs(wildcards):
+    """Return what a run reads: images for a method that looks at them, else frozen embeddings."""
+    reads = study.reads_of(wildcards.method)
+    return paths.STORE if reads == "images" else paths.FEATURES
+
+
+def dataset_digest(wildcards):
+    """Return what names a dataset's settings, so that a change makes it anew."""
+    return settings.digest(settings.load_dataset(wildcards.dataset).identity())
+
+
+def description_digest(wildcards):
+    """Return what names the texts of a dataset: templates, and who wrote the descriptions."""
+    dataset = settings.load_dataset(wildcards.dataset)
+    written = settings.load_descriptions(wildcards.descriptions)
+    return settings.digest([dataset.templates, written.model_dump(mode="json")])
+
+
+def backbone_digest(wildcards):
+    """Return what names a backbone."""
+    return settings.digest(settings.load_backbone_settings(wildcards.backbone).model_dump("json"))
+
+
+def shipped_descriptions(wildcards):
+    """Return the file that descriptions are taken from."""
+    return settings.description_file(wildcards.dataset, wildcards.descriptions)

@@ -1,0 +1,34 @@
+"""Images: rendered or fetched once, then decoded once."""
+
+
+rule fetch_dataset:
+    output:
+        manifest=paths.MANIFEST,
+    log:
+        "logs/fetch_dataset/{dataset}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        python=PYTHON,
+        digest=dataset_digest,
+    message:
+        "fetch dataset {wildcards.dataset}"
+    shell:
+        "{params.python} -m microclip fetch-dataset {wildcards.dataset} > {log} 2>&1"
+
+
+rule store_images:
+    input:
+        manifest=paths.MANIFEST,
+    output:
+        store=paths.STORE,
+    log:
+        "logs/store_images/{dataset}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        python=PYTHON,
+    message:
+        "decode the images of {wildcards.dataset}"
+    shell:
+        "{params.python} -m microclip store-images {wildcards.dataset} > {log} 2>&1"

@@ -1,0 +1,21 @@
+"""Class descriptions: the shipped files today, a language model where one is named."""
+
+
+rule describe:
+    input:
+        shipped=ancient(shipped_descriptions),
+    output:
+        descriptions=paths.DESCRIPTIONS,
+    log:
+        "logs/describe/{descriptions}.{dataset}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        python=PYTHON,
+        digest=description_digest,
+        classes=dataset_digest,
+    message:
+        "describe the classes of {wildcards.dataset}"
+    shell:
+        "{params.python} -m microclip describe {wildcards.dataset}"
+        " --descriptions {wildcards.descriptions} > {log} 2>&1"
