@@ -1,0 +1,121 @@
+"""Imports go one way, MLflow stays in one module, and no method knows another."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "microclip"
+LAYERS = (  # a module may import from its own layer and from those above it
+    ("paths", "settings"),
+    ("methods.registry",),
+    ("study",),
+    ("runtime",),
+    ("tracking",),
+    ("text.prompts", "text.descriptions", "text.classifier", "data", "model"),
+    ("text.embedding",),
+    ("data.features",),
+    ("methods.base",),
+    ("adaptation",),
+    ("methods",),
+    ("measure",),
+    ("runner",),
+    ("icons",),
+    ("api",),
+    ("cli",),
+    ("__main__",),
+)
+ALLOWED = {  # each with its reason
+    ("data.datasets", "icons.scenes"),  # the renderer, imported when a dataset is of icons
+    ("data.vocabulary", "icons.scenes"),  # likewise, their class lists
+    ("__init__", "api"),  # the user's two functions, imported when asked for
+}
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")
+)
+
+
+def layer(module: str) -> int:
+    """Return the layer of the longest listed prefix."""
+    found = [
+        (len(name), number)
+        for number, names in enumerate(LAYERS)
+        for name in names
+        if module == name or module.startswith(name + ".")
+    ]
+    assert found, f"microclip.{module} has no layer; add it to LAYERS where it belongs"
+    return max(found)[1]
+
+
+def imports(module: str) -> Iterator[str]:
+    """Yield every module that is imported, wherever the statement stands but for type checking."""
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in microclip.{module}"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                is_module = name.removeprefix("microclip.") in MODULES
+                yield name if is_module else str(node.module)
+
+
+def own(module: str) -> set[str]:
+    """Return the imported modules of the package itself."""
+    names = {name for name in imports(module) if name.split(".")[0] == "microclip"}
+    return {name.removeprefix("microclip.") for name in names} - {"microclip"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.endswith("__init__")])
+def test_a_module_imports_only_its_own_layer_and_those_above(module: str) -> None:
+    wrong = {
+        name
+        for name in own(module)
+        if (module, name) not in ALLOWED and layer(name) > layer(module)
+    }
+    assert not wrong, f"microclip.{module} (layer {layer(module)}) imports {sorted(wrong)}"
+
+
+def test_only_tracking_imports_mlflow() -> None:
+    users = {m for m in MODULES if any(name.split(".")[0] == "mlflow" for name in imports(m))}
+    assert users == {"tracking"}
+
+
+def test_nothing_of_the_package_imports_snakemake() -> None:
+    users = {m for m in MODULES if any(n.split(".")[0] == "snakemake" for n in imports(m))}
+    assert not users
+
+
+def test_no_method_imports_another() -> None:
+    methods = {m for m in MODULES if m.startswith("methods.")} - {
+        "methods.__init__",
+        "methods.base",
+        "methods.registry",
+    }
+    shared = {"methods.clip"}  # LinearClassifier: the head that training-free methods share
+    for module in methods:
+        assert not (own(module) & methods) - shared - {module}, module
+
+
+def test_no_module_is_longer_than_300_lines() -> None:
+    lines = {m: len((PACKAGE / f"{m.replace('.', '/')}.py").read_text().splitlines()) for m in MODULES}
+    assert not {module: n for module, n in lines.items() if n > 300}
+
+
+def test_no_pickle_is_loaded() -> None:
+    for module in MODULES:
+        text = (PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+        loads = re.findall(r"torch\.load\([^)]*\)", text)
+        assert all("weights_only=True" in load for load in loads), module
+        assert "pickle" not in {name.split(".")[0] for name in imports(module)}, module

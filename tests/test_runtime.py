@@ -1,0 +1,176 @@
+"""Files are whole or absent; seeds have purposes; a device is leased, and never replaced in secret."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from microclip import runtime
+from microclip.runtime import ResourceError
+
+
+def test_a_file_is_there_whole(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file.json"
+    runtime.write_json(target, {"b": 1, "a": "ü"})
+    assert target.read_text(encoding="utf-8").endswith("}\n")
+    assert list(json.loads(target.read_text(encoding="utf-8"))) == ["b", "a"]
+    assert [path.name for path in target.parent.iterdir()] == ["file.json"]
+
+
+def test_an_error_leaves_the_old_file_and_no_leftover(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    runtime.write_text(target, "old")
+    with pytest.raises(RuntimeError), runtime.atomic_path(target) as path:
+        path.write_text("half of the n")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    runtime.write_text(target, "old")
+    program = (
+        "import os, sys; from pathlib import Path; from microclip import runtime\n"
+        "with runtime.atomic_path(Path(sys.argv[1])) as path:\n"
+        "    path.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(target)], check=False)
+    assert done.returncode == -9
+    assert target.read_text() == "old"
+
+
+def test_the_temporary_file_keeps_the_suffix_and_the_folder(tmp_path: Path) -> None:
+    with runtime.atomic_path(tmp_path / "a.parquet") as path:
+        assert path.suffix == ".parquet"
+        assert path.parent == tmp_path
+
+
+def test_new_files_follow_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        runtime.write_text(tmp_path / "a", "")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_seeds_differ_by_purpose_and_fit_63_bits() -> None:
+    seeds = {
+        runtime.derive_seed(0),
+        runtime.derive_seed(1),
+        runtime.derive_seed(0, "crops"),
+        runtime.derive_seed(0, "crops", 1),
+        runtime.derive_seed(0, "crops", "1"),
+        runtime.derive_seed(0, "crops", 1, 2),
+        runtime.derive_seed(0, "crops", 12),
+    }
+    assert len(seeds) == 7
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert runtime.derive_seed(0, "crops", 1) == runtime.derive_seed(0, "crops", 1)
+
+
+def test_generators_of_one_purpose_draw_the_same() -> None:
+    draws = [torch.rand(3, generator=runtime.generator(7, "views", 2)) for _ in range(2)]
+    assert torch.equal(*draws)
+    other = torch.rand(3, generator=runtime.generator(7, "views", 3))
+    assert not torch.equal(draws[0], other)
+
+
+def test_global_generators_are_seeded_and_put_back() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = draw()
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    with runtime.seeded_globals(11):
+        inside = draw()
+    assert draw() == expected
+    with runtime.seeded_globals(11):
+        assert draw() == inside
+
+
+def test_cuda_without_a_gpu_is_an_error_not_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ResourceError, match="set device: cpu"):
+        runtime.choose_device("cuda")
+    assert runtime.choose_device("auto") == "cpu"
+    assert runtime.choose_device("cpu") == "cpu"
+
+
+def test_a_listed_gpu_that_torch_cannot_use_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ResourceError, match="cannot use it"):
+        runtime.choose_device("auto")
+
+
+LEASE = """
+import os, sys, tempfile, torch
+tempfile.tempdir = sys.argv[1]
+torch.cuda.is_available = lambda: True
+from microclip import runtime
+try:
+    runtime.choose_device("cuda")
+    print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+    sys.stdin.read()
+except runtime.ResourceError as error:
+    print(error, flush=True)
+"""
+
+
+def test_each_job_leases_a_gpu_of_its_own(tmp_path: Path) -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "3,5"}
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", LEASE, str(tmp_path)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [job.stdout.readline().strip() for job in jobs if job.stdout]
+    assert sorted(said) == ["3", "5"]
+    third = subprocess.run(
+        [sys.executable, "-c", LEASE, str(tmp_path)],
+        env=environment,
+        input="",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "all 2 GPUs are in use" in third.stdout
+    jobs[0].kill()  # a crash frees the device
+    jobs[0].wait()
+    again = subprocess.run(
+        [sys.executable, "-c", LEASE, str(tmp_path)],
+        env=environment,
+        input="",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert again.stdout.strip() == said[0]
+    jobs[1].communicate("")
+    jobs[0].communicate()
+
+
+def test_the_record_names_code_versions_and_machine() -> None:
+    record = runtime.record()
+    assert record["packages"]["torch"] == torch.__version__.partition("+")[0] or "+" in str(
+        record["packages"]["torch"]
+    )
+    assert set(record) >= {"commit", "dirty", "python", "platform", "cpus", "gpu"}
+    assert runtime.peak_memory_mib() > 10
