@@ -6,6 +6,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from microclip import paths, runtime, settings, study
+from microclip.text import descriptions
 
 try:
     STUDY = study.load(config)
@@ -66,4 +67,6 @@ def backbone_digest(wildcards):
 
 def shipped_descriptions(wildcards):
     """Return the file that descriptions are taken from."""
-    return settings.description_file(wildcards.dataset, wildcards.descriptions)
+    dataset = settings.load_dataset(wildcards.dataset)
+    written = settings.load_descriptions(wildcards.descriptions)
+    return str(descriptions.source_file(dataset, written))

@@ -1,0 +1,73 @@
+"""icon-clip is an ordinary open_clip network, and it knows its icons."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from microclip import paths
+from microclip.icons import scenes, zero_shot
+from microclip.icons.catalogue import SETS
+from microclip.model.backbone import load_backbone
+from microclip.settings import IconSource
+
+HOME = paths.project_root() / "resources" / "icon-clip"
+
+
+def test_stock_open_clip_loads_it_and_agrees_with_ours() -> None:
+    open_clip.add_model_config(HOME)
+    stock, _, preprocess = open_clip.create_model_and_transforms(
+        "icon-clip", pretrained=str(HOME / "icon-clip.safetensors")
+    )
+    stock.eval()
+    ours = load_backbone("icon-clip")
+    images = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    texts = ["a picture of a fox", "a slice of pizza"]
+    tokenizer = open_clip.get_tokenizer("icon-clip")
+    with torch.no_grad():
+        there = stock.encode_image(images, normalize=True)
+        words = stock.encode_text(tokenizer(texts), normalize=True)
+    torch.testing.assert_close(ours.encode_image(images).embedding, there, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.encode_text(texts), words, atol=1e-5, rtol=0)
+    assert preprocess.transforms[0].size == 56
+
+
+def test_checkpoint_is_small_and_in_half_precision() -> None:
+    path = HOME / "icon-clip.safetensors"
+    assert path.stat().st_size < 30e6
+    n_image = sum(p.numel() for p in load_backbone("icon-clip").visual.parameters())
+    assert 1e6 < n_image < 3e6
+
+
+def test_a_truncated_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "cut.safetensors").write_bytes((HOME / "icon-clip.safetensors").read_bytes()[:5000])
+    described = tmp_path / "cut.yaml"
+    described.write_text(
+        f"title: cut\nconfig: {HOME / 'icon-clip.json'}\nweights: {tmp_path / 'cut.safetensors'}\n"
+    )
+    with pytest.raises(ValueError, match=r"cut\.safetensors") as caught:
+        load_backbone(str(described))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_zero_shot_leaves_room_both_ways(name: str) -> None:
+    """The committed measurement lies between 25 and 80 % on the default size of each set."""
+    rows = json.loads((HOME / "zero-shot.json").read_text())
+    (row,) = [r for r in rows if r["set"] == name and r["size"] == "default"]
+    assert 25 <= row["cls_pct"] <= 80
+
+
+def test_the_committed_measurement_is_reproduced_on_a_part() -> None:
+    """Flags, 40 classes, 2 scenes each: within sampling error of the committed number."""
+    rows = json.loads((HOME / "zero-shot.json").read_text())
+    (row,) = [r for r in rows if r["set"] == "flags" and r["size"] == "default"]
+    backbone = load_backbone("icon-clip")
+    source = IconSource(drawings="flags", classes=40, train_scenes=1, test_scenes=2)
+    names = scenes.class_names("flags", 40)
+    vectors = backbone.encode_text([f"a picture of the {name}" for name in names])
+    images, labels = zero_shot.test_images(source, backbone)
+    found = zero_shot.accuracies(backbone, images, labels, vectors)
+    assert abs(found["cls_pct"] - row["cls_pct"]) < 20
