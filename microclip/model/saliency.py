@@ -33,12 +33,14 @@ class Saliency:
         gap: distance from the second to the third eigenvalue, in [0, 2]; infinite for two patches;
             None where no cut was made.
         degenerate: True where the gap is too small for the cut to be defined.
+        density: share of patch pairs joined by an edge, each patch with itself included.
     """
 
     mask: Bool[Tensor, "batch patch"]
     fiedler: Float[Tensor, "batch patch"]
     gap: Float[Tensor, " batch"] | None = None
     degenerate: Bool[Tensor, " batch"] | None = None
+    density: Float[Tensor, " batch"] | None = None
 
 
 @torch.no_grad()
@@ -79,7 +81,8 @@ def normalized_cut(
         mask, fiedler = salient_side(fiedler, threshold=threshold, sign=sign)
     degenerate = gap < min_gap
     fiedler = fiedler.to(torch.promote_types(tokens.dtype, torch.float32))
-    return Saliency(mask | degenerate[:, None], fiedler, gap.float(), degenerate)
+    density = (weights == 1).float().mean(dim=(1, 2))
+    return Saliency(mask | degenerate[:, None], fiedler, gap.float(), degenerate, density)
 
 
 def affinity(
