@@ -101,7 +101,7 @@ def read_manifest(dataset_name: str) -> Manifest:
     path = Path(paths.MANIFEST.format(dataset=dataset_name))
     if not path.is_file():
         raise runtime.MissingDataError(
-            f"manifest {path} is not there; run `microclip fetch {dataset_name}`"
+            f"manifest {path} is not there; run `microclip fetch-dataset {dataset_name}`"
         )
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)

@@ -67,7 +67,7 @@ def load(dataset: DatasetSettings, backbone: BackboneSettings) -> Features:
     target = _target(dataset, backbone)
     if not target.is_file():
         raise runtime.MissingDataError(
-            f"features {target} are not there; run `microclip encode` for {dataset.name}"
+            f"features {target} are not there; run `microclip encode-images` for {dataset.name}"
         )
     try:
         with safe_open(target, framework="pt") as opened:

@@ -19,9 +19,9 @@ from microclip.data.datasets import UnlabelledImages
 from microclip.data.resize import Window, resize_windows
 from microclip.data.views import (
     Crop,
+    StrongTransform,
     normalise,
     square_windows,
-    strong_transform,
     strong_view,
     whole_window,
 )
@@ -133,7 +133,7 @@ class _StrongViews(Dataset[Tensor]):
     def __init__(self, images: UnlabelledImages, recipe: ViewRecipe) -> None:
         self._images = images
         self._seed = recipe.seed
-        self._transform = strong_transform(recipe.size)
+        self._transform = StrongTransform(recipe.size)
 
     def __getitem__(self, key: tuple[int, int]) -> UInt8[Tensor, "3 size size"]:
         epoch, index = key

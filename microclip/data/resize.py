@@ -73,7 +73,7 @@ def by_matrices(
     *,
     device: torch.device | str,
 ) -> Float[Tensor, "batch view 3 size size"]:
-    """Return what `resize_windows` returns, as rows @ image @ columns for the whole batch."""
+    """Return what `resize_windows` returns, as rows @ (image @ columns) for a batch."""
     height = max(image.shape[0] for image in images)
     width = max(image.shape[1] for image in images)
     padded = torch.zeros((len(images), height, width, 3), dtype=torch.uint8)
@@ -84,8 +84,9 @@ def by_matrices(
     with torch.autocast(device_type=torch.device(device).type, enabled=False):
         rows = axis_weights(table[..., [0, 2, 4, 6]], n_in=height, n_out=size)
         columns = axis_weights(table[..., [1, 3, 5, 7]], n_in=width, n_out=size)
-        views = torch.einsum("b v o h, b c h w, b v p w -> b v c o p", rows, planes, columns)
-    return views.clamp(0, 1)
+        across = torch.einsum("b c h w, b v p w -> b v c h p", planes, columns)
+        views = torch.einsum("b v o h, b v c h p -> b v c o p", rows, across.clamp(0, 1))
+    return views.clamp(0, 1)  # twice, as Pillow holds both steps in bytes
 
 
 def axis_weights(
@@ -103,9 +104,9 @@ def axis_weights(
     inputs = torch.arange(n_in, device=windows.device) - first
     centre = (outputs + 0.5) * scale
     reach = _SUPPORT * stretch
-    inside = (inputs >= 0) & (inputs < length)
-    inside &= (inputs >= (centre - reach + 0.5).floor()) & (inputs < (centre + reach + 0.5).floor())
-    weights = _cubic((inputs + 0.5 - centre) / stretch) * inside
+    is_inside = (inputs >= 0) & (inputs < length)
+    is_near = (inputs >= (centre - reach + 0.5).floor()) & (inputs < (centre + reach + 0.5).floor())
+    weights = _cubic((inputs + 0.5 - centre) / stretch) * (is_inside & is_near)
     return weights / weights.sum(dim=-1, keepdim=True)
 
 

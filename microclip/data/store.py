@@ -169,13 +169,13 @@ def open_store(folder: Path, source_sha256: str | None = None) -> ImageStore:
     record = folder / _RECORD
     if not record.is_file():
         raise runtime.MissingDataError(
-            f"image store {record} is not there; run `microclip store {folder.name}`"
+            f"image store {record} is not there; run `microclip store-images {folder.name}`"
         )
     said = json.loads(record.read_text(encoding="utf-8"))
     if source_sha256 is not None and said["source_sha256"] != source_sha256:
         raise SettingsError(
             f"image store {folder} was made from other images (expected {source_sha256[:12]}, "
-            f"got {said['source_sha256'][:12]}); run `microclip store {folder.name}` again"
+            f"got {said['source_sha256'][:12]}); run `microclip store-images {folder.name}` again"
         )
     pixels = folder / _PIXELS
     size = pixels.stat().st_size if pixels.is_file() else 0
@@ -222,5 +222,5 @@ def _verify_once(path: Path, sha256: str) -> None:
 def _damaged(path: Path, expected: str, got: str) -> SettingsError:
     return SettingsError(
         f"{path} is damaged: expected {expected}, got {got}; "
-        f"run `microclip store {path.parent.name}` again"
+        f"run `microclip store-images {path.parent.name}` again"
     )

@@ -6,13 +6,13 @@ on who computes it. Values are in [0, 1]; `normalise` subtracts the backbone's m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
@@ -82,40 +82,43 @@ def square_windows(
     return windows
 
 
-def strong_transform(size: int) -> Callable[[Image.Image], UInt8[Tensor, "3 size size"]]:
-    """Return timm's training transform as the released code called it.
+class StrongTransform:
+    """timm's training transform as the released code called it.
 
     Random resized crop (area 0.3 to 1, ratio 3/4 to 4/3, bicubic), flip, then two of 15 operations
     of RandAugment at magnitude N(9, 0.5), each with probability 0.5; geometric ones fill with black
     because the transform's own normalisation is off. It draws from the global generators.
     """
-    composed: Any = create_transform(
-        size,
-        is_training=True,
-        scale=STRONG_SCALE,
-        color_jitter=0.0,  # off: RandAugment takes its place
-        auto_augment=STRONG_POLICY,
-        interpolation="bicubic",
-        re_prob=0.0,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-    )
-    steps = [step for step in composed.transforms if _acts_on_images(step)]
 
-    def transform(image: Image.Image) -> UInt8[Tensor, "3 size size"]:
-        for step in steps:
+    def __init__(self, size: int) -> None:
+        """Return squares of side `size`."""
+        composed: Any = create_transform(
+            size,
+            is_training=True,
+            scale=STRONG_SCALE,
+            color_jitter=0.0,  # off: RandAugment takes its place
+            auto_augment=STRONG_POLICY,
+            interpolation="bicubic",
+            re_prob=0.0,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+        )
+        self.steps = [step for step in composed.transforms if _acts_on_images(step)]
+        for step in self.steps:
+            for operation in getattr(step, "ops", ()):
+                if operation.name.startswith("Posterize"):
+                    operation.aug_fn = _posterize
+
+    def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 side side"]:
+        """Return a view of an RGB image."""
+        for step in self.steps:
             image = step(image)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
-    return transform
-
 
 def strong_view(
-    pixels: Pixels,
-    transform: Callable[[Image.Image], UInt8[Tensor, "3 size size"]],
-    *,
-    seed: int,
-) -> UInt8[Tensor, "3 size size"]:
+    pixels: Pixels, transform: StrongTransform, *, seed: int
+) -> UInt8[Tensor, "3 side side"]:
     """Return the strong view that `seed` stands for; the global generators are left as found."""
     with runtime.seeded_globals(seed):
         return transform(Image.fromarray(pixels))
@@ -127,6 +130,13 @@ def normalise(
     """Return (images - mean) / std by channel."""
     shift = torch.tensor(mean, device=images.device)[:, None, None]
     return (images - shift) / torch.tensor(std, device=images.device)[:, None, None]
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep the leading bits. Pillow 13 refuses 0, which the greatest magnitude asks for: black."""
+    if bits < 1:
+        return Image.new(image.mode, image.size)
+    return image if bits >= 8 else ImageOps.posterize(image, bits)
 
 
 def _acts_on_images(step: object) -> bool:

@@ -1,0 +1,89 @@
+"""Batches depend on seed, epoch and index alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from microclip.data.datasets import UnlabelledImages
+from microclip.data.loading import TrainingViews, ViewBatch, ViewRecipe, evaluation_views
+from microclip.data.store import open_store, write_store
+
+RECIPE = ViewRecipe(seed=0, size=16, mean=(0.5,) * 3, std=(0.25,) * 3, n_crops=3)
+N = 7
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> UnlabelledImages:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    files = []
+    for k in range(N):
+        files.append(folder / f"{k}.png")
+        pixels = rng.integers(0, 256, (20 + k, 29, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(files[-1])
+    write_store(files, Path(folder) / "store", "made")
+    return UnlabelledImages(open_store(folder / "store"), tuple(range(N)))
+
+
+def by_image(batches: list[ViewBatch]) -> dict[int, torch.Tensor]:
+    found = {}
+    for batch in batches:
+        assert batch.strong is not None
+        views = torch.cat([batch.weak[:, None], batch.strong[:, None], batch.crops], dim=1)
+        found.update(dict(zip(batch.indices.tolist(), views, strict=True)))
+    return found
+
+
+def test_an_epoch_shows_every_image_once_and_keeps_the_partial_batch(
+    images: UnlabelledImages,
+) -> None:
+    views = TrainingViews(images, RECIPE, batch_size=3)
+    batches = list(views.batches(1, 2))
+    assert views.n_batches == 3
+    assert [len(batch.indices) for batch in batches] == [3, 3, 1, 3, 3, 1]
+    orders = [torch.cat([b.indices for b in part]).tolist() for part in (batches[:3], batches[3:])]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(N))
+    assert orders[0] != orders[1]
+    assert batches[0].weak.shape == (3, 3, 16, 16)
+    assert batches[0].crops.shape == (3, 3, 3, 16, 16)
+
+
+def test_views_depend_neither_on_batches_nor_on_workers(images: UnlabelledImages) -> None:
+    once = by_image(list(TrainingViews(images, RECIPE, batch_size=3).batches(4, 4)))
+    others = by_image(list(TrainingViews(images, RECIPE, batch_size=5, n_workers=2).batches(4, 4)))
+    later = by_image(list(TrainingViews(images, RECIPE, batch_size=3).batches(5, 5)))
+    for index in range(N):
+        assert torch.equal(once[index], others[index])
+        assert not torch.equal(once[index], later[index])
+
+
+def test_the_epochs_before_do_not_matter(images: UnlabelledImages) -> None:
+    views = TrainingViews(images, RECIPE, batch_size=4)
+    assert torch.equal(list(views.batches(1, 2))[2].weak, next(views.batches(2, 2)).weak)
+
+
+def test_another_seed_is_another_draw(images: UnlabelledImages) -> None:
+    first = TrainingViews(images, RECIPE, batch_size=N).weak_and_crops(0, [2])
+    other = TrainingViews(images, replace(RECIPE, seed=1), batch_size=N).weak_and_crops(0, [2])
+    assert not torch.equal(first.crops, other.crops)
+
+
+def test_no_crop_is_an_empty_axis(images: UnlabelledImages) -> None:
+    views = TrainingViews(images, replace(RECIPE, n_crops=0), batch_size=N)
+    assert views.weak_and_crops(0, [0, 1]).crops.shape == (2, 0, 3, 16, 16)
+
+
+def test_test_views_are_the_same_at_each_call(images: UnlabelledImages) -> None:
+    for crop in ("center", "random"):
+        drawn = [
+            torch.cat(list(evaluation_views(images, RECIPE, crop=crop, batch_size=size)))
+            for size in (2, 7)
+        ]
+        assert drawn[0].shape == (N, 3, 16, 16)
+        assert torch.equal(*drawn)

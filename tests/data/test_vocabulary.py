@@ -1,0 +1,53 @@
+"""Class lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from microclip.data.vocabulary import checked, load_vocabulary
+from microclip.settings import DatasetSettings, FolderSource, SettingsError, load_dataset
+
+
+def folder_dataset(folder: Path) -> DatasetSettings:
+    source = FolderSource(folder=folder)
+    return DatasetSettings(name="own", title="Own", source=source, templates=("a {}",))
+
+
+@pytest.mark.usefixtures("project")
+def test_the_class_file_gives_the_label_order() -> None:
+    names = load_vocabulary(load_dataset("shapes")).class_names
+    assert names == ("red_disc", "green square", "blue bar")
+
+
+def test_without_class_file_the_folders_are_the_classes_in_order(tmp_path: Path) -> None:
+    for name in ("b", "a", "c"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    assert load_vocabulary(folder_dataset(tmp_path)).class_names == ("a", "b", "c")
+
+
+def test_no_class_list_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="classes.txt"):
+        load_vocabulary(folder_dataset(tmp_path))
+
+
+def test_a_class_that_stands_twice_is_refused_by_name_and_entry() -> None:
+    with pytest.raises(SettingsError, match=r"'owl' stands twice in birds.txt \(entries 1 and 3\)"):
+        checked(["owl", "wren", "owl"], "birds.txt")
+
+
+def test_one_class_is_too_few() -> None:
+    with pytest.raises(SettingsError, match="at least 2 classes, got 1"):
+        checked(["owl"], "birds.txt")
+
+
+def test_icon_sets_take_as_many_classes_as_asked_in_the_order_of_their_list() -> None:
+    dataset = load_dataset("icons-food")
+    found = load_vocabulary(dataset)
+    assert len(found) == dataset.source.classes  # type: ignore[union-attr]
+    every = Path(__file__).resolve().parents[2] / found.where
+    order = every.read_text(encoding="utf-8").splitlines()
+    assert [order.index(name) for name in found.class_names] == sorted(
+        order.index(name) for name in found.class_names
+    )
