@@ -141,7 +141,8 @@ def load(
     target = _target(dataset, backbone, descriptions)
     if not target.is_file():
         raise runtime.MissingDataError(
-            f"class vectors {target} are not there; run `microclip embed` for {dataset.name}"
+            f"class vectors {target} are not there; "
+            f"run `microclip embed-descriptions` for {dataset.name}"
         )
     sentences = description_files.load(dataset, descriptions)
     expected = input_key(backbone_key(backbone), sentences, dataset.templates)
