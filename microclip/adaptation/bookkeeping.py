@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -50,6 +51,17 @@ class FiniteGuard:
                     "the checkpoint of the epoch before is kept"
                 )
 
+    def check_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Raise NonFiniteLossError naming a tensor that an update has spoilt."""
+        finite = torch.stack([value.detach().isfinite().all() for value in weights.values()])
+        for name, is_finite in zip(weights, finite.tolist(), strict=True):
+            if not is_finite:
+                raise NonFiniteLossError(
+                    f"expected finite weights, got NaN or infinity in {name} after epoch "
+                    f"{self._epoch}; lower learning_rate or use precision fp32, the checkpoint of "
+                    "the epoch before is kept"
+                )
+
 
 @dataclass
 class EpochTotals:
@@ -72,9 +84,8 @@ class EpochTotals:
         self._add("salient_patches", saliency.mask.sum().float())
         if saliency.degenerate is not None:
             self._add("degenerate_rate", saliency.degenerate.sum().float())
-        density = getattr(saliency, "density", None)
-        if density is not None:
-            self._add("edge_density", density.sum().float())
+        if saliency.density is not None:
+            self._add("edge_density", saliency.density.sum())
 
     def row(self) -> dict[str, float]:
         """Return the means over images, by column of history."""

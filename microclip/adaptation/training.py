@@ -75,12 +75,12 @@ class Trainer:
         *,
         precision: str = "fp32",
     ) -> None:
-        """Prepare optimizer and schedule; `precision` "bf16" is autocast on a GPU."""
+        """Prepare optimizer and schedule; `precision` "bf16" is autocast, on a CPU too."""
         self.fusion = fusion
         self.settings = settings
         self._teacher = teacher
         self._views = views
-        self._autocast = precision == "bf16" and views.device.type == "cuda"
+        self._autocast = precision == "bf16"
         self._parameters = fusion.trained_parameters()
         self._optimizer = build_optimizer(
             self._parameters,
@@ -139,6 +139,7 @@ class Trainer:
             if line is not None:
                 watcher.message(line)
         guard.check()  # waits for the device: the clock is right
+        guard.check_weights(self._parameters)
         seconds = time.perf_counter() - started
         return {
             **totals.row(),

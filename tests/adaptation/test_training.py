@@ -1,0 +1,240 @@
+"""The loop: equal to the written-out algorithm, resumable, and silent to its watcher."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional
+
+from microclip.adaptation.bookkeeping import NonFiniteLossError
+from microclip.adaptation.options import SelfTrainingSettings
+from microclip.adaptation.teacher import Teacher
+from microclip.adaptation.training import Trainer
+from microclip.data.datasets import UnlabelledImages
+from microclip.data.loading import TrainingViews, ViewRecipe
+from microclip.model.token_fusion import TokenFusion
+from tests.model.networks import tiny_backbone
+
+C, N = 5, 11
+RECIPE = ViewRecipe(seed=3, size=32, mean=(0.5,) * 3, std=(0.25,) * 3, n_crops=2)
+
+
+class Noise(UnlabelledImages):
+    """Images of noise."""
+
+    __slots__ = ("_images",)
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self._images = rng.integers(0, 256, (N, 36, 41, 3), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return N
+
+    def pixels(self, index: int) -> np.ndarray:
+        return self._images[index]
+
+
+class Journal:
+    """Remembers, and can stop the training."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.rows: dict[int, dict[str, float]] = {}
+        self.labels: list[dict[str, Tensor]] = []
+        self.indices: list[int] = []
+        self._stop_after = stop_after
+
+    def pseudo_labels(self, indices: Tensor, guesses: dict[str, Tensor]) -> None:
+        if self._stop_after is not None and self._stop_after in self.rows:
+            raise KeyboardInterrupt
+        self.indices += indices.tolist()
+        self.labels.append(guesses)
+
+    def epoch(self, epoch: int, row: dict[str, float]) -> None:
+        self.rows[epoch] = row
+
+    def message(self, text: str) -> None:
+        pass
+
+
+def trainer(**values: Any) -> Trainer:
+    settings = SelfTrainingSettings(**{"epochs": 3, "batch_size": 4, **values})
+    torch.manual_seed(0)
+    fusion = TokenFusion(tiny_backbone(), torch.randn(C, 16), **settings.fusion_options())
+    knowledge = functional.normalize(torch.randn(C, 16), dim=-1)
+    recipe = dataclasses.replace(RECIPE, n_crops=0) if settings.prior == "frozen" else RECIPE
+    cached = torch.randn(N, C) if settings.prior == "frozen" else None
+    views = TrainingViews(Noise(), recipe, batch_size=settings.batch_size)
+    return Trainer(fusion, Teacher(fusion, knowledge, settings, cached), views, settings)
+
+
+def written_out(built: Trainer, n_steps: int) -> list[float]:
+    """Section 5 of the method's card, without the project's losses, schedule and loop."""
+    fusion, total = built.fusion, 3 * 3
+    parameters = list(fusion.trained_parameters().values())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1)
+    losses, marginal = [], None
+    for step, batch in enumerate(built._views.batches(1, 3)):
+        if step == n_steps:
+            break
+        labels = built._teacher.teach(batch).labels
+        logits = 100 * fusion(batch.strong).logits
+        mean = logits.softmax(-1).mean(0)
+        marginal = mean if step % 3 == 0 else 0.5 * (marginal.detach() + mean)
+        loss = functional.cross_entropy(logits, labels) - 2 / C * marginal.log().sum()
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-6 + 0.5 * (1e-4 - 2e-6) * (1 + np.cos(np.pi * step / total))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_the_loop_is_the_algorithm_of_the_card() -> None:
+    ours, reference = trainer(), trainer()
+    losses = written_out(reference, 9)
+    journal = Journal()
+    ours.train(journal)
+    for name, value in ours.fusion.trained_state().items():
+        torch.testing.assert_close(value, reference.fusion.trained_state()[name], atol=1e-6, rtol=0)
+    sizes = [4, 4, 3]
+    for epoch in (1, 2, 3):
+        mine = losses[3 * epoch - 3 : 3 * epoch]
+        expected = sum(loss * size for loss, size in zip(mine, sizes, strict=True)) / N
+        assert journal.rows[epoch]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_only_what_is_trained_moves() -> None:
+    built = trainer(epochs=1)
+    before = {name: value.clone() for name, value in built.fusion.state_dict().items()}
+    built.train(Journal())
+    after = built.fusion.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    trained = {id(p) for p in built.fusion.trained_parameters().values()}
+    assert moved == {name for name, p in built.fusion.named_parameters() if id(p) in trained}
+
+
+def test_a_row_an_epoch_and_every_image_taught_once_an_epoch() -> None:
+    journal = Journal()
+    trainer(epochs=2).train(journal)
+    assert list(journal.rows) == [0, 1, 2]
+    assert journal.rows[0] == {}
+    assert set(journal.rows[2]) == {
+        "loss",
+        "loss_ce",
+        "loss_fairness",
+        "salient_patches",
+        "degenerate_rate",
+        "edge_density",
+        "learning_rate",
+        "images_per_s",
+        "seconds",
+        "peak_memory_mib",
+    }
+    assert sorted(journal.indices) == sorted([*range(N), *range(N)])
+    assert set(journal.labels[0]) == {"prior", "fusion", "mix"}
+    assert journal.rows[2]["learning_rate"] < journal.rows[1]["learning_rate"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"query": "random"}, {"prior": "frozen"}, {"fairness": "paper"}]
+)
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, values: dict[str, Any]) -> None:
+    unbroken = trainer(**values)
+    unbroken.train(Journal())
+    with pytest.raises(KeyboardInterrupt):
+        trainer(**values).train(Journal(stop_after=1), tmp_path)
+    resumed, journal = trainer(**values), Journal()
+    resumed.train(journal, tmp_path)
+    assert list(journal.rows) == [2, 3]
+    for name, value in resumed.fusion.trained_state().items():
+        assert torch.equal(value, unbroken.fusion.trained_state()[name]), name
+
+
+def test_a_checkpoint_of_other_settings_is_not_taken_up(tmp_path: Path) -> None:
+    trainer(epochs=1).train(Journal(), tmp_path)
+    journal = Journal()
+    trainer(epochs=1, gamma=0.4).train(journal, tmp_path)
+    assert list(journal.rows) == [0, 1]
+
+
+def test_a_complete_checkpoint_trains_no_more(tmp_path: Path) -> None:
+    first = trainer(epochs=1)
+    first.train(Journal(), tmp_path)
+    again, journal = trainer(epochs=1), Journal()
+    again.train(journal, tmp_path)
+    assert journal.rows == {}
+    assert torch.equal(again.fusion.classifier, first.fusion.classifier)
+
+
+def test_a_loss_that_is_no_number_keeps_the_checkpoint_before_it(tmp_path: Path) -> None:
+    class Spoiler(Journal):
+        def __init__(self, built: Trainer, spoilt_step: int) -> None:
+            super().__init__()
+            self._built, self._spoilt_step = built, spoilt_step
+
+        def pseudo_labels(self, indices: Tensor, guesses: dict[str, Tensor]) -> None:
+            super().pseudo_labels(indices, guesses)
+            if len(self.labels) == self._spoilt_step:
+                with torch.no_grad():
+                    self._built.fusion.classifier.fill_(float("nan"))
+
+    for spoilt_step, word in ((4, "cross_entropy at epoch 2, step 2"), (6, "weights, .* epoch 2")):
+        built = trainer()
+        with pytest.raises(NonFiniteLossError, match=word):
+            built.train(Spoiler(built, spoilt_step), tmp_path)
+        with safe_open(tmp_path / "last.safetensors", framework="pt") as opened:
+            assert json.loads(opened.metadata()["microclip"])["epoch"] == 1
+            assert opened.get_tensor("weights/classifier").isfinite().all()
+        (tmp_path / "last.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"fairness": "off"},
+        {"gradient_clip": "l1"},
+        {"pseudo_label": "single", "train_head": "cls"},
+        {"pseudo_label": "multi", "pseudo_label_head": "shared"},
+        {"pooling": "query-average", "query": "mean"},
+        {"rho": 0.0},
+        {"learnable_empty": True},
+    ],
+)
+def test_every_switch_trains(values: dict[str, Any]) -> None:
+    built, plain = trainer(epochs=1, **values), trainer(epochs=1)
+    journal = Journal()
+    built.train(journal)
+    plain.train(Journal())
+    assert np.isfinite(journal.rows[1]["loss"])
+    assert not torch.equal(built.fusion.classifier, plain.fusion.classifier)
+
+
+def test_no_epoch_leaves_the_network_as_it_was() -> None:
+    built = trainer(epochs=0)
+    before = built.fusion.trained_state()
+    built.train(Journal())
+    assert all(torch.equal(before[k], v) for k, v in built.fusion.trained_state().items())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_bf16_runs_on_a_gpu() -> None:
+    settings = SelfTrainingSettings(epochs=1, batch_size=4)
+    fusion = TokenFusion(tiny_backbone().to("cuda"), torch.randn(C, 16))
+    knowledge = functional.normalize(torch.randn(C, 16), dim=-1).cuda()
+    views = TrainingViews(Noise(), RECIPE, batch_size=4, device="cuda")
+    journal = Journal()
+    Trainer(fusion, Teacher(fusion, knowledge, settings), views, settings, precision="bf16").train(
+        journal
+    )
+    assert np.isfinite(journal.rows[1]["loss"])
