@@ -1,0 +1,56 @@
+"""The monitor counts, and tells the method nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from microclip.measure.monitoring import LabelMonitor, MeasuredTracker, summary
+from microclip.methods.base import Views
+from tests.fixtures.project import Journal
+from tests.measure.test_evaluation import Halves
+
+
+def monitor() -> LabelMonitor:
+    images = torch.eye(3)
+    return LabelMonitor(
+        train_labels=torch.tensor([2, 1, 0, 2]),
+        test_labels=torch.tensor([0, 1, 1]),
+        test_batches=lambda _: [Views(embeddings=images)],
+    )
+
+
+def test_guesses_are_counted_by_image_index_and_kind() -> None:
+    watching = monitor()
+    nothing = watching.pseudo_labels(
+        torch.tensor([3, 0]), {"prior": torch.tensor([2, 1]), "mix": torch.tensor([2, 2])}
+    )
+    watching.pseudo_labels(
+        torch.tensor([1, 2]), {"prior": torch.tensor([0, 0]), "mix": torch.tensor([1, 1])}
+    )
+    assert nothing is None
+    assert watching.take() == {"pseudo_prior_pct": 50.0, "pseudo_mix_pct": 75.0}
+    assert watching.take() == {}
+
+
+def test_every_head_is_tested() -> None:
+    watching = monitor()
+    assert watching.evaluate(Halves()) is None
+    measured = watching.take()
+    assert measured["test_fused_pct"] == pytest.approx(200 / 3)
+    assert measured["test_global_pct"] == 0.0
+
+
+def test_the_tracker_gets_the_rows_and_the_method_does_not() -> None:
+    journal, watching = Journal(), monitor()
+    tracker = MeasuredTracker(journal, watching, n_epochs=4)
+    watching.evaluate(Halves())
+    row = {"loss": 1.5, "seconds": 2.0}
+    assert tracker.epoch(3, row) is None
+    assert row == {"loss": 1.5, "seconds": 2.0}
+    assert journal.rows[3]["test_fused_pct"] == pytest.approx(200 / 3)
+    assert journal.lines == ["epoch 3/4: loss 1.500, test 66.7 %, global 0.0, about 2 s left"]
+
+
+def test_before_training_there_is_only_a_test() -> None:
+    assert summary(0, 2, {"test_fused_pct": 40.0}) == "epoch 0/2: test 40.0 %"

@@ -1,0 +1,124 @@
+"""The contract of all methods: what they see, what they return, what they leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from microclip.data import datasets
+from microclip.methods.base import (
+    Classifier,
+    Method,
+    Supervision,
+    Task,
+    Views,
+    known_methods,
+    load_method,
+)
+from microclip.model.backbone import load_backbone
+from microclip.settings import SettingsError, load_method_file, load_variant
+from microclip.study import settings_of
+from microclip.text import embedding
+from tests.fixtures import project as fixture
+
+SHORT: dict[str, Any] = {"epochs": 1, "batch_size": 8, "n_crops": 2}
+
+
+def options(name: str) -> Any:
+    model = settings_of(name)
+    return model(**{key: value for key, value in SHORT.items() if key in model.model_fields})
+
+
+def task(method: Any) -> Task:
+    settings = fixture.settings_of("clip")
+    fixture.prepare(settings)
+    images = datasets.load(settings.dataset)["train"].images
+    is_blind = method.supervision is Supervision.NONE
+    return Task(
+        class_names=fixture.CLASSES,
+        texts=embedding.load(settings.dataset, settings.backbone, settings.descriptions),
+        seed=0,
+        device="cpu",
+        precision="fp32",
+        backbone=load_backbone("tiny") if method.reads == "images" else None,
+        images=None if is_blind or method.reads != "images" else images,
+    )
+
+
+def views(classifier: Classifier) -> Views:
+    torch.manual_seed(0)
+    if classifier.views.kind == "image":
+        return Views(images=torch.randn(4, 3, 32, 32))
+    return Views(embeddings=torch.nn.functional.normalize(torch.randn(4, 16), dim=1))
+
+
+@pytest.mark.parametrize("name", known_methods())
+def test_a_method_declares_what_it_is(name: str) -> None:
+    method = load_method(name)
+    assert isinstance(method, Method)
+    assert method.supervision in Supervision
+    assert method.reads in {"embeddings", "images"}
+    assert method.RECIPE >= 1
+    assert all(field.description for field in method.Settings.model_fields.values())
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("name", known_methods())
+def test_the_classifier_gives_cosines_and_is_restored_from_its_state(name: str) -> None:
+    method = load_method(name)
+    classifier = method.adapt(task(method), options(name), fixture.Journal())
+    assert isinstance(classifier, Classifier)
+    given = views(classifier)
+    logits = classifier.logits(given)
+    assert logits.shape == (4, 3)
+    assert logits.dtype == torch.float32
+    assert not logits.requires_grad
+    assert logits.abs().max() <= 1 + 1e-5
+    assert torch.equal(classifier.heads(given)["fused"], logits)
+    restored = method.restore(task(method), options(name), classifier.trained_state())
+    assert torch.equal(restored.logits(given), logits)
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("name", known_methods())
+def test_the_wrong_kind_of_view_is_refused(name: str) -> None:
+    method = load_method(name)
+    classifier = method.restore(task(method), options(name), _untrained(method, name))
+    with pytest.raises(ValueError, match="follow its ViewPlan"):
+        classifier.logits(Views())
+
+
+def _untrained(method: Any, name: str) -> dict[str, torch.Tensor]:
+    given = options(name)
+    if "epochs" in type(given).model_fields:
+        given = given.model_copy(update={"epochs": 0})
+    state: dict[str, torch.Tensor] = method.adapt(
+        task(method), given, fixture.Journal()
+    ).trained_state()
+    return state
+
+
+@pytest.mark.parametrize("name", known_methods())
+def test_the_settings_file_is_complete_and_says_where_each_number_is_from(name: str) -> None:
+    declared = load_method_file(name)
+    assert set(declared.settings) <= set(settings_of(name).model_fields)
+    text = (Path("config/methods") / f"{name}.yaml").read_text(encoding="utf-8")
+    block = text.split("settings:\n")[1].splitlines() if "settings:\n" in text else []
+    assert all("#" in line for line in block if line.strip())
+
+
+@pytest.mark.parametrize("path", sorted(Path("config/variants").glob("*.yaml")), ids=str)
+def test_every_variant_is_valid(path: Path) -> None:
+    variants = yaml.safe_load(path.read_text(encoding="utf-8"))["variants"]
+    base = load_method_file(path.stem).settings
+    for name in variants:
+        settings_of(path.stem).model_validate({**base, **load_variant(path.stem, name)})
+
+
+def test_an_unknown_method_lists_the_known() -> None:
+    with pytest.raises(SettingsError, match="known: clip, cupl, microclip"):
+        load_method("clop")

@@ -1,0 +1,93 @@
+"""`microclip.adapt` and `microclip.load` on a folder of one's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import microclip
+from microclip.settings import SettingsError
+from tests.fixtures.project import CLASSES, SENTENCES
+
+SHORT: dict[str, Any] = {"epochs": 1, "batch_size": 8, "n_crops": 2, "device": "cpu"}
+
+
+@pytest.fixture
+def folder(project_source: Path, project: Path) -> Path:
+    assert project.is_dir()
+    return project_source / "images" / "train"
+
+
+def test_a_folder_is_adapted_to_saved_and_loaded(folder: Path, tmp_path: Path) -> None:
+    adapted = microclip.adapt(folder, CLASSES, descriptions=SENTENCES, backbone="tiny", **SHORT)
+    found = adapted.predict(folder)
+    assert len(found) == 15
+    assert {prediction.class_name for prediction in found} <= set(CLASSES)
+    assert all(1 / 3 <= prediction.confidence <= 1 for prediction in found)
+    assert found[0].file == str(sorted(folder.rglob("*.png"))[0])
+    saved = adapted.save(tmp_path / "own")
+    assert microclip.load(saved, device="cpu").predict(folder) == found
+
+
+@pytest.mark.parametrize("method", ["clip", "cupl"])
+def test_methods_without_training_take_the_same_path(
+    folder: Path, tmp_path: Path, method: str
+) -> None:
+    adapted = microclip.adapt(
+        [next(folder.rglob("*.png"))], CLASSES, backbone="tiny", method=method
+    )
+    found = adapted.predict(folder)
+    assert microclip.load(adapted.save(tmp_path / "own")).predict(folder) == found
+
+
+def test_a_single_file_and_a_list_are_images_too(folder: Path) -> None:
+    files = sorted(folder.rglob("*.png"))[:2]
+    adapted = microclip.adapt(files, CLASSES, backbone="tiny", method="clip")
+    one, two = adapted.predict(files[0]), adapted.predict(files)
+    assert len(one) == 1
+    assert len(two) == 2
+    assert one[0].class_name == two[0].class_name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"epochz": 3}, "did you mean 'epochs'"),
+        ({"class_names": ["a"]}, "at least 2 classes"),
+        ({"class_names": ["a", "a"]}, "stands twice"),
+        ({"descriptions": {"a": ["x"]}, "class_names": ["a", "b"]}, "lack 1 of 2 classes"),
+        ({"backbone": "ViT-Z"}, "ViT-Z"),
+        ({"method": "clop"}, "unknown method"),
+        ({"images": []}, "empty list"),
+        ({"images": "nowhere"}, "no folder"),
+        ({"templates": ["no slot"]}, "once"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(
+    folder: Path, arguments: dict[str, Any], word: str
+) -> None:
+    given = {"images": folder, "class_names": CLASSES, "backbone": "tiny", **arguments}
+    with pytest.raises((ValueError, FileNotFoundError), match=word) as caught:
+        microclip.adapt(**given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_save_did_not_write_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no complete classifier"):
+        microclip.load(folder)
+    saved = microclip.adapt(folder, CLASSES, backbone="tiny", method="clip").save(tmp_path / "own")
+    (saved / "class_vectors.safetensors").write_bytes(b"")
+    with pytest.raises(SettingsError, match="damaged"):
+        microclip.load(saved)
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, microclip; print('torch' in sys.modules, microclip.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", microclip.__version__]
+    with pytest.raises(AttributeError, match="no attribute 'adopt'"):
+        microclip.adopt  # noqa: B018
