@@ -122,7 +122,7 @@ class Mirror:
         """Find the run of the same settings or create it."""
         self._alive = True
         self._settings = settings
-        self.last_epoch = 0
+        self.last_epoch = -1  # epoch 0 is the network before training
         self.run_id: str | None = None
         self._do(lambda: self._open(study))
 
@@ -145,7 +145,7 @@ class Mirror:
             if same and self.run_id is None and run.data.tags.get("complete") != "true":
                 self.run_id = run.info.run_id
                 self._mlflow.update_run(self.run_id, status="RUNNING")
-                self.last_epoch = int(run.data.metrics.get("epoch", 0))
+                self.last_epoch = int(run.data.metrics.get("epoch", -1))
             else:
                 self._mlflow.delete_run(run.info.run_id)
         if self.run_id is None:
@@ -191,7 +191,7 @@ class Mirror:
 
         def close() -> None:
             numbers = {k: v for k, v in scores.items() if isinstance(v, int | float)}
-            last = {"epoch": self.last_epoch, **numbers}
+            last = {"epoch": max(self.last_epoch, 0), **numbers}
             self._log(metrics=list(_metrics([last])))
             files = [folder / name for name in _ARTIFACTS if (folder / name).is_file()]
             for file in files:

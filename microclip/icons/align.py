@@ -39,7 +39,7 @@ MAX_TOKENS = 40  # of a training caption; the tower itself takes 77
 class AlignRecipe:
     """Everything that decides the text tower, besides drawings and image tower."""
 
-    steps: int = 3000
+    steps: int = 2000
     batch: int = 512
     peak_lr: float = 1e-3
     weight_decay: float = 0.02
