@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from microclip import runtime
@@ -175,7 +176,7 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
         values = json.loads((source / _RECORD).read_text(encoding="utf-8"))
         state = load_file(source / _WEIGHTS)
         record = Record(**{**values, "class_names": tuple(values["class_names"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise SettingsError(
             f"{source} holds no complete classifier ({' '.join(str(error).split())}); "
             "expected the folder that Adapted.save wrote"

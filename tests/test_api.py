@@ -80,9 +80,10 @@ def test_a_folder_that_save_did_not_write_is_refused(folder: Path, tmp_path: Pat
     with pytest.raises(SettingsError, match="no complete classifier"):
         microclip.load(folder)
     saved = microclip.adapt(folder, CLASSES, backbone="tiny", method="clip").save(tmp_path / "own")
-    (saved / "class_vectors.safetensors").write_bytes(b"")
-    with pytest.raises(SettingsError, match="damaged"):
-        microclip.load(saved)
+    for name, word in (("class_vectors", "damaged"), ("adapted", "no complete classifier")):
+        (saved / f"{name}.safetensors").write_bytes(b"")
+        with pytest.raises(SettingsError, match=word):
+            microclip.load(saved)
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

@@ -39,7 +39,7 @@ def whole_window(
 ) -> Window:
     """Return the resize of the shorter side to `size` and a center or random square of it.
 
-    Source: CLIP's own transform; the released code puts a random crop in its place.
+    Source: CLIP's own transform. Departs: fidelity.md#views (where which square is taken).
 
     Raises:
         ValueError: crop "random" without `rng`; unknown `crop`.

@@ -57,10 +57,13 @@ def read(path: Path) -> Descriptions:
     return Descriptions(_sentences(values, str(path)), str(path), record)
 
 
-def select(descriptions: Descriptions, vocabulary: Vocabulary) -> dict[str, tuple[str, ...]]:
+def select(
+    descriptions: Descriptions, vocabulary: Vocabulary, *, unused_level: int = logging.WARNING
+) -> dict[str, tuple[str, ...]]:
     """Return the sentences of every class of `vocabulary`, in label order, duplicates kept.
 
-    Underscores and spaces are the same in a name. Descriptions of other classes only warn.
+    Underscores and spaces are the same in a name. Descriptions of other classes are only logged,
+    at `unused_level`.
 
     Raises:
         SettingsError: a class has no description.
@@ -77,7 +80,8 @@ def select(descriptions: Descriptions, vocabulary: Vocabulary) -> dict[str, tupl
     wanted = {readable(name) for name in vocabulary.class_names}
     unused = [name for name in by_name if name not in wanted]
     if unused:
-        logger.warning(
+        logger.log(
+            unused_level,
             "%d descriptions in %s belong to no class of %s (first: %r); they are not used",
             len(unused),
             descriptions.where,
@@ -102,7 +106,9 @@ def write(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:
     """
     source = source_file(dataset, descriptions)
     found = read(source)
-    sentences = select(found, load_vocabulary(dataset))
+    is_part = isinstance(dataset.source, IconSource) and dataset.source.classes is not None
+    level = logging.INFO if is_part else logging.WARNING  # a part of the set leaves some unused
+    sentences = select(found, load_vocabulary(dataset), unused_level=level)
     root = paths.project_root()
     target = _target(dataset, descriptions)
     runtime.write_json(
