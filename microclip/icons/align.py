@@ -32,7 +32,7 @@ from microclip.model.backbone import Backbone, from_open_clip, unit_norm
 
 log = logging.getLogger(__name__)
 VIEWS = 4  # scenes a drawing is embedded from
-MAX_TOKENS = 40  # of a training caption; the tower itself takes 77
+MAX_TOKENS = 44  # of a training caption; the tower itself takes 77
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ class Captions:
         self.bank, self.recipe = bank, recipe
         self.tokenizer = SimpleTokenizer(context_length=MAX_TOKENS)
         tokens = (t[:-4] for t in self.tokenizer.encoder if t.endswith("</w>"))
-        self.noise = sorted(t for t in tokens if t.isascii() and t.isalpha() and len(t) > 2)
+        unknown = sorted(t for t in tokens if t.isascii() and t.isalpha() and len(t) > 2)
+        self.noise = (unknown, bank.vocabulary)  # words that mean nothing, words of other names
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the drawings' indices and their captions' token ids, cut to the longest."""

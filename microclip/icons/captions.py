@@ -48,25 +48,37 @@ def keyword_caption(name: str, keywords: Sequence[str], rng: random.Random) -> s
     return rng.choice((", ", " and ", " ")).join(parts)
 
 
-def sentence(name: str, keywords: Sequence[str], noise: Sequence[str], rng: random.Random) -> str:
-    """Return a sentence-like string: the name early, then function words, keywords and noise."""
+def sentence(
+    name: str, keywords: Sequence[str], noise: tuple[Sequence[str], ...], rng: random.Random
+) -> str:
+    """Return a sentence-like string: the name early, then function words, keywords and noise.
+
+    Each member of `noise` gives about one word in six.
+    """
     words = [
-        rng.choice(noise) if rng.random() < 0.3 else rng.choice(FUNCTION_WORDS)
-        for _ in range(rng.randint(3, 18))
+        rng.choice(noise[kind]) if (kind := rng.randrange(6)) < len(noise) else _function_word(rng)
+        for _ in range(rng.randint(4, 22))
     ]
     for keyword in keywords:
         if rng.random() < 0.25:
             words.insert(rng.randint(0, len(words)), keyword)
-    place = rng.randint(0, min(4, len(words))) if rng.random() < 0.7 else len(words)
+    early = rng.random() < 0.85  # descriptions name their subject first, others later
+    place = rng.randint(0, 4) if early else rng.randint(0, len(words))
     words.insert(place, name)
     return ("The " if rng.random() < 0.3 else "") + " ".join(words) + "."
 
 
-def caption(name: str, keywords: Sequence[str], noise: Sequence[str], rng: random.Random) -> str:
+def _function_word(rng: random.Random) -> str:
+    return rng.choice(FUNCTION_WORDS)
+
+
+def caption(
+    name: str, keywords: Sequence[str], noise: tuple[Sequence[str], ...], rng: random.Random
+) -> str:
     """Return one seeded caption: a frame, a list of keywords, or a noisy sentence."""
     kind = rng.random()
-    if kind < 0.35:
+    if kind < 0.25:
         return rng.choice(FRAMES).format(name)
-    if kind < 0.5 and keywords:
+    if kind < 0.4 and keywords:
         return keyword_caption(name, keywords, rng)
     return sentence(name, keywords, noise, rng)

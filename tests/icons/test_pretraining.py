@@ -74,15 +74,15 @@ def test_backgrounds_differ_and_stay_in_range() -> None:
 
 def test_captions_are_seeded_and_hold_the_name() -> None:
     first, again = (
-        [caption("red fox", ("animal", "orange"), ("qua",), random.Random(7)) for _ in range(1)]
+        [caption("red fox", ("animal", "orange"), (("qua",),), random.Random(7)) for _ in range(1)]
         for _ in range(2)
     )
     assert first == again
     rng = random.Random(0)
     for _ in range(200):
-        assert "red fox" in caption("red fox", ("animal",), ("qua", "zum"), rng)
+        assert "red fox" in caption("red fox", ("animal",), (("qua",), ("zum",)), rng)
     assert "animal" in keyword_caption("fox", ("animal",), rng)
-    assert sentence("fox", (), ("qua",), rng).endswith(".")
+    assert sentence("fox", (), (("qua",),), rng).endswith(".")
     assert all(frame.count("{}") == 1 for frame in FRAMES)
 
 
