@@ -62,7 +62,8 @@ def description_digest(wildcards):
 
 def backbone_digest(wildcards):
     """Return what names a backbone."""
-    return settings.digest(settings.load_backbone_settings(wildcards.backbone).model_dump("json"))
+    backbone = settings.load_backbone_settings(wildcards.backbone)
+    return settings.digest(backbone.model_dump(mode="json"))
 
 
 def shipped_descriptions(wildcards):
