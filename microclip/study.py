@@ -72,7 +72,9 @@ class RunSettings:
         where = "the run's settings"
         missing = [key for key in ("spec", "dataset", "method", "recipe") if key not in values]
         if missing:
-            raise settings.SettingsError(f"{where} lack {missing[0]!r}; write them by `microclip plan`")
+            raise settings.SettingsError(
+                f"{where} lack {missing[0]!r}; take a settings.yaml that a run has written"
+            )
         models = {
             "dataset": settings.DatasetSettings,
             "backbone": settings.BackboneSettings,
@@ -128,7 +130,6 @@ class Study:
             precision=self.settings.precision,
             recipe=recipe_of(spec.method),
         )
-
 
     def names(self, field: str) -> tuple[str, ...]:
         """Return the different values of a RunSpec field, in the order of the runs."""

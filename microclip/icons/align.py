@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from microclip import paths, runtime
 from microclip.icons.captions import caption
@@ -39,7 +39,7 @@ MAX_TOKENS = 44  # of a training caption; the tower itself takes 77
 class AlignRecipe:
     """Everything that decides the text tower, besides drawings and image tower."""
 
-    steps: int = 2000
+    steps: int = 1500
     batch: int = 512
     peak_lr: float = 1e-3
     weight_decay: float = 0.02
@@ -49,10 +49,8 @@ class AlignRecipe:
 
 def load_naming(config: Path, folder: Path, bank: Bank) -> Naming:
     """Return the image tower that `pretrain.py` left."""
-    naming = Naming(
-        from_open_clip(build_model(config)), len(bank.concepts), len(bank.vocabulary)
-    )
-    state = torch.load(folder / "image-tower.pt", weights_only=True)
+    naming = Naming(from_open_clip(build_model(config)), len(bank.concepts), len(bank.vocabulary))
+    state = torch.load(folder / "image-tower.pt", weights_only=True)  # noqa: TID251  tensors alone
     naming.load_state_dict(state["naming"])
     return naming.eval()
 
@@ -105,7 +103,10 @@ class Captions:
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
         rng = random.Random(self.recipe.seed * 1_000_003 + step)
         drawn = torch.multinomial(
-            self.bank.sampling, 2 * self.recipe.batch, True, generator=generator
+            self.bank.sampling,
+            2 * self.recipe.batch,
+            replacement=True,
+            generator=generator,
         ).tolist()
         chosen = list({self.bank.names[i]: i for i in drawn}.values())[: self.recipe.batch]
         texts = [
@@ -121,8 +122,8 @@ class Alignment(nn.Module):
     def __init__(self, naming: Naming) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
-        self.register_buffer("concepts", F.normalize(naming.concepts.detach(), dim=-1))
-        self.register_buffer("words", F.normalize(naming.words.detach(), dim=-1))
+        self.register_buffer("concepts", functional.normalize(naming.concepts.detach(), dim=-1))
+        self.register_buffer("words", functional.normalize(naming.words.detach(), dim=-1))
         self.register_buffer("scales", naming.log_scale.detach().exp().clamp(max=60.0))
         self.register_buffer("word_bias", naming.word_bias.detach())
 
@@ -135,12 +136,14 @@ class Alignment(nn.Module):
         contrast = torch.zeros(())
         for view, weight in ((0, 0.6), (1, 0.4)):
             similarity = scale * texts @ images[:, view].T
-            both = F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)
+            both = functional.cross_entropy(similarity, own) + functional.cross_entropy(
+                similarity.T, own
+            )
             contrast = contrast + weight * 0.5 * both
         by_concept = self.scales[0] * texts @ self.concepts.T
-        emoji = F.cross_entropy(by_concept, concept, ignore_index=-1)
+        emoji = functional.cross_entropy(by_concept, concept, ignore_index=-1)
         by_word = self.scales[1] * texts @ self.words.T + self.word_bias
-        naming = -(words * F.log_softmax(by_word, -1)).sum(1).mean()
+        naming = -(words * functional.log_softmax(by_word, -1)).sum(1).mean()
         return contrast, emoji, naming
 
 
@@ -160,9 +163,7 @@ def align(naming: Naming, bank: Bank, recipe: AlignRecipe) -> None:
     for step in range(recipe.steps):
         opt.param_groups[0]["lr"] = rate(step, schedule)
         index, tokens = captions(step)
-        view = torch.randint(
-            VIEWS, (len(index),), generator=torch.Generator().manual_seed(step)
-        )
+        view = torch.randint(VIEWS, (len(index),), generator=torch.Generator().manual_seed(step))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             texts = encode_short(model, tokens)
         parts = losses(

@@ -25,8 +25,7 @@ FRAMES = (
     "one can see a {} here",
     "{} in the middle of a picture",
 )
-FUNCTION_WORDS = tuple(
-    """a an the of with and or in on at from to by for as its it is are has have shows showing seen
+_WORDS = """a an the of with and or in on at from to by for as its it is are has have shows showing seen
     looks like drawn usually often typically against between above below under over near around
     along across into out up down left right side top bottom front back middle centre end edge
     small large big long short tall wide thin thick round curved straight flat sharp soft bright
@@ -36,8 +35,8 @@ FUNCTION_WORDS = tuple(
     shape outline form line lines part parts body face head colour color coloured colored shade
     tone surface pattern detail details feature features design style view picture image drawing
     icon artwork recognise recognised identified characteristic typical marked set placed facing
-    standing sitting held made filled covered surrounded topped""".split()
-)
+    standing sitting held made filled covered surrounded topped"""
+FUNCTION_WORDS = tuple(_WORDS.split())
 
 
 def keyword_caption(name: str, keywords: Sequence[str], rng: random.Random) -> str:

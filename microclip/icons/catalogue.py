@@ -1,9 +1,9 @@
 """Which artist drew which class: icon names matched to emoji labels, artists divided once for all.
 
 Sources are two npm packages, named with their versions in `PACKAGES`: `@iconify/json` (drawings as
-SVG bodies, one JSON file an artist's set) and `emojibase-data` (labels, keywords, groups). A drawing
-belongs to the class whose label, or any of its shortcodes, has the same letters and digits as the
-drawing's name.
+SVG bodies, one JSON file an artist's set) and `emojibase-data` (labels, keywords, groups). A
+drawing belongs to the class whose label, or any of its shortcodes, has the same letters and digits
+as the drawing's name.
 """
 
 from __future__ import annotations

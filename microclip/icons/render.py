@@ -49,9 +49,7 @@ def fetch_packages(folder: Path) -> None:
             continue
         folder.mkdir(parents=True, exist_ok=True)
         log.info("npm pack %s@%s", package, version)
-        subprocess.run(
-            ["npm", "pack", "--silent", f"{package}@{version}"], cwd=folder, check=True
-        )
+        subprocess.run(["npm", "pack", "--silent", f"{package}@{version}"], cwd=folder, check=True)
         archive = folder / f"{target.name}-{version}.tgz"
         with tarfile.open(archive) as packed:
             packed.extractall(target, filter="data")
@@ -130,9 +128,7 @@ def write_pretraining(pool: ProcessPoolExecutor, catalogue: Catalogue, folder: P
     folder.mkdir(parents=True, exist_ok=True)
     with runtime.atomic_path(folder / "drawings.npy") as path:
         np.save(path, np.stack(rasters))
-    runtime.write_json(
-        folder / "drawings.json", {"packages": PACKAGES, "drawings": index}
-    )
+    runtime.write_json(folder / "drawings.json", {"packages": PACKAGES, "drawings": index})
 
 
 def _thumbnails(rasters: Raster) -> NDArray[np.float32]:
@@ -198,11 +194,13 @@ def _write_set(
             Image.fromarray(raster).save(folder / file, lossless=True, quality=100, method=6)
             rows.append([file, concept.name, drawing.artist, drawing.icon, drawing.licence])
     runtime.write_text(folder / "classes.txt", "".join(f"{c.name}\n" for c in concepts))
-    with runtime.atomic_path(folder / "drawings.csv") as path:
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(["file", "class", "artist", "icon", "licence"])
-            writer.writerows(rows)
+    with (
+        runtime.atomic_path(folder / "drawings.csv") as path,
+        path.open("w", newline="", encoding="utf-8") as stream,
+    ):
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["file", "class", "artist", "icon", "licence"])
+        writer.writerows(rows)
 
 
 def main() -> None:

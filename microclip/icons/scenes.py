@@ -211,8 +211,10 @@ def write_dataset(source: IconSource, folder: Path) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     header = ["class" if f.name == "class_name" else f.name for f in fields(Row)]
-    with runtime.atomic_path(folder / "manifest.csv") as path:
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(astuple(row) for row in rows)
+    with (
+        runtime.atomic_path(folder / "manifest.csv") as path,
+        path.open("w", newline="", encoding="utf-8") as stream,
+    ):
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(astuple(row) for row in rows)

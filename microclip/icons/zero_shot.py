@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -84,10 +85,12 @@ def measure(backbone: Backbone) -> list[dict[str, object]]:
 def main() -> None:
     """Measure, print, and write `resources/icon-clip/zero-shot.json`."""
     rows = measure(load_backbone("icon-clip"))
-    print("| set | size | classes | images | [CLS] | value path | both |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+    lines = [
+        "| set | size | classes | images | [CLS] | value path | both |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        *("| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows),
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
     target = paths.project_root() / "resources" / "icon-clip" / "zero-shot.json"
     runtime.write_text(target, json.dumps(rows, indent=1) + "\n")
 
