@@ -1,0 +1,168 @@
+"""What config/ may hold: typed, frozen, refused in one line that says what to do."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from microclip import settings
+from microclip.settings import SettingsError
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY = {
+    "study": "s",
+    "datasets": ["icons-food"],
+    "backbones": ["icon-clip"],
+    "descriptions": ["shipped"],
+    "runs": [{"methods": ["clip"]}],
+}
+SHIPPED = [
+    (kind, path.stem) for kind in settings.KINDS for path in (ROOT / "config" / kind).glob("*.yaml")
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), SHIPPED)
+def test_every_shipped_file_is_valid(kind: str, name: str) -> None:
+    values = yaml.safe_load((ROOT / "config" / kind / f"{name}.yaml").read_text())
+    assert settings.KINDS[kind].model_validate({"name": name, **values})
+
+
+def test_the_shipped_study_names_what_is_there() -> None:
+    study = settings.load_study(settings.read_yaml(ROOT / "config" / "config.yaml"))
+    assert set(study.datasets) <= set(settings.known("datasets"))
+    assert set(study.tables) <= set(settings.known("tables"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seds": [1]}, ["unknown key 'seds'", "the study", "did you mean 'seeds'"]),
+        ({"qqq": 1}, ["unknown key 'qqq'", "known: study,"]),
+        ({"datasets": []}, ["datasets in the study", "at least 1"]),
+        ({"seeds": [-1]}, ["seeds.0 in the study", "got -1"]),
+        ({"device": "gpu"}, ["device in the study", "'auto', 'cpu' or 'cuda'", "'gpu'"]),
+        ({"runs": [{"method": ["clip"]}]}, ["runs.0"]),
+        ({"study": "a/../b"}, ["study in the study"]),
+    ],
+)
+def test_a_wrong_study_is_refused_in_one_line(change: dict[str, object], said: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.load_study({**STUDY, **change})
+    assert "\n" not in str(caught.value)
+    for part in said:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "said"),
+    [
+        (settings.load_dataset, "icons-fod", "unknown dataset 'icons-fod', no config/datasets/"),
+        (settings.load_dataset, "icons-fod", "did you mean 'icons-food'?"),
+        (settings.load_dataset, "zzz", "known: icons-animals,"),
+        (settings.load_backbone_settings, "RN50", "unknown backbone 'RN50'"),
+        (settings.load_method_file, "microclpi", "did you mean 'microclip'?"),
+        (settings.load_table, "table2", "unknown table 'table2'"),
+    ],
+)
+def test_an_unknown_name_lists_the_known_ones(load, name: str, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(name)
+    assert said in str(caught.value)
+
+
+def test_an_unknown_variant_lists_the_known_ones() -> None:
+    with pytest.raises(SettingsError, match="known: default, paper-text"):
+        settings.load_variant("microclip", "paper")
+    assert settings.load_variant("clip", "default") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a: [1", "is not YAML"), ("- a", "must hold a mapping; got list"), ("", "got NoneType")],
+)
+def test_a_broken_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=said) as caught:
+        settings.read_yaml(tmp_path / "c.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="does not exist"):
+        settings.read_yaml(tmp_path / "c.yaml")
+
+
+def test_a_key_that_looks_like_a_secret_is_refused_without_its_value() -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.load_study({**STUDY, "api_key": "sk-very-secret"})
+    assert "sk-very-secret" not in str(caught.value)
+
+
+def test_yaml_1e_4_is_a_number_after_validation() -> None:
+    class Rate(settings.Frozen):
+        learning_rate: float
+
+    values = yaml.safe_load("learning_rate: 1e-4")
+    assert isinstance(values["learning_rate"], str)  # YAML 1.1
+    assert settings.validated(Rate, values, "x").learning_rate == 1e-4
+
+
+def test_shipped_numbers_are_written_so_that_every_yaml_reads_them() -> None:
+    def texts(value: object) -> list[str]:
+        if isinstance(value, dict):
+            return [t for inner in value.values() for t in texts(inner)]
+        if isinstance(value, list):
+            return [t for inner in value for t in texts(inner)]
+        return [value] if isinstance(value, str) else []
+
+    for path in (ROOT / "config").rglob("*.yaml"):
+        for text in texts(yaml.safe_load(path.read_text())):
+            try:
+                float(text)
+            except ValueError:
+                continue
+            pytest.fail(f"{text!r} in {path} is text for YAML 1.1; write 1.0e-4")
+
+
+@pytest.mark.parametrize("template", ["a picture", "a {} of {}"])
+def test_a_template_has_one_slot(template: str) -> None:
+    values = {
+        "name": "x",
+        "title": "X",
+        "source": {"kind": "folder", "folder": "x"},
+        "templates": [template],
+    }
+    with pytest.raises(SettingsError, match="must hold {} once"):
+        settings.validated(settings.DatasetSettings, values, "x")
+
+
+def test_settings_are_frozen() -> None:
+    study = settings.load_study(STUDY)
+    with pytest.raises(ValidationError):
+        study.study = "other"
+
+
+def test_the_digest_does_not_depend_on_the_order_of_keys() -> None:
+    assert settings.digest({"a": 1, "b": [2]}) == settings.digest({"b": [2], "a": 1})
+    assert settings.digest({"a": 1}) != settings.digest({"a": 1.5})
+    assert len(settings.digest({})) == 16
+
+
+def test_every_field_of_a_method_setting_is_described() -> None:
+    from microclip.methods.registry import known_methods, settings_of
+
+    for method in known_methods():
+        model: type[BaseModel] = settings_of(method)
+        assert not [name for name, field in model.model_fields.items() if not field.description]
+
+
+def test_the_exported_schemas_are_those_of_the_models(tmp_path: Path) -> None:
+    from microclip import schema
+
+    schema.export(tmp_path)
+    committed = ROOT / "config" / "schema"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in committed.iterdir())
+    for path in tmp_path.iterdir():
+        same = path.read_text() == (committed / path.name).read_text()
+        assert same, f"{path.name} is not today's; run `microclip export-schema`"
