@@ -1,8 +1,8 @@
 """What may be written under `config/`: typed, frozen, and refused in one sentence when wrong.
 
-Reading order of one run: `methods/<method>.yaml` -> `datasets/<dataset>.yaml` (`methods:` block) ->
-the study file (`methods:` block) -> `variants/<method>.yaml`. The later one wins, and every key must
-exist in the method's `Settings`.
+Reading order of one run: `methods/<method>.yaml` -> `datasets/<dataset>.yaml` (`methods:` block)
+-> the study file (`methods:` block) -> `variants/<method>.yaml`. The later one wins, and every key
+must exist in the method's `Settings`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from microclip import paths
 
@@ -176,7 +183,9 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Setti
         near = difflib.get_close_matches(key, model.model_fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
         return SettingsError(f"unknown key {path!r} in {where}; {hint}")
-    return SettingsError(f"{path or 'settings'} in {where}: {first['msg']} (got {first['input']!r})")
+    return SettingsError(
+        f"{path or 'settings'} in {where}: {first['msg']} (got {first['input']!r})"
+    )
 
 
 def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
@@ -257,7 +266,9 @@ def load_variant(method: str, variant: str) -> dict[str, Any]:
     path = paths.project_root() / "config" / "variants" / f"{method}.yaml"
     variants: dict[str, dict[str, Any]] = {}
     if path.is_file():
-        variants = validated(VariantFile, read_yaml(path), f"config/variants/{method}.yaml").variants
+        variants = validated(
+            VariantFile, read_yaml(path), f"config/variants/{method}.yaml"
+        ).variants
     variants = {"default": {}, **variants}
     if variant not in variants:
         raise SettingsError(

@@ -70,12 +70,13 @@ class RunSettings:
         Raises: SettingsError if they are not a run's settings.
         """
         where = "the run's settings"
-        missing = [key for key in ("spec", "dataset", "method", "recipe") if key not in values]
+        required = ("spec", "dataset", "backbone", "descriptions", "method", "recipe")
+        missing = [key for key in required if key not in values]
         if missing:
             raise settings.SettingsError(
                 f"{where} lack {missing[0]!r}; take a settings.yaml that a run has written"
             )
-        models = {
+        models: dict[str, type[settings.Frozen]] = {
             "dataset": settings.DatasetSettings,
             "backbone": settings.BackboneSettings,
             "descriptions": settings.DescriptionSettings,

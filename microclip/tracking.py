@@ -8,12 +8,12 @@ that imports mlflow.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from typing import Any, Literal
 import yaml
 
 from microclip import paths, runtime
+from microclip.history import read_history, write_history
 from microclip.study import RunSettings
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,8 @@ class Mirror:
             action()
         except Exception as error:  # noqa: BLE001  a mirror must never stop a run
             self._alive = False
-            log.warning("MLflow at %s: %s; the run goes on, `microclip sync` later", *_failure(error))
+            hint = "the run goes on, `microclip sync` later"
+            log.warning("MLflow at %s: %s; %s", *_failure(error), hint)
         return self._alive
 
     def _open(self, study: str) -> None:
@@ -174,9 +176,11 @@ class Mirror:
         from mlflow.entities import DatasetInput, InputTag
 
         frame = pd.read_csv(manifest, dtype=str)
-        data = mlflow.data.from_pandas(  # type: ignore[attr-defined]
-            frame, source=str(manifest), name=self._settings.spec.dataset
-        )
+        with warnings.catch_warnings():  # the source is a local file, whatever else it could be
+            warnings.simplefilter("ignore", UserWarning)
+            data = mlflow.data.from_pandas(  # type: ignore[attr-defined]
+                frame, source=str(manifest), name=self._settings.spec.dataset
+            )
         entry = DatasetInput(data._to_mlflow_entity(), [InputTag("mlflow.data.context", "train")])
         self._mlflow.log_inputs(self.run_id, datasets=[entry])
 
@@ -187,7 +191,7 @@ class Mirror:
             self.last_epoch = int(from_here[-1]["epoch"])
 
     def finish(self, scores: Mapping[str, Any], folder: Path) -> bool:
-        """Log final numbers and files, verify their number, and close the run."""
+        """Log final numbers and files, check that they arrived, and close the run."""
 
         def close() -> None:
             numbers = {k: v for k, v in scores.items() if isinstance(v, int | float)}
@@ -239,7 +243,8 @@ class RunTracker:
 
     def message(self, text: str) -> None:
         """Show a line to whoever watches."""
-        print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
+        sys.stderr.flush()
 
     def finish(self, scores: Mapping[str, Any]) -> None:
         """Close the mirrored run; remember that the mirror is whole."""
@@ -260,29 +265,6 @@ class RunTracker:
 def mirrored(scores: Mapping[str, Any]) -> dict[str, str]:
     """Return what says that the mirror holds these scores."""
     return {"uri": _without_password(tracking_uri()), "digest": str(scores["digest"])}
-
-
-def write_history(folder: Path, rows: list[dict[str, float]]) -> None:
-    """Write `history.csv`, a row an epoch; the columns are those of the last row."""
-    with runtime.atomic_path(folder / paths.RUN_HISTORY) as path:
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(
-                stream, fieldnames=list(rows[-1]), extrasaction="ignore", lineterminator="\n"
-            )
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-def read_history(folder: Path) -> list[dict[str, float]]:
-    """Return the rows of `history.csv`, none if there is no such file."""
-    path = folder / paths.RUN_HISTORY
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return [
-            {key: float(value) for key, value in row.items() if value not in ("", None)}
-            for row in csv.DictReader(stream)
-        ]
 
 
 def open_tracker(settings: RunSettings, folder: Path, study: str) -> RunTracker:
@@ -311,3 +293,12 @@ def sync(results: Path) -> tuple[int, int]:
         else:
             failed += 1
     return done, failed
+
+
+def serve(port: int) -> None:
+    """Serve MLflow's pages on 127.0.0.1 until interrupted; this process becomes the server."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    arguments = ["-m", "mlflow", "server", "--backend-store-uri", tracking_uri()]
+    arguments += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, *arguments])

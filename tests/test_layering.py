@@ -13,6 +13,7 @@ LAYERS = (  # a module may import from its own layer and from those above it
     ("methods.registry",),
     ("study",),
     ("runtime",),
+    ("history", "schema", "workspace"),
     ("tracking",),
     ("text.prompts", "text.descriptions", "text.classifier", "data", "model"),
     ("text.embedding",),
@@ -24,6 +25,7 @@ LAYERS = (  # a module may import from its own layer and from those above it
     ("runner",),
     ("icons",),
     ("api",),
+    ("stages",),
     ("cli",),
     ("__main__",),
 )

@@ -14,6 +14,7 @@ import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -68,7 +69,7 @@ def embed_bank(naming: Naming, bank: Bank, seed: int) -> Float[Tensor, "n views 
     views = []
     for _ in range(VIEWS):
         parts = []
-        for index in torch.arange(len(bank.names)).split(512):
+        for index in torch.split(torch.arange(len(bank.names)), 512):
             scenes = compositor(index, generator, 0.7)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 tokens = backbone.encode_image((scenes.images - mean) / std)
@@ -78,13 +79,13 @@ def embed_bank(naming: Naming, bank: Bank, seed: int) -> Float[Tensor, "n views 
     return torch.stack(views, 1)
 
 
-def encode_short(model: nn.Module, tokens: Int[Tensor, "text length"]) -> Tensor:
+def encode_short(model: Any, tokens: Int[Tensor, "text length"]) -> Tensor:
     """Return unit text embeddings of sequences shorter than the tower's context."""
     length = tokens.shape[1]
     hidden = model.token_embedding(tokens) + model.positional_embedding[:length]
     hidden = model.transformer(hidden, attn_mask=model.attn_mask[:length, :length])
     hidden = model.ln_final(hidden)
-    last = hidden[torch.arange(len(tokens)), tokens.argmax(-1)]
+    last: Tensor = hidden[torch.arange(len(tokens)), tokens.argmax(-1)]
     return unit_norm(last @ model.text_projection)
 
 
@@ -121,6 +122,10 @@ class Alignment(nn.Module):
 
     def __init__(self, naming: Naming) -> None:
         super().__init__()
+        self.concepts: Tensor
+        self.words: Tensor
+        self.scales: Tensor
+        self.word_bias: Tensor
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
         self.register_buffer("concepts", functional.normalize(naming.concepts.detach(), dim=-1))
         self.register_buffer("words", functional.normalize(naming.words.detach(), dim=-1))
@@ -150,7 +155,7 @@ class Alignment(nn.Module):
 def align(naming: Naming, bank: Bank, recipe: AlignRecipe) -> None:
     """Train the text tower of `naming.backbone` in place."""
     torch.manual_seed(recipe.seed)
-    model = naming.backbone.model
+    model: Any = naming.backbone.model
     images = embed_bank(naming, bank, recipe.seed)
     log.info("embedded %d drawings, %d scenes each", len(bank.names), VIEWS)
     captions, losses = Captions(bank, recipe), Alignment(naming)
@@ -185,7 +190,8 @@ def align(naming: Naming, bank: Bank, recipe: AlignRecipe) -> None:
 def write_checkpoint(backbone: Backbone, path: Path) -> None:
     """Write the network in half precision under open_clip's own names; temperature 1/100."""
     with torch.no_grad():
-        backbone.model.logit_scale.fill_(math.log(100.0))
+        model: Any = backbone.model
+        model.logit_scale.fill_(math.log(100.0))
     state = {name: value.detach().half() for name, value in backbone.model.state_dict().items()}
     with runtime.atomic_path(path) as temporary:
         save_file({k: v.contiguous() for k, v in state.items()}, temporary)

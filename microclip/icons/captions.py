@@ -25,7 +25,8 @@ FRAMES = (
     "one can see a {} here",
     "{} in the middle of a picture",
 )
-_WORDS = """a an the of with and or in on at from to by for as its it is are has have shows showing seen
+_WORDS = """
+    a an the of with and or in on at from to by for as its it is are has have shows showing seen
     looks like drawn usually often typically against between above below under over near around
     along across into out up down left right side top bottom front back middle centre end edge
     small large big long short tall wide thin thick round curved straight flat sharp soft bright

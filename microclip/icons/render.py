@@ -136,7 +136,8 @@ def _thumbnails(rasters: Raster) -> NDArray[np.float32]:
     colour[..., :3] *= colour[..., 3:] / 255
     n, side = len(rasters), rasters.shape[1]
     factor = side // 32
-    return colour.reshape(n, 32, factor, 32, factor, 4).mean((2, 4), dtype=np.float32)
+    small: NDArray[np.float32] = colour.reshape(n, 32, factor, 32, factor, 4).mean((2, 4))
+    return small
 
 
 class SeenInPretraining:

@@ -37,7 +37,9 @@ def test_images(source: IconSource, backbone: Backbone) -> tuple[Tensor, Tensor]
         size = (backbone.image_size, backbone.image_size)
         pixels = np.stack(
             [
-                np.asarray(Image.open(Path(folder) / row["file"]).resize(size, Image.BICUBIC))
+                np.asarray(
+                    Image.open(Path(folder) / row["file"]).resize(size, Image.Resampling.BICUBIC)
+                )
                 for row in rows
             ]
         )
@@ -53,7 +55,8 @@ def accuracies(
 ) -> dict[str, float]:
     """Return top-1 in percent of [CLS], of the mean value-path token, and of their average."""
     hits = {"cls": 0, "value_path": 0, "both": 0}
-    for part, truth in zip(images.split(256), labels.split(256), strict=True):
+    batches = zip(torch.split(images, 256), torch.split(labels, 256), strict=True)
+    for part, truth in batches:
         tokens = backbone.encode_image(part)
         cls = tokens.embedding @ classifier.T
         value = unit_norm(backbone.project(tokens.patches.mean(1))) @ classifier.T

@@ -1,0 +1,210 @@
+"""One verb for each rule of the workflow; each can be typed by hand.
+
+Heavy imports stand inside the verbs, so that light ones are quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from microclip import paths, runtime, settings
+from microclip.settings import SettingsError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Adapt CLIP to fine-grained images without labels; reproduce and compare.",
+)
+
+
+class Terminated(BaseException):
+    """SIGTERM: the scheduler wants this process to end."""
+
+
+DatasetArgument = Annotated[str, typer.Argument(help="name of a file in config/datasets")]
+BackboneOption = Annotated[str, typer.Option(help="name of a file in config/backbones")]
+DescriptionsOption = Annotated[str, typer.Option(help="name of a file in config/llms")]
+ConfigOption = Annotated[Path, typer.Option("--config", help="the study's YAML file")]
+StudyOption = Annotated[str, typer.Option(help="name of a study that was planned")]
+DEFAULT_CONFIG = Path("config/config.yaml")
+
+
+def say(text: str) -> None:
+    """Print a line on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def read_plan(study: str) -> dict[str, Any]:
+    path = Path(paths.STUDY_PLAN.format(study=study))
+    if not path.is_file():
+        raise runtime.MissingDataError(f"{path} does not exist; run `make run` or `snakemake`")
+    plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return plan
+
+
+@app.command()
+def plan(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Write a study's list of runs, each with what names its settings."""
+    from microclip import study
+
+    declared = study.load(settings.read_yaml(config))
+    target = Path(paths.STUDY_PLAN.format(study=declared.settings.study))
+    runtime.write_json(target, declared.plan())
+    say(f"{len(declared.runs)} runs planned in {target}")
+
+
+@app.command()
+def init_tracking(study: StudyOption, out: Annotated[Path, typer.Option()]) -> None:
+    """Create MLflow's database and the study's experiment."""
+    from microclip import tracking
+
+    tracking.init(study)
+    runtime.write_text(out, f"{study}\n")
+
+
+@app.command()
+def fetch_dataset(dataset: DatasetArgument) -> None:
+    """Bring a dataset's images and its manifest to results/data."""
+    from microclip.data import datasets
+
+    say(f"wrote {datasets.fetch(settings.load_dataset(dataset))}")
+
+
+@app.command()
+def store_images(dataset: DatasetArgument) -> None:
+    """Decode a dataset's images once."""
+    from microclip.data import store
+
+    say(f"wrote {store.build(dataset)}")
+
+
+@app.command()
+def describe(dataset: DatasetArgument, descriptions: DescriptionsOption = "shipped") -> None:
+    """Gather the class descriptions of a dataset."""
+    from microclip.text import descriptions as texts
+
+    written = texts.write(settings.load_dataset(dataset), settings.load_descriptions(descriptions))
+    say(f"wrote {written}")
+
+
+@app.command()
+def embed_descriptions(
+    dataset: DatasetArgument,
+    backbone: BackboneOption = "icon-clip",
+    descriptions: DescriptionsOption = "shipped",
+) -> None:
+    """Encode class descriptions into W_LLM."""
+    from microclip.text import embedding
+
+    written = embedding.embed(
+        settings.load_dataset(dataset),
+        settings.load_backbone_settings(backbone),
+        settings.load_descriptions(descriptions),
+    )
+    say(f"wrote {written}")
+
+
+@app.command()
+def encode_images(
+    dataset: DatasetArgument,
+    backbone: BackboneOption = "icon-clip",
+    device: Annotated[str, typer.Option()] = "auto",
+) -> None:
+    """Embed a dataset's images with the frozen backbone."""
+    from microclip.data import features
+
+    written = features.encode(
+        settings.load_dataset(dataset),
+        settings.load_backbone_settings(backbone),
+        runtime.choose_device(device),
+    )
+    say(f"wrote {written}")
+
+
+def _read_run_settings(text: str) -> Any:
+    from microclip.study import RunSettings
+
+    if not text.lstrip().startswith("{"):
+        return RunSettings.from_dict(settings.read_yaml(Path(text)))
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"--settings is not JSON: {error}") from error
+    return RunSettings.from_dict(values)
+
+
+@app.command()
+def run(
+    settings_: Annotated[str, typer.Option("--settings", help="JSON, or a settings.yaml")],
+    out: Annotated[Path, typer.Option(help="the run's folder")],
+    study: StudyOption = "runs",
+) -> None:
+    """Adapt one method to one dataset and score it."""
+    resolved = _read_run_settings(settings_)
+    from microclip import workspace
+
+    with workspace.exclusive(out):
+        _run(resolved, out, study)
+
+
+def _run(resolved: Any, out: Path, study: str) -> None:
+    from microclip import runner, tracking
+
+    tracker = tracking.open_tracker(resolved, out, study)
+    try:
+        scores = runner.run(resolved, out, tracker)
+    except (Terminated, KeyboardInterrupt):
+        tracker.fail("KILLED", "interrupted")
+        raise
+    except Exception as error:
+        tracker.fail("FAILED", " ".join(str(error).split()))
+        raise
+    tracker.finish(scores)
+    took = f"{scores['top1_pct']:.2f} % in {scores['seconds']:.0f} s"
+    tracker.message(f"{resolved.spec.name}: {took}")
+    _show_progress(study, tracker)
+
+
+def _show_progress(study: str, tracker: Any) -> None:
+    from microclip.measure.scores import progress
+
+    if Path(paths.STUDY_PLAN.format(study=study)).is_file():
+        done, pending, left = progress(read_plan(study))
+        time = "" if left is None or not pending else f", about {left / 60:.1f} min left"
+        tracker.message(f"study {study}: {len(done)} of {len(done) + len(pending)} runs done{time}")
+
+
+@app.command()
+def collect_scores(study: StudyOption, out: Annotated[Path, typer.Option()]) -> None:
+    """Gather all scores of a study into one file; refuse stale ones."""
+    from microclip.measure import scores
+    from microclip.methods.base import SHARED_RECIPE
+
+    frame = scores.collect(read_plan(study), out, SHARED_RECIPE)
+    say(f"wrote {out}, {len(frame)} runs")
+
+
+@app.command()
+def tabulate(
+    table: Annotated[str, typer.Argument(help="name of a file in config/tables")],
+    study: StudyOption,
+) -> None:
+    """Build a table from scores.csv as CSV, Markdown and LaTeX."""
+    import pandas as pd
+
+    from microclip.measure import tables
+
+    source = Path(paths.STUDY_SCORES.format(study=study))
+    frame = pd.read_csv(source)
+    titles = {name: settings.load_dataset(name).title for name in dict.fromkeys(frame["dataset"])}
+    built = tables.build(settings.load_table(table), frame, titles=titles, study=study)
+    for suffix, write in tables.FORMATS.items():
+        target = Path(paths.TABLE.format(study=study, table=table, format=suffix))
+        runtime.write_text(target, write(built))
+    say(f"wrote {target.with_suffix('')}.csv, .md, .tex")
