@@ -41,6 +41,7 @@ def say(text: str) -> None:
 
 
 def read_plan(study: str) -> dict[str, Any]:
+    """Return the runs of a study. Raises MissingDataError if it was not planned."""
     path = Path(paths.STUDY_PLAN.format(study=study))
     if not path.is_file():
         raise runtime.MissingDataError(f"{path} does not exist; run `make run` or `snakemake`")
