@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 
-def build_optimizer(
+def build_optimizer(  # noqa: PLR0913  AdamW's own arguments
     parameters: Mapping[str, nn.Parameter],
     *,
     learning_rate: float = 1e-4,

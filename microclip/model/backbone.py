@@ -258,7 +258,7 @@ def _check_tower(model: nn.Module) -> None:
     """Refuse image towers that the forward pass above does not describe."""
     tower = getattr(model, "visual", None)
     if not isinstance(tower, VisionTransformer):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004  a wrong network, as the other refusals here
             f"the backbone must be an open_clip vision transformer, got {type(tower).__name__}; "
             "the method uses patch tokens, take for example ViT-B-32-quickgelu or ViT-B-16"
         )

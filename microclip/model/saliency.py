@@ -44,7 +44,7 @@ class Saliency:
 
 
 @torch.no_grad()
-def normalized_cut(
+def normalized_cut(  # noqa: PLR0913  the public signature
     tokens: Float[Tensor, "batch patch width"],
     *,
     tau: float | int = 0.2,

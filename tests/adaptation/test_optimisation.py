@@ -13,8 +13,7 @@ from microclip.adaptation.optimisation import (
     set_learning_rate,
 )
 from microclip.model.token_fusion import TokenFusion
-
-from ..model.networks import images, tiny_backbone
+from tests.model.networks import images, tiny_backbone
 
 
 def parameters() -> dict[str, nn.Parameter]:
