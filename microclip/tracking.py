@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,13 +44,14 @@ _ARTIFACTS = (
     paths.RUN_RECORD,
     paths.RUN_SCORES,
 )
+_PASSWORD = re.compile(r"//[^/@\s]+@")  # in an address, also within an error's text
 _CHUNK = 900  # metrics in one request; the server takes 1,000
 
 
 def tracking_uri() -> str:
     """Return MLFLOW_TRACKING_URI, or the SQLite file of this results folder, absolute."""
-    named = os.environ.get("MLFLOW_TRACKING_URI")
-    return named or f"sqlite:///{Path(paths.TRACKING_DATABASE).resolve()}"
+    default = f"sqlite:///{Path(paths.TRACKING_DATABASE).resolve()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
 def _client() -> Any:
@@ -73,13 +76,8 @@ def init(study: str) -> None:
 
 
 def _failure(error: BaseException) -> tuple[str, str]:
-    text = str(error).splitlines()
-    return _without_password(tracking_uri()), text[0] if text else type(error).__name__
-
-
-def _without_password(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if "@" in rest else uri
+    text = _PASSWORD.sub("//", str(error)).splitlines()
+    return _PASSWORD.sub("//", tracking_uri()), text[0] if text else type(error).__name__
 
 
 def _experiment(client: Any, study: str) -> str:
@@ -105,12 +103,7 @@ def tags(settings: RunSettings) -> dict[str, str]:
     spec = settings.spec
     return {
         "mlflow.runName": spec.name,
-        "dataset": spec.dataset,
-        "backbone": spec.backbone,
-        "descriptions": spec.descriptions,
-        "method": spec.method,
-        "variant": spec.variant,
-        "seed": str(spec.seed),
+        **{name: str(value) for name, value in asdict(spec).items()},
         "job_key": settings.digest(),
         "mlflow.source.git.commit": str(runtime.record()["commit"]),
     }
@@ -153,19 +146,18 @@ class Mirror:
         if self.run_id is None:
             created = self._mlflow.create_run(experiment, tags=tags(self._settings))
             self.run_id = created.info.run_id
-            self._log(params=parameters(self._settings))
+            self._log_settings()
             self._log_dataset()
 
-    def _log(
-        self, params: Mapping[str, str] | None = None, metrics: list[Any] | None = None
-    ) -> None:
+    def _log(self, metrics: list[Any]) -> None:
+        for start in range(0, len(metrics), _CHUNK):
+            self._mlflow.log_batch(self.run_id, metrics=metrics[start : start + _CHUNK])
+
+    def _log_settings(self) -> None:
         from mlflow.entities import Param
 
-        listed = [Param(key, value) for key, value in (params or {}).items()]
-        metrics = metrics or []
-        self._mlflow.log_batch(self.run_id, params=listed, metrics=metrics[:_CHUNK])
-        for start in range(_CHUNK, len(metrics), _CHUNK):
-            self._mlflow.log_batch(self.run_id, metrics=metrics[start : start + _CHUNK])
+        params = [Param(key, value) for key, value in parameters(self._settings).items()]
+        self._mlflow.log_batch(self.run_id, params=params)
 
     def _log_dataset(self) -> None:
         manifest = Path(paths.MANIFEST.format(dataset=self._settings.spec.dataset))
@@ -187,7 +179,7 @@ class Mirror:
     def epochs(self, rows: list[dict[str, float]]) -> None:
         """Log rows of history that are not there yet, in one request."""
         from_here = [row for row in rows if row["epoch"] > self.last_epoch]
-        if from_here and self._do(lambda: self._log(metrics=list(_metrics(from_here)))):
+        if from_here and self._do(lambda: self._log(list(_metrics(from_here)))):
             self.last_epoch = int(from_here[-1]["epoch"])
 
     def finish(self, scores: Mapping[str, Any], folder: Path) -> bool:
@@ -195,14 +187,17 @@ class Mirror:
 
         def close() -> None:
             numbers = {k: v for k, v in scores.items() if isinstance(v, int | float)}
+            numbers["total_seconds"] = numbers.pop("seconds", 0.0)  # "seconds" is an epoch's
             last = {"epoch": max(self.last_epoch, 0), **numbers}
-            self._log(metrics=list(_metrics([last])))
+            self._log(list(_metrics([last])))
+            self._mlflow.set_tag(self.run_id, "artifacts", "incomplete")
             files = [folder / name for name in _ARTIFACTS if (folder / name).is_file()]
             for file in files:
                 self._mlflow.log_artifact(self.run_id, str(file))
             there = {item.path for item in self._mlflow.list_artifacts(self.run_id)}
-            whole = there >= {file.name for file in files}
-            self._mlflow.set_tag(self.run_id, "artifacts", "complete" if whole else "incomplete")
+            if lost := {file.name for file in files} - there:
+                raise OSError(f"artifacts {', '.join(sorted(lost))} did not arrive")
+            self._mlflow.set_tag(self.run_id, "artifacts", "complete")
             self._mlflow.set_tag(self.run_id, "complete", "true")
             self._mlflow.set_terminated(self.run_id, "FINISHED")
 
@@ -264,7 +259,7 @@ class RunTracker:
 
 def mirrored(scores: Mapping[str, Any]) -> dict[str, str]:
     """Return what says that the mirror holds these scores."""
-    return {"uri": _without_password(tracking_uri()), "digest": str(scores["digest"])}
+    return {"uri": _PASSWORD.sub("//", tracking_uri()), "digest": str(scores["digest"])}
 
 
 def open_tracker(settings: RunSettings, folder: Path, study: str) -> RunTracker:

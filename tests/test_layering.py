@@ -111,7 +111,9 @@ def test_no_method_imports_another() -> None:
 
 
 def test_no_module_is_longer_than_300_lines() -> None:
-    lines = {m: len((PACKAGE / f"{m.replace('.', '/')}.py").read_text().splitlines()) for m in MODULES}
+    lines = {
+        m: len((PACKAGE / f"{m.replace('.', '/')}.py").read_text().splitlines()) for m in MODULES
+    }
     assert not {module: n for module, n in lines.items() if n > 300}
 
 

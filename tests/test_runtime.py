@@ -1,4 +1,4 @@
-"""Files are whole or absent; seeds have purposes; a device is leased, and never replaced in secret."""
+"""Files are whole or absent; seeds have purposes; a device is leased, never replaced in secret."""
 
 import json
 import os
@@ -26,9 +26,14 @@ def test_a_file_is_there_whole(tmp_path: Path) -> None:
 def test_an_error_leaves_the_old_file_and_no_leftover(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
     runtime.write_text(target, "old")
-    with pytest.raises(RuntimeError), runtime.atomic_path(target) as path:
-        path.write_text("half of the n")
-        raise RuntimeError
+
+    def fail() -> None:
+        with runtime.atomic_path(target) as path:
+            path.write_text("half of the n")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
 
