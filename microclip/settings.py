@@ -49,6 +49,9 @@ class IconSource(Frozen):
     classes: int | None = Field(None, ge=2, description="classes taken, None = all")
     train_scenes: int = Field(ge=1, description="training scenes per class")
     test_scenes: int = Field(ge=1, description="test scenes per class")
+    difficulty: float = Field(
+        0.5, ge=0, le=1, description="0 large and clean, 1 small, cluttered, tinted and occluded"
+    )
     size_px: int = Field(96, ge=32, le=448, description="side of a scene")
     seed: int = Field(0, ge=0, description="seed of the renderer")
 
@@ -153,15 +156,23 @@ class StudySettings(Frozen):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPU only")
 
 
+class TableRow(Frozen):
+    """A row of a table: which runs it averages, and what it is called."""
+
+    method: Name
+    label: str
+    variant: Name = "default"
+    backbone: Name | None = Field(None, description="needed if the study has several")
+    descriptions: Name | None = Field(None, description="needed if the study has several")
+
+
 class TableSettings(Frozen):
     """`config/tables/<table>.yaml`: rows are methods and variants, columns are datasets."""
 
     name: Name
     title: str
     caption: str
-    rows: tuple[dict[str, str], ...] = Field(
-        description="each {method, variant (default: default), label, group}"
-    )
+    rows: tuple[TableRow, ...] = Field(min_length=1)
     label: str = Field(description="LaTeX label")
 
 

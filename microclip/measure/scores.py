@@ -32,7 +32,7 @@ COLUMNS = (
     "recipe",
     "shared_recipe",
 )
-_SPEC = ("dataset", "backbone", "descriptions", "method", "variant", "seed")
+SPEC = ("dataset", "backbone", "descriptions", "method", "variant", "seed")
 
 
 def read_score(run: Mapping[str, Any], shared_recipe: int) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def read_score(run: Mapping[str, Any], shared_recipe: int) -> dict[str, Any]:
 
     Raises: MissingDataError if the run is not complete, or was made by other settings or code.
     """
-    spec = RunSpec(**{key: run[key] for key in _SPEC})
+    spec = RunSpec(**{key: run[key] for key in SPEC})
     path = spec.folder / paths.RUN_SCORES
     if not path.is_file():
         raise MissingDataError(f"run {spec.name} is not complete, no {path}; run `snakemake`")
@@ -54,7 +54,7 @@ def read_score(run: Mapping[str, Any], shared_recipe: int) -> dict[str, Any]:
         if scores.get(key) != value:
             raise MissingDataError(
                 f"scores of {spec.name} are stale: {key} is {scores.get(key)}, today's is {value}; "
-                f"make them anew with `snakemake --forcerun adapt -- {path}`"
+                f"run `snakemake --cores 1 --resources gpu=1 --forcerun {path}`"
             )
     return scores
 
@@ -77,7 +77,7 @@ def progress(plan: Mapping[str, Any]) -> tuple[list[RunSpec], list[RunSpec], flo
     pending: list[RunSpec] = []
     taken: dict[str, list[float]] = {}
     for run in plan["runs"]:
-        spec = RunSpec(**{key: run[key] for key in _SPEC})
+        spec = RunSpec(**{key: run[key] for key in SPEC})
         path = spec.folder / paths.RUN_SCORES
         scores = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if scores.get("digest") == run["digest"] and scores.get("recipe") == run["recipe"]:

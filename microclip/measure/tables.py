@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from microclip.settings import TableSettings
+from microclip.settings import SettingsError, TableRow, TableSettings
 
 _TEX = {
     "\\": r"\textbackslash{}",
@@ -76,6 +76,21 @@ def _cells(scores: pd.DataFrame, datasets: Sequence[str]) -> list[Cell]:
     ]
 
 
+def _runs_of(row: TableRow, scores: pd.DataFrame, table: str) -> pd.DataFrame:
+    """Return the runs that a row averages over seeds."""
+    own = scores[(scores["method"] == row.method) & (scores["variant"] == row.variant)]
+    for field in ("backbone", "descriptions"):
+        named = getattr(row, field)
+        if named is not None:
+            own = own[own[field] == named]
+        elif own[field].nunique() > 1:
+            raise SettingsError(
+                f"row {row.label!r} of table {table} mixes {field} "
+                f"{', '.join(sorted(own[field].unique()))}; name one in config/tables/{table}.yaml"
+            )
+    return own
+
+
 def build(
     table: TableSettings, scores: pd.DataFrame, *, titles: dict[str, str], study: str
 ) -> Table:
@@ -83,21 +98,18 @@ def build(
 
     `titles` maps datasets to column headings, in column order.
 
-    Raises: ValueError if no row of the table is in the scores.
+    Raises: SettingsError if no row of the table is in the scores, or a row mixes backbones.
     """
     names, listed = [], []
     for row in table.rows:
-        own = scores[
-            (scores["method"] == row["method"])
-            & (scores["variant"] == row.get("variant", "default"))
-        ]
+        own = _runs_of(row, scores, table.name)
         if len(own):
-            names.append(row["label"])
+            names.append(row.label)
             listed.append(_cells(own, list(titles)))
     if not listed:
-        raise ValueError(
+        raise SettingsError(
             f"table {table.name} has no row in the scores of study {study}; its methods are "
-            f"{', '.join(row['method'] for row in table.rows)}"
+            f"{', '.join(row.method for row in table.rows)}"
         )
     columns = [_ranked(column) for column in zip(*listed, strict=True)]
     rows = tuple(zip(names, zip(*columns, strict=True), strict=True))
