@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+from torch.nn import functional
 
 DRAWING_PX = 48  # about the size at which drawings appear, so that sampling needs no filter
 
@@ -59,8 +59,8 @@ def paste(
 ) -> tuple[Tensor, Tensor]:
     """Return canvas with drawings (premultiplied RGBA) over it, and their coverage."""
     side = canvas.shape[-1]
-    grid = F.affine_grid(theta, [len(theta), 4, side, side], align_corners=False)
-    layer = F.grid_sample(drawings, grid, align_corners=False)
+    grid = functional.affine_grid(theta, [len(theta), 4, side, side], align_corners=False)
+    layer = functional.grid_sample(drawings, grid, align_corners=False)
     alpha = layer[:, 3:].clamp(0, 1)
     return layer[:, :3] + canvas * (1 - alpha), alpha
 
@@ -70,8 +70,8 @@ def backgrounds(n: int, side: int, generator: torch.Generator) -> Float[Tensor, 
     base = torch.rand((n, 3, 1, 1), generator=generator)
     coarse = torch.rand((n, 3, 2, 2), generator=generator)
     cloudy = torch.rand((n, 3, 6, 6), generator=generator)
-    gradient = F.interpolate(coarse, (side, side), mode="bilinear", align_corners=True)
-    clouds = F.interpolate(cloudy, (side, side), mode="bicubic", align_corners=True)
+    gradient = functional.interpolate(coarse, (side, side), mode="bilinear", align_corners=True)
+    clouds = functional.interpolate(cloudy, (side, side), mode="bicubic", align_corners=True)
     grain = torch.rand((n, 1, side, side), generator=generator) - 0.5
     kind = torch.randint(4, (n, 1, 1, 1), generator=generator)
     strength = uniform(generator, (n, 1, 1, 1), 0.2, 1.0)
@@ -91,7 +91,7 @@ def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
     contrast = 1 + uniform(generator, (n, 1, 1, 1), -0.3, 0.3)
     saturation = 1 + uniform(generator, (n, 1, 1, 1), -0.4, 0.3)
     field = torch.rand((n, 1, 3, 3), generator=generator) - 0.5
-    light = F.interpolate(field, images.shape[-2:], mode="bicubic", align_corners=True)
+    light = functional.interpolate(field, images.shape[-2:], mode="bicubic", align_corners=True)
     grey = images.mean(1, keepdim=True)
     images = grey + (images - grey) * saturation
     images = (images - 0.5) * contrast + 0.5 + shift
@@ -101,10 +101,10 @@ def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
 def premultiplied(bank: UInt8[Tensor, "n s s 4"], side: int) -> UInt8[Tensor, "n 4 side side"]:
     """Return drawings at another size with colour times opacity, so that they can be blended."""
     parts = []
-    for part in bank.split(1024):
+    for part in torch.split(bank, 1024):
         rgba = part.permute(0, 3, 1, 2).float()
         rgba = torch.cat([rgba[:, :3] * rgba[:, 3:] / 255, rgba[:, 3:]], 1)
-        small = F.interpolate(rgba, (side, side), mode="bilinear", antialias=True)
+        small = functional.interpolate(rgba, (side, side), mode="bilinear", antialias=True)
         parts.append(small.round().to(torch.uint8))
     return torch.cat(parts)
 

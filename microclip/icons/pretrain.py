@@ -18,9 +18,9 @@ from pathlib import Path
 
 import open_clip
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from microclip import paths, runtime
 from microclip.icons.catalogue import PACKAGES, Catalogue
@@ -50,7 +50,8 @@ class Recipe:
 def build_model(config: Path) -> nn.Module:
     """Return a fresh open_clip CLIP of our own architecture."""
     open_clip.add_model_config(config)
-    return open_clip.create_model(config.stem, pretrained=None)
+    model: nn.Module = open_clip.create_model(config.stem, pretrained=None)
+    return model
 
 
 def tower_tokens(backbone: Backbone, images: Tensor, kept: Tensor | None) -> Tensor:
@@ -97,10 +98,12 @@ class Naming(nn.Module):
     def loss(self, embedding: Tensor, concept: Int[Tensor, " batch"], words: Tensor) -> Tensor:
         """Return the naming loss of unit embeddings; concept -1 asks for words alone."""
         scale = self.log_scale.exp().clamp(max=60.0)
-        by_concept = scale[0] * embedding @ F.normalize(self.concepts, dim=-1).T
-        by_word = scale[1] * embedding @ F.normalize(self.words, dim=-1).T + self.word_bias
-        concept_loss = F.cross_entropy(by_concept, concept, ignore_index=-1, reduction="sum")
-        word_loss = -(words * F.log_softmax(by_word, -1)).sum()
+        by_concept = scale[0] * embedding @ functional.normalize(self.concepts, dim=-1).T
+        by_word = scale[1] * embedding @ functional.normalize(self.words, dim=-1).T + self.word_bias
+        concept_loss = functional.cross_entropy(
+            by_concept, concept, ignore_index=-1, reduction="sum"
+        )
+        word_loss = -(words * functional.log_softmax(by_word, -1)).sum()
         return (concept_loss + word_loss) / len(embedding)
 
     def forward(
@@ -161,9 +164,11 @@ class Batches:
         recipe = self.recipe
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         done = step / recipe.steps
-        index = torch.multinomial(self.bank.sampling, recipe.batch, True, generator=generator)
+        index = torch.multinomial(
+            self.bank.sampling, recipe.batch, replacement=True, generator=generator
+        )
         scenes = self.compositor(index, generator, min(1.0, done / recipe.hardest_from))
-        coverage = F.avg_pool2d(scenes.foreground, self.patch).flatten(1)
+        coverage = functional.avg_pool2d(scenes.foreground, self.patch).flatten(1)
         kept = None
         if done < recipe.dropped_until:
             noise = torch.rand((recipe.batch, self.n_patches), generator=generator)
@@ -183,7 +188,7 @@ def resume(folder: Path, naming: Naming, opts: list[torch.optim.Optimizer]) -> i
     """Return the step to go on with; 0 without a checkpoint."""
     if not (folder / "image-tower.pt").is_file():
         return 0
-    state = torch.load(folder / "image-tower.pt", weights_only=True)
+    state = torch.load(folder / "image-tower.pt", weights_only=True)  # noqa: TID251  tensors alone
     naming.load_state_dict(state["naming"])
     for i, opt in enumerate(opts):
         opt.load_state_dict(state[f"opt{i}"])

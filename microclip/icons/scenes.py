@@ -1,7 +1,8 @@
 """The icon benchmark's images: a drawing on a background, every draw from a named seed.
 
 A scene shows one drawing of its class at a random place, size and slight rotation, on a plain,
-graded, textured or cluttered background. Clutter is made of fragments of other classes' drawings
+graded, textured or cluttered background. `difficulty` in [0, 1] makes drawings smaller, clutter
+denser and partly in front, light dimmer and coloured, and the picture softer. Clutter is made of fragments of other classes' drawings
 of the same split, so that no drawing is ever on both sides of the split. Pillow and Python's own
 Mersenne Twister do all of it: the same seed gives the same bytes.
 """
@@ -16,16 +17,38 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageFilter
 
 from microclip import paths, runtime
 from microclip.settings import IconSource, SettingsError
 
-SIDE_SHARE = (0.5, 0.85)  # of the drawing's side in the scene's
 ROTATION_DEG = 12.0
 TEST_SHARE = 1 / 3  # of a class's drawings, at least one
-CLUTTER_PIECES = (2, 5)
-CLUTTER_SHARE = (0.25, 0.5)
+CLUTTER_SHARE = (0.25, 0.5)  # of a fragment's side in the scene's
+
+
+@dataclass(frozen=True)
+class Look:
+    """How scenes of a difficulty look."""
+
+    side_share: tuple[float, float]  # of the drawing's side in the scene's
+    clutter: float  # share of scenes with clutter
+    pieces: int  # of clutter at most
+    occlusion: float  # share of scenes with a fragment in front of the drawing
+    darkest: int  # light per channel, 255 is full
+    blur_px: float  # at most
+
+
+def look_of(difficulty: float) -> Look:
+    """Return the look of a difficulty in [0, 1]."""
+    return Look(
+        side_share=(0.55 - 0.25 * difficulty, 0.9 - 0.35 * difficulty),
+        clutter=0.3 + 0.7 * difficulty,
+        pieces=round(3 + 5 * difficulty),
+        occlusion=0.8 * difficulty,
+        darkest=round(235 - 135 * difficulty),
+        blur_px=1.2 * difficulty,
+    )
 
 
 @dataclass(frozen=True)
@@ -155,17 +178,29 @@ def _paste(
 
 
 def render_scene(
-    drawing: Image.Image, clutter: Sequence[Image.Image], rng: random.Random, size_px: int
+    drawing: Image.Image,
+    clutter: Sequence[Image.Image],
+    rng: random.Random,
+    *,
+    size_px: int,
+    look: Look,
 ) -> Image.Image:
-    """Return a scene, RGB [size, size]: background, clutter in half of the scenes, the drawing."""
+    """Return a scene, RGB [size, size]: background, clutter, drawing, occlusion, light, blur."""
+
+    def add_fragment() -> None:
+        fragment = clutter[rng.randrange(len(clutter))]
+        _paste(canvas, fragment, rng, rng.uniform(*CLUTTER_SHARE), inside=False)
+
     canvas = background(rng, size_px)
-    if clutter and rng.random() < 0.5:
-        for _ in range(rng.randint(*CLUTTER_PIECES)):
-            fragment = clutter[rng.randrange(len(clutter))]
-            _paste(canvas, fragment, rng, rng.uniform(*CLUTTER_SHARE), inside=False)
-    _paste(canvas, drawing, rng, rng.uniform(*SIDE_SHARE), inside=True)
-    light = Image.new("RGB", canvas.size, (rng.randint(215, 255),) * 3)
-    return ImageChops.multiply(canvas, light)
+    if clutter and rng.random() < look.clutter:
+        for _ in range(rng.randint(1, look.pieces)):
+            add_fragment()
+    _paste(canvas, drawing, rng, rng.uniform(*look.side_share), inside=True)
+    if clutter and rng.random() < look.occlusion:
+        add_fragment()
+    tint = tuple(rng.randint(look.darkest, 255) for _ in range(3))
+    canvas = ImageChops.multiply(canvas, Image.new("RGB", canvas.size, tint))
+    return canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0, look.blur_px)))
 
 
 def _write_split(
@@ -176,6 +211,7 @@ def _write_split(
     folder: Path,
 ) -> list[Row]:
     """Render one split into `folder`; return its manifest lines."""
+    look = look_of(source.difficulty)
     n_scenes = source.train_scenes if split == "train" else source.test_scenes
     rows = []
     for label, name in enumerate(names):
@@ -183,7 +219,9 @@ def _write_split(
         for number in range(n_scenes):
             chosen = drawings[name][number % len(drawings[name])]
             seed = seed_of(source.seed, source.drawings, split, name, number)
-            scene = render_scene(chosen.image, clutter, random.Random(seed), source.size_px)
+            scene = render_scene(
+                chosen.image, clutter, random.Random(seed), size_px=source.size_px, look=look
+            )
             file = f"{split}/{Path(chosen.file).parent.name}/{number:03d}.png"
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             scene.save(folder / file)

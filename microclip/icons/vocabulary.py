@@ -116,7 +116,7 @@ def load_bank(folder: Path, catalogue: Catalogue, *, min_count: int = 3) -> Bank
 
 
 def _sampling(concept: Tensor, tint: Tensor) -> Tensor:
-    """Return how often a drawing is drawn: colour emoji 1, single-colour emoji 0.25, others 0.25."""
+    """Return how often a drawing is drawn: a colour emoji four times as often as the others."""
     weight = torch.full((len(concept),), 0.25)
     weight[(concept >= 0) & ~tint] = 1.0
     return weight / weight.sum()

@@ -71,10 +71,20 @@ def test_clutter_never_shows_the_other_split(tmp_path: Path) -> None:
 
 def test_a_scene_shows_its_drawing() -> None:
     red = Image.new("RGBA", (96, 96), (255, 0, 0, 255))
-    scene = np.asarray(scenes.render_scene(red, [], random.Random(3), 96)).astype(int)
-    reddish = (scene[..., 0] > 200) & (scene[..., 1] < 20) & (scene[..., 2] < 20)
-    low, high = scenes.SIDE_SHARE
+    look = scenes.look_of(0.0)
+    scene = scenes.render_scene(red, [], random.Random(3), size_px=96, look=look)
+    pixels = np.asarray(scene).astype(int)
+    reddish = (pixels[..., 0] > 200) & (pixels[..., 1] < 20) & (pixels[..., 2] < 20)
+    low, high = look.side_share
     assert 0.8 * low**2 < reddish.mean() < 1.1 * high**2
+
+
+def test_difficulty_only_ever_makes_scenes_harder() -> None:
+    easy, hard = scenes.look_of(0.0), scenes.look_of(1.0)
+    assert hard.side_share < easy.side_share
+    assert (hard.clutter, hard.pieces, hard.occlusion) > (easy.clutter, easy.pieces, easy.occlusion)
+    assert hard.darkest < easy.darkest
+    assert hard.blur_px > easy.blur_px == 0
 
 
 def test_classes_are_drawn_by_seed_and_keep_label_order() -> None:
