@@ -2,9 +2,10 @@
 
 A scene shows one drawing of its class at a random place, size and slight rotation, on a plain,
 graded, textured or cluttered background. `difficulty` in [0, 1] makes drawings smaller, clutter
-denser and partly in front, light dimmer and coloured, and the picture softer. Clutter is made of fragments of other classes' drawings
-of the same split, so that no drawing is ever on both sides of the split. Pillow and Python's own
-Mersenne Twister do all of it: the same seed gives the same bytes.
+denser and partly in front, light dimmer and coloured, and the picture softer. Clutter is made of
+fragments of other classes' drawings of the same split, so that no drawing is ever on both sides of
+the split. Pillow and Python's own Mersenne Twister do all of it: the same seed gives the same
+bytes.
 """
 
 from __future__ import annotations
