@@ -25,8 +25,6 @@ from microclip.model.backbone import Backbone, load_backbone, unit_norm
 from microclip.settings import IconSource
 from microclip.text.classifier import template_classifier
 
-FULL = {"classes": None, "train_scenes": 1, "test_scenes": 12}
-
 
 def test_images(source: IconSource, backbone: Backbone) -> tuple[Tensor, Tensor]:
     """Return normalised test scenes and their labels."""
@@ -69,10 +67,10 @@ def measure(backbone: Backbone) -> list[dict[str, object]]:
     """Return a row per set and size."""
     rows: list[dict[str, object]] = []
     for name in SETS:
-        dataset = settings.load_dataset(f"icons-{name}")
-        assert isinstance(dataset.source, IconSource)
-        for size, changes in (("default", {}), ("full", FULL)):
-            source = dataset.source.model_copy(update=changes)
+        for size, suffix in (("default", ""), ("full", "-full")):
+            dataset = settings.load_dataset(f"icons-{name}{suffix}")
+            assert isinstance(dataset.source, IconSource)
+            source = dataset.source
             names = scenes.class_names(name, source.classes, source.seed)
             embedded = [
                 backbone.encode_text([t.format(n) for t in dataset.templates]) for n in names
