@@ -5,7 +5,9 @@ from snakemake.utils import min_version
 min_version("9.20")
 
 
-configfile: "config/config.yaml"
+if "runs" not in config:  # a --configfile that names runs stands alone
+
+    configfile: "config/config.yaml"
 
 
 include: "workflow/rules/common.smk"
@@ -25,10 +27,14 @@ report: "workflow/report/workflow.rst"
 
 onstart:
     write_plan()
+    shell("python -m microclip init-tracking")
 
 
 onsuccess:
-    print(f"tables and scores: results/{STUDY_NAME}; `make ui` compares the runs", file=sys.stderr)
+    print(
+        f"tables and scores: results/{STUDY_NAME}; `make ui` compares the runs",
+        file=sys.stderr,
+    )
 
 
 rule all:

@@ -172,6 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.captureWarnings(capture=True)
     signal.signal(signal.SIGTERM, _on_sigterm)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve a shared machine
     try:
         code = app([a for a in given if a != "--debug"], standalone_mode=False)
         return code if isinstance(code, int) else 0

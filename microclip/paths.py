@@ -16,7 +16,6 @@ CLASSIFIER = "results/classifiers/{backbone}/{descriptions}/{dataset}.safetensor
 FEATURES = "results/features/{backbone}/{dataset}.safetensors"
 RUN = "results/runs/{dataset}/{backbone}/{descriptions}/{method}/{variant}/seed-{seed}"
 SCORES = RUN + "/scores.json"
-TRACKING_READY = "results/mlflow.ready"
 TRACKING_DATABASE = "results/mlflow.db"
 TRACKING_ARTIFACTS = "results/mlflow-artifacts"
 STUDY = "results/{study}"

@@ -200,6 +200,16 @@ def limit_threads(n: int | None) -> None:
         torch.set_num_threads(n)
 
 
+def use_all_cpus() -> None:
+    """Give torch every CPU this process may use, or MICROCLIP_THREADS of them.
+
+    Snakemake sets OMP_NUM_THREADS to a job's cores, and the documented `--cores 1` means one job at
+    a time, not one CPU.
+    """
+    named = os.environ.get("MICROCLIP_THREADS")
+    limit_threads(int(named) if named else len(os.sched_getaffinity(0)))
+
+
 def peak_memory_mib() -> float:
     """Return the most memory held so far: the GPU's if CUDA is in use, else the process's."""
     torch = sys.modules.get("torch")

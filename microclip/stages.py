@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,12 @@ DatasetArgument = Annotated[str, typer.Argument(help="name of a file in config/d
 BackboneOption = Annotated[str, typer.Option(help="name of a file in config/backbones")]
 DescriptionsOption = Annotated[str, typer.Option(help="name of a file in config/llms")]
 ConfigOption = Annotated[Path, typer.Option("--config", help="the study's YAML file")]
-StudyOption = Annotated[str, typer.Option(help="name of a study that was planned")]
+StudyOption = Annotated[
+    str, typer.Option(help="name of a study that was planned", envvar="MICROCLIP_STUDY")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="auto, cpu or cuda", envvar="MICROCLIP_DEVICE")
+]
 DEFAULT_CONFIG = Path("config/config.yaml")
 
 
@@ -61,12 +67,11 @@ def plan(config: ConfigOption = DEFAULT_CONFIG) -> None:
 
 
 @app.command()
-def init_tracking(study: StudyOption, out: Annotated[Path, typer.Option()]) -> None:
-    """Create MLflow's database and the study's experiment."""
+def init_tracking(study: StudyOption) -> None:
+    """Create MLflow's database and the study's experiment, before runs start side by side."""
     from microclip import tracking
 
     tracking.init(study)
-    runtime.write_text(out, f"{study}\n")
 
 
 @app.command()
@@ -103,6 +108,7 @@ def embed_descriptions(
     """Encode class descriptions into W_LLM."""
     from microclip.text import embedding
 
+    runtime.use_all_cpus()
     written = embedding.embed(
         settings.load_dataset(dataset),
         settings.load_backbone_settings(backbone),
@@ -115,15 +121,16 @@ def embed_descriptions(
 def encode_images(
     dataset: DatasetArgument,
     backbone: BackboneOption = "icon-clip",
-    device: Annotated[str, typer.Option()] = "auto",
+    device: DeviceOption = None,
 ) -> None:
     """Embed a dataset's images with the frozen backbone."""
     from microclip.data import features
 
+    runtime.use_all_cpus()
     written = features.encode(
         settings.load_dataset(dataset),
         settings.load_backbone_settings(backbone),
-        runtime.choose_device(device),
+        runtime.choose_device(device or "auto"),
     )
     say(f"wrote {written}")
 
@@ -145,10 +152,15 @@ def run(
     settings_: Annotated[str, typer.Option("--settings", help="JSON, or a settings.yaml")],
     out: Annotated[Path, typer.Option(help="the run's folder")],
     study: StudyOption = "runs",
+    device: DeviceOption = None,
 ) -> None:
     """Adapt one method to one dataset and score it."""
     resolved = _read_run_settings(settings_)
+    if device is not None:
+        resolved = replace(resolved, device=device)
     from microclip import workspace
+
+    runtime.use_all_cpus()
 
     with workspace.exclusive(out):
         _run(resolved, out, study)

@@ -51,12 +51,12 @@ class RunSettings:
     recipe: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for YAML or JSON."""
+        """Return plain values, ready for YAML or JSON; without what changes no number."""
         return {
             "spec": asdict(self.spec),
-            "dataset": self.dataset.model_dump(mode="json"),
-            "backbone": self.backbone.model_dump(mode="json"),
-            "descriptions": self.descriptions.model_dump(mode="json"),
+            "dataset": self.dataset.model_dump(mode="json", exclude={"title", "methods"}),
+            "backbone": self.backbone.model_dump(mode="json", exclude={"title"}),
+            "descriptions": self.descriptions.model_dump(mode="json", exclude={"title"}),
             "method": self.method,
             "device": self.device,
             "precision": self.precision,
@@ -82,14 +82,15 @@ class RunSettings:
             "descriptions": settings.DescriptionSettings,
         }
         parts: dict[str, Any] = {
-            key: settings.validated(model, values[key], where) for key, model in models.items()
+            key: settings.validated(model, {"title": "", **values[key]}, where)
+            for key, model in models.items()
         }
         return cls(
             spec=RunSpec(**values["spec"]),
             **parts,
             method=dict(values["method"]),
-            device=str(values["device"]),
-            precision=str(values["precision"]),
+            device=str(values.get("device", "auto")),
+            precision=str(values.get("precision", "fp32")),
             recipe=int(values["recipe"]),
         )
 
@@ -137,9 +138,14 @@ class Study:
         return tuple(dict.fromkeys(str(getattr(spec, field)) for spec in self.runs))
 
     def settings_json(self, **spec: str) -> str:
-        """Return the resolved settings of the run that the wildcards name, as JSON."""
+        """Return the resolved settings of the run that the wildcards name, as JSON.
+
+        Without the device: where a run is made does not name it, and must not make it anew.
+        """
         named = RunSpec(**{**spec, "seed": int(spec["seed"])})  # type: ignore[arg-type]
-        return json.dumps(self.resolve(named).as_dict(), sort_keys=True)
+        values = self.resolve(named).as_dict()
+        del values["device"]
+        return json.dumps(values, sort_keys=True)
 
     def plan(self) -> dict[str, Any]:
         """Return the runs with what names their settings: what `scores.csv` is checked against."""

@@ -13,7 +13,7 @@ LAYERS = (  # a module may import from its own layer and from those above it
     ("methods.registry",),
     ("study",),
     ("runtime",),
-    ("history", "schema", "workspace"),
+    ("history", "provenance", "schema", "workspace"),
     ("tracking",),
     ("text.prompts", "text.descriptions", "text.classifier", "data", "model"),
     ("text.embedding",),

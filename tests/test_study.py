@@ -1,5 +1,7 @@
 """From settings to runs: what is layered over what, which runs there are, what names them."""
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +113,20 @@ def test_settings_of_a_run_without_one_part_name_it() -> None:
     for key in ("spec", "dataset", "backbone", "descriptions", "method", "recipe"):
         with pytest.raises(SettingsError, match=key):
             RunSettings.from_dict({k: v for k, v in whole.items() if k != key})
+
+
+def test_titles_and_other_methods_settings_do_not_name_a_run() -> None:
+    resolved = one("clip")
+    dataset = resolved.dataset.model_copy(
+        update={"title": "Other", "methods": {"microclip": {"gamma": 0.3}}}
+    )
+    assert replace(resolved, dataset=dataset).digest() == resolved.digest()
+
+
+def test_what_a_job_is_given_does_not_hold_the_device() -> None:
+    declared = study.load(config(datasets=["icons-food"], device="cuda"))
+    given = json.loads(
+        declared.settings_json(**{k: str(v) for k, v in asdict(declared.runs[0]).items()})
+    )
+    assert "device" not in given
+    assert RunSettings.from_dict(given).digest() == declared.resolve(declared.runs[0]).digest()

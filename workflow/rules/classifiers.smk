@@ -11,13 +11,12 @@ rule embed_descriptions:
     conda:
         "../../environment.yml"
     params:
-        python=PYTHON,
         digest=description_digest,
         backbone=backbone_digest,
     message:
         "embed the descriptions of {wildcards.dataset} with {wildcards.backbone}"
     shell:
-        "{params.python} -m microclip embed-descriptions {wildcards.dataset}"
+        "python -m microclip embed-descriptions {wildcards.dataset}"
         " --backbone {wildcards.backbone} --descriptions {wildcards.descriptions} > {log} 2>&1"
 
 
@@ -33,11 +32,9 @@ rule encode_images:
     resources:
         gpu=1,
     params:
-        python=PYTHON,
-        device=DEVICE,
         backbone=backbone_digest,
     message:
         "encode the images of {wildcards.dataset} with {wildcards.backbone}"
     shell:
-        "{params.python} -m microclip encode-images {wildcards.dataset}"
-        " --backbone {wildcards.backbone} --device {params.device} > {log} 2>&1"
+        "python -m microclip encode-images {wildcards.dataset}"
+        " --backbone {wildcards.backbone} > {log} 2>&1"

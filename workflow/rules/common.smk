@@ -1,11 +1,12 @@
 """What the rules share: the validated study and its file names; no science."""
 
+import os
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from microclip import paths, runtime, settings, study
+from microclip import paths, provenance, runtime, settings, study
 from microclip.text import descriptions
 
 try:
@@ -13,9 +14,13 @@ try:
 except settings.SettingsError as error:
     raise WorkflowError(f"microclip: {error}")
 
-PYTHON = sys.executable
 STUDY_NAME = STUDY.settings.study
-DEVICE = STUDY.settings.device
+# What jobs inherit instead of being parameters, since it decides nothing about their results.
+os.environ.update(
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
+    MICROCLIP_STUDY=STUDY_NAME,
+    MICROCLIP_DEVICE=STUDY.settings.device,
+)
 CONSTRAINTS = {
     "study": "[A-Za-z0-9._-]+",
     "table": "[A-Za-z0-9._-]+",
@@ -27,7 +32,10 @@ CONSTRAINTS = {
 }
 SCORES = [str(spec.folder / paths.RUN_SCORES) for spec in STUDY.runs]
 TABLES = expand(
-    paths.TABLE, study=STUDY_NAME, table=STUDY.settings.tables, format=["csv", "md", "tex"]
+    paths.TABLE,
+    study=STUDY_NAME,
+    table=STUDY.settings.tables,
+    format=["csv", "md", "tex"],
 )
 
 
@@ -49,21 +57,27 @@ def run_inputs(wildcards):
 
 
 def dataset_digest(wildcards):
-    """Return what names a dataset's settings, so that a change makes it anew."""
-    return settings.digest(settings.load_dataset(wildcards.dataset).identity())
+    """Return what names a dataset's images: its settings, and the drawings they are made of."""
+    dataset = settings.load_dataset(wildcards.dataset)
+    return settings.digest([dataset.identity(), provenance.dataset_files(dataset)])
 
 
 def description_digest(wildcards):
-    """Return what names the texts of a dataset: templates, and who wrote the descriptions."""
+    """Return what names the texts of a dataset: templates, who wrote the descriptions, the file."""
     dataset = settings.load_dataset(wildcards.dataset)
     written = settings.load_descriptions(wildcards.descriptions)
-    return settings.digest([dataset.templates, written.model_dump(mode="json")])
+    content = provenance.content(descriptions.source_file(dataset, written))
+    return settings.digest(
+        [dataset.templates, written.model_dump(mode="json"), content]
+    )
 
 
 def backbone_digest(wildcards):
-    """Return what names a backbone."""
+    """Return what names a backbone: its settings and weights."""
     backbone = settings.load_backbone_settings(wildcards.backbone)
-    return settings.digest(backbone.model_dump(mode="json"))
+    return settings.digest(
+        [backbone.model_dump(mode="json"), provenance.backbone_files(backbone)]
+    )
 
 
 def shipped_descriptions(wildcards):

@@ -9,12 +9,11 @@ rule fetch_dataset:
     conda:
         "../../environment.yml"
     params:
-        python=PYTHON,
         digest=dataset_digest,
     message:
         "fetch dataset {wildcards.dataset}"
     shell:
-        "{params.python} -m microclip fetch-dataset {wildcards.dataset} > {log} 2>&1"
+        "python -m microclip fetch-dataset {wildcards.dataset} > {log} 2>&1"
 
 
 rule store_images:
@@ -26,9 +25,7 @@ rule store_images:
         "logs/store_images/{dataset}.log",
     conda:
         "../../environment.yml"
-    params:
-        python=PYTHON,
     message:
         "decode the images of {wildcards.dataset}"
     shell:
-        "{params.python} -m microclip store-images {wildcards.dataset} > {log} 2>&1"
+        "python -m microclip store-images {wildcards.dataset} > {log} 2>&1"

@@ -11,11 +11,10 @@ rule describe:
     conda:
         "../../environment.yml"
     params:
-        python=PYTHON,
         digest=description_digest,
         classes=dataset_digest,
     message:
         "describe the classes of {wildcards.dataset}"
     shell:
-        "{params.python} -m microclip describe {wildcards.dataset}"
+        "python -m microclip describe {wildcards.dataset}"
         " --descriptions {wildcards.descriptions} > {log} 2>&1"

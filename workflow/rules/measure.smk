@@ -11,12 +11,11 @@ rule collect_scores:
     conda:
         "../../environment.yml"
     params:
-        python=PYTHON,
         runs=settings.digest(STUDY.plan()),
     message:
         "collect the scores of study {wildcards.study}"
     shell:
-        "{params.python} -m microclip collect-scores --study {wildcards.study}"
+        "python -m microclip collect-scores --study {wildcards.study}"
         " --out {output.table} > {log} 2>&1"
 
 
@@ -37,12 +36,10 @@ rule tabulate:
         "logs/tabulate/{study}.{table}.log",
     conda:
         "../../environment.yml"
-    params:
-        python=PYTHON,
     message:
         "tabulate {wildcards.table} of study {wildcards.study}"
     shell:
-        "{params.python} -m microclip tabulate {wildcards.table} --study {wildcards.study}"
+        "python -m microclip tabulate {wildcards.table} --study {wildcards.study}"
         " > {log} 2>&1"
 
 
