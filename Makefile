@@ -64,8 +64,10 @@ icons: setup  ## maintainers: draw resources/icons anew (npm and network needed)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[icons]'
 	@python -m microclip.icons.render
 
-icon-clip: setup  ## maintainers: pretrain icon-clip anew (an hour; minutes on a GPU)
+icon-clip: setup  ## maintainers: pretrain icon-clip anew, after `make icons` (75 minutes on 2 CPUs)
 	@python -m microclip.icons.pretrain
+	@python -m microclip.icons.align
+	@python -m microclip.icons.zero_shot
 
 clean-environment:  ## remove .venv
 	rm -rf $(VENV)

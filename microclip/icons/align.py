@@ -32,17 +32,17 @@ from microclip.icons.vocabulary import Bank, load_bank
 from microclip.model.backbone import Backbone, from_open_clip, unit_norm
 
 log = logging.getLogger(__name__)
-VIEWS = 4  # scenes a drawing is embedded from
-MAX_TOKENS = 44  # of a training caption; the tower itself takes 77
+VIEWS = 2  # scenes a drawing is embedded from
+MAX_TOKENS = 36  # of a training caption; the tower itself takes 77
 
 
 @dataclass(frozen=True)
 class AlignRecipe:
     """Everything that decides the text tower, besides drawings and image tower."""
 
-    steps: int = 1500
-    batch: int = 512
-    peak_lr: float = 1e-3
+    steps: int = 1000
+    batch: int = 320
+    peak_lr: float = 2e-3
     weight_decay: float = 0.02
     warmup: int = 100
     seed: int = 0
@@ -100,7 +100,7 @@ class Captions:
         self.noise = (unknown, bank.vocabulary)  # words that mean nothing, words of other names
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the drawings' indices and their captions' token ids, cut to the longest."""
+        """Return the drawings' indices and their captions' token ids."""
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
         rng = random.Random(self.recipe.seed * 1_000_003 + step)
         drawn = torch.multinomial(
@@ -113,8 +113,7 @@ class Captions:
         texts = [
             caption(self.bank.names[i], self.bank.keywords[i], self.noise, rng) for i in chosen
         ]
-        tokens = self.tokenizer(texts)
-        return torch.tensor(chosen), tokens[:, : int(tokens.argmax(-1).max()) + 1]
+        return torch.tensor(chosen), self.tokenizer(texts)
 
 
 class Alignment(nn.Module):
@@ -164,13 +163,14 @@ def align(naming: Naming, bank: Bank, recipe: AlignRecipe) -> None:
         [*trained, losses.log_scale], lr=recipe.peak_lr, weight_decay=recipe.weight_decay
     )
     schedule = Recipe(steps=recipe.steps, peak_lr=recipe.peak_lr, warmup=recipe.warmup)
+    encode = torch.compile(encode_short)
     started, running = time.monotonic(), torch.zeros(3)
     for step in range(recipe.steps):
         opt.param_groups[0]["lr"] = rate(step, schedule)
         index, tokens = captions(step)
         view = torch.randint(VIEWS, (len(index),), generator=torch.Generator().manual_seed(step))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            texts = encode_short(model, tokens)
+            texts = encode(model, tokens)
         parts = losses(
             texts.float(), images[index, view], bank.concept[index], bank.word_targets(index)
         )
