@@ -40,4 +40,5 @@ onsuccess:
 rule all:
     default_target: True
     input:
+        expand(paths.STUDY_SCORES, study=STUDY_NAME),
         TABLES,

@@ -17,7 +17,7 @@ rule embed_descriptions:
         "embed the descriptions of {wildcards.dataset} with {wildcards.backbone}"
     shell:
         "python -m microclip embed-descriptions {wildcards.dataset}"
-        " --backbone {wildcards.backbone} --descriptions {wildcards.descriptions} > {log} 2>&1"
+        " --backbone {wildcards.backbone} --descriptions {wildcards.descriptions} 2>&1 | tee -i {log}"
 
 
 rule encode_images:
@@ -37,4 +37,4 @@ rule encode_images:
         "encode the images of {wildcards.dataset} with {wildcards.backbone}"
     shell:
         "python -m microclip encode-images {wildcards.dataset}"
-        " --backbone {wildcards.backbone} > {log} 2>&1"
+        " --backbone {wildcards.backbone} 2>&1 | tee -i {log}"

@@ -84,4 +84,5 @@ def shipped_descriptions(wildcards):
     """Return the file that descriptions are taken from."""
     dataset = settings.load_dataset(wildcards.dataset)
     written = settings.load_descriptions(wildcards.descriptions)
-    return str(descriptions.source_file(dataset, written))
+    source = descriptions.source_file(dataset, written)
+    return os.path.relpath(source) if source.is_relative_to(Path.cwd()) else str(source)

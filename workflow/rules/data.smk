@@ -13,7 +13,7 @@ rule fetch_dataset:
     message:
         "fetch dataset {wildcards.dataset}"
     shell:
-        "python -m microclip fetch-dataset {wildcards.dataset} > {log} 2>&1"
+        "python -m microclip fetch-dataset {wildcards.dataset} 2>&1 | tee -i {log}"
 
 
 rule store_images:
@@ -28,4 +28,4 @@ rule store_images:
     message:
         "decode the images of {wildcards.dataset}"
     shell:
-        "python -m microclip store-images {wildcards.dataset} > {log} 2>&1"
+        "python -m microclip store-images {wildcards.dataset} 2>&1 | tee -i {log}"

@@ -16,7 +16,7 @@ rule collect_scores:
         "collect the scores of study {wildcards.study}"
     shell:
         "python -m microclip collect-scores --study {wildcards.study}"
-        " --out {output.table} > {log} 2>&1"
+        " --out {output.table} 2>&1 | tee -i {log}"
 
 
 rule tabulate:
@@ -40,7 +40,7 @@ rule tabulate:
         "tabulate {wildcards.table} of study {wildcards.study}"
     shell:
         "python -m microclip tabulate {wildcards.table} --study {wildcards.study}"
-        " > {log} 2>&1"
+        " 2>&1 | tee -i {log}"
 
 
 rule tables:
