@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+import yaml
 
 from microclip import paths, runtime, settings
 from microclip.stages import (
@@ -35,9 +36,12 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 )
 TERMINATED = 143
 INTERRUPTED = 130
+_MAIN = os.getpid()
 
 
 def _on_sigterm(_signal: int, _frame: Any) -> NoReturn:
+    if os.getpid() != _MAIN:  # a worker that inherited this
+        os._exit(TERMINATED)
     raise Terminated
 
 
@@ -116,15 +120,16 @@ def ui(port: Annotated[int, typer.Option()] = 5000) -> None:
 def doctor() -> None:
     """Say what this machine has, and what is missing."""
     record = runtime.record()
-    for name, version in record["packages"].items():
-        print(f"{'ok' if version else 'missing':8} {name} {version or ''}")
-    print(f"{'ok':8} python {record['python']}, {record['cpus']} CPUs")
     gpu = "a GPU is visible" if runtime.visible_gpus() else "no GPU: the icon studies run on CPU"
-    print(f"{'ok':8} {gpu}")
+    found = [(f"{name} {version or ''}", version) for name, version in record["packages"].items()]
     for name in settings.known("backbones"):
         file = settings.load_backbone_settings(name).weights
         there = file is None or (paths.project_root() / file).is_file()
-        print(f"{'ok' if there else 'missing':8} backbone {name}{'' if there else f': {file}'}")
+        found.append((f"backbone {name}" if there else f"backbone {name}: no {file}", there))
+    for text, there in found:
+        print(f"{'ok' if there else 'missing':8} {text}".rstrip())
+    print(f"{'ok':8} python {record['python']}, {record['cpus']} CPUs, {gpu}")
+    raise typer.Exit(0 if all(there for _, there in found) else 3)
 
 
 @app.command()
@@ -134,17 +139,39 @@ def adapt(
     out: Annotated[Path, typer.Option(help="folder for the adapted model")],
     descriptions: Annotated[Path | None, typer.Option(help="JSON, class to sentences")] = None,
     backbone: BackboneOption = "icon-clip",
+    method: Annotated[str, typer.Option(help="name of a file in config/methods")] = "microclip",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting, as gamma=0.3; repeatable")
+    ] = None,
 ) -> None:
     """Adapt to a folder of unlabelled images."""
     import microclip
 
+    logging.getLogger("microclip").setLevel(logging.INFO)
     if not classes.is_file():
         raise runtime.MissingDataError(f"--classes {classes} is no file; give one name a line")
     names = [line.strip() for line in classes.read_text(encoding="utf-8").splitlines()]
+    runtime.use_all_cpus()
     adapted = microclip.adapt(
-        folder, [name for name in names if name], descriptions=descriptions, backbone=backbone
+        folder,
+        [name for name in names if name],
+        descriptions=descriptions,
+        backbone=backbone,
+        method=method,
+        **_pairs(set_ or []),
     )
-    say(f"wrote {adapted.save(out)}")
+    say(f"wrote {adapted.save(out)}; classify with `microclip predict {out} IMAGES`")
+
+
+def _pairs(texts: list[str]) -> dict[str, Any]:
+    """Return `key=value` texts as settings; values are read as YAML."""
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise settings.SettingsError(f"--set {text!r} lacks '='; write it as key=value")
+        pairs[key.strip()] = yaml.safe_load(value)
+    return pairs
 
 
 @app.command()
@@ -174,17 +201,17 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve a shared machine
     try:
-        code = app([a for a in given if a != "--debug"], standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except typer.Exit as end:
-        return end.exit_code
-    except (Terminated, KeyboardInterrupt) as end:
-        say("microclip: interrupted; the same command continues")
-        return TERMINATED if isinstance(end, Terminated) else INTERRUPTED
+        result = app([a for a in given if a != "--debug"], standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except Terminated:
+        code = TERMINATED
     except Exception as error:
         if debug:
             raise
         return _explain(error)
+    if code in (INTERRUPTED, TERMINATED):  # typer turns Ctrl-C into an exit
+        say("microclip: interrupted; the same command continues")
+    return code
 
 
 def _explain(error: Exception) -> int:
