@@ -1,0 +1,149 @@
+"""Ctrl-C, kill -9 of everything, kill -9 of the scheduler alone: the same command continues."""
+
+import contextlib
+import csv
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.workflow import folder
+from tests.workflow.folder import MACHINE, RUN
+
+pytestmark = pytest.mark.slow
+LONG = {"microclip": {"epochs": 30, "batch_size": 8}}
+ONE = {"runs": [{"methods": ["microclip"]}], "tables": [], "methods": LONG}
+HERE = RUN / "microclip/default/seed-0"
+
+
+def epochs(place: Path) -> list[int]:
+    """Return the epochs in the run's history, none if there is no such file."""
+    path = place / HERE / "history.csv"
+    if not path.is_file():
+        return []
+    with path.open() as stream:
+        return [int(float(row["epoch"])) for row in csv.DictReader(stream)]
+
+
+@contextlib.contextmanager
+def started(place: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start Snakemake as from a terminal of its own, and wait until it trains."""
+    with (place / "terminal.txt").open("a") as terminal:
+        job = subprocess.Popen(
+            folder.command(*MACHINE),
+            cwd=place,
+            env=folder.environment(),
+            stdout=terminal,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            for _ in range(1800):
+                if len(epochs(place)) > 3:
+                    break
+                assert job.poll() is None, (place / "terminal.txt").read_text()
+                time.sleep(0.1)
+            yield job
+        finally:
+            for process in members(job.pid):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            job.wait()
+
+
+def members(session: int) -> list[psutil.Process]:
+    """Return what lives in a session."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) == session:
+                found.append(process)
+    return found
+
+
+def check_continued(place: Path) -> None:
+    """Run the same again and see that nothing was trained twice, and nothing is mirrored twice."""
+    from mlflow import MlflowClient
+
+    before = epochs(place)
+    released = folder.microclip(place, "unlock")
+    assert released.returncode == 0, released.stderr
+    done = folder.snakemake(place, *MACHINE)
+    assert done.returncode == 0, done.stdout
+    assert "going on after epoch" in done.stdout
+    assert "epoch 1/30:" not in done.stdout
+    assert epochs(place) == list(range(31))
+    assert len(before) > 3
+    client = MlflowClient(f"sqlite:///{place / 'results/mlflow.db'}")
+    [run] = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    assert run.info.status == "FINISHED"
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
+    assert steps == list(range(1, 31))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which all is done but the training."""
+    place = folder.write(tmp_path_factory.mktemp("prepared") / "study", **ONE)
+    inputs = (
+        "results/data/tiny/store.json",
+        "results/classifiers/icon-clip/shipped/tiny.safetensors",
+    )
+    assert folder.snakemake(place, *MACHINE, "--", *inputs).returncode == 0
+    return place
+
+
+@pytest.fixture
+def place(prepared: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(prepared, tmp_path / "study", symlinks=True))
+
+
+def test_after_kill_9_of_everything_the_same_command_continues(place: Path) -> None:
+    with started(place) as job:
+        for process in members(job.pid):
+            process.kill()
+        job.wait()
+    assert any((place / ".snakemake/locks").iterdir())
+    check_continued(place)
+
+
+def test_after_ctrl_c_the_same_command_continues(place: Path) -> None:
+    with started(place) as job:
+        os.killpg(job.pid, signal.SIGINT)
+        assert job.wait(timeout=120) != 0
+    assert not (place / HERE / "scores.json").exists()
+    check_continued(place)
+
+
+def test_a_job_that_outlived_its_scheduler_is_ended_first(place: Path) -> None:
+    with started(place) as job:
+        job.kill()
+        job.wait()
+        orphans = [p for p in members(job.pid) if "microclip" in " ".join(p.cmdline())]
+        assert orphans
+        check_continued(place)
+        assert not any(p.is_running() and p.status() != "zombie" for p in orphans)
+
+
+def test_a_second_workflow_in_the_folder_ends_at_once_and_harms_nothing(place: Path) -> None:
+    with started(place):
+        again = folder.microclip(place, "unlock")
+        assert again.returncode != 0
+        assert "is at work" in again.stderr
+        second = folder.snakemake(place, *MACHINE)
+        assert second.returncode != 0
+        assert "locked" in second.stdout
+        before = len(epochs(place))
+        for _ in range(300):
+            if len(epochs(place)) > before:
+                break
+            time.sleep(0.1)
+        assert len(epochs(place)) > before
