@@ -81,7 +81,7 @@ def test_more_seeds_are_more_runs_of_seeded_methods(fresh: Path) -> None:
         ("seds=[1]", "unknown key 'seds' in the study"),
         ("datasets=[dtd]", "unknown dataset 'dtd', no config/datasets/dtd.yaml"),
         ("methods={microclip: {gama: 0.3}}", "did you mean 'gamma'?"),
-        ("methods={microclip: {gamma: 1.5}}", "less than or equal to 1 (got 1.5)"),
+        ("methods={microclip: {gamma: 1.5}}", "less than or equal to 1 (got"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(fresh: Path, setting: str, said: str) -> None:
