@@ -13,6 +13,9 @@ import psutil
 from microclip.settings import SettingsError
 
 _GRACE_S = 30.0
+_FOR_PEOPLE = [
+    [verb] for verb in ("adapt", "predict", "doctor", "show", "status", "sync", "ui", "unlock")
+]
 
 
 def _commands(folder: Path) -> Iterator[tuple[psutil.Process, list[str]]]:
@@ -31,7 +34,7 @@ def _is_scheduler(command: list[str]) -> bool:
 
 
 def _is_job(command: list[str]) -> bool:
-    return command[1:3] == ["-m", "microclip"] and command[3:4] != ["unlock"]
+    return command[1:3] == ["-m", "microclip"] and command[3:4] not in _FOR_PEOPLE
 
 
 def release(folder: Path) -> list[str]:

@@ -275,3 +275,23 @@ def test_unlock_leaves_a_living_workflow_alone(
     finally:
         living.kill()
         living.wait()
+
+
+def test_unlock_ends_jobs_left_behind_but_no_command_of_a_user(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "microclip.py").write_text("import time; time.sleep(60)")  # stands in for both
+    jobs = {
+        verb: subprocess.Popen([sys.executable, "-m", "microclip", verb], cwd=project)
+        for verb in ("run", "adapt")
+    }
+    try:
+        time.sleep(0.5)
+        assert cli.main(["unlock"]) == 0
+        assert jobs["run"].wait(timeout=40) != 0
+        assert jobs["adapt"].poll() is None
+        assert f"ended job {jobs['run'].pid}" in capsys.readouterr().err
+    finally:
+        for job in jobs.values():
+            job.kill()
+            job.wait()
