@@ -166,7 +166,10 @@ def _task(
         case Supervision.TRANSDUCTIVE:
             split = "test"
         case _:
-            raise NotImplementedError(f"supervision {method.supervision} has no task yet")
+            raise ValueError(
+                f"{settings.spec.method} wants supervision {method.supervision!s}, the runner hands "
+                "out none, unlabelled or transductive; choose another method"
+            )
     is_on_images = method.reads == "images"
     return Task(
         class_names=load_vocabulary(settings.dataset).class_names,
