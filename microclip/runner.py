@@ -167,8 +167,8 @@ def _task(
             split = "test"
         case _:
             raise ValueError(
-                f"{settings.spec.method} wants supervision {method.supervision!s}, the runner hands "
-                "out none, unlabelled or transductive; choose another method"
+                f"{settings.spec.method} wants supervision {method.supervision!s}, the runner has "
+                "none, unlabelled or transductive; choose another method"
             )
     is_on_images = method.reads == "images"
     return Task(
