@@ -5,7 +5,7 @@ from snakemake.utils import min_version
 min_version("9.20")
 
 
-if "runs" not in config:  # a --configfile that names runs stands alone
+if "study" not in config:  # a --configfile that names a study stands alone
 
     configfile: "config/config.yaml"
 
@@ -16,6 +16,7 @@ include: "workflow/rules/descriptions.smk"
 include: "workflow/rules/classifiers.smk"
 include: "workflow/rules/adapt.smk"
 include: "workflow/rules/measure.smk"
+include: "workflow/rules/report.smk"
 
 
 wildcard_constraints:
@@ -42,3 +43,6 @@ rule all:
     input:
         expand(paths.STUDY_SCORES, study=STUDY_NAME),
         TABLES,
+        FIGURES,
+        LEDGER,
+        REPORT,

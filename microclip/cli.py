@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 import yaml
 
-from microclip import paths, runtime, settings
+from microclip import paths, reporting, runtime, settings
 from microclip.stages import (
     DEFAULT_CONFIG,
     BackboneOption,

@@ -22,6 +22,12 @@ STUDY = "results/{study}"
 STUDY_SCORES = STUDY + "/scores.csv"
 STUDY_PLAN = STUDY + "/plan.json"
 TABLE = STUDY + "/tables/{table}.{format}"
+ALL_TABLES = STUDY + "/tables/all.tex"
+FIGURE = STUDY + "/figures/{figure}.{format}"
+LEDGER = STUDY + "/ledger.{format}"
+PAGE = STUDY + "/index.html"
+STUDY_MIRRORED = STUDY + "/mirrored.json"  # says which tables and figures MLflow holds
+RUN_GALLERY = RUN + "/gallery.html"
 
 RUN_SETTINGS = "settings.yaml"
 RUN_HISTORY = "history.csv"

@@ -6,13 +6,13 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from microclip import paths, runtime
@@ -33,7 +33,8 @@ from microclip.methods.base import (
 )
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.token_fusion import cosine_similarity
-from microclip.settings import validated
+from microclip.methods.registry import evaluation_fields
+from microclip.settings import SettingsError, read_yaml, validated
 from microclip.study import RunSettings
 from microclip.text import embedding
 from microclip.text.embedding import TextClassifiers
@@ -53,8 +54,12 @@ class Inputs:
     features: features.Features | None = None
 
 
-def run(settings: RunSettings, out: Path, tracker: Tracker) -> dict[str, Any]:
+def run(
+    settings: RunSettings, out: Path, tracker: Tracker, weights_from: Path | None = None
+) -> dict[str, Any]:
     """Adapt, evaluate and write one run into `out`; return its scores.
+
+    `weights_from` is the folder of a run that was trained alike and is here only tested anew.
 
     Raises:
         MissingDataError: an input is not there.  SettingsError: an input is stale or damaged.
@@ -67,9 +72,13 @@ def run(settings: RunSettings, out: Path, tracker: Tracker) -> dict[str, Any]:
     monitor = LabelMonitor(inputs.splits["train"].labels, inputs.splits["test"].labels, test)
     measured = MeasuredTracker(tracker, monitor, getattr(options, "epochs", None))
     zero_shot = evaluate(zero_shot_logits(inputs, test), inputs.splits["test"].labels)
-    classifier = method.adapt(
-        _task(settings, inputs, method, out / paths.RUN_CHECKPOINT, monitor), options, measured
-    )
+    task = _task(settings, inputs, method, out / paths.RUN_CHECKPOINT, monitor)
+    if weights_from is None:
+        classifier = method.adapt(task, options, measured)
+    else:
+        tracker.message(f"testing the weights of {weights_from}")
+        state = read_trained(weights_from, settings, evaluation_fields(settings.spec.method))
+        classifier = method.restore(task, options, state)
     heads = collect_heads(classifier, test(classifier.views))
     found = {name: evaluate(part, inputs.splits["test"].labels) for name, part in heads.items()}
     scores: dict[str, Any] = {
@@ -223,6 +232,28 @@ def _write(
             ],
         },
     )
+
+
+def read_trained(
+    folder: Path, settings: RunSettings, ignored: frozenset[str]
+) -> dict[str, Tensor]:
+    """Return what a complete run has trained, if its settings differ from `settings` in how it is
+    tested alone.
+
+    Raises:
+        MissingDataError: that run is not complete.  SettingsError: it was trained otherwise.
+    """
+    if not (folder / paths.RUN_SCORES).is_file():
+        raise runtime.MissingDataError(f"run {folder} is not complete; run `snakemake` for it")
+    written = RunSettings.from_dict(read_yaml(folder / paths.RUN_SETTINGS))
+    same_spec = replace(written.spec, variant=settings.spec.variant) == settings.spec
+    here, there = ({k: v for k, v in s.method.items() if k not in ignored} for s in (settings, written))
+    if not same_spec or here != there or written.recipe != settings.recipe:
+        raise SettingsError(
+            f"run {folder} was trained by other settings than {settings.spec.name} needs; "
+            "run it again, or train this one by itself (without --weights-from)"
+        )
+    return load_file(folder / paths.RUN_WEIGHTS)
 
 
 def write_weights(path: Path, state: dict[str, Tensor], record: dict[str, Any]) -> None:

@@ -6,16 +6,34 @@ import json
 from pathlib import Path
 
 from microclip import runtime
-from microclip.settings import KINDS, Frozen, StudySettings, VariantFile
+from microclip.reports import FigureSettings, TableSettings
+from microclip.settings import (
+    BackboneSettings,
+    DatasetSettings,
+    DescriptionSettings,
+    Frozen,
+    MethodFile,
+    StudySettings,
+    VariantFile,
+)
+
+_NAMED: dict[str, type[Frozen]] = {
+    "backbones": BackboneSettings,
+    "datasets": DatasetSettings,
+    "figures": FigureSettings,
+    "llms": DescriptionSettings,
+    "methods": MethodFile,
+    "tables": TableSettings,
+}
 
 
 def schemas() -> dict[str, str]:
     """Return each schema's file name and text."""
-    models: dict[str, type[Frozen]] = {**KINDS, "study": StudySettings, "variants": VariantFile}
+    models: dict[str, type[Frozen]] = {**_NAMED, "study": StudySettings, "variants": VariantFile}
     found = {}
     for kind, model in sorted(models.items()):
         schema = model.model_json_schema()
-        if kind in KINDS:  # the file's name is the thing's name
+        if kind in _NAMED:  # the file's name is the thing's name
             schema["required"] = [key for key in schema["required"] if key != "name"]
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
         found[f"{kind}.json"] = json.dumps(schema, indent=1) + "\n"

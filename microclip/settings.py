@@ -109,6 +109,19 @@ class DescriptionSettings(Frozen):
     model: str = Field(description="language model as its vendor names it, for the record")
     prompts: Name = Field(description="prompt set, for the record and the path")
     files: str = Field(description="path of a dataset's descriptions, with {dataset} or {drawings}")
+    frame: str = Field(
+        "{sentence}", description="what is encoded, of {name} and {sentence}; CuPL: the sentence"
+    )
+
+    @model_validator(mode="after")
+    def _frame_holds_the_sentence(self) -> DescriptionSettings:
+        try:
+            filled = self.frame.format(name="fox", sentence="\0")
+        except (KeyError, IndexError, ValueError):
+            filled = ""
+        if "\0" not in filled:
+            raise ValueError(f"frame {self.frame!r} must hold {{sentence}}, and may hold {{name}}")
+        return self
 
 
 class MethodFile(Frozen):
@@ -138,6 +151,23 @@ class RunGrid(Frozen):
     seeds: tuple[int, ...] | None = None
 
 
+class ReportSelection(Frozen):
+    """A table or figure of a study, and the part of the study that it shows; a name is enough."""
+
+    name: Name
+    datasets: tuple[Name, ...] | None = None
+    backbones: tuple[Name, ...] | None = None
+    descriptions: tuple[Name, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    values: tuple[float | int, ...] | None = Field(None, description="of a sweep, others than its")
+    is_brief: bool = Field(default=False, description="leave out the rows that were not run")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_a_name(cls, values: Any) -> Any:
+        return {"name": values} if isinstance(values, str) else values
+
+
 class StudySettings(Frozen):
     """`config/config.yaml`: which runs, which tables, on what."""
 
@@ -147,42 +177,14 @@ class StudySettings(Frozen):
     backbones: tuple[Name, ...] = Field(min_length=1)
     descriptions: tuple[Name, ...] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
-    runs: tuple[RunGrid, ...] = Field(min_length=1)
+    runs: tuple[RunGrid, ...] = Field((), description="runs beside those of tables and figures")
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="settings of a method for this study alone"
     )
-    tables: tuple[Name, ...] = ()
+    tables: tuple[ReportSelection, ...] = Field((), description="files of config/tables")
+    figures: tuple[ReportSelection, ...] = Field((), description="files of config/figures")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPU only")
-
-
-class TableRow(Frozen):
-    """A row of a table: which runs it averages, and what it is called."""
-
-    method: Name
-    label: str
-    variant: Name = "default"
-    backbone: Name | None = Field(None, description="needed if the study has several")
-    descriptions: Name | None = Field(None, description="needed if the study has several")
-
-
-class TableSettings(Frozen):
-    """`config/tables/<table>.yaml`: rows are methods and variants, columns are datasets."""
-
-    name: Name
-    title: str
-    caption: str
-    rows: tuple[TableRow, ...] = Field(min_length=1)
-    label: str = Field(description="LaTeX label")
-
-
-KINDS: dict[str, type[Frozen]] = {
-    "datasets": DatasetSettings,
-    "backbones": BackboneSettings,
-    "llms": DescriptionSettings,
-    "methods": MethodFile,
-    "tables": TableSettings,
-}
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> SettingsError:
@@ -225,8 +227,15 @@ def known(kind: str) -> list[str]:
     return sorted(path.stem for path in (paths.project_root() / "config" / kind).glob("*.yaml"))
 
 
+def load_named(kind: str, name: str, model: type[Model]) -> Model:
+    """Return `config/<kind>/<name>.yaml`. Raises SettingsError if there is none, or it is wrong."""
+    found = _load(kind, name, model, paths.project_root())
+    assert isinstance(found, model)
+    return found
+
+
 @cache
-def _load(kind: str, name: str, root: Path) -> Frozen:
+def _load(kind: str, name: str, model: type[BaseModel], root: Path) -> BaseModel:
     path = root / "config" / kind / f"{name}.yaml"
     if not path.is_file():
         names = known(kind)
@@ -234,53 +243,40 @@ def _load(kind: str, name: str, root: Path) -> Frozen:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
         raise SettingsError(f"unknown {kind[:-1]} {name!r}, no config/{kind}/{name}.yaml; {hint}")
     values = read_yaml(path)
-    return validated(KINDS[kind], {"name": name, **values}, f"config/{kind}/{name}.yaml")
+    return validated(model, {"name": name, **values}, f"config/{kind}/{name}.yaml")
 
 
 def load_dataset(name: str) -> DatasetSettings:
     """Return `config/datasets/<name>.yaml`."""
-    found = _load("datasets", name, paths.project_root())
-    assert isinstance(found, DatasetSettings)
-    return found
+    return load_named("datasets", name, DatasetSettings)
 
 
 def load_backbone_settings(name: str) -> BackboneSettings:
     """Return `config/backbones/<name>.yaml`."""
-    found = _load("backbones", name, paths.project_root())
-    assert isinstance(found, BackboneSettings)
-    return found
+    return load_named("backbones", name, BackboneSettings)
 
 
 def load_descriptions(name: str) -> DescriptionSettings:
     """Return `config/llms/<name>.yaml`."""
-    found = _load("llms", name, paths.project_root())
-    assert isinstance(found, DescriptionSettings)
-    return found
+    return load_named("llms", name, DescriptionSettings)
 
 
 def load_method_file(name: str) -> MethodFile:
     """Return `config/methods/<name>.yaml`."""
-    found = _load("methods", name, paths.project_root())
-    assert isinstance(found, MethodFile)
-    return found
+    return load_named("methods", name, MethodFile)
 
 
-def load_table(name: str) -> TableSettings:
-    """Return `config/tables/<name>.yaml`."""
-    found = _load("tables", name, paths.project_root())
-    assert isinstance(found, TableSettings)
-    return found
+def variants_of(method: str) -> dict[str, dict[str, Any]]:
+    """Return a method's named variants; `default` is always there and empty."""
+    path = paths.project_root() / "config" / "variants" / f"{method}.yaml"
+    where = f"config/variants/{method}.yaml"
+    named = validated(VariantFile, read_yaml(path), where).variants if path.is_file() else {}
+    return {"default": {}, **named}
 
 
 def load_variant(method: str, variant: str) -> dict[str, Any]:
-    """Return the overrides of a named variant; `default` is always there and empty."""
-    path = paths.project_root() / "config" / "variants" / f"{method}.yaml"
-    variants: dict[str, dict[str, Any]] = {}
-    if path.is_file():
-        variants = validated(
-            VariantFile, read_yaml(path), f"config/variants/{method}.yaml"
-        ).variants
-    variants = {"default": {}, **variants}
+    """Return the overrides of a named variant. Raises SettingsError if there is none."""
+    variants = variants_of(method)
     if variant not in variants:
         raise SettingsError(
             f"unknown variant {variant!r} of {method} in config/variants/{method}.yaml; "

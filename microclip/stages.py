@@ -153,6 +153,9 @@ def run(
     out: Annotated[Path, typer.Option(help="the run's folder")],
     study: StudyOption = "runs",
     device: DeviceOption = None,
+    weights_from: Annotated[
+        Path | None, typer.Option(help="folder of a run trained alike, tested otherwise here")
+    ] = None,
 ) -> None:
     """Adapt one method to one dataset and score it."""
     resolved = _read_run_settings(settings_)
@@ -163,15 +166,15 @@ def run(
     runtime.use_all_cpus()
 
     with workspace.exclusive(out):
-        _run(resolved, out, study)
+        _run(resolved, out, study, weights_from)
 
 
-def _run(resolved: Any, out: Path, study: str) -> None:
+def _run(resolved: Any, out: Path, study: str, weights_from: Path | None) -> None:
     from microclip import runner, tracking
 
     tracker = tracking.open_tracker(resolved, out, study)
     try:
-        scores = runner.run(resolved, out, tracker)
+        scores = runner.run(resolved, out, tracker, weights_from)
     except (Terminated, KeyboardInterrupt):
         tracker.fail("KILLED", "interrupted")
         raise
@@ -201,23 +204,3 @@ def collect_scores(study: StudyOption, out: Annotated[Path, typer.Option()]) -> 
 
     frame = scores.collect(read_plan(study), out, SHARED_RECIPE)
     say(f"wrote {out}, {len(frame)} runs")
-
-
-@app.command()
-def tabulate(
-    table: Annotated[str, typer.Argument(help="name of a file in config/tables")],
-    study: StudyOption,
-) -> None:
-    """Build a table from scores.csv as CSV, Markdown and LaTeX."""
-    import pandas as pd
-
-    from microclip.measure import tables
-
-    source = Path(paths.STUDY_SCORES.format(study=study))
-    frame = pd.read_csv(source)
-    titles = {name: settings.load_dataset(name).title for name in dict.fromkeys(frame["dataset"])}
-    built = tables.build(settings.load_table(table), frame, titles=titles, study=study)
-    for suffix, write in tables.FORMATS.items():
-        target = Path(paths.TABLE.format(study=study, table=table, format=suffix))
-        runtime.write_text(target, write(built))
-    say(f"wrote {target.with_suffix('')}.csv, .md, .tex")

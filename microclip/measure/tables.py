@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from microclip.settings import SettingsError, TableRow, TableSettings
+from microclip.reports import TableRow, TableSettings
+from microclip.settings import SettingsError
 
 _TEX = {
     "\\": r"\textbackslash{}",

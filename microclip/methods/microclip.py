@@ -83,6 +83,7 @@ class MicroClip:
     reads: ClassVar[Literal["embeddings", "images"]] = "images"
     Settings: ClassVar[type[SelfTrainingSettings]] = SelfTrainingSettings
     RECIPE: ClassVar[int] = 1
+    EVALUATION_FIELDS: ClassVar[frozenset[str]] = frozenset({"legacy_swap", "test_view"})
 
     def adapt(
         self, task: Task, settings: SelfTrainingSettings, tracker: Tracker

@@ -39,3 +39,8 @@ def recipe_of(name: str) -> int:
 def reads_of(name: str) -> str:
     """Return what a method looks at: "images", or cached "embeddings"."""
     return str(load_method(name).reads)
+
+
+def evaluation_fields(name: str) -> frozenset[str]:
+    """Return the settings that only change how a trained method is tested."""
+    return frozenset(getattr(load_method(name), "EVALUATION_FIELDS", ()))

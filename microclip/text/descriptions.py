@@ -129,7 +129,7 @@ def write(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:
 
 
 def load(dataset: DatasetSettings, descriptions: DescriptionSettings) -> dict[str, tuple[str, ...]]:
-    """Return what `write` wrote, restricted to the dataset's classes, in label order.
+    """Return what `write` wrote, framed, restricted to the dataset's classes, in label order.
 
     Raises:
         MissingDataError: not written yet.  SettingsError: see `read` and `select`.
@@ -139,7 +139,14 @@ def load(dataset: DatasetSettings, descriptions: DescriptionSettings) -> dict[st
         raise runtime.MissingDataError(
             f"descriptions {path} are not there; run `microclip describe {dataset.name}`"
         )
-    return select(read(path), load_vocabulary(dataset))
+    sentences = select(read(path), load_vocabulary(dataset))
+    return {name: framed(name, own, descriptions.frame) for name, own in sentences.items()}
+
+
+def framed(class_name: str, sentences: Sequence[str], frame: str) -> tuple[str, ...]:
+    """Return the sentences as they are encoded: with {name} and {sentence} of `frame` filled."""
+    name = readable(class_name)
+    return tuple(frame.format(name=name, sentence=sentence) for sentence in sentences)
 
 
 def _target(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:

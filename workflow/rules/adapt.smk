@@ -5,6 +5,7 @@ rule adapt:
     input:
         images=run_inputs,
         classifier=paths.CLASSIFIER,
+        weights=run_weights,
     output:
         scores=paths.SCORES,
     log:
@@ -14,12 +15,13 @@ rule adapt:
     conda:
         "../../environment.yml"
     resources:
-        gpu=1,
+        gpu=gpu_slots,
     params:
         settings=run_settings,
         folder=paths.RUN,
+        weights=weights_option,
     message:
         "adapt {wildcards.method}/{wildcards.variant} to {wildcards.dataset}, seed {wildcards.seed}"
     shell:
-        "python -m microclip run --settings {params.settings:q} --out {params.folder}"
+        "python -m microclip run --settings {params.settings:q} --out {params.folder} {params.weights}"
         " 2>&1 | tee -i {log}"

@@ -30,7 +30,7 @@ rule encode_images:
     conda:
         "../../environment.yml"
     resources:
-        gpu=1,
+        gpu=gpu_slots,
     params:
         backbone=backbone_digest,
     message:
