@@ -1,0 +1,129 @@
+"""The house style of figures, and how they are saved: picture, print and the plotted numbers.
+
+Figures are drawn at the size at which they are printed, so that 7 points are 7 points on paper.
+Lines differ by colour, marker and dash: in grey print and to colour-blind readers too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from microclip import runtime
+
+COLUMN_IN = 3.25  # width of a column of the paper
+TEXT_IN = 6.75  # width of its text
+PNG_DPI = 200
+FORMATS = ("png", "pdf", "csv")
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs everywhere
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "figure.titlesize": 9,
+    "figure.dpi": 100,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.03,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.grid": False,
+    "grid.color": "0.88",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "legend.borderaxespad": 0.3,
+    "image.interpolation": "nearest",
+    "pdf.fonttype": 42,  # TrueType: text that can be searched, accepted by publishers
+    "svg.hashsalt": "microclip",  # the same ids in each drawing
+    "savefig.dpi": PNG_DPI,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A figure, and what is plotted in it as a tidy table."""
+
+    figure: Figure
+    numbers: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Ink:
+    """How one line looks: three marks of difference."""
+
+    colour: str
+    marker: str
+    dash: str | tuple[float, tuple[float, ...]]
+
+
+# Okabe and Ito 2008, "Color Universal Design"; without the yellow, too pale for a thin line
+INKS = (
+    Ink("#0072B2", "o", "solid"),
+    Ink("#D55E00", "s", (0, (5, 1.5))),
+    Ink("#009E73", "^", (0, (1.2, 1.2))),
+    Ink("#CC79A7", "D", (0, (6, 1.5, 1.2, 1.5))),
+    Ink("#E69F00", "v", (0, (3, 1, 1, 1, 1, 1))),
+    Ink("#56B4E9", "P", (0, (8, 2))),
+    Ink("#000000", "X", (0, (2, 2))),
+)
+
+
+def ink(index: int) -> Ink:
+    """Return the look of the line of this index; looks come again after the last."""
+    return INKS[index % len(INKS)]
+
+
+@contextlib.contextmanager
+def house_style() -> Iterator[None]:
+    """Draw in the house style; as it was before, afterwards. Also a decorator of `draw`."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def new_figure(width_in: float, height_in: float) -> Figure:
+    """Return an empty figure of this size; axes are laid out so that no text is cut.
+
+    Not known to pyplot: nothing global holds it. Call it inside `house_style`.
+    """
+    return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def save(drawn: Drawn, stem: Path) -> None:
+    """Write `stem.png`, `stem.pdf` and `stem.csv`; the same drawing gives the same bytes.
+
+    The files hold no date and no version of the software.
+    """
+    nameless = {
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
+    with house_style():
+        for kind, metadata in nameless.items():
+            with runtime.atomic_path(_file(stem, kind)) as path:
+                drawn.figure.savefig(path, format=kind, dpi=PNG_DPI, metadata=metadata)
+    with runtime.atomic_path(_file(stem, "csv")) as path:
+        drawn.numbers.to_csv(path, index=False, lineterminator="\n", float_format="%.8g")
+
+
+def _file(stem: Path, kind: str) -> Path:
+    return stem.with_name(f"{stem.name}.{kind}")
