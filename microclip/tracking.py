@@ -1,9 +1,8 @@
 """Where a run reports: files first, MLflow as their mirror.
 
 `history.csv` and `journal.jsonl` in the run's folder are the truth. MLflow shows them: one
-experiment a study, one run a RunSpec, continued when the same settings go on and replaced when they
-change. Whatever MLflow does, a run goes on; `sync` replays what the mirror lacks. The only module
-that imports mlflow.
+experiment a study, one run a RunSpec, continued under the same settings, else replaced. Whatever
+MLflow does, a run goes on; `sync` replays what it lacks. The only module that imports mlflow.
 """
 
 from __future__ import annotations
@@ -82,12 +81,10 @@ def _failure(error: BaseException) -> tuple[str, str]:
 
 
 def _experiment(client: Any, study: str) -> str:
-    found = client.get_experiment_by_name(study)
-    if found is not None:
+    if found := client.get_experiment_by_name(study):
         return str(found.experiment_id)
-    root = None
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        root = (Path(paths.TRACKING_ARTIFACTS).resolve() / study).as_uri()
+    is_own = "MLFLOW_TRACKING_URI" not in os.environ
+    root = (Path(paths.TRACKING_ARTIFACTS).resolve() / study).as_uri() if is_own else None
     return str(client.create_experiment(study, artifact_location=root))
 
 
@@ -246,7 +243,8 @@ class RunTracker:
         """Close the mirrored run; remember that the mirror is whole."""
         self._journal({"event": "finished", "top1_pct": scores["top1_pct"]})
         if self._mirror.finish(scores, self._folder):
-            runtime.write_json(self._folder / paths.RUN_MIRRORED, mirrored(scores))
+            marker = self._folder / paths.RUN_MIRRORED
+            runtime.write_json(marker, mirrored(scores, self._mirror.run_id))
 
     def fail(self, status: Literal["FAILED", "KILLED"], reason: str) -> None:
         """Record that the run ended early."""
@@ -258,9 +256,10 @@ class RunTracker:
             stream.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
 
 
-def mirrored(scores: Mapping[str, Any]) -> dict[str, str]:
-    """Return what says that the mirror holds these scores."""
-    return {"uri": _PASSWORD.sub("//", tracking_uri()), "digest": str(scores["digest"])}
+def mirrored(scores: Mapping[str, Any], run_id: str | None) -> dict[str, str | None]:
+    """Return what says that the mirror holds these scores, and in which of its runs."""
+    where = {"uri": _PASSWORD.sub("//", tracking_uri()), "run_id": run_id}
+    return {**where, "digest": str(scores["digest"])}
 
 
 def open_tracker(settings: RunSettings, folder: Path, study: str) -> RunTracker:
@@ -278,13 +277,14 @@ def sync(results: Path) -> tuple[int, int]:
         folder = scored.parent
         scores = json.loads(scored.read_text(encoding="utf-8"))
         marker = folder / paths.RUN_MIRRORED
-        if marker.is_file() and json.loads(marker.read_text()) == mirrored(scores):
+        known = json.loads(marker.read_text()) if marker.is_file() else {}
+        if known == mirrored(scores, known.get("run_id")):
             continue
         values = yaml.safe_load((folder / paths.RUN_SETTINGS).read_text(encoding="utf-8"))
         mirror = Mirror(RunSettings.from_dict(values), values["study"])
         mirror.epochs(read_history(folder))
         if mirror.finish(scores, folder):
-            runtime.write_json(marker, mirrored(scores))
+            runtime.write_json(marker, mirrored(scores, mirror.run_id))
             done += 1
         else:
             failed += 1

@@ -116,6 +116,21 @@ def test_a_run_is_mirrored_whole(work: Path) -> None:
     assert names >= {paths.RUN_SETTINGS, paths.RUN_HISTORY, paths.RUN_SCORES}
 
 
+def test_a_run_s_folder_names_its_run_in_mlflow_and_sync_adds_the_name_to_older_ones(
+    work: Path,
+) -> None:
+    settings = settings_of("microclip")
+    write_run(settings)
+    marker = settings.spec.folder / paths.RUN_MIRRORED
+    said = json.loads(marker.read_text())
+    assert said["run_id"] == runs()[0].info.run_id
+    del said["run_id"]
+    marker.write_text(json.dumps(said))
+    assert tracking.sync(Path("results")) == (1, 0)
+    [run] = runs()
+    assert json.loads(marker.read_text()) == {**said, "run_id": run.info.run_id}
+
+
 def test_everything_lies_below_results(work: Path) -> None:
     write_run(settings_of("microclip"))
     [run] = runs()
