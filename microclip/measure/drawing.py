@@ -7,13 +7,14 @@ Lines differ by colour, marker and dash: in grey print and to colour-blind reade
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from microclip import runtime
@@ -71,7 +72,7 @@ class Ink:
 
     colour: str
     marker: str
-    dash: str | tuple[float, tuple[float, ...]]
+    dash: Literal["solid", "dashed"] | tuple[float, tuple[float, ...]]
 
 
 # Okabe and Ito 2008, "Color Universal Design"; without the yellow, too pale for a thin line
@@ -87,8 +88,10 @@ INKS = (
 
 
 def ink(index: int) -> Ink:
-    """Return the look of the line of this index; looks come again after the last."""
-    return INKS[index % len(INKS)]
+    """Return the look of the line of this index; after seven, colours come with other marks."""
+    n = len(INKS)
+    other = INKS[(index + index // n) % n]
+    return Ink(INKS[index % n].colour, other.marker, other.dash)
 
 
 @contextlib.contextmanager
@@ -106,6 +109,23 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     Not known to pyplot: nothing global holds it. Call it inside `house_style`.
     """
     return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def legend_above(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Put a legend over all axes, in as many columns as fit; the figure grows by its height.
+
+    So it never covers a line, and the axes keep their size.
+    """
+    width, height = (float(side) for side in figure.get_size_inches())
+    for n_columns in range(min(len(handles), 4), 0, -1):
+        legend = figure.legend(
+            handles=list(handles), loc="outside upper center", ncols=n_columns, columnspacing=1.4
+        )
+        box = legend.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+        if box.width <= width or n_columns == 1:
+            figure.set_size_inches(width, height + box.height)
+            return
+        legend.remove()
 
 
 def save(drawn: Drawn, stem: Path) -> None:

@@ -1,0 +1,223 @@
+"""Figures that are curves: accuracy, time and memory over a setting; history by epoch.
+
+A line is the mean over seeds; with several seeds a band shows the sample deviation and faint dots
+the seeds. A panel without any run says so.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from microclip.measure import curve_numbers, drawing
+from microclip.measure.curve_numbers import MEASURES, Results
+from microclip.measure.drawing import Drawn, Ink
+from microclip.reports import HistoryPlot, SweepPlot
+from microclip.settings import SettingsError
+
+PANEL_IN = {"accuracy": 1.75, "seconds": 1.05, "memory": 1.05}  # height of a sweep's panels
+HISTORY_IN = 1.9  # height of a panel of a history
+MIN_SPAN_PCT = 2.0  # an axis of accuracies shows at least this much: noise stays small
+MOST_X_LABELS = 11
+BAND, DOT = 0.18, 0.45  # opacity
+MUTED = "0.35"
+_RING: dict[str, Any] = {
+    "marker": "o",
+    "markersize": 9,
+    "markerfacecolor": "none",
+    "markeredgecolor": MUTED,
+    "markeredgewidth": 0.8,
+    "linestyle": "none",
+}
+_STAR: dict[str, Any] = {
+    "marker": "*",
+    "markersize": 9,
+    "markerfacecolor": "white",
+    "linestyle": "none",
+}
+
+
+@drawing.house_style()
+def draw_sweep(name: str, plot: SweepPlot, selection: Mapping[str, Any], results: Results) -> Drawn:
+    """Draw a line a dataset over the values of a setting, panels below each other.
+
+    Raises: SettingsError if a value has no place on the axis.
+    """
+    numbers = curve_numbers.sweep_numbers(plot, selection, results)
+    places = curve_numbers.places(selection)
+    looks = {place.title: drawing.ink(i) for i, place in enumerate(places)}
+    canvas = drawing.new_figure(drawing.COLUMN_IN, 0.3 + sum(PANEL_IN[p] for p in plot.panels))
+    grid = canvas.subplots(
+        len(plot.panels),
+        sharex=True,
+        squeeze=False,
+        gridspec_kw={"height_ratios": [PANEL_IN[panel] for panel in plot.panels]},
+    )
+    for panel, axes in zip(plot.panels, grid[:, 0], strict=True):
+        own = numbers[numbers["measure"] == MEASURES[panel]]
+        for title, look in looks.items():
+            _trace(axes, own[own["line"] == title], plot.setting, look)
+            _mark(axes, own[own["line"] == title], plot.setting, look)
+        axes.set_ylabel(_measured_as(panel, set(own["device"].dropna())))
+        _finish(axes, own, is_accuracy=panel == "accuracy")
+    _scale_x(grid[-1, 0], plot, name, [point["value"] for point in selection["points"]])
+    canvas.align_ylabels()
+    lines = [_handle(title, look) for title, look in looks.items()]
+    drawing.legend_above(canvas, [*lines, *_marks(numbers), *_explained(numbers)])
+    return Drawn(canvas, numbers)
+
+
+@drawing.house_style()
+def draw_history(plot: HistoryPlot, selection: Mapping[str, Any], results: Results) -> Drawn:
+    """Draw columns of history by epoch, a panel a dataset."""
+    numbers = curve_numbers.history_numbers(plot, selection, results)
+    places = curve_numbers.places(selection)
+    n_columns = min(len(places), 3)
+    n_rows = math.ceil(len(places) / n_columns)
+    width = drawing.COLUMN_IN if n_columns == 1 else drawing.TEXT_IN
+    canvas = drawing.new_figure(width, 0.3 + HISTORY_IN * n_rows)
+    grid = canvas.subplots(n_rows, n_columns, sharex=True, squeeze=False)
+    looks = {line.label: _dashed(i, is_dashed=line.is_dashed) for i, line in enumerate(plot.lines)}
+    for axes in grid.flat[len(places) :]:
+        axes.set_axis_off()
+    for place, axes in zip(places, grid.flat, strict=False):
+        own = place.of(numbers)
+        for label, look in looks.items():
+            _trace(axes, own[own["line"] == label], "epoch", look)
+        axes.set_title(place.title)
+        axes.set_xlabel("Epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _finish(axes, own, is_accuracy=True)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(plot.y_label)
+    lines = [_handle(label, look) for label, look in looks.items()]
+    drawing.legend_above(canvas, [*lines, *_explained(numbers)])
+    return Drawn(canvas, numbers)
+
+
+def _trace(axes: Axes, part: pd.DataFrame, x: str, look: Ink) -> None:
+    """Draw one line: means, and with several seeds their deviation and the seeds."""
+    means = part[part["kind"] == "mean"].sort_values(x)
+    axes.plot(means[x], means["value"], color=look.colour, marker=look.marker, linestyle=look.dash)
+    if not (means["n_seeds"] > 1).any():
+        return
+    spread = means["deviation"].fillna(0)
+    axes.fill_between(
+        means[x].astype(float),
+        means["value"] - spread,
+        means["value"] + spread,
+        color=look.colour,
+        alpha=BAND,
+        linewidth=0,
+    )
+    runs = part[part["kind"] == "run"]
+    axes.scatter(runs[x], runs["value"], s=5, color=look.colour, alpha=DOT, linewidths=0)
+
+
+def _mark(axes: Axes, part: pd.DataFrame, x: str, look: Ink) -> None:
+    """Mark the default's point, and the points that the paper's text names."""
+    default = part[(part["kind"] == "mean") & (part["variant"] == "default")]
+    axes.plot(default[x], default["value"], **_RING)
+    paper = part[part["kind"] == "published"]
+    axes.plot(paper[x], paper["value"], **_STAR, markeredgecolor=look.colour)
+
+
+def _finish(axes: Axes, own: pd.DataFrame, *, is_accuracy: bool) -> None:
+    """Set grid and limits: costs from zero, accuracies not closer than noise; or say: no data."""
+    axes.grid(visible=True)
+    if own["value"].notna().sum() == 0:
+        reasons = own["note"].dropna().unique()
+        why = reasons[0] if len(reasons) == 1 else f"{len(own)} runs are missing"
+        text = textwrap.fill(f"No data: {why}" if len(own) else "No data", 40)
+        axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=MUTED)
+        axes.set_yticks([])
+        return
+    low, high = axes.get_ylim()
+    if not is_accuracy:
+        axes.set_ylim(0, high)
+    elif high - low < MIN_SPAN_PCT:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - MIN_SPAN_PCT / 2, middle + MIN_SPAN_PCT / 2)
+
+
+def _scale_x(axes: Axes, plot: SweepPlot, name: str, points: Sequence[float]) -> None:
+    """Set the x axis: ticks at the values that are shown. Raises SettingsError for log of 0."""
+    values = sorted(set(points))
+    if plot.x_scale != "linear":
+        if values[0] <= 0:
+            raise SettingsError(
+                f"value {values[0]:g} has no place on a {plot.x_scale} axis; set x_scale: linear "
+                f"in config/figures/{name}.yaml, or leave the value out"
+            )
+        axes.set_xscale("log", base=2 if plot.x_scale == "log2" else 10)
+    every = math.ceil(len(values) / MOST_X_LABELS)
+    labels = [_number(value) if i % every == 0 else "" for i, value in enumerate(values)]
+    axes.set_xticks(values, labels)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(plot.x_label)
+
+
+def _number(value: float) -> str:
+    """Return a tick's label: 0.25, 16, and powers of ten where that is shorter."""
+    if value == 0 or 1e-3 < abs(value) < 1e4:
+        return f"{value:g}"
+    digits, exponent = f"{value:e}".split("e")
+    power = f"10^{{{int(exponent)}}}"
+    factor = f"{float(digits):g}"
+    return f"${power}$" if factor == "1" else rf"${factor}{{\cdot}}{power}$"
+
+
+def _measured_as(panel: str, devices: set[str]) -> str:
+    """Return what a panel's axis says: what is measured, and of what."""
+    match panel, sorted(devices):
+        case "accuracy", _:
+            return "Top-1 accuracy (%)"
+        case "seconds", _:
+            return "Run's wall\ntime (s)"
+        case _, ["cpu"]:
+            return "Process's peak\nmemory (MiB)"
+        case _, ["cuda"]:
+            return "GPU's peak\nmemory (MiB)"
+        case _:
+            return "Peak memory\n(MiB)"
+
+
+def _dashed(index: int, *, is_dashed: bool) -> Ink:
+    look = drawing.ink(index)
+    return Ink(look.colour, look.marker, "dashed" if is_dashed else "solid")
+
+
+def _handle(label: str, look: Ink) -> Artist:
+    return Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dash, label=label)
+
+
+def _explained(numbers: pd.DataFrame) -> list[Artist]:
+    """Return the legend's entries for what is drawn beside the lines."""
+    means = numbers[numbers["kind"] == "mean"]
+    handles: list[Artist] = []
+    if (means["n_seeds"] > 1).any():
+        fewest, most = means["n_seeds"].min(), means["n_seeds"].max()
+        count = f"{most}" if fewest == most else f"{fewest} to {most}"
+        label = f"± sample deviation, {count} seeds"
+        handles.append(Patch(color=MUTED, alpha=BAND, linewidth=0, label=label))
+    return handles
+
+
+def _marks(numbers: pd.DataFrame) -> list[Artist]:
+    """Return the legend's entries for the marked points of a sweep."""
+    means = numbers[numbers["kind"] == "mean"]
+    handles: list[Artist] = []
+    if (means["variant"] == "default").any():
+        handles.append(Line2D([], [], **_RING, label="default"))
+    if (numbers["kind"] == "published").any():
+        handles.append(Line2D([], [], **_STAR, markeredgecolor=MUTED, label="named in the paper"))
+    return handles
