@@ -42,6 +42,7 @@ class Expansion:
     holes: dict[RunSpec, str] = field(default_factory=dict)
     generated: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     points: dict[str, tuple[SweepPoint, ...]] = field(default_factory=dict)
+    _named: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False)
 
     def add(  # noqa: PLR0913  the parts of a RunSpec
         self,
@@ -67,8 +68,14 @@ class Expansion:
 
     def overrides(self, method: str, variant: str) -> dict[str, Any]:
         """Return what a variant changes: a sweep's point, or a named one of config/variants."""
-        made = self.generated.get((method, variant))
+        made = self.generated.get((method, variant), self.named(method).get(variant))
         return settings.load_variant(method, variant) if made is None else made
+
+    def named(self, method: str) -> dict[str, dict[str, Any]]:
+        """Return the variants of config/variants, read once."""
+        if method not in self._named:
+            self._named[method] = settings.variants_of(method)
+        return self._named[method]
 
 
 def unavailable(method: str) -> str | None:
@@ -149,7 +156,7 @@ def _point(found: Expansion, plot: reports.SweepPlot, dataset: str, value: float
     if resolve_method(found, plot.method, dataset, overrides) == default:
         return "default"
     name = f"{plot.prefix}-{value:g}"
-    named = settings.variants_of(plot.method).get(name, overrides)
+    named = found.named(plot.method).get(name, overrides)
     if named != overrides:
         raise SettingsError(
             f"variant {name!r} is {named} in config/variants/{plot.method}.yaml and {overrides} "

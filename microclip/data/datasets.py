@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,9 @@ def fetch(dataset: DatasetSettings) -> Path:
     """Bring a dataset's images and manifest under `results/data/` and return the manifest.
 
     Raises:
-        SettingsError: a folder without usable images or classes.
+        MissingDataError: no folder of a benchmark's images.
+        SettingsError: a folder without usable images or classes, of a class that is not listed, or
+            of a benchmark with a class that has no image.
     """
     manifest = Path(paths.MANIFEST.format(dataset=dataset.name))
     match dataset.source:
@@ -175,17 +178,61 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _folder_rows(folder: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, str, int, str, str]]:
-    """Yield the manifest rows of `<folder>/{train,test}/<class>/`."""
-    label_of = {name: label for label, name in enumerate(vocabulary.class_names)}
-    for split in SPLITS:
-        for path in image_files(folder / split):
-            name = path.relative_to(folder / split).parts[0]
-            if name not in label_of:
-                raise SettingsError(
-                    f"{path} lies in class {name!r}, which {vocabulary.where} lacks; "
-                    "move it, or add the class"
-                )
-            yield split, str(path.resolve()), label_of[name], name, runtime.sha256(path)
+    """Yield the manifest rows of `<folder>/{train,test}/<class>/`, all folders checked first."""
+    found = {split: _labelled_files(folder / split, vocabulary) for split in SPLITS}
+    for split, files in found.items():
+        for path, label in files.items():
+            name = vocabulary.class_names[label]
+            yield split, str(path.resolve()), label, name, runtime.sha256(path)
+
+
+def _labelled_files(folder: Path, vocabulary: Vocabulary) -> dict[Path, int]:
+    """Return the images of one split with the labels that their class folders stand for."""
+    names = vocabulary.class_names
+    if vocabulary.is_benchmark and not folder.is_dir():
+        raise runtime.MissingDataError(
+            f"images {folder}/<class>/ are not there, for the {len(names)} classes of "
+            f"{vocabulary.where}; lay them out as docs/reproduce-the-paper.md says"
+        )
+    label_of: dict[str, int | None] = {}
+    labels = {}
+    for path in image_files(folder):
+        name = path.relative_to(folder).parts[0]
+        if name not in label_of:
+            label_of[name] = label_of_folder(name, names)
+        label = label_of[name]
+        if label is None:
+            raise SettingsError(
+                f"{path} lies in class {name!r}, which {vocabulary.where} lacks; "
+                "move it, or add the class"
+            )
+        labels[path] = label
+    lacking = [names[label] for label in sorted(set(range(len(names))) - set(labels.values()))]
+    if vocabulary.is_benchmark and lacking:
+        raise SettingsError(
+            f"{folder} has no image of {len(lacking)} of the {len(names)} classes in "
+            f"{vocabulary.where}, first {lacking[0]!r}; add or rename its folder"
+        )
+    return labels
+
+
+def label_of_folder(folder_name: str, class_names: Sequence[str]) -> int | None:
+    """Return the label of the class that a folder stands for, or None if there is none.
+
+    It is named as its class is written, or with any of space, underscore, hyphen and slash for
+    another, since no folder's name holds a slash and some copies have no spaces: `F-A-18` is
+    "F/A-18", `pink_primrose` is "pink primrose". Of classes that differ in these signs alone, only
+    the one that is written so is meant.
+    """
+    if folder_name in class_names:
+        return class_names.index(folder_name)
+    wanted = _one_separator(folder_name)
+    same = [label for label, name in enumerate(class_names) if _one_separator(name) == wanted]
+    return same[0] if len(same) == 1 else None
+
+
+def _one_separator(name: str) -> str:
+    return re.sub("[ _/-]", "-", name)
 
 
 def _check_labels(manifest: Manifest, vocabulary: Vocabulary) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from microclip import paths
 from microclip.settings import DatasetSettings, FolderSource, IconSource, SettingsError
 
 CLASS_FILE = "classes.txt"
+CLASS_LISTS = "resources/classes"  # <dataset>.txt: a name a line; "_" at the end is not read out
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Vocabulary:
 
     class_names: tuple[str, ...]
     where: str
+    is_benchmark: bool = False  # a known dataset: each split must have every class
 
     def __len__(self) -> int:
         """Return the number of classes."""
@@ -27,7 +30,8 @@ def load_vocabulary(dataset: DatasetSettings) -> Vocabulary:
     """Return the classes of `dataset`.
 
     Icons: as many lines of `resources/icons/<drawings>/classes.txt` as the source asks for. A
-    folder: the lines of its `classes.txt` if it has one, otherwise the sorted names below `train/`.
+    folder: `resources/classes/<dataset>.txt` if the project has it, else the folder's own
+    `classes.txt`, else the sorted names below its `train/`.
 
     Raises:
         SettingsError: no class list, fewer names than asked for, or a name that stands twice.
@@ -39,6 +43,10 @@ def load_vocabulary(dataset: DatasetSettings) -> Vocabulary:
             names = class_names(source.drawings, source.classes, source.seed)
             return checked(names, f"resources/icons/{source.drawings}/{CLASS_FILE}")
         case FolderSource() as source:
+            listed = f"{CLASS_LISTS}/{dataset.name}.txt"
+            if (paths.project_root() / listed).is_file():
+                names = _lines(paths.project_root() / listed)
+                return replace(checked(names, listed), is_benchmark=True)
             return _folder_vocabulary(source.folder)
 
 

@@ -126,8 +126,10 @@ def backbone_digest(wildcards):
 
 
 def shipped_descriptions(wildcards):
-    """Return the file that descriptions are taken from."""
+    """Return the file that descriptions are taken from; if it is missing, the job will say so."""
     dataset = settings.load_dataset(wildcards.dataset)
     written = settings.load_descriptions(wildcards.descriptions)
     source = descriptions.source_file(dataset, written)
+    if not source.is_file():
+        return []
     return os.path.relpath(source) if source.is_relative_to(Path.cwd()) else str(source)
