@@ -35,6 +35,11 @@ class FusionClassifier:
         self._fusion = fusion
         self._seed = seed
 
+    @property
+    def fusion(self) -> TokenFusion:
+        """Return the network, for those who look at its tokens."""
+        return self._fusion
+
     def logits(self, views: Views) -> Float[Tensor, "batch classes"]:
         """Return the trained head's cosine similarities."""
         return self.heads(views)["fused"]

@@ -1,0 +1,264 @@
+"""A complete run brought back: its test images, what it said of them, and its network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file
+from torch import Tensor
+
+from microclip import paths, runtime
+from microclip.data import datasets
+from microclip.data.datasets import LabelledImages
+from microclip.data.loading import ViewRecipe, evaluation_views
+from microclip.data.store import Pixels
+from microclip.data.vocabulary import load_vocabulary
+from microclip.measure.evaluation import collect_heads
+from microclip.methods.base import Task, Views, load_method
+from microclip.methods.microclip import FusionClassifier
+from microclip.model.backbone import load_backbone
+from microclip.settings import SettingsError, read_yaml, validated
+from microclip.study import RunSettings, RunSpec
+from microclip.text import embedding
+
+_BATCH = 128
+_PICTURE_PX = 224  # side of pictures for people, unless the image is smaller
+
+
+@dataclass(frozen=True, eq=False)
+class TestedRun:
+    """What a complete run has written of its test images.
+
+    Attributes:
+        predictions: a row a test image, in the order of `test`: file, label, prediction,
+            confidence, correct.
+        inputs: hashes of what the run has read, by kind.
+    """
+
+    folder: Path
+    settings: RunSettings
+    class_names: tuple[str, ...]
+    test: LabelledImages
+    predictions: pd.DataFrame
+    inputs: Mapping[str, str]
+
+    def class_of(self, column: str, index: int) -> str:
+        """Return the name of the class in a column ("label" or "prediction") of an image."""
+        return self.class_names[int(self.predictions[column].iloc[index])]
+
+    def choose(self, images: int | Sequence[str]) -> list[int]:
+        """Return the test images that were named, or that many: one a class from the first on.
+
+        Raises: SettingsError if a named file is not among the test images.
+        """
+        if isinstance(images, int):
+            return _one_a_class(self.test.labels.tolist(), images)
+        place = {name: index for index, name in enumerate(self.test.files)}
+        unknown = [name for name in images if name not in place]
+        if unknown:
+            raise SettingsError(
+                f"{unknown[0]} is no test image of {self.settings.spec.dataset}; take a name from "
+                f"{paths.MANIFEST.format(dataset=self.settings.spec.dataset)}"
+            )
+        return [place[name] for name in images]
+
+
+class FusedRun:
+    """A run of TokenFusion with its network, on the CPU, after training and before it."""
+
+    def __init__(self, tested: TestedRun) -> None:
+        """Bring back the network of `tested`.
+
+        Raises:
+            SettingsError: the run has no [FG] token, or its inputs are others today.
+        """
+        self.tested = tested
+        spec, self._method = tested.settings.spec, load_method(tested.settings.spec.method)
+        where = f"the settings of {spec.name}"
+        self._options = validated(self._method.Settings, tested.settings.method, where)
+        if getattr(self._options, "train_head", None) != "fusion":
+            raise SettingsError(
+                f"run {spec.name} has no trained [FG] token to look at; "
+                "choose a method and variant that train TokenFusion"
+            )
+        _check_inputs(tested)
+        self.after: FusionClassifier = self._method.restore(
+            self._task(), self._options, load_file(tested.folder / paths.RUN_WEIGHTS)
+        )
+
+    @cached_property
+    def before(self) -> FusionClassifier:
+        """Return the network before training: what no epoch of it leaves, in its own backbone."""
+        untouched = self._options.model_copy(update={"epochs": 0, "prior": "online"})
+        images = datasets.load(self.tested.settings.dataset)["train"].images
+        classifier: FusionClassifier = self._method.adapt(
+            self._task(images=images), untouched, _Silence()
+        )
+        return classifier
+
+    def views(self, indices: Sequence[int]) -> Float[Tensor, "batch 3 size size"]:
+        """Return the views of some test images that the run was tested on."""
+        tower = self.after.fusion.backbone
+        recipe = ViewRecipe(self._seed, tower.image_size, tower.mean, tower.std)
+        return self._drawn(indices, recipe)
+
+    def pictures(self, indices: Sequence[int]) -> list[Pixels]:
+        """Return what the views show, larger where the images are: for people."""
+        size = self.after.fusion.backbone.image_size
+        if self.after.views.crop == "center":  # a random square is another one at another size
+            pixels = (self.tested.test.images.pixels(index) for index in indices)
+            size = min(_PICTURE_PX, *(min(image.shape[:2]) for image in pixels))
+        drawn = self._drawn(indices, ViewRecipe(self._seed, size, (0.0,) * 3, (1.0,) * 3))
+        return [as_pixels(picture) for picture in drawn]
+
+    def generator(self) -> torch.Generator:
+        """Return what a query "random" is drawn from, as in the run's own test."""
+        drawn: torch.Generator = runtime.generator(self._seed, "test-query")
+        return drawn
+
+    def batches(self) -> Iterator[Float[Tensor, "batch 3 size size"]]:
+        """Yield the views of all test images in the batches of the run's own test."""
+        tower = self.after.fusion.backbone
+        recipe = ViewRecipe(self._seed, tower.image_size, tower.mean, tower.std)
+        return evaluation_views(
+            self.tested.test.images, recipe, crop=self.after.views.crop, batch_size=_BATCH
+        )
+
+    def heads(self) -> dict[str, Float[Tensor, "image classes"]]:
+        """Return the similarities of all test images: fused, global and local."""
+        return collect_heads(self.after, (Views(images=images) for images in self.batches()))
+
+    @property
+    def _seed(self) -> int:
+        return self.tested.settings.spec.seed
+
+    def _drawn(self, indices: Sequence[int], recipe: ViewRecipe) -> Tensor:
+        """Return the test views at `indices`, drawn one by one up to the last of them."""
+        wanted, found = set(indices), {}
+        views = evaluation_views(
+            self.tested.test.images, recipe, crop=self.after.views.crop, batch_size=1
+        )
+        for index, view in enumerate(views):
+            if index in wanted:
+                found[index] = view
+            if len(found) == len(wanted):
+                break
+        return torch.cat([found[index] for index in indices])
+
+    def _task(self, **parts: Any) -> Task:
+        settings = self.tested.settings
+        return Task(
+            class_names=self.tested.class_names,
+            texts=embedding.load(settings.dataset, settings.backbone, settings.descriptions),
+            seed=self._seed,
+            device="cpu",
+            precision="fp32",
+            backbone=load_backbone(settings.backbone.name),
+            **parts,
+        )
+
+
+class _Silence:
+    """A tracker of nothing."""
+
+    def epoch(self, epoch: int, row: dict[str, float]) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+
+def read(folder: Path) -> TestedRun:
+    """Return a complete run without its network.
+
+    Raises:
+        MissingDataError: the run is not complete, or its dataset is gone.
+        SettingsError: the dataset has other images today.
+    """
+    if not (folder / paths.RUN_SCORES).is_file():
+        raise runtime.MissingDataError(
+            f"run {folder} is not complete, no {paths.RUN_SCORES}; run `snakemake` for it"
+        )
+    settings = RunSettings.from_dict(read_yaml(folder / paths.RUN_SETTINGS))
+    record = json.loads((folder / paths.RUN_RECORD).read_text(encoding="utf-8"))
+    manifest = datasets.read_manifest(settings.dataset.name)
+    if manifest.images_sha256 != record["inputs"]["images"]:
+        raise _stale(folder, "images")
+    return TestedRun(
+        folder=folder,
+        settings=settings,
+        class_names=load_vocabulary(settings.dataset).class_names,
+        test=datasets.load(settings.dataset)["test"],
+        predictions=pd.read_parquet(folder / paths.RUN_PREDICTIONS),
+        inputs=record["inputs"],
+    )
+
+
+def selected(plot: Any, selection: Mapping[str, Any]) -> Iterable[FusedRun]:
+    """Yield the run of each dataset that a figure shows pictures of.
+
+    Of several backbones, descriptions and seeds it is the first.
+    """
+    for dataset in selection["datasets"]:
+        spec = RunSpec(
+            dataset=dataset,
+            backbone=selection["backbones"][0],
+            descriptions=selection["descriptions"][0],
+            method=plot.method,
+            variant=plot.variant,
+            seed=selection["seeds"][0],
+        )
+        yield FusedRun(read(spec.folder))
+
+
+def as_pixels(picture: Float[Tensor, "3 height width"]) -> Pixels:
+    """Return a picture with values in [0, 1] as bytes, channels last."""
+    levels = (255 * picture).round().clamp(0, 255).byte()
+    return np.ascontiguousarray(levels.permute(1, 2, 0).numpy())
+
+
+def _one_a_class(labels: Sequence[int], count: int) -> list[int]:
+    """Return `count` images: the first of each class in turn, then the second of each."""
+    queues: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        queues.setdefault(label, []).append(index)
+    chosen: list[int] = []
+    for label in cycle(sorted(queues)):
+        if len(chosen) == min(count, len(labels)):
+            return chosen
+        if queues[label]:
+            chosen.append(queues[label].pop(0))
+    return chosen
+
+
+def _check_inputs(tested: TestedRun) -> None:
+    """Refuse a network whose frozen parts are others today."""
+    settings = tested.settings
+    today = {
+        "backbone": embedding.backbone_key(settings.backbone),
+        "class_vectors": embedding.file_sha256(
+            settings.dataset, settings.backbone, settings.descriptions
+        ),
+    }
+    for kind, value in today.items():
+        if tested.inputs[kind] != value:
+            raise _stale(tested.folder, kind.replace("_", " "))
+
+
+def _stale(folder: Path, kind: str) -> SettingsError:
+    return SettingsError(
+        f"run {folder} was made with other {kind} than there are today; run `snakemake` anew for it"
+    )
+
+
+__all__ = ["FusedRun", "TestedRun", "as_pixels", "read", "selected"]
