@@ -64,7 +64,7 @@ class Results:
     def score(self, spec: RunSpec, column: str) -> float:
         """Return a number of a run. Raises MissingDataError with the reason if there is none."""
         if spec not in self.scores:
-            raise MissingDataError(self.holes.get(spec, "no such run in scores.csv"))
+            raise MissingDataError(self.holes.get(spec, "not in scores.csv"))
         value = float(self.scores[spec].get(column, float("nan")))
         if pd.isna(value):
             raise MissingDataError(f"scores.csv has no {column} of this run")
@@ -105,8 +105,9 @@ class Place:
     def of(self, numbers: pd.DataFrame) -> pd.DataFrame:
         """Return the rows of this place."""
         own = numbers["dataset"] == self.dataset
-        own &= numbers["backbone"] == self.backbone
-        return numbers[own & (numbers["descriptions"] == self.descriptions)]
+        for part in ("backbone", "descriptions"):  # a published point does not say
+            own &= numbers[part].fillna(getattr(self, part)) == getattr(self, part)
+        return numbers[own]
 
 
 def places(selection: Mapping[str, Any]) -> list[Place]:

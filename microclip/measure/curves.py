@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -28,6 +28,7 @@ PANEL_IN = {"accuracy": 1.75, "seconds": 1.05, "memory": 1.05}  # height of a sw
 HISTORY_IN = 1.9  # height of a panel of a history
 MIN_SPAN_PCT = 2.0  # an axis of accuracies shows at least this much: noise stays small
 MOST_X_LABELS = 11
+MOST_MARKERS = 25  # on one line
 BAND, DOT = 0.18, 0.45  # opacity
 MUTED = "0.35"
 _RING: dict[str, Any] = {
@@ -54,7 +55,7 @@ def draw_sweep(name: str, plot: SweepPlot, selection: Mapping[str, Any], results
     """
     numbers = curve_numbers.sweep_numbers(plot, selection, results)
     places = curve_numbers.places(selection)
-    looks = {place.title: drawing.ink(i) for i, place in enumerate(places)}
+    looks = [drawing.ink(i) for i in range(len(places))]
     canvas = drawing.new_figure(drawing.COLUMN_IN, 0.3 + sum(PANEL_IN[p] for p in plot.panels))
     grid = canvas.subplots(
         len(plot.panels),
@@ -64,14 +65,14 @@ def draw_sweep(name: str, plot: SweepPlot, selection: Mapping[str, Any], results
     )
     for panel, axes in zip(plot.panels, grid[:, 0], strict=True):
         own = numbers[numbers["measure"] == MEASURES[panel]]
-        for title, look in looks.items():
-            _trace(axes, own[own["line"] == title], plot.setting, look)
-            _mark(axes, own[own["line"] == title], plot.setting, look)
+        for place, look in zip(places, looks, strict=True):
+            _trace(axes, place.of(own), plot.setting, look)
+            _mark(axes, place.of(own), plot.setting, look)
         axes.set_ylabel(_measured_as(panel, set(own["device"].dropna())))
         _finish(axes, own, is_accuracy=panel == "accuracy")
-    _scale_x(grid[-1, 0], plot, name, [point["value"] for point in selection["points"]])
+    _scale_x(grid[-1, 0], plot, name, numbers[plot.setting])
     canvas.align_ylabels()
-    lines = [_handle(title, look) for title, look in looks.items()]
+    lines = [_handle(place.title, look) for place, look in zip(places, looks, strict=True)]
     drawing.legend_above(canvas, [*lines, *_marks(numbers), *_explained(numbers)])
     return Drawn(canvas, numbers)
 
@@ -94,11 +95,15 @@ def draw_history(plot: HistoryPlot, selection: Mapping[str, Any], results: Resul
         for label, look in looks.items():
             _trace(axes, own[own["line"] == label], "epoch", look)
         axes.set_title(place.title)
-        axes.set_xlabel("Epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(
+            MaxNLocator(integer=True) if own["epoch"].notna().any() else NullLocator()
+        )
         _finish(axes, own, is_accuracy=True)
     for axes in grid[:, 0]:
         axes.set_ylabel(plot.y_label)
+    for axes in grid.flat[max(len(places) - n_columns, 0) : len(places)]:  # none below these
+        axes.set_xlabel("Epoch")
+        axes.tick_params(labelbottom=True)
     lines = [_handle(label, look) for label, look in looks.items()]
     drawing.legend_above(canvas, [*lines, *_explained(numbers)])
     return Drawn(canvas, numbers)
@@ -133,7 +138,6 @@ def _mark(axes: Axes, part: pd.DataFrame, x: str, look: Ink) -> None:
 
 def _finish(axes: Axes, own: pd.DataFrame, *, is_accuracy: bool) -> None:
     """Set grid and limits: costs from zero, accuracies not closer than noise; or say: no data."""
-    axes.grid(visible=True)
     if own["value"].notna().sum() == 0:
         reasons = own["note"].dropna().unique()
         why = reasons[0] if len(reasons) == 1 else f"{len(own)} runs are missing"
@@ -141,17 +145,19 @@ def _finish(axes: Axes, own: pd.DataFrame, *, is_accuracy: bool) -> None:
         axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=MUTED)
         axes.set_yticks([])
         return
+    axes.grid(visible=True)
+    axes.yaxis.set_major_locator(MaxNLocator(7 if is_accuracy else 4, steps=[1, 2, 5, 10]))
     low, high = axes.get_ylim()
     if not is_accuracy:
-        axes.set_ylim(0, high)
+        axes.set_ylim(0, 1.05 * high)
     elif high - low < MIN_SPAN_PCT:
         middle = (low + high) / 2
         axes.set_ylim(middle - MIN_SPAN_PCT / 2, middle + MIN_SPAN_PCT / 2)
 
 
-def _scale_x(axes: Axes, plot: SweepPlot, name: str, points: Sequence[float]) -> None:
+def _scale_x(axes: Axes, plot: SweepPlot, name: str, shown: pd.Series[float]) -> None:
     """Set the x axis: ticks at the values that are shown. Raises SettingsError for log of 0."""
-    values = sorted(set(points))
+    values = sorted({float(value) for value in shown})
     if plot.x_scale != "linear":
         if values[0] <= 0:
             raise SettingsError(
@@ -164,6 +170,10 @@ def _scale_x(axes: Axes, plot: SweepPlot, name: str, points: Sequence[float]) ->
     axes.set_xticks(values, labels)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(plot.x_label)
+    scale = axes.xaxis.get_transform()
+    first, last = scale.transform([values[0], values[-1]])
+    edge = 0.04 * (last - first) or 0.5
+    axes.set_xlim(*scale.inverted().transform([first - edge, last + edge]))
 
 
 def _number(value: float) -> str:
@@ -217,7 +227,7 @@ def _marks(numbers: pd.DataFrame) -> list[Artist]:
     means = numbers[numbers["kind"] == "mean"]
     handles: list[Artist] = []
     if (means["variant"] == "default").any():
-        handles.append(Line2D([], [], **_RING, label="default"))
+        handles.append(Line2D([], [], **_RING, label="default setting"))
     if (numbers["kind"] == "published").any():
         handles.append(Line2D([], [], **_STAR, markeredgecolor=MUTED, label="named in the paper"))
     return handles

@@ -7,6 +7,7 @@ Lines differ by colour, marker and dash: in grey print and to colour-blind reade
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,8 @@ def legend_above(figure: Figure, handles: Sequence[Artist]) -> None:
     So it never covers a line, and the axes keep their size.
     """
     width, height = (float(side) for side in figure.get_size_inches())
-    for n_columns in range(min(len(handles), 4), 0, -1):
+    for n_rows in range(math.ceil(len(handles) / 4), len(handles) + 1):
+        n_columns = math.ceil(len(handles) / n_rows)
         legend = figure.legend(
             handles=list(handles), loc="outside upper center", ncols=n_columns, columnspacing=1.4
         )
