@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from microclip import settings
+from microclip import reports, schema, settings
 from microclip.settings import SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,21 +17,48 @@ STUDY = {
     "descriptions": ["shipped"],
     "runs": [{"methods": ["clip"]}],
 }
+KINDS: dict[str, type[settings.Frozen]] = {
+    "backbones": settings.BackboneSettings,
+    "datasets": settings.DatasetSettings,
+    "figures": reports.FigureSettings,
+    "llms": settings.DescriptionSettings,
+    "methods": settings.MethodFile,
+    "tables": reports.TableSettings,
+}
 SHIPPED = [
-    (kind, path.stem) for kind in settings.KINDS for path in (ROOT / "config" / kind).glob("*.yaml")
+    (kind, path.stem) for kind in KINDS for path in sorted((ROOT / "config" / kind).glob("*.yaml"))
 ]
+STUDIES = sorted((ROOT / "config").glob("*.yaml"))
 
 
 @pytest.mark.parametrize(("kind", "name"), SHIPPED)
 def test_every_shipped_file_is_valid(kind: str, name: str) -> None:
     values = yaml.safe_load((ROOT / "config" / kind / f"{name}.yaml").read_text())
-    assert settings.KINDS[kind].model_validate({"name": name, **values})
+    assert KINDS[kind].model_validate({"name": name, **values})
 
 
-def test_the_shipped_study_names_what_is_there() -> None:
-    study = settings.load_study(settings.read_yaml(ROOT / "config" / "config.yaml"))
-    assert set(study.datasets) <= set(settings.known("datasets"))
-    assert set(study.tables) <= set(settings.known("tables"))
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_shipped_study_is_named_as_its_file_and_names_what_is_there(path: Path) -> None:
+    study = settings.load_study(settings.read_yaml(path))
+    assert study.study == ("icons" if path.stem == "config" else path.stem)
+    for kind in ("tables", "figures"):
+        selections = getattr(study, kind)
+        names = [selection.name for selection in selections]
+        assert len(names) == len(set(names))
+        assert set(names) <= set(settings.known(kind))
+    for selection in (study, *study.tables, *study.figures):
+        assert set(selection.datasets or ()) <= set(settings.known("datasets"))
+        assert set(selection.backbones or ()) <= set(settings.known("backbones"))
+        assert set(selection.descriptions or ()) <= set(settings.known("llms"))
+
+
+def test_a_table_of_a_study_is_a_name_or_a_part_of_the_study() -> None:
+    study = settings.load_study({**STUDY, "tables": ["table1", {"name": "table2", "seeds": [1]}]})
+    assert [selection.name for selection in study.tables] == ["table1", "table2"]
+    assert study.tables[0].seeds is None
+    assert study.tables[1].seeds == (1,)
+    with pytest.raises(SettingsError, match="unknown key 'tables.0.rows' in the study"):
+        settings.load_study({**STUDY, "tables": [{"name": "table1", "rows": []}]})
 
 
 @pytest.mark.parametrize(
@@ -59,10 +86,11 @@ def test_a_wrong_study_is_refused_in_one_line(change: dict[str, object], said: l
     [
         (settings.load_dataset, "icons-fod", "unknown dataset 'icons-fod', no config/datasets/"),
         (settings.load_dataset, "icons-fod", "did you mean 'icons-food'?"),
-        (settings.load_dataset, "zzz", "known: icons-animals,"),
+        (settings.load_dataset, "zzz", "known: birdsnap, caltech101,"),
         (settings.load_backbone_settings, "RN50", "unknown backbone 'RN50'"),
         (settings.load_method_file, "microclpi", "did you mean 'microclip'?"),
-        (settings.load_table, "table2", "unknown table 'table2'"),
+        (reports.load_table, "table13", "unknown table 'table13'"),
+        (reports.load_figure, "figure2", "unknown figure 'figure2'"),
     ],
 )
 def test_an_unknown_name_lists_the_known_ones(load, name: str, said: str) -> None:
@@ -158,8 +186,6 @@ def test_every_field_of_a_method_setting_is_described() -> None:
 
 
 def test_the_exported_schemas_are_those_of_the_models(tmp_path: Path) -> None:
-    from microclip import schema
-
     schema.export(tmp_path)
     committed = ROOT / "config" / "schema"
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in committed.iterdir())

@@ -8,9 +8,14 @@ import pytest
 from PIL import Image
 
 from microclip.data import datasets, store
-from microclip.data.datasets import UnlabelledImages, image_files, read_manifest
+from microclip.data.datasets import (
+    UnlabelledImages,
+    image_files,
+    label_of_folder,
+    read_manifest,
+)
 from microclip.runtime import MissingDataError
-from microclip.settings import SettingsError, load_dataset
+from microclip.settings import DatasetSettings, FolderSource, SettingsError, load_dataset
 from tests.fixtures.project import CLASSES, N_TEST, N_TRAIN
 
 
@@ -81,3 +86,76 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
         image_files(tmp_path)
     with pytest.raises(SettingsError, match="is no folder"):
         image_files(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("folder", "label"),
+    [
+        ("F-A-18", 0),
+        ("F_A-18", 0),
+        ("BAE-146-200", 1),
+        ("BAE 146-200", 1),
+        ("BAE-125", 2),
+        ("missile", 3),
+        ("missile_", 4),
+        ("f-a-18", None),
+        ("BAE", None),
+    ],
+)
+def test_a_class_folder_may_write_any_separator_for_another(folder: str, label: int | None) -> None:
+    names = ("F/A-18", "BAE 146-200", "BAE-125", "missile", "missile_")
+    assert label_of_folder(folder, names) == label
+
+
+def test_names_that_differ_in_separators_alone_must_be_written_out() -> None:
+    names = ("black-bird", "black bird")
+    assert label_of_folder("black bird", names) == 1
+    assert label_of_folder("black-bird", names) == 0
+    assert label_of_folder("black_bird", names) is None
+
+
+def benchmark(root: Path, *folders: str) -> DatasetSettings:
+    """Return a dataset with a list of classes in the project, and an image in each folder."""
+    listed = root / "resources" / "classes" / "jets.txt"
+    listed.parent.mkdir()
+    listed.write_text("F/A-18\nBAE 146-200\nBAE-125\n")
+    for name in folders:
+        (root / "jets" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(root / "jets" / name / "0.png")
+    source = FolderSource(folder=root / "jets")
+    return DatasetSettings(name="jets", title="Jets", source=source, templates=("a {}",))
+
+
+def test_a_benchmarks_labels_follow_its_list_and_not_its_folders_order(own_project: Path) -> None:
+    """The folders' own order is BAE-125, BAE-146-200, F-A-18: the reverse of the list."""
+    folders = ("F-A-18", "BAE-146-200", "BAE-125")
+    names = [f"{split}/{folder}" for split in ("train", "test") for folder in folders]
+    datasets.fetch(benchmark(own_project, *names))
+    manifest = read_manifest("jets")
+    of_class = dict(zip(manifest.class_names, manifest.labels, strict=True))
+    assert of_class == {"F/A-18": 0, "BAE 146-200": 1, "BAE-125": 2}
+    assert [Path(name).parts[-2] for name in manifest.names[:3]] == sorted(folders)
+    assert manifest.labels == (2, 1, 0, 2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("folders", "error", "said"),
+    [
+        ((), MissingDataError, "jets/train/<class>/ are not there, for the 3 classes of resources"),
+        (
+            ("train/F-A-18", "train/BAE-125"),
+            SettingsError,
+            "jets/train has no image of 1 of the 3 classes in resources/classes/jets.txt, "
+            "first 'BAE 146-200'",
+        ),
+        (("train/F-14",), SettingsError, "class 'F-14', which resources/classes/jets.txt lacks"),
+    ],
+)
+def test_a_benchmark_that_is_not_whole_is_one_clear_line(
+    own_project: Path, folders: tuple[str, ...], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error) as caught:
+        datasets.fetch(benchmark(own_project, *folders))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not Path("results/data/jets/manifest.csv").exists()

@@ -27,6 +27,21 @@ def test_without_class_file_the_folders_are_the_classes_in_order(tmp_path: Path)
     assert load_vocabulary(folder_dataset(tmp_path)).class_names == ("a", "b", "c")
 
 
+def test_a_list_of_the_project_for_the_dataset_comes_first(own_project: Path) -> None:
+    listed = own_project / "resources" / "classes" / "shapes.txt"
+    listed.parent.mkdir()
+    listed.write_text("disc\nsquare\n")
+    found = load_vocabulary(load_dataset("shapes"))
+    assert found.class_names == ("disc", "square")
+    assert found.where == "resources/classes/shapes.txt"
+    assert found.is_benchmark
+
+
+@pytest.mark.usefixtures("project")
+def test_a_users_own_folder_is_no_benchmark() -> None:
+    assert not load_vocabulary(load_dataset("shapes")).is_benchmark
+
+
 def test_no_class_list_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="classes.txt"):
         load_vocabulary(folder_dataset(tmp_path))

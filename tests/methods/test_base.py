@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from microclip.data import datasets
 from microclip.methods.base import (
@@ -19,9 +18,9 @@ from microclip.methods.base import (
     known_methods,
     load_method,
 )
+from microclip.methods.registry import settings_of
 from microclip.model.backbone import load_backbone
-from microclip.settings import SettingsError, load_method_file, load_variant
-from microclip.study import settings_of
+from microclip.settings import SettingsError, load_method_file, variants_of
 from microclip.text import embedding
 from tests.fixtures import project as fixture
 
@@ -111,12 +110,11 @@ def test_the_settings_file_is_complete_and_says_where_each_number_is_from(name: 
     assert all("#" in line for line in block if line.strip())
 
 
-@pytest.mark.parametrize("path", sorted(Path("config/variants").glob("*.yaml")), ids=str)
-def test_every_variant_is_valid(path: Path) -> None:
-    variants = yaml.safe_load(path.read_text(encoding="utf-8"))["variants"]
-    base = load_method_file(path.stem).settings
-    for name in variants:
-        settings_of(path.stem).model_validate({**base, **load_variant(path.stem, name)})
+@pytest.mark.parametrize("method", known_methods())
+def test_every_variant_of_a_method_with_code_is_valid(method: str) -> None:
+    base = load_method_file(method).settings
+    for overrides in variants_of(method).values():
+        settings_of(method).model_validate({**base, **overrides})
 
 
 def test_an_unknown_method_lists_the_known() -> None:

@@ -32,7 +32,7 @@ STUDY = {
     "descriptions": ["shipped"],
     "runs": [{"methods": ["clip", "cupl", "microclip"]}],
     "methods": {"microclip": {"epochs": 2, "batch_size": 8}},
-    "tables": ["table1"],
+    "tables": [{"name": "table1", "is_brief": True}],
     "device": "cpu",
 }
 
