@@ -1,6 +1,8 @@
 """From settings to runs: what is layered over what, which runs there are, what names them."""
 
 import json
+import shutil
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -8,31 +10,53 @@ from typing import Any
 import pytest
 
 from microclip import settings, study
+from microclip.methods.registry import known_methods
 from microclip.settings import SettingsError
 from microclip.study import RunSettings, RunSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+SMALL = "icons-food-small"
+THREE = [{"methods": ["clip", "cupl", "microclip"]}]
+SWEEP = {"name": "figure5", "values": [0.0, 0.5, 1.0]}
+
+
 def config(**changes: Any) -> dict[str, Any]:
     return {**settings.read_yaml(ROOT / "config" / "config.yaml"), **changes}
 
 
+def bare(**changes: Any) -> study.Study:
+    """Load a study of one dataset without tables, figures and runs, but for `changes`."""
+    parts = {"datasets": [SMALL], "tables": [], "figures": [], **changes}
+    return study.load(config(**parts))
+
+
+def variants(declared: study.Study) -> list[str]:
+    return [spec.variant for spec in declared.runs]
+
+
 def one(method: str, **changes: Any) -> RunSettings:
-    declared = study.load(config(datasets=["icons-food"], **changes))
+    declared = bare(**{"datasets": ["icons-food"], "runs": THREE, **changes})
     return declared.resolve(next(spec for spec in declared.runs if spec.method == method))
 
 
-def test_the_default_study_has_three_methods_on_six_sets() -> None:
-    runs = study.load(config()).runs
-    assert len(runs) == len(set(runs)) == 18
+def test_the_default_study_has_three_methods_on_six_sets_and_ablations_on_a_small_one() -> None:
+    """Table 1: 6 sets x 3 methods. On the small set: the default run; 4 rows of each of Tables 2,
+    3 and 7, 5 of Table 4 and 2 of Table 5 beside it; gammas 0.25 and 0.75, since 0 and 1 are rows
+    of Table 4 and 0.5 is the default; 1, 4 and 16 crops; rates 1e-6, 1e-5 and 1e-3.
+    """
+    declared = study.load(config())
+    runs = declared.runs
+    assert len(runs) == len(set(runs)) == 6 * 3 + 1 + (4 + 4 + 4 + 5 + 2) + 2 + 3 + 3 == 46
+    assert Counter(spec.dataset == SMALL for spec in runs) == {False: 18, True: 28}
     assert {spec.seed for spec in runs} == {0}
+    assert declared.expansion.holes == {}  # its Table 1 is brief
 
 
 def test_a_method_without_randomness_runs_with_one_seed() -> None:
-    runs = study.load(config(seeds=[0, 1, 2])).runs
-    seeds = {m: sum(spec.method == m for spec in runs) for m in ("clip", "cupl", "microclip")}
-    assert seeds == {"clip": 6, "cupl": 6, "microclip": 18}
+    runs = bare(seeds=[0, 1, 2], runs=THREE).runs
+    assert Counter(spec.method for spec in runs) == {"clip": 1, "cupl": 1, "microclip": 3}
 
 
 def test_a_run_that_two_grids_name_is_one_run() -> None:
@@ -40,8 +64,7 @@ def test_a_run_that_two_grids_name_is_one_run() -> None:
         {"methods": ["microclip"], "variants": ["default", "gamma-0"]},
         {"methods": ["microclip"], "variants": ["gamma-0", "gamma-1"], "datasets": ["icons-food"]},
     ]
-    runs = study.load(config(datasets=["icons-food"], runs=grids)).runs
-    assert [spec.variant for spec in runs] == ["default", "gamma-0", "gamma-1"]
+    assert variants(bare(datasets=["icons-food"], runs=grids)) == ["default", "gamma-0", "gamma-1"]
 
 
 def test_names_and_folders_are_the_six_names() -> None:
@@ -89,15 +112,17 @@ def test_settings_survive_being_written() -> None:
         ({"methods": {"nothing": {}}}, "unknown method 'nothing' in the study's methods"),
         ({"runs": [{"methods": ["clop"]}]}, "unknown method 'clop'"),
         ({"runs": [{"methods": ["clip"], "variants": ["x"]}]}, "unknown variant 'x' of clip"),
-        ({"datasets": ["dtd"]}, "unknown dataset 'dtd'"),
+        ({"datasets": ["eurosat"]}, "unknown dataset 'eurosat'"),
         ({"backbones": ["RN50"]}, "unknown backbone 'RN50'"),
         ({"descriptions": ["gpt"]}, "unknown llm 'gpt'"),
-        ({"tables": ["table9"]}, "unknown table 'table9'"),
+        ({"tables": ["table13"]}, "unknown table 'table13'"),
+        ({"figures": ["figure2"]}, "unknown figure 'figure2'"),
+        ({"figures": [{**SWEEP, "values": [0.5, 1.5]}]}, "less than or equal to 1 (got 1.5)"),
     ],
 )
 def test_errors_come_before_anything_runs_in_one_line(change: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        study.load(config(**change))
+        bare(**{"runs": THREE, **change})
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -124,9 +149,167 @@ def test_titles_and_other_methods_settings_do_not_name_a_run() -> None:
 
 
 def test_what_a_job_is_given_does_not_hold_the_device() -> None:
-    declared = study.load(config(datasets=["icons-food"], device="cuda"))
+    declared = bare(runs=THREE, device="cuda")
     given = json.loads(
         declared.settings_json(**{k: str(v) for k, v in asdict(declared.runs[0]).items()})
     )
     assert "device" not in given
     assert RunSettings.from_dict(given).digest() == declared.resolve(declared.runs[0]).digest()
+
+
+def test_the_rows_of_a_table_and_the_lines_of_a_figure_are_runs() -> None:
+    declared = bare(tables=["table5"], figures=["figure3"])
+    assert variants(declared) == [
+        "start-templates",
+        "both-templates",
+        "default",  # Table 5's last row and Figure 3's first lines
+        "gamma-1",
+        "gamma-0",
+    ]
+
+
+def test_a_selection_restricts_a_table_and_not_the_study() -> None:
+    parts = [{"name": "table5", "datasets": ["icons-food"], "seeds": [7]}]
+    declared = bare(tables=parts, runs=[{"methods": ["clip"]}])
+    assert Counter((spec.dataset, spec.method, spec.seed) for spec in declared.runs) == {
+        (SMALL, "clip", 0): 1,
+        ("icons-food", "microclip", 7): 3,
+    }
+    assert declared.plan()["tables"]["table5"]["datasets"] == ["icons-food"]
+
+
+def test_a_row_that_names_its_backbone_has_runs_with_that_one_alone() -> None:
+    declared = bare(datasets=["dtd"], tables=["table12"])
+    assert {spec.backbone for spec in declared.runs} == {"metaclip-400m", "metaclip-2.5b"}
+    assert Counter(spec.method for spec in declared.runs) == {"cupl": 2, "microclip": 2}
+
+
+def test_a_point_of_a_sweep_that_equals_the_default_is_the_default_run() -> None:
+    declared = bare(runs=[{"methods": ["microclip"]}], figures=[SWEEP])
+    assert variants(declared) == ["default", "gamma-0", "gamma-1"]
+    points = declared.plan()["figures"]["figure5"]["points"]
+    assert points == [
+        {"dataset": SMALL, "value": 0.0, "variant": "gamma-0"},
+        {"dataset": SMALL, "value": 0.5, "variant": "default"},
+        {"dataset": SMALL, "value": 1.0, "variant": "gamma-1"},
+    ]
+
+
+def test_which_point_is_the_default_run_is_a_question_of_the_dataset() -> None:
+    """food101 learns at 1e-6 by default, the others at 1e-4: one point of each set is known."""
+    sweep = {"name": "figure8", "values": [1.0e-6, 1.0e-4]}
+    declared = bare(datasets=["food101", "dtd"], figures=[sweep])
+    of_dataset = {(p.dataset, p.value): p.variant for p in declared.expansion.points["figure8"]}
+    assert of_dataset == {
+        ("food101", 1.0e-6): "default",
+        ("food101", 1.0e-4): "rate-0.0001",
+        ("dtd", 1.0e-6): "rate-1e-06",
+        ("dtd", 1.0e-4): "default",
+    }
+
+
+def test_a_setting_of_the_study_moves_the_point_that_is_the_default_run() -> None:
+    declared = bare(figures=[SWEEP], methods={"microclip": {"gamma": 1.0}})
+    assert [p.variant for p in declared.expansion.points["figure5"]] == [
+        "gamma-0",
+        "gamma-0.5",
+        "default",
+    ]
+
+
+def test_variants_that_sweeps_make_are_named_by_prefix_and_value() -> None:
+    crops = {"name": "figure6", "values": [1, 8, 64]}
+    declared = bare(figures=[{**SWEEP, "values": [0.25]}, crops])
+    assert variants(declared) == ["gamma-0.25", "crops-1", "default", "crops-64"]
+    quarter = declared.resolve(declared.runs[0])
+    assert quarter.method == {**one("microclip").method, "gamma": 0.25, "batch_size": 16}
+
+
+def test_adding_a_gamma_to_a_sweep_adds_exactly_one_run() -> None:
+    before = bare(figures=[SWEEP])
+    after = bare(figures=[{**SWEEP, "values": [0.0, 0.25, 0.5, 1.0]}])
+    [new] = set(after.runs) - set(before.runs)
+    assert new.variant == "gamma-0.25"
+    assert set(before.runs) < set(after.runs)
+    for spec in before.runs:
+        assert after.resolve(spec).digest() == before.resolve(spec).digest()
+
+
+def root_of_ones_own(folder: Path) -> Path:
+    """Return a copy of the project's declarations that a test may change."""
+    shutil.copytree(ROOT / "config", folder / "config")
+    (folder / "resources").symlink_to(ROOT / "resources")
+    return folder
+
+
+def test_a_name_that_means_two_things_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = root_of_ones_own(tmp_path)
+    path = root / "config/variants/microclip.yaml"
+    path.write_text(path.read_text() + "  gamma-0.25: {gamma: 0.25, rho: 0.3}\n")
+    monkeypatch.setenv("MICROCLIP_ROOT", str(root))
+    with pytest.raises(SettingsError) as caught:
+        bare(figures=[{**SWEEP, "values": [0.25]}])
+    assert "variant 'gamma-0.25' is {'gamma': 0.25, 'rho': 0.3} in config/variants" in str(
+        caught.value
+    )
+    assert "{'gamma': 0.25} in a figure; rename one" in str(caught.value)
+
+
+def test_a_sweep_over_a_setting_that_the_method_lacks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = root_of_ones_own(tmp_path)
+    path = root / "config/figures/figure5.yaml"
+    path.write_text(path.read_text().replace("setting: gamma", "setting: gama"))
+    monkeypatch.setenv("MICROCLIP_ROOT", str(root))
+    with pytest.raises(SettingsError, match="setting 'gama' of the sweep over gamma is none of"):
+        bare(figures=["figure5"])
+
+
+def test_a_method_without_code_is_a_hole_with_a_reason_and_no_run() -> None:
+    declared = bare(tables=["table1"])
+    missing = {"wca", "upl", "pouf", "lafter", "reclip", "dpa"} - set(known_methods())
+    assert {spec.method for spec in declared.expansion.holes} == missing
+    assert {spec.method for spec in declared.runs} & missing == set()
+    holes = declared.plan()["holes"]
+    assert len(holes) == len(missing)
+    for hole in holes:
+        assert hole["reason"] == f"method {hole['method']} has no code in this release"
+        assert hole["variant"] == "default"
+
+
+def test_a_brief_table_leaves_such_rows_out() -> None:
+    declared = bare(tables=[{"name": "table1", "is_brief": True}])
+    assert declared.expansion.holes == {}
+    assert {spec.method for spec in declared.runs} <= set(known_methods())
+
+
+def test_runs_that_differ_in_the_test_alone_share_the_weights() -> None:
+    declared = bare(
+        tables=["table7"], runs=[{"methods": ["microclip"], "variants": ["test-random"]}]
+    )
+    by_variant = {spec.variant: declared.trained_by(spec) for spec in declared.runs}
+    shared = {name: spec.variant for name, spec in by_variant.items() if spec is not None}
+    assert shared == {
+        "global-only-swapped": "global-only",
+        "local-only-swapped": "local-only",
+        "test-random": "default",
+    }
+
+
+def test_without_that_sibling_in_the_study_a_run_trains_for_itself() -> None:
+    grid = {"methods": ["microclip"], "variants": ["default", "global-only-swapped"]}
+    declared = bare(runs=[grid])
+    assert [declared.trained_by(spec) for spec in declared.runs] == [None, None]
+
+
+def test_the_plan_names_each_run_with_what_it_was_settled_on() -> None:
+    declared = bare(runs=THREE)
+    planned = declared.plan()["runs"]
+    assert [run["name"] for run in planned] == [spec.name for spec in declared.runs]
+    for run, spec in zip(planned, declared.runs, strict=True):
+        resolved = declared.resolve(spec)
+        assert run["digest"] == resolved.digest()
+        assert run["recipe"] == resolved.recipe
