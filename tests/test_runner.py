@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -21,6 +22,7 @@ from microclip import runner
 from microclip.data import datasets, features, store
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError
+from microclip.tracking import open_tracker
 from tests.fixtures.project import CLASSES, N_TEST, Journal, prepare, settings_of
 
 
@@ -132,6 +134,26 @@ def test_the_final_weights_are_only_what_was_trained() -> None:
     names = set(load_file("run/adapted.safetensors"))
     assert names >= {"classifier", "pooling.query.weight", "visual.ln_pre.weight"}
     assert not any("attn" in name or "mlp" in name for name in names)
+
+
+@pytest.mark.usefixtures("project")
+def test_a_run_may_test_the_weights_of_one_trained_alike_and_no_other() -> None:
+    trained = settings_of("microclip", rho=1.0)
+    prepare(trained)
+    source = trained.spec.folder
+    with pytest.raises(MissingDataError, match="is not complete"):
+        runner.run(trained, Path("run"), Journal(), source)
+    open_tracker(trained, source, "study")  # writes settings.yaml, as the verb does
+    scores = runner.run(trained, source, Journal())
+    swapped = settings_of("microclip", rho=1.0, legacy_swap=True)
+    tested = runner.run(swapped, Path("run"), Journal(), source)
+    assert tested["top1_pct"] == scores["top1_local_pct"]
+    assert tested["digest"] == swapped.digest() != scores["digest"]
+    weights = [load_file(folder / "adapted.safetensors") for folder in (source, Path("run"))]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    other = settings_of("microclip", rho=0.0, legacy_swap=True)
+    with pytest.raises(SettingsError, match="was trained by other settings"):
+        runner.run(other, Path("other"), Journal(), source)
 
 
 # What a killed process runs: the fixture's project is found by its environment.

@@ -46,6 +46,16 @@ def test_embedding_is_that_of_open_clip(tower: str) -> None:
         torch.testing.assert_close(backbone.encode_global(batch), theirs)
 
 
+def test_images_taken_in_slices_without_gradient_give_the_same() -> None:
+    backbone, batch = tiny_backbone(), images(70)  # more than two slices
+    whole = backbone.encode_image(batch)
+    with torch.no_grad():
+        sliced = backbone.encode_image(batch)
+        torch.testing.assert_close(backbone.encode_global(batch), sliced.embedding)
+    for name in ("embedding", "cls", "patches"):
+        torch.testing.assert_close(getattr(sliced, name), getattr(whole, name))
+
+
 def test_missing_projection_leaves_the_width() -> None:
     network = tiny_clip()
     network.visual.proj = None

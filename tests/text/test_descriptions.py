@@ -10,7 +10,12 @@ import pytest
 
 from microclip import runtime
 from microclip.data.vocabulary import Vocabulary
-from microclip.settings import SettingsError, load_dataset, load_descriptions
+from microclip.settings import (
+    DescriptionSettings,
+    SettingsError,
+    load_dataset,
+    load_descriptions,
+)
 from microclip.text import descriptions
 from microclip.text.descriptions import read, select
 
@@ -90,3 +95,19 @@ def test_the_written_file_holds_its_provenance_and_is_read_back() -> None:
     assert list(descriptions.load(dataset, llm)) == ["red_disc", "green square", "blue bar"]
     before = path.read_bytes()
     assert descriptions.write(dataset, llm).read_bytes() == before
+
+
+@pytest.mark.usefixtures("project")
+def test_sentences_are_framed_where_they_are_read_not_where_they_are_kept() -> None:
+    dataset = load_dataset("shapes")
+    llm = load_descriptions("shipped").model_copy(update={"frame": "a {name}: {sentence}"})
+    path = descriptions.write(dataset, llm)
+    assert json.loads(path.read_text())["descriptions"]["red_disc"] == ["A red disc is round."]
+    assert descriptions.load(dataset, llm)["red_disc"] == ("a red disc: A red disc is round.",)
+
+
+@pytest.mark.parametrize("frame", ["a {name}", "{sentence", "{sentence} {colour}", "{0}"])
+def test_a_frame_without_the_sentence_is_refused(frame: str) -> None:
+    values = {"name": "x", "title": "x", "model": "x", "prompts": "x", "files": "x", "frame": frame}
+    with pytest.raises(ValueError, match=r"must hold \{sentence\}, and may hold \{name\}"):
+        DescriptionSettings.model_validate(values)
