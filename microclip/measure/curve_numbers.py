@@ -16,7 +16,7 @@ import pandas as pd
 
 from microclip import paths, settings
 from microclip.history import read_history
-from microclip.reports import HistoryPlot, SweepPlot
+from microclip.reports import HistoryPlot, PublishedPoint, SweepPlot
 from microclip.runs import RunSpec
 from microclip.runtime import MissingDataError
 
@@ -126,7 +126,8 @@ def places(selection: Mapping[str, Any]) -> list[Place]:
 
 def sweep_numbers(plot: SweepPlot, selection: Mapping[str, Any], results: Results) -> pd.DataFrame:
     """Return what a sweep plots: a row a mean, a run, a published point or a missing run."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    datasets = selection["datasets"]
     for place, panel in itertools.product(places(selection), plot.panels):
         for point in selection["points"]:
             if point["dataset"] != place.dataset:
@@ -135,8 +136,8 @@ def sweep_numbers(plot: SweepPlot, selection: Mapping[str, Any], results: Result
                 spec = place.run(plot.method, point["variant"], seed)
                 about = {"line": place.title, "measure": MEASURES[panel], "x": point["value"]}
                 rows.append({**asdict(spec), **about, **_measured(results, spec, panel)})
-        if panel == "accuracy":
-            rows += _published(plot, place)
+    if "accuracy" in plot.panels:
+        rows += [_published(point) for point in plot.published if point.dataset in datasets]
     return _summarised(rows, plot.setting)
 
 
@@ -182,20 +183,15 @@ def _measured(results: Results, spec: RunSpec, panel: str) -> dict[str, Any]:
     return {"kind": "run", "value": value, "device": results.device(spec)}
 
 
-def _published(plot: SweepPlot, place: Place) -> list[dict[str, Any]]:
-    return [
-        {
-            "kind": "published",
-            "dataset": place.dataset,
-            "line": place.title,
-            "measure": MEASURES["accuracy"],
-            "x": point.value,
-            "value": point.top1_pct,
-            "note": point.source,
-        }
-        for point in plot.published
-        if point.dataset == place.dataset
-    ]
+def _published(point: PublishedPoint) -> dict[str, Any]:
+    return {
+        "kind": "published",
+        "dataset": point.dataset,
+        "measure": MEASURES["accuracy"],
+        "x": point.value,
+        "value": point.top1_pct,
+        "note": point.source,
+    }
 
 
 def _summarised(rows: list[dict[str, Any]], x: str) -> pd.DataFrame:

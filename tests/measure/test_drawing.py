@@ -123,7 +123,7 @@ def with_legend(labels: list[str]) -> tuple[Figure, float, float]:
     [
         (["one"], 1),
         (["one", "two", "three"], 3),
-        (["a line with a name of some length", "another name of some length", "third"], 1),
+        (["a line with a name of some length", "another one with such a name"], 1),
         (["word"] * 6, 3),
     ],
 )

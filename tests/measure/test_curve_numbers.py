@@ -1,0 +1,34 @@
+"""What a study has measured, as curves read it; the numbers of each curve: test_curves.py."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from microclip.measure.curve_numbers import Results
+from microclip.runs import RunSpec
+from microclip.runtime import MissingDataError
+
+RUN = RunSpec("icons-food-small", "icon-clip", "shipped", "microclip")
+
+
+def test_results_are_read_as_they_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = {"study": "s", "holes": [{**asdict(RUN), "variant": "NA", "reason": "no code"}]}
+    with pytest.raises(MissingDataError, match=r"results/s/scores\.csv .*snakemake"):
+        Results.of(plan)
+    (tmp_path / "results" / "s").mkdir(parents=True)
+    (tmp_path / "results" / "s" / "scores.csv").write_text(
+        "dataset,backbone,descriptions,method,variant,seed,top1_pct,seconds,device\n"
+        "1,b,d,m,default,3,43.7500,,cpu\n"
+    )
+    results = Results.of(plan)
+    spec = RunSpec("1", "b", "d", "m", seed=3)
+    assert results.score(spec, "top1_pct") == 43.75
+    assert results.device(spec) == "cpu"
+    with pytest.raises(MissingDataError, match=r"scores\.csv has no seconds"):
+        results.score(spec, "seconds")
+    with pytest.raises(MissingDataError, match="no code"):
+        results.score(replace(RUN, variant="NA"), "top1_pct")
