@@ -1,0 +1,228 @@
+"""The paper ledger of a study: `ledger.csv` with every cell, `ledger.md` for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from microclip import paths, reports, runtime
+from microclip.measure import comparison, published
+from microclip.measure.comparison import ELSEWHERE, VERDICTS, Entry
+from microclip.measure.layout import HOLE, aligned
+from microclip.measure.published import Audit
+from microclip.reports import TableSettings
+
+
+def write(plan: Mapping[str, Any]) -> Path:
+    """Write a study's ledger as CSV and Markdown; return its path without suffix.
+
+    Raises:
+        MissingDataError: the study has no scores yet.
+        SettingsError: a table names a published row that is not there.
+    """
+    entries = comparison.compare(plan)
+    target = Path(paths.LEDGER.format(study=plan["study"], format="csv"))
+    runtime.write_text(target, to_csv(entries))
+    runtime.write_text(target.with_suffix(".md"), to_markdown(entries, plan))
+    return target.with_suffix("")
+
+
+def to_csv(entries: Sequence[Entry]) -> str:
+    """Return a line an entry."""
+    stream = io.StringIO()
+    names = [field.name for field in fields(Entry)]
+    writer = csv.DictWriter(stream, fieldnames=names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        asdict(entry) | {"is_derived": str(entry.is_derived).lower()} for entry in entries
+    )
+    return stream.getvalue()
+
+
+def to_markdown(entries: Sequence[Entry], plan: Mapping[str, Any]) -> str:
+    """Return counts by verdict, a table of pairs for each table, footnotes, printed averages."""
+    lines = [f"# Paper ledger of study {plan['study']}", "", *summary(entries), ""]
+    if any(entry.ours for entry in entries):
+        lines += [
+            "A cell is the published number, ours, and ours minus published. Bold: beyond the "
+            f"tolerance. `*`: derived from the paper's text. `?`: {comparison.ILLEGIBLE}. "
+            f"`{HOLE}`: no score. `[n]`: footnote.",
+            "",
+        ]
+    footnotes: list[str] = []
+    sections: list[str] = []
+    for name, group in groupby(entries, key=lambda entry: entry.table):
+        own = list(group)
+        marks = _marks(own, footnotes)
+        if is_elsewhere(own):
+            n = sum(entry.reason == ELSEWHERE for entry in own)
+            title = reports.load_table(name).title
+            lines.append(f"- {title}: {n} cells not run: {ELSEWHERE}")
+        else:
+            sections += _section(own, plan["tables"][name], marks)
+    lines += ["", *sections] if lines[-1] else sections
+    if footnotes:
+        lines += ["## Footnotes", ""]
+        lines += [f"{number}. {text}" for number, text in enumerate(footnotes, start=1)] + [""]
+    return "\n".join([*lines, "## Printed averages", "", *_audit_lines(), ""])
+
+
+def summary(entries: Sequence[Entry]) -> list[str]:
+    """Return the number of cells by verdict, a line a table, as a Markdown table."""
+    if not entries:
+        return ["No table of this study has published numbers."]
+    lines = [["Table", *VERDICTS, "illegible"]]
+    for name, group in groupby(entries, key=lambda entry: entry.table):
+        lines.append([reports.load_table(name).title, *_counts(list(group))])
+    return aligned([*lines, ["All", *_counts(entries)]])
+
+
+def _counts(entries: Sequence[Entry]) -> list[str]:
+    found = Counter(entry.verdict for entry in entries)
+    return [str(found[verdict]) for verdict in (*VERDICTS, "")]
+
+
+def is_elsewhere(entries: Sequence[Entry]) -> bool:
+    """Return whether the study has none of the datasets of a table of the paper."""
+    return all(entry.reason in (ELSEWHERE, comparison.ILLEGIBLE) for entry in entries)
+
+
+def _marks(entries: Sequence[Entry], footnotes: list[str]) -> dict[tuple[str, str], int]:
+    """Add a table's footnotes; return their numbers by row and column of the cell they are on."""
+    table = reports.load_table(entries[0].table)
+    assert table.published is not None  # else it had no entry
+    title = table.title
+    slips = published.load(table.published).slips
+    footnotes += [f"{title}: {slip.note}" for slip in slips if slip.row is None]
+    marks = {}
+    for entry in entries:
+        if entry.note:
+            footnotes.append(f"{title}, {entry.row}, {_heading(entry.column)}: {entry.note}")
+            marks[entry.row, entry.column] = len(footnotes)
+    return marks
+
+
+def _heading(column: str) -> str:
+    return "average" if column == published.AVERAGE else column
+
+
+def _section(
+    entries: Sequence[Entry],
+    selection: Mapping[str, Any],
+    marks: Mapping[tuple[str, str], int],
+) -> list[str]:
+    """Return a table's part of the ledger: published, ours and difference of each cell."""
+    table = reports.load_table(entries[0].table)
+    is_accuracy = table.kind == "accuracy"
+    shown = [
+        column
+        for column in dict.fromkeys(entry.column for entry in entries)
+        if not is_accuracy or column in (*selection["datasets"], published.AVERAGE)
+    ]
+    body = []
+    for key, group in groupby(entries, key=lambda entry: entry.row):
+        cells = {entry.column: entry for entry in group}
+        if is_accuracy or key in selection["datasets"]:
+            body.append([key, *(_pair(cells[column], marks) for column in shown)])
+    reasons = list(_reasons(entries))
+    return [
+        f"## {table.title}",
+        "",
+        _what_is_ours(table, selection, entries),
+        "",
+        *aligned([["Row", *map(_heading, shown)], *body]),
+        "",
+        *(reasons + [""] if reasons else []),
+    ]
+
+
+def _what_is_ours(
+    table: TableSettings, selection: Mapping[str, Any], entries: Sequence[Entry]
+) -> str:
+    if table.kind == "datasets":
+        return "Ours are counts of what was fetched and described; tolerance 0."
+    sizes = sorted({entry.n_seeds for entry in entries} - {0}) or [0]
+    n = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    used = []
+    for field, several in (("backbone", "backbones"), ("descriptions", "descriptions")):
+        named = [getattr(row, field) for row in table.rows]
+        default = selection[several] if None in named else []
+        used.append(dict.fromkeys([*default, *filter(None, named)]))
+    return (
+        f"Ours: {', '.join(used[0])}; descriptions {', '.join(used[1])}; "
+        f"{n} seed{'' if n == '1' else 's'} a cell; tolerance {table.tolerance_pct:.2f} points."
+    )
+
+
+def _pair(entry: Entry, marks: Mapping[tuple[str, str], int]) -> str:
+    star = "*" if entry.is_derived else ""
+    mark = marks.get((entry.row, entry.column))
+    theirs = (entry.published or "?") + star + (f" [{mark}]" if mark else "")
+    ours = entry.ours or HOLE
+    if entry.deviation:
+        ours += f" ± {entry.deviation}"
+    difference = f" ({entry.difference})" if entry.difference else ""
+    text = f"{theirs} / {ours}{difference}"
+    return f"**{text}**" if entry.verdict == "differs" else text
+
+
+def _reasons(entries: Sequence[Entry]) -> Iterator[str]:
+    """Yield why cells have no score, each reason once with the number of its cells."""
+    counts = Counter((e.verdict, e.reason) for e in entries if e.verdict and e.reason)
+    for (verdict, reason), n in counts.items():
+        yield f"- {n} {'cell' if n == 1 else 'cells'} {verdict}: {reason}"
+
+
+def _audit_lines() -> Iterator[str]:
+    found = published.audit()
+    flagged = [one for one in found if one.is_flagged]
+    yield (
+        f"{len(found)} printed averages have a legible row; {len(flagged)} differ from its mean by "
+        f"more than {published.AUDIT_TOLERANCE_PCT} points{':' if flagged else '.'}"
+    )
+    if flagged:
+        yield ""
+        yield from (f"- {describe(one)}" for one in flagged)
+
+
+def describe(audit: Audit) -> str:
+    """Return a printed average and the mean of its row in a line."""
+    return (
+        f"{audit.table}, {audit.row}: printed {audit.printed:.2f}, mean of its cells "
+        f"{audit.mean:.2f}, difference {audit.difference:+.2f}"
+    )
+
+
+def verify(plan: Mapping[str, Any], *, is_full_audit: bool = False) -> Iterator[str]:
+    """Yield what `microclip verify` prints: counts, cells that differ, printed averages.
+
+    Raises:
+        MissingDataError: the study has no scores yet.
+        VerificationError: after the last line, if a cell differs beyond its tolerance.
+    """
+    entries = comparison.compare(plan)
+    yield from summary(entries)
+    yield ""
+    differing = [entry for entry in entries if entry.verdict == "differs"]
+    for entry in differing:
+        deviation = f" ± {entry.deviation}" if entry.deviation else ""
+        seeds = f", {entry.n_seeds} seeds" if entry.n_seeds > 1 else ""
+        yield (
+            f"differs  {entry.table}, {entry.row}, {entry.column}: published {entry.published}, "
+            f"ours {entry.ours}{deviation}{seeds}, difference {entry.difference or 'unclear'}, "
+            f"tolerance {entry.tolerance}"
+        )
+    for one in published.audit():
+        if one.is_flagged or is_full_audit:
+            yield f"{'average ' if one.is_flagged else 'agrees  '} {describe(one)}"
+    if differing:
+        raise runtime.VerificationError(
+            f"{len(differing)} of {sum(bool(e.verdict) for e in entries)} published cells differ "
+            f"from study {plan['study']} beyond their tolerance"
+        )
