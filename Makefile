@@ -6,13 +6,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 CONFIG ?=
-SNAKEMAKE_FLAGS ?= --cores 1 --resources gpu=1
+# Two jobs side by side where there is no GPU (each with half of the CPUs); one GPU job at a time where there is one.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ "$$n" -ge 2 ] && echo 2 || echo 1)
+SNAKEMAKE_FLAGS ?= --cores $(JOBS) --resources gpu=1
 
 # Every program of the project, and what Snakemake starts, comes from the project's environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format ui status sync schema icons icon-clip clean-environment
+.PHONY: help setup run test check format report verify ui status sync schema icons icon-clip clean-environment
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/' | expand -t 26
@@ -27,7 +29,7 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-run: setup  ## run the study: descriptions, self-training, scores, tables
+run: setup  ## run the study: descriptions, self-training, scores, tables, figures, page
 	@python -m microclip unlock
 	@snakemake $(SNAKEMAKE_FLAGS) $(if $(CONFIG),--configfile $(CONFIG))
 	@python -m microclip show $(if $(CONFIG),--config $(CONFIG))
@@ -47,6 +49,12 @@ format: setup  ## format all code
 	ruff check --fix-only .
 	ruff format .
 	snakefmt Snakefile workflow/rules
+
+report: setup  ## Snakemake's own report of the study, results/report.html
+	@snakemake $(SNAKEMAKE_FLAGS) $(if $(CONFIG),--configfile $(CONFIG)) --report results/report.html
+
+verify: setup  ## compare the study with the paper's numbers
+	@python -m microclip verify $(if $(CONFIG),--config $(CONFIG))
 
 ui: setup  ## open MLflow on 127.0.0.1
 	@python -m microclip ui

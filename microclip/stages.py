@@ -6,6 +6,7 @@ Heavy imports stand inside the verbs, so that light ones are quick.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -191,7 +192,8 @@ def _show_progress(study: str, tracker: Any) -> None:
     from microclip.measure.scores import progress
 
     if Path(paths.STUDY_PLAN.format(study=study)).is_file():
-        done, pending, left = progress(read_plan(study))
+        jobs = int(os.environ.get("MICROCLIP_JOBS", "1"))
+        done, pending, left = progress(read_plan(study), jobs)
         time = "" if left is None or not pending else f", about {left / 60:.1f} min left"
         tracker.message(f"study {study}: {len(done)} of {len(done) + len(pending)} runs done{time}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,12 @@ def collect(plan: Mapping[str, Any], target: Path, shared_recipe: int) -> pd.Dat
     return frame
 
 
-def progress(plan: Mapping[str, Any]) -> tuple[list[RunSpec], list[RunSpec], float | None]:
-    """Return done and pending runs, and the seconds left if that can be told.
+def progress(
+    plan: Mapping[str, Any], jobs: int = 1
+) -> tuple[list[RunSpec], list[RunSpec], float | None]:
+    """Return done and pending runs, and the seconds left for `jobs` at a time if that can be told.
 
-    A pending run is expected to take what done runs of its method took on average.
+    A pending run is expected to take, an image, what done runs of its method took on average.
     """
     done: list[RunSpec] = []
     pending: list[RunSpec] = []
@@ -82,10 +85,23 @@ def progress(plan: Mapping[str, Any]) -> tuple[list[RunSpec], list[RunSpec], flo
         scores = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if scores.get("digest") == run["digest"] and scores.get("recipe") == run["recipe"]:
             done.append(spec)
-            taken.setdefault(spec.method, []).append(float(scores["seconds"]))
+            pace = float(scores["seconds"]) / _n_images(spec.dataset)
+            taken.setdefault(spec.method, []).append(pace)
         else:
             pending.append(spec)
     if any(spec.method not in taken for spec in pending):
         return done, pending, None
-    left = sum(sum(taken[s.method]) / len(taken[s.method]) for s in pending)
-    return done, pending, left
+    left = sum(
+        sum(taken[s.method]) / len(taken[s.method]) * _n_images(s.dataset) for s in pending
+    )
+    return done, pending, left / jobs
+
+
+@cache
+def _n_images(dataset: str) -> int:
+    """Return the images of a fetched dataset; 1 if it is not fetched."""
+    manifest = Path(paths.MANIFEST.format(dataset=dataset))
+    if not manifest.is_file():
+        return 1
+    with manifest.open("rb") as lines:
+        return max(1, sum(1 for _ in lines) - 1)

@@ -17,15 +17,15 @@ except settings.SettingsError as error:
 STUDY_NAME = STUDY.settings.study
 PLAN = STUDY.plan()
 HAS_GPU = STUDY.settings.device != "cpu" and bool(runtime.visible_gpus())
+N_JOBS = 1 if HAS_GPU else workflow.cores or 1
 N_CPUS = len(os.sched_getaffinity(0))
 # What jobs inherit instead of being parameters, since it decides nothing about their results.
-os.environ.setdefault(
-    "MICROCLIP_THREADS", str(max(1, N_CPUS // (workflow.cores or 1)))
-)
+os.environ.setdefault("MICROCLIP_THREADS", str(max(1, N_CPUS // N_JOBS)))
 os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
     MICROCLIP_STUDY=STUDY_NAME,
     MICROCLIP_DEVICE=STUDY.settings.device,
+    MICROCLIP_JOBS=str(N_JOBS),
 )
 CONSTRAINTS = {
     "study": "[A-Za-z0-9._-]+",
