@@ -11,6 +11,7 @@ if "study" not in config:  # a --configfile that names a study stands alone
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/descriptions.smk"
 include: "workflow/rules/classifiers.smk"
