@@ -1,0 +1,197 @@
+"""The tables, figures and ledger of a study as its page shows them, read from their files."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+from PIL import Image
+
+from microclip import paths, reports
+from microclip.measure import markdown
+from microclip.measure.markdown import MarkdownTable, Paragraph
+
+PICTURES_BYTES = 5_500_000  # of all figures together; in the page a third more
+_SCREEN_DPI = 150  # a figure made for print is read on a screen at one and a half times its size
+_LARGEST_PX = 2000  # width of a picture that is made smaller
+_NUMBERS_ROWS = 80  # a figure's numbers are shown if they are not more
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """A table of the study as the page shows it; `document` is None if it was not made."""
+
+    name: str
+    title: str
+    caption: Markup
+    notes: tuple[Markup, ...]
+    table: MarkdownTable | None
+    files: dict[str, str]
+    missing: str
+
+
+@dataclass(frozen=True)
+class FigurePart:
+    """A figure of the study; `picture` is a data URI, None if it was not drawn."""
+
+    name: str
+    title: str
+    caption: str
+    picture: str | None
+    size_px: tuple[int, int]  # on the page
+    numbers: list[list[str]]  # heading first; none if there are too many
+    numeric: list[bool]  # of each column
+    files: dict[str, str]
+    missing: str
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The ledger: its cells, how many have which verdict, and what its Markdown says of them.
+
+    Attributes:
+        heads: of the columns that say something.
+        numeric: which of the columns hold numbers alone.
+        summary: the first table of the Markdown.
+        text: what comes after it.
+    """
+
+    heads: list[str]
+    rows: list[list[str]]
+    numeric: list[bool]
+    verdicts: dict[str, int]
+    summary: MarkdownTable | None
+    text: tuple[markdown.Block, ...]
+    files: dict[str, str]
+
+
+def files_of(patterns: Mapping[str, str], study: str, **names: str) -> dict[str, str]:
+    """Return the files that are there: what a link says, and its address beside the page."""
+    page = Path(paths.PAGE.format(study=study)).parent
+    found = {label: Path(p.format(study=study, **names)) for label, p in patterns.items()}
+    return {
+        label: path.relative_to(page).as_posix() for label, path in found.items() if path.is_file()
+    }
+
+
+def read_table(name: str, study: str) -> TablePart:
+    """Return a table from its Markdown, or the note that it is missing."""
+    declared = reports.load_table(name)
+    formats = ("csv", "md", "tex")
+    patterns = {f: paths.TABLE.replace("{format}", f) for f in formats}
+    path = Path(paths.TABLE.format(study=study, table=name, format="md"))
+    caption: Markup = markdown.inline(declared.caption)
+    notes: tuple[Markup, ...] = ()
+    table = None
+    if path.is_file():
+        blocks = markdown.read(path.read_text(encoding="utf-8"))
+        table = next((one for one in blocks if isinstance(one, MarkdownTable)), None)
+        caption, *rest = [one.text for one in blocks if isinstance(one, Paragraph)] or [caption]
+        notes = tuple(rest)
+    lead = Markup("<strong>{}.</strong> ").format(declared.title)
+    return TablePart(
+        name=name,
+        title=declared.title,
+        caption=Markup(caption.removeprefix(lead)),  # noqa: S704  HTML already
+        notes=notes,
+        table=table,
+        files=files_of(patterns, study, table=name),
+        missing=str(path),
+    )
+
+
+def read_figures(names: Iterable[str], study: str) -> list[FigurePart]:
+    """Return the figures from their PNG and CSV files, or the notes that they are missing."""
+    names = list(names)
+    share = PICTURES_BYTES // max(1, len(names))
+    return [_figure(name, study, share) for name in names]
+
+
+def _figure(name: str, study: str, limit_bytes: int) -> FigurePart:
+    declared = reports.load_figure(name)
+    patterns = {f: paths.FIGURE.replace("{format}", f) for f in ("pdf", "png", "csv")}
+    png = Path(paths.FIGURE.format(study=study, figure=name, format="png"))
+    numbers = Path(paths.FIGURE.format(study=study, figure=name, format="csv"))
+    picture, size = embedded(png, limit_bytes) if png.is_file() else (None, (0, 0))
+    rows = _csv(numbers)
+    return FigurePart(
+        name=name,
+        title=declared.title,
+        caption=declared.caption,
+        picture=picture,
+        size_px=size,
+        numbers=rows if 1 < len(rows) <= _NUMBERS_ROWS + 1 else [],
+        numeric=_numeric(rows),
+        files=files_of(patterns, study, figure=name),
+        missing=str(png),
+    )
+
+
+def embedded(png: Path, limit_bytes: int) -> tuple[str, tuple[int, int]]:
+    """Return a picture as a data URI, and the size at which a page shows it, in CSS px.
+
+    The file's own bytes if they are few enough, else a smaller WebP: the PNG stays beside the page.
+    """
+    data, kind = png.read_bytes(), "png"
+    with Image.open(png) as opened:
+        dpi = float(opened.info.get("dpi", (_SCREEN_DPI,))[0])
+        size = tuple(max(1, round(side * _SCREEN_DPI / dpi)) for side in opened.size)
+        if len(data) > limit_bytes:
+            image = opened.convert("RGB")
+            image.thumbnail((_LARGEST_PX, 3 * _LARGEST_PX), Image.Resampling.LANCZOS)
+            stream = io.BytesIO()
+            image.save(stream, "WEBP", quality=88, method=6)
+            data, kind = stream.getvalue(), "webp"
+    text = base64.b64encode(data).decode("ascii")
+    return f"data:image/{kind};base64,{text}", (size[0], size[1])
+
+
+def _csv(path: Path) -> list[list[str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [row for row in csv.reader(stream) if row]
+
+
+def _numeric(rows: list[list[str]]) -> list[bool]:
+    """Return which columns hold numbers alone, below their headings."""
+    columns = zip(*rows[1:], strict=True)
+    return [any(column) and all(map(_is_number, filter(None, column))) for column in columns]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def read_ledger(study: str) -> Ledger | None:
+    """Return the ledger; None if it was not made."""
+    lines = _csv(Path(paths.LEDGER.format(study=study, format="csv")))
+    if not lines:
+        return None
+    place = lines[0].index("verdict") if "verdict" in lines[0] else None
+    verdicts = Counter(row[place] for row in lines[1:] if place is not None and row[place])
+    told = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    heads, *rows = [list(row) for row in zip(*told, strict=True)] or [lines[0]]
+    beside = Path(paths.LEDGER.format(study=study, format="md"))
+    blocks = markdown.read(beside.read_text(encoding="utf-8")) if beside.is_file() else ()
+    at = [number for number, one in enumerate(blocks) if isinstance(one, MarkdownTable)]
+    summary = blocks[at[0]] if at else None
+    return Ledger(
+        heads=[head.replace("_", " ") for head in heads],
+        rows=rows,
+        numeric=_numeric([heads, *rows]),
+        verdicts=dict(verdicts.most_common()),
+        summary=summary if isinstance(summary, MarkdownTable) else None,
+        text=blocks[at[0] + 1 :] if at else blocks[1:],
+        files=files_of({f: paths.LEDGER.replace("{format}", f) for f in ("csv", "md")}, study),
+    )

@@ -1,0 +1,264 @@
+"""What a study's run folders say: its runs, their settings, durations, machines and versions."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from microclip import paths, settings
+from microclip.measure.scores import SPEC
+from microclip.methods.registry import known_methods, settings_of
+from microclip.runs import RunSpec
+
+LOCAL_SERVER = "http://127.0.0.1:5000"  # where `make ui` shows a database that is a file
+
+
+@dataclass(frozen=True)
+class Run:
+    """A planned run, and what is known of it; None where it is not complete.
+
+    Attributes:
+        top1_pct: of `scores.csv`.
+        seconds: wall time of the whole run.
+        method: the resolved settings of its method.
+        record: `run.json`: versions, platform, commit.
+        folder: relative to the study's folder.
+        gallery: likewise, if it was drawn.
+        mlflow: address of the run in MLflow, if it is mirrored.
+    """
+
+    spec: RunSpec
+    top1_pct: float | None = None
+    seconds: float | None = None
+    device: str = ""
+    method: Mapping[str, Any] | None = None
+    precision: str = ""
+    record: Mapping[str, Any] | None = None
+    folder: str | None = None
+    gallery: str | None = None
+    mlflow: str | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether the study's scores hold it."""
+        return self.top1_pct is not None
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds of the runs of one method."""
+
+    title: str
+    n_runs: int
+    total: float
+    mean: float
+    longest: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Settings of one variant that are not those of the method's file, on some datasets."""
+
+    variant: str
+    changes: tuple[tuple[str, str], ...]
+    n_runs: int
+    datasets: tuple[str, ...]  # empty: on all that the variant runs on
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """A method, and how its variants differ from `config/methods/<name>.yaml` in this study."""
+
+    name: str
+    title: str
+    source: str
+    shared: tuple[tuple[str, str], ...]  # changes that all its runs have
+    variants: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where runs were made, and with which versions."""
+
+    platform: str
+    device: str
+    cpus: str
+    python: str
+    packages: tuple[tuple[str, str], ...]
+    commits: tuple[str, ...]
+    n_runs: int
+
+
+def read_runs(plan: Mapping[str, Any], scores: pd.DataFrame) -> list[Run]:
+    """Return the planned runs in order, each with what its folder says."""
+    keyed = {tuple(str(row[k]) for k in SPEC): row for row in scores.to_dict("records")}
+    specs = [RunSpec(**{key: run[key] for key in SPEC}) for run in plan["runs"]]
+    page = Path(paths.PAGE.format(study=plan["study"])).parent
+    return [_run(s, keyed.get(tuple(str(getattr(s, k)) for k in SPEC)), page) for s in specs]
+
+
+def _run(spec: RunSpec, scored: Mapping[Any, Any] | None, page: Path) -> Run:
+    if scored is None:
+        return Run(spec)
+    folder = spec.folder
+    record = _json(folder / paths.RUN_RECORD)
+    used = record.get("settings", {})
+    gallery = Path(paths.RUN_GALLERY.format(**{key: getattr(spec, key) for key in SPEC}))
+    return Run(
+        spec,
+        top1_pct=float(scored["top1_pct"]),
+        seconds=float(scored["seconds"]),
+        device=str(scored["device"]),
+        method=used.get("method"),
+        precision=str(used.get("precision", "")),
+        record=record or None,
+        folder=_relative(folder, page),
+        gallery=_relative(gallery, page),
+        mlflow=_mlflow(_json(folder / paths.RUN_MIRRORED)),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _relative(path: Path, page: Path) -> str | None:
+    return Path(os.path.relpath(path, page)).as_posix() if path.exists() else None
+
+
+def _mlflow(mirrored: Mapping[str, Any]) -> str | None:
+    run_id, uri = mirrored.get("run_id"), str(mirrored.get("uri", ""))
+    if not run_id:
+        return None
+    server = uri.rstrip("/") if uri.startswith(("http://", "https://")) else LOCAL_SERVER
+    return f"{server}/#/runs/{run_id}"
+
+
+def methods(runs: Sequence[Run]) -> list[MethodSettings]:
+    """Return the methods of complete runs with what differs from their files."""
+    found = []
+    for name in dict.fromkeys(run.spec.method for run in runs if run.method is not None):
+        declared = settings.load_method_file(name)
+        own = [run for run in runs if run.spec.method == name and run.method is not None]
+        changes = [_changes(run, _usual(name)) for run in own]
+        shared = tuple(part for part in changes[0] if all(part in one for one in changes))
+        rest = [tuple(part for part in one if part not in shared) for one in changes]
+        variants = tuple(_differences(own, rest))
+        found.append(MethodSettings(name, declared.title, declared.source, shared, variants))
+    return found
+
+
+def _usual(method: str) -> dict[str, Any]:
+    """Return a method's complete settings as its file has them; none if it has no code here."""
+    if method not in known_methods():
+        return {}
+    declared = settings.load_method_file(method).settings
+    where = f"config/methods/{method}.yaml"
+    return settings.validated(settings_of(method), declared, where).model_dump(mode="json")
+
+
+def _changes(run: Run, usual: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    used = run.method or {}
+    return tuple((k, _shown(v)) for k, v in used.items() if k not in usual or usual[k] != v)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _differences(
+    runs: Sequence[Run], changes: Sequence[tuple[tuple[str, str], ...]]
+) -> Iterable[Difference]:
+    grouped: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
+    for run, changed in zip(runs, changes, strict=True):
+        grouped.setdefault((run.spec.variant, changed), []).append(run.spec.dataset)
+    n_kinds = Counter(variant for variant, _ in grouped)
+    for (variant, changed), datasets in grouped.items():
+        where = tuple(dict.fromkeys(datasets)) if n_kinds[variant] > 1 else ()
+        yield Difference(variant, changed, len(datasets), where)
+
+
+def durations(runs: Iterable[Run]) -> list[Duration]:
+    """Return the times by method, in order of first mention; the last is of all runs."""
+    taken: dict[str, list[float]] = {}
+    for run in runs:
+        if run.seconds is not None:
+            taken.setdefault(run.spec.method, []).append(run.seconds)
+    parts = {settings.load_method_file(name).title: times for name, times in taken.items()}
+    if taken:
+        parts["All runs"] = [one for times in taken.values() for one in times]
+    return [
+        Duration(title, len(times), sum(times), sum(times) / len(times), max(times))
+        for title, times in parts.items()
+    ]
+
+
+def machines(runs: Iterable[Run]) -> list[Machine]:
+    """Return the different machines and sets of versions, the most used first."""
+    grouped: dict[tuple[Any, ...], list[str]] = {}
+    for run in runs:
+        if run.record is None:
+            continue
+        said = run.record
+        packages = tuple((k, str(v)) for k, v in said.get("packages", {}).items() if v)
+        device = said.get("gpu") or "CPU"
+        key = (said.get("platform"), device, said.get("cpus"), said.get("python"), packages)
+        changed = " with uncommitted changes" if said.get("dirty") else ""
+        commit = str(said.get("commit") or "unknown")[:12] + changed
+        grouped.setdefault(key, []).append(commit)
+    order = sorted(grouped.items(), key=lambda item: (-len(item[1]), str(item[0])))
+    return [
+        Machine(
+            platform=str(platform),
+            device=str(device),
+            cpus=str(cpus),
+            python=str(python),
+            packages=packages,
+            commits=tuple(dict.fromkeys(commits)),
+            n_runs=len(commits),
+        )
+        for (platform, device, cpus, python, packages), commits in order
+    ]
+
+
+def holes(plan: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return what cannot run: a line a method, variant and reason, with its datasets."""
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for hole in plan["holes"]:
+        key = (hole["method"], hole["variant"], hole["reason"])
+        grouped.setdefault(key, []).append(hole["dataset"])
+    return [
+        {
+            "method": settings.load_method_file(method).title,
+            "variant": variant,
+            "reason": reason,
+            "datasets": ", ".join(
+                settings.load_dataset(name).title for name in dict.fromkeys(datasets)
+            ),
+            "n": str(len(datasets)),
+        }
+        for (method, variant, reason), datasets in grouped.items()
+    ]
+
+
+def duration_text(seconds: float) -> str:
+    """Return a time for people: "0.06 s", "4.2 s", "3 min 05 s", "2 h 13 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
