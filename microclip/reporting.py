@@ -63,13 +63,13 @@ def report(study: StudyOption) -> None:
 
 @app.command()
 def gallery(
-    run: Annotated[Path, typer.Argument(help="folder of a complete run")],
+    run: Annotated[Path, typer.Argument(help="a complete run: its folder, or its scores.json")],
 ) -> None:
     """Draw a run's test images: right and wrong, confidence, saliency, attention, top classes."""
     from microclip.measure import gallery as pages
 
     runtime.use_all_cpus()
-    say(f"wrote {pages.write(run)}")
+    say(f"wrote {pages.write(run.parent if run.is_file() else run)}")
 
 
 @app.command()

@@ -142,12 +142,10 @@ rule gallery:
         "logs/gallery/{dataset}.{backbone}.{descriptions}.{method}.{variant}.seed-{seed}.log",
     conda:
         "../../environment.yml"
-    params:
-        folder=paths.RUN,
     message:
         "draw the gallery of {wildcards.method}/{wildcards.variant} on {wildcards.dataset}"
     shell:
-        "python -m microclip gallery {params.folder} 2>&1 | tee -i {log}"
+        "python -m microclip gallery {input.scores} 2>&1 | tee -i {log}"
 
 
 rule tables:
