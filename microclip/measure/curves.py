@@ -137,12 +137,15 @@ def _mark(axes: Axes, part: pd.DataFrame, x: str, look: Ink) -> None:
 
 
 def _finish(axes: Axes, own: pd.DataFrame, *, is_accuracy: bool) -> None:
-    """Set grid and limits: costs from zero, accuracies not closer than noise; or say: no data."""
-    if own["value"].notna().sum() == 0:
-        reasons = own["note"].dropna().unique()
-        why = reasons[0] if len(reasons) == 1 else f"{len(own)} runs are missing"
-        text = textwrap.fill(f"No data: {why}" if len(own) else "No data", 40)
-        axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=MUTED)
+    """Set grid and limits: costs from zero, accuracies not closer than noise; or say: no run."""
+    is_empty = not own["value"].notna().any()
+    if not (own["kind"] == "run").any():
+        reasons = own["note"][own["kind"] == "missing"]
+        why = reasons.iloc[0] if reasons.nunique() == 1 else f"{len(reasons)} are missing"
+        place = (0.5, 0.5 if is_empty else 0.1)
+        text = textwrap.fill(f"No run: {why}", 40)
+        axes.text(*place, text, ha="center", va="center", transform=axes.transAxes, color=MUTED)
+    if is_empty:
         axes.set_yticks([])
         return
     axes.grid(visible=True)

@@ -179,16 +179,23 @@ def test_a_missing_run_is_left_out_and_its_reason_told() -> None:
 def test_a_figure_without_any_run_says_so() -> None:
     plot = SWEEP.model_copy(update={"panels": ("accuracy", "memory"), "published": ()})
     drawn, axes = sweep(Results({}, {}), plot=plot)
-    assert [texts(panel) for panel in axes] == [["No data: not in scores.csv"]] * 2
+    assert [texts(panel) for panel in axes] == [["No run: not in scores.csv"]] * 2
     assert len(of_kind(drawn.numbers, "missing")) == 2 * 9
     assert axes[1].get_xticks().tolist() == [0.0, 0.5, 1.0]
+
+
+def test_a_figure_with_the_paper_s_points_alone_says_so() -> None:
+    _, (axes,) = sweep(Results({}, {}))
+    assert texts(axes) == ["No run: not in scores.csv"]
+    assert axes.lines[-1].get_ydata().tolist() == [60.0]
+    assert axes.get_yticks().size > 0
 
 
 def test_several_reasons_are_counted() -> None:
     holes = {replace(RUN, variant="gamma-1", seed=0): "no code"}
     plot = SWEEP.model_copy(update={"published": ()})
     _, (axes,) = sweep(Results({}, holes), plot=plot)
-    assert texts(axes) == ["No data: 9 runs are missing"]
+    assert texts(axes) == ["No run: 9 are missing"]
 
 
 @pytest.fixture
