@@ -12,19 +12,19 @@ from typing import Any
 
 import pandas as pd
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from microclip.data.store import Pixels
 from microclip.measure import pictures
 from microclip.measure.attention_maps import enlarge, min_max, token_maps
-from microclip.measure.drawing import TEXT_IN, Drawn, house_style, new_figure
+from microclip.measure.drawing import Drawn, house_style
 from microclip.measure.trained_runs import FusedRun, selected
 from microclip.reports import FigureSettings
 
 _MAPS = ("[CLS] before", "[FG] before", "[CLS] after", "[FG] after")
-_TEXT_SHARE = 1.3  # width of the text beside a row, in pictures
-_LINE = 24  # characters of it
+_LINE = 17  # characters of the text beside a row
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,46 +81,30 @@ def _rows(run: FusedRun, plot: Any) -> list[_Row]:
 def _picture(rows: Sequence[_Row]) -> Figure:
     """Return all rows under each other, and one colour bar."""
     n_columns = 1 + len(_MAPS)
-    side = TEXT_IN / (n_columns + _TEXT_SHARE)
-    figure = new_figure(TEXT_IN, side * len(rows) + 0.55)
-    grid = figure.subplots(
-        len(rows),
-        n_columns + 1,
-        squeeze=False,
-        width_ratios=[*[1.0] * n_columns, _TEXT_SHARE],
-    )
-    for axes, title in zip(grid[0], ("Image", *_MAPS), strict=False):
-        axes.set_title(title)
-    for row, line in zip(rows, grid, strict=True):
-        pictures.show(line[0], row.picture)
-        for axes, values in zip(line[1:], row.maps.values(), strict=False):
+    names_dataset = len({row.dataset for row in rows}) > 1
+    board = pictures.board(len(rows), n_columns, text=1.3, head=0.2, foot=0.32)
+    for place, row in enumerate(rows):
+        axes = [board.picture(place, column) for column in range(n_columns)]
+        pictures.show(axes[0], row.picture)
+        for own, values in zip(axes[1:], row.maps.values(), strict=True):
             scaled = enlarge(min_max(values[None]), len(row.picture))[0]
-            pictures.show(axes, pictures.heat_over(row.picture, scaled))
-        _describe(line[-1], row)
-    bar = figure.colorbar(
-        pictures.heat_scale(),
-        ax=list(grid[:, 1:-1].flat),
-        location="bottom",
-        fraction=0.02,
-        aspect=60,
-        pad=0.01,
-    )
-    bar.set_ticks([0, 1], labels=["least of the map", "greatest"])
-    bar.outline.set_linewidth(0.4)  # type: ignore[operator]
-    return figure
+            pictures.show(own, pictures.heat_over(row.picture, scaled))
+        if place == 0:
+            for own, title in zip(axes, ("Image", *_MAPS), strict=True):
+                own.set_title(title, pad=3)
+        _describe(board.text(place, n_columns), row, names_dataset=names_dataset)
+    step = board.side + board.gap
+    scale = board.place(step, board.height - 0.3, 4 * step - board.gap, 0.09)
+    pictures.scale_bar(scale, pictures.HEAT, ("least of the map", "greatest"))
+    return board.figure
 
 
-def _describe(axes: Any, row: _Row) -> None:
+def _describe(axes: Axes, row: _Row, *, names_dataset: bool) -> None:
     """Write an image's class and both predictions beside its row."""
-    pictures.leave_empty(axes)
-    parts = [pictures.wrapped(row.truth, _LINE)]
+    lines = [row.dataset] if names_dataset else []
     for when, guess in (("before", row.before), ("after", row.after)):
-        is_right = guess == row.truth
-        said = "" if is_right else f" {guess}"
-        parts.append(pictures.wrapped(f"{when}: {pictures.mark(is_right=is_right)}{said}", _LINE))
-    axes.text(0, 0.97, parts[0], va="top", fontsize=8, fontweight="bold")
-    depth = 0.97 - 0.17 * (1 + parts[0].count("\n"))
-    axes.text(0, depth, "\n".join(parts[1:]), va="top", fontsize=7, linespacing=1.35)
+        lines.append(f"{when}: {pictures.mark(is_right=guess == row.truth)} {guess}")
+    pictures.write_lines(axes, row.truth, lines, width=_LINE)
 
 
 def _numbers(rows: Sequence[_Row]) -> pd.DataFrame:

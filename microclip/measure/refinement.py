@@ -100,8 +100,9 @@ def exact_mean_field(
     columns = _spatial_kernel(width, options.smooth_px * scale)
 
     def near(values: Float[Tensor, "pixel label"]) -> Float[Tensor, "pixel label"]:
-        grid = values.mT.unflatten(-1, (height, width))
-        return (rows @ grid @ columns).flatten(1).mT
+        grid = values.mT.reshape(-1, height, width)
+        mixed: Tensor = rows @ grid @ columns
+        return mixed.flatten(1).mT
 
     def alike(values: Float[Tensor, "pixel label"]) -> Float[Tensor, "pixel label"]:
         return torch.cat([block @ values for block in _bilateral_blocks(points)])
@@ -170,7 +171,7 @@ def _bilateral_blocks(
     ones = torch.ones_like(half)
     left = torch.cat([points, -half, ones], dim=-1)  # left @ right: the exponent at one go
     right = torch.cat([points, ones, -half], dim=-1).mT
-    for rows in left.split(max(1, _BLOCK_ENTRIES // len(points))):
+    for rows in torch.split(left, max(1, _BLOCK_ENTRIES // len(points))):
         yield (rows @ right).exp_()
 
 

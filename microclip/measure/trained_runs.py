@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from microclip.data import datasets
 from microclip.data.datasets import LabelledImages
 from microclip.data.loading import ViewRecipe, evaluation_views
 from microclip.data.store import Pixels
+from microclip.data.views import Crop
 from microclip.data.vocabulary import load_vocabulary
 from microclip.measure.evaluation import collect_heads
 from microclip.methods.base import Task, Views, load_method
@@ -52,6 +53,11 @@ class TestedRun:
     predictions: pd.DataFrame
     inputs: Mapping[str, str]
 
+    @property
+    def has_tokens(self) -> bool:
+        """Return whether [CLS] and [FG] made the predictions together."""
+        return self.settings.method.get("train_head") == "fusion"
+
     def class_of(self, column: str, index: int) -> str:
         """Return the name of the class in a column ("label" or "prediction") of an image."""
         return self.class_names[int(self.predictions[column].iloc[index])]
@@ -72,6 +78,25 @@ class TestedRun:
             )
         return [place[name] for name in images]
 
+    def draw(
+        self, indices: Sequence[int], recipe: ViewRecipe, crop: Crop
+    ) -> Iterator[Float[Tensor, "1 3 size size"]]:
+        """Yield views of some test images, in their order in the test set."""
+        wanted = set(indices)
+        views = evaluation_views(self.test.images, recipe, crop=crop, batch_size=1)
+        last = max(wanted, default=-1)
+        yield from (view for index, view in enumerate(islice(views, last + 1)) if index in wanted)
+
+    def pictures(self, indices: Sequence[int], size: int) -> dict[int, Pixels]:
+        """Return the central squares of some test images, side `size` px, by index."""
+        plain = ViewRecipe(self.settings.spec.seed, size, (0.0,) * 3, (1.0,) * 3)
+        views = self.draw(indices, plain, "center")
+        return {index: as_pixels(v[0]) for index, v in zip(sorted(indices), views, strict=True)}
+
+    def shorter_side(self, indices: Sequence[int]) -> int:
+        """Return the least side of some test images, px."""
+        return min(int(min(self.test.images.pixels(index).shape[:2])) for index in indices)
+
 
 class FusedRun:
     """A run of TokenFusion with its network, on the CPU, after training and before it."""
@@ -86,7 +111,7 @@ class FusedRun:
         spec, self._method = tested.settings.spec, load_method(tested.settings.spec.method)
         where = f"the settings of {spec.name}"
         self._options = validated(self._method.Settings, tested.settings.method, where)
-        if getattr(self._options, "train_head", None) != "fusion":
+        if not tested.has_tokens:
             raise SettingsError(
                 f"run {spec.name} has no trained [FG] token to look at; "
                 "choose a method and variant that train TokenFusion"
@@ -108,52 +133,48 @@ class FusedRun:
 
     def views(self, indices: Sequence[int]) -> Float[Tensor, "batch 3 size size"]:
         """Return the views of some test images that the run was tested on."""
-        tower = self.after.fusion.backbone
-        recipe = ViewRecipe(self._seed, tower.image_size, tower.mean, tower.std)
-        return self._drawn(indices, recipe)
+        by_index = dict(zip(sorted(indices), self.each_view(indices), strict=True))
+        return torch.cat([by_index[index] for index in indices])
 
-    def pictures(self, indices: Sequence[int]) -> list[Pixels]:
-        """Return what the views show, larger where the images are: for people."""
-        size = self.after.fusion.backbone.image_size
-        if self.after.views.crop == "center":  # a random square is another one at another size
-            pixels = (self.tested.test.images.pixels(index) for index in indices)
-            size = min(_PICTURE_PX, *(min(image.shape[:2]) for image in pixels))
-        drawn = self._drawn(indices, ViewRecipe(self._seed, size, (0.0,) * 3, (1.0,) * 3))
-        return [as_pixels(picture) for picture in drawn]
+    def each_view(self, indices: Sequence[int]) -> Iterator[Float[Tensor, "1 3 size size"]]:
+        """Yield those views one by one, in their order in the test set."""
+        return self.tested.draw(indices, self._recipe, self.after.views.crop)
+
+    def pictures(self, indices: Sequence[int], size: int = _PICTURE_PX) -> list[Pixels]:
+        """Return what the views show, up to `size` px if the images are as large: for people."""
+        if self.after.views.crop == "random":  # at another size it would be another square
+            tower = self.after.fusion.backbone
+            shift, factor = (torch.tensor(v)[:, None, None] for v in (tower.mean, tower.std))
+            return [as_pixels(view * factor + shift) for view in self.views(indices)]
+        drawn = self.tested.pictures(indices, min(size, self.tested.shorter_side(indices)))
+        return [drawn[index] for index in indices]
 
     def generator(self) -> torch.Generator:
         """Return what a query "random" is drawn from, as in the run's own test."""
         drawn: torch.Generator = runtime.generator(self._seed, "test-query")
         return drawn
 
-    def batches(self) -> Iterator[Float[Tensor, "batch 3 size size"]]:
-        """Yield the views of all test images in the batches of the run's own test."""
-        tower = self.after.fusion.backbone
-        recipe = ViewRecipe(self._seed, tower.image_size, tower.mean, tower.std)
-        return evaluation_views(
-            self.tested.test.images, recipe, crop=self.after.views.crop, batch_size=_BATCH
-        )
-
     def heads(self) -> dict[str, Float[Tensor, "image classes"]]:
-        """Return the similarities of all test images: fused, global and local."""
-        return collect_heads(self.after, (Views(images=images) for images in self.batches()))
+        """Return the similarities of all test images: fused, global and local.
+
+        In the batches of the run's own test.
+        """
+        batches = evaluation_views(
+            self.tested.test.images,
+            self._recipe,
+            crop=self.after.views.crop,
+            batch_size=_BATCH,
+        )
+        return collect_heads(self.after, (Views(images=images) for images in batches))
 
     @property
     def _seed(self) -> int:
         return self.tested.settings.spec.seed
 
-    def _drawn(self, indices: Sequence[int], recipe: ViewRecipe) -> Tensor:
-        """Return the test views at `indices`, drawn one by one up to the last of them."""
-        wanted, found = set(indices), {}
-        views = evaluation_views(
-            self.tested.test.images, recipe, crop=self.after.views.crop, batch_size=1
-        )
-        for index, view in enumerate(views):
-            if index in wanted:
-                found[index] = view
-            if len(found) == len(wanted):
-                break
-        return torch.cat([found[index] for index in indices])
+    @property
+    def _recipe(self) -> ViewRecipe:
+        tower = self.after.fusion.backbone
+        return ViewRecipe(self._seed, tower.image_size, tower.mean, tower.std)
 
     def _task(self, **parts: Any) -> Task:
         settings = self.tested.settings
@@ -259,6 +280,3 @@ def _stale(folder: Path, kind: str) -> SettingsError:
     return SettingsError(
         f"run {folder} was made with other {kind} than there are today; run `snakemake` anew for it"
     )
-
-
-__all__ = ["FusedRun", "TestedRun", "as_pixels", "read", "selected"]

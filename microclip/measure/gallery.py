@@ -1,0 +1,212 @@
+"""`gallery.html` of a run: its test images with what the run said of them, and where it looked.
+
+One file that needs nothing but itself. Pictures and maps lie within it; a script of the page
+filters, sorts and lays the maps over the pictures. The same run gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path, PurePath
+
+import torch
+from jaxtyping import Float
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from torch import Tensor
+
+from microclip import paths, runtime
+from microclip.data.store import Pixels
+from microclip.measure.attention_maps import TokenMaps, min_max, token_maps
+from microclip.measure.evaluation import CONFIDENCE_SCALE
+from microclip.measure.trained_runs import FusedRun, TestedRun, read
+
+MAX_IMAGES = 800  # of a larger test set every k-th is shown
+MAX_BYTES = 2_900_000
+_CARD_BYTES = 1_100  # of a card's words and marks, at most on average
+_FIXED_BYTES = 40_000  # of the rest of the page
+_SIZES = ((128, 80), (112, 75), (96, 70), (80, 65), (64, 60), (48, 50), (32, 40))  # px, quality
+_BATCH = 64
+_TOP = 3
+_LEVELS = "0123456789abcdef"  # of a map's value
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One test image; `top` and the maps are empty for a run without tokens.
+
+    A map is a character a patch, row by row: 16 levels from its least to its greatest value; of
+    the mask 0 or 1.
+    """
+
+    index: int
+    file: str
+    class_name: str
+    prediction: str
+    confidence: float
+    is_correct: bool
+    picture: str  # data URI
+    top: tuple[tuple[str, float], ...] = ()
+    global_map: str = ""
+    local_map: str = ""
+    mask: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Looks:
+    """What the tokens of some images say and where they look."""
+
+    top: list[tuple[tuple[str, float], ...]]
+    global_map: list[str]
+    local_map: list[str]
+    mask: list[str]
+
+
+def write(run_folder: Path) -> Path:
+    """Write the gallery of a complete run into its folder; return the file.
+
+    Raises:
+        MissingDataError: the run is not complete, or its dataset is gone.
+        SettingsError: its inputs are others today.
+    """
+    tested = read(run_folder)
+    indices = spread(len(tested.test), MAX_IMAGES)
+    fused = FusedRun(tested) if tested.has_tokens else None
+    looks = None if fused is None else _looks(fused, indices)
+    largest = _SIZES[0][0]
+    if fused is None:
+        shown = tested.pictures(indices, min(largest, tested.shorter_side(indices)))
+        pictures = [shown[index] for index in indices]
+    else:
+        pictures = fused.pictures(indices, largest)
+    cards = _cards(tested, indices, pictures, looks)
+    target = run_folder / Path(paths.RUN_GALLERY).name
+    runtime.write_text(target, _page(tested, cards, fused))
+    return target
+
+
+def spread(total: int, at_most: int) -> list[int]:
+    """Return every k-th of `total` indices, with the least k that gives no more than `at_most`."""
+    return list(range(0, total, max(1, -(-total // at_most))))
+
+
+def encoded(pictures: Sequence[Pixels], budget: int) -> list[str]:
+    """Return pictures as data URIs, as large as `budget` characters for all of them allow.
+
+    The smallest size is taken if none fits.
+    """
+    found: list[str] = []
+    for size, quality in _SIZES:
+        found = [_data_uri(picture, size, quality) for picture in pictures]
+        if sum(map(len, found)) <= budget:
+            break
+    return found
+
+
+def _cards(
+    tested: TestedRun, indices: Sequence[int], pictures: Sequence[Pixels], looks: _Looks | None
+) -> list[Card]:
+    """Return the cards in the order of the test set."""
+    n_marks = 0 if looks is None else sum(len(text[0]) for text in _maps_of(looks))
+    budget = MAX_BYTES - _FIXED_BYTES - len(indices) * (_CARD_BYTES + n_marks)
+    addresses = encoded(pictures, budget)
+    cards = []
+    for place, index in enumerate(indices):
+        row = tested.predictions.iloc[index]
+        card = Card(
+            index=index,
+            file="/".join(PurePath(tested.test.files[index]).parts[-2:]),
+            class_name=tested.class_of("label", index),
+            prediction=tested.class_of("prediction", index),
+            confidence=float(row["confidence"]),
+            is_correct=bool(row["correct"]),
+            picture=addresses[place],
+        )
+        cards.append(card if looks is None else _with_look(card, looks, place))
+    return cards
+
+
+def _maps_of(looks: _Looks) -> tuple[list[str], ...]:
+    return looks.global_map, looks.local_map, looks.mask
+
+
+def _with_look(card: Card, looks: _Looks, place: int) -> Card:
+    return replace(
+        card,
+        top=looks.top[place],
+        global_map=looks.global_map[place],
+        local_map=looks.local_map[place],
+        mask=looks.mask[place],
+    )
+
+
+def _looks(run: FusedRun, indices: Sequence[int]) -> _Looks:
+    """Return what the trained network says of some test images."""
+    looks = _Looks([], [], [], [])
+    for images in _batches(run.each_view(indices)):
+        maps = token_maps(run.after.fusion, images, run.generator())
+        looks.top.extend(_top_classes(maps, run.tested.class_names))
+        looks.global_map.extend(_as_text(min_max(maps.global_map)))
+        looks.local_map.extend(_as_text(min_max(maps.local_map)))
+        looks.mask.extend(_as_text(maps.mask.float(), n_levels=2))
+    return looks
+
+
+def _batches(views: Iterable[Tensor]) -> Iterator[Float[Tensor, "batch 3 size size"]]:
+    """Yield single views some at a time."""
+    rest = iter(views)
+    while batch := list(islice(rest, _BATCH)):
+        yield torch.cat(batch)
+
+
+def _top_classes(
+    maps: TokenMaps, class_names: Sequence[str]
+) -> Iterator[tuple[tuple[str, float], ...]]:
+    """Yield the likeliest classes of each image with their probabilities."""
+    likely = (CONFIDENCE_SCALE * maps.output.logits.double()).softmax(dim=-1)
+    values, labels = likely.topk(min(_TOP, len(class_names)), dim=-1)
+    for own_values, own_labels in zip(values.tolist(), labels.tolist(), strict=True):
+        names = (class_names[label] for label in own_labels)
+        yield tuple(zip(names, own_values, strict=True))
+
+
+def _as_text(
+    maps: Float[Tensor, "batch row column"], n_levels: int = len(_LEVELS)
+) -> Iterator[str]:
+    """Yield maps with values in [0, 1] as a character a patch."""
+    for levels in ((n_levels - 1) * maps).round().long().flatten(1).tolist():
+        yield "".join(_LEVELS[level] for level in levels)
+
+
+def _data_uri(picture: Pixels, size: int, quality: int) -> str:
+    image = Image.fromarray(picture)
+    image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", quality=quality, method=6)
+    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _page(tested: TestedRun, cards: Sequence[Card], fused: FusedRun | None) -> str:
+    """Return the page; every word in it is escaped by the template."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    columns = 0 if fused is None else fused.after.fusion.backbone.patch_grid[1]
+    correct = tested.predictions["correct"]
+    return environment.get_template("gallery.html").render(
+        spec=tested.settings.spec,
+        cards=cards,
+        classes=sorted({card.class_name for card in cards}, key=str.casefold),
+        n_test=len(tested.test),
+        n_correct=int(correct.sum()),
+        grid_columns=columns,
+    )
