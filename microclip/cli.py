@@ -13,7 +13,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 import yaml
 
-from microclip import paths, reporting, runtime, settings
+from microclip import (
+    paths,
+    reporting,  # noqa: F401  its verbs join the app
+    runtime,
+    settings,
+)
 from microclip.stages import (
     DEFAULT_CONFIG,
     BackboneOption,
@@ -21,6 +26,7 @@ from microclip.stages import (
     StudyOption,
     Terminated,
     app,
+    read_plan,
     say,
 )
 
@@ -51,10 +57,31 @@ def _study_of(config: Path) -> str:
 
 @app.command()
 def show(config: ConfigOption = DEFAULT_CONFIG, study: StudyOption = "") -> None:
-    """Print a study's tables."""
+    """Print a study's tables, in the order of their numbers."""
     study = study or _study_of(config)
-    for path in sorted(Path(paths.STUDY.format(study=study), "tables").glob("*.md")):
+    folder = Path(paths.STUDY.format(study=study), "tables")
+    found = sorted(folder.glob("*.md"), key=lambda path: (len(path.stem), path.stem))
+    if not found:
+        raise runtime.MissingDataError(f"{folder} holds no table; run `make run` or `snakemake`")
+    for path in found:
         print(f"\n{path}\n\n{path.read_text(encoding='utf-8')}", flush=True)
+
+
+@app.command()
+def verify(
+    config: ConfigOption = DEFAULT_CONFIG,
+    study: StudyOption = "",
+    *,
+    is_full_audit: Annotated[
+        bool, typer.Option("--audit", help="list all printed averages, not only the wrong ones")
+    ] = False,
+) -> None:
+    """Compare a study with the paper; exit code 6 if a cell differs beyond its tolerance."""
+    from microclip.measure import ledger
+
+    plan = read_plan(study or _study_of(config))
+    for line in ledger.verify(plan, is_full_audit=is_full_audit):
+        print(line, flush=True)
 
 
 @app.command()
@@ -100,20 +127,24 @@ def export_schema() -> None:
 
 @app.command()
 def sync() -> None:
-    """Replay complete runs that MLflow lacks."""
-    from microclip import tracking
+    """Replay complete runs that MLflow lacks, then bring its studies and sweeps up to date."""
+    from microclip import study_tracking, tracking, tracking_server
 
     done, failed = tracking.sync(Path("results"))
-    say(f"{done} runs replayed to {tracking.tracking_uri()}, {failed} failed")
-    raise typer.Exit(5 if failed else 0)
+    changed, not_whole = study_tracking.sync(Path("results"))
+    say(
+        f"{done} runs replayed to {tracking_server.shown_uri()}, {failed} failed; "
+        f"{changed} studies changed, {not_whole} not whole"
+    )
+    raise typer.Exit(5 if failed or not_whole else 0)
 
 
 @app.command()
 def ui(port: Annotated[int, typer.Option()] = 5000) -> None:
     """Open MLflow's pages on this machine's loopback address."""
-    from microclip import tracking
+    from microclip import tracking_server
 
-    tracking.serve(port)
+    tracking_server.serve(port)
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
 `history.csv` and `journal.jsonl` in the run's folder are the truth. MLflow shows them: one
 experiment a study, one run a RunSpec, continued under the same settings, else replaced. Whatever
-MLflow does, a run goes on; `sync` replays what it lacks. The only module that imports mlflow.
+MLflow does, a run goes on; `sync` replays what it lacks. Of the package, this module and
+`study_tracking` alone import mlflow.
 """
 
 from __future__ import annotations
@@ -10,32 +11,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from microclip import paths, runtime
+from microclip import paths, run_facts, runtime
 from microclip.history import read_history, write_history
 from microclip.study import RunSettings
+from microclip.tracking_server import be_quiet, failure, shown_uri, tracking_uri
 
 log = logging.getLogger(__name__)
 
-_QUIET = {  # before mlflow is imported
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 _ARTIFACTS = (
     paths.RUN_SETTINGS,
     paths.RUN_HISTORY,
@@ -44,19 +35,14 @@ _ARTIFACTS = (
     paths.RUN_RECORD,
     paths.RUN_SCORES,
 )
-_PASSWORD = re.compile(r"//[^/@\s]+@")  # in an address, also within an error's text
 _CHUNK = 900  # metrics in one request; the server takes 1,000
+_NO_METRICS = ("seed", "recipe", "shared_recipe")
+_PAGE = 1000  # runs in one answer
 
 
-def tracking_uri() -> str:
-    """Return MLFLOW_TRACKING_URI, or the SQLite file of this results folder, absolute."""
-    default = f"sqlite:///{Path(paths.TRACKING_DATABASE).resolve()}"
-    return os.environ.get("MLFLOW_TRACKING_URI") or default
-
-
-def _client() -> Any:
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+def connect() -> Any:
+    """Return a client of the store; nothing is asked of it yet."""
+    be_quiet()
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
@@ -70,17 +56,13 @@ def init(study: str) -> None:
     A server out of reach is reported and left alone: the files do without it.
     """
     try:
-        _experiment(_client(), study)
+        experiment(connect(), study)
     except Exception as error:  # noqa: BLE001  whatever the store raises, runs go on without it
-        log.warning("MLflow at %s: %s; runs go on, `microclip sync` later", *_failure(error))
+        log.warning("MLflow at %s: %s; runs go on, `microclip sync` later", *failure(error))
 
 
-def _failure(error: BaseException) -> tuple[str, str]:
-    text = _PASSWORD.sub("//", str(error)).splitlines()
-    return _PASSWORD.sub("//", tracking_uri()), text[0] if text else type(error).__name__
-
-
-def _experiment(client: Any, study: str) -> str:
+def experiment(client: Any, study: str) -> str:
+    """Return the id of a study's experiment, made if it is not there."""
     if found := client.get_experiment_by_name(study):
         return str(found.experiment_id)
     is_own = "MLFLOW_TRACKING_URI" not in os.environ
@@ -88,23 +70,28 @@ def _experiment(client: Any, study: str) -> str:
     return str(client.create_experiment(study, artifact_location=root))
 
 
-def parameters(settings: RunSettings) -> dict[str, str]:
-    """Return the resolved settings as MLflow parameters: the method's own, and the dataset's."""
-    source = settings.dataset.source.model_dump(mode="json")
-    flat = {f"data.{key}": value for key, value in source.items()}
-    flat |= {**settings.method, "precision": settings.precision, "seed": settings.spec.seed}
-    return {key: str(value) for key, value in flat.items()}
+def log_metrics(client: Any, run_id: str, metrics: list[Any]) -> None:
+    """Log metrics in as few requests as the server takes."""
+    for start in range(0, len(metrics), _CHUNK):
+        client.log_batch(run_id, metrics=metrics[start : start + _CHUNK])
 
 
-def tags(settings: RunSettings) -> dict[str, str]:
-    """Return the run's six names, what names its settings, and the code's version."""
-    spec = settings.spec
-    return {
-        "mlflow.runName": spec.name,
-        **{name: str(value) for name, value in asdict(spec).items()},
-        "job_key": settings.digest(),
-        "mlflow.source.git.commit": str(runtime.record()["commit"]),
-    }
+def all_runs(client: Any, experiments: list[str], wanted: str = "") -> Iterator[Any]:
+    """Yield the runs of experiments that are not deleted; `wanted` is MLflow's filter."""
+    token = None
+    while experiments:
+        page = client.search_runs(experiments, wanted, max_results=_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def complete_runs(client: Any) -> dict[str, Any]:
+    """Return the runs that MLflow holds whole, of all studies, by their id."""
+    known = [found.experiment_id for found in client.search_experiments()]
+    runs = all_runs(client, known, "tags.complete = 'true'")
+    return {run.info.run_id: run for run in runs}
 
 
 class Mirror:
@@ -126,14 +113,14 @@ class Mirror:
         except Exception as error:  # noqa: BLE001  a mirror must never stop a run
             self._alive = False
             hint = "the run goes on, `microclip sync` later"
-            log.warning("MLflow at %s: %s; %s", *_failure(error), hint)
+            log.warning("MLflow at %s: %s; %s", *failure(error), hint)
         return self._alive
 
     def _open(self, study: str) -> None:
-        self._mlflow = _client()
-        experiment = _experiment(self._mlflow, study)
+        self._mlflow = connect()
+        where = experiment(self._mlflow, study)
         name = self._settings.spec.name.replace("'", "")
-        for run in self._mlflow.search_runs([experiment], f"tags.`mlflow.runName` = '{name}'"):
+        for run in self._mlflow.search_runs([where], f"tags.`mlflow.runName` = '{name}'"):
             same = run.data.tags.get("job_key") == self._settings.digest()
             if same and self.run_id is None and run.data.tags.get("complete") != "true":
                 self.run_id = run.info.run_id
@@ -142,19 +129,18 @@ class Mirror:
             else:
                 self._mlflow.delete_run(run.info.run_id)
         if self.run_id is None:
-            created = self._mlflow.create_run(experiment, tags=tags(self._settings))
+            created = self._mlflow.create_run(where, tags=run_facts.tags(self._settings))
             self.run_id = created.info.run_id
             self._log_settings()
             self._log_dataset()
 
-    def _log(self, metrics: list[Any]) -> None:
-        for start in range(0, len(metrics), _CHUNK):
-            self._mlflow.log_batch(self.run_id, metrics=metrics[start : start + _CHUNK])
+    def _log(self, rows: list[dict[str, Any]]) -> None:
+        log_metrics(self._mlflow, str(self.run_id), list(_metrics(rows)))
 
     def _log_settings(self) -> None:
         from mlflow.entities import Param
 
-        params = [Param(key, value) for key, value in parameters(self._settings).items()]
+        params = [Param(key, value) for key, value in run_facts.parameters(self._settings).items()]
         self._mlflow.log_batch(self.run_id, params=params)
 
     def _log_dataset(self) -> None:
@@ -177,7 +163,7 @@ class Mirror:
     def epochs(self, rows: list[dict[str, float]]) -> None:
         """Log rows of history that are not there yet, in one request."""
         from_here = [row for row in rows if row["epoch"] > self.last_epoch]
-        if from_here and self._do(lambda: self._log(list(_metrics(from_here)))):
+        if from_here and self._do(lambda: self._log(from_here)):
             self.last_epoch = int(from_here[-1]["epoch"])
 
     def finish(self, scores: Mapping[str, Any], folder: Path) -> bool:
@@ -187,7 +173,7 @@ class Mirror:
             numbers = {k: v for k, v in scores.items() if isinstance(v, int | float)}
             numbers["total_seconds"] = numbers.pop("seconds", 0.0)  # "seconds" is an epoch's
             last = {"epoch": max(self.last_epoch, 0), **numbers}
-            self._log(list(_metrics([last])))
+            self._log([last])
             self._mlflow.set_tag(self.run_id, "artifacts", "incomplete")
             files = [folder / name for name in _ARTIFACTS if (folder / name).is_file()]
             for file in files:
@@ -208,13 +194,14 @@ class Mirror:
 
 
 def _metrics(rows: list[dict[str, Any]]) -> Iterator[Any]:
+    """Yield a row's numbers, its epoch last: MLflow's plots open with the metric logged first."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
     for row in rows:
-        for key, value in row.items():
-            if isinstance(value, int | float) and key not in ("seed", "recipe", "shared_recipe"):
-                yield Metric(key, float(value), now, int(row["epoch"]))
+        for key in sorted(row, key="epoch".__eq__):
+            if isinstance(row[key], int | float) and key not in _NO_METRICS:
+                yield Metric(key, float(row[key]), now, int(row["epoch"]))
 
 
 class RunTracker:
@@ -258,43 +245,50 @@ class RunTracker:
 
 def mirrored(scores: Mapping[str, Any], run_id: str | None) -> dict[str, str | None]:
     """Return what says that the mirror holds these scores, and in which of its runs."""
-    where = {"uri": _PASSWORD.sub("//", tracking_uri()), "run_id": run_id}
+    where = {"uri": shown_uri(), "run_id": run_id}
     return {**where, "digest": str(scores["digest"])}
+
+
+def held(folder: Path, digest: str, there: Mapping[str, Any]) -> Any | None:
+    """Return the run of MLflow that a run's folder names, if it is `there` with these scores."""
+    marker = folder / paths.RUN_MIRRORED
+    known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
+    run_id = str(known.get("run_id"))
+    return there.get(run_id) if known == mirrored({"digest": digest}, run_id) else None
 
 
 def open_tracker(settings: RunSettings, folder: Path, study: str) -> RunTracker:
     """Return the tracker of a run whose folder it creates; `settings.yaml` is written first."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / paths.RUN_MIRRORED).unlink(missing_ok=True)  # until this run is mirrored itself
     values = {"digest": settings.digest(), "study": study, **settings.as_dict()}
     runtime.write_text(folder / paths.RUN_SETTINGS, yaml.safe_dump(values, sort_keys=False))
     return RunTracker(folder, Mirror(settings, study))
 
 
 def sync(results: Path) -> tuple[int, int]:
-    """Replay complete runs that the mirror lacks; return (replayed, failed)."""
+    """Replay complete runs that the mirror lacks or has lost; return (replayed, failed).
+
+    Raises: ServiceError if MLflow is out of reach.
+    """
+    try:
+        there = complete_runs(connect())
+    except Exception as error:
+        hint = "start it, then `microclip sync`"
+        raise runtime.ServiceError(f"MLflow at {': '.join(failure(error))}; {hint}") from error
     done = failed = 0
     for scored in sorted(results.glob(f"runs/**/{paths.RUN_SCORES}")):
         folder = scored.parent
         scores = json.loads(scored.read_text(encoding="utf-8"))
-        marker = folder / paths.RUN_MIRRORED
-        known = json.loads(marker.read_text()) if marker.is_file() else {}
-        if known == mirrored(scores, known.get("run_id")):
+        if held(folder, str(scores["digest"]), there) is not None:
             continue
         values = yaml.safe_load((folder / paths.RUN_SETTINGS).read_text(encoding="utf-8"))
         mirror = Mirror(RunSettings.from_dict(values), values["study"])
         mirror.epochs(read_history(folder))
         if mirror.finish(scores, folder):
+            marker = folder / paths.RUN_MIRRORED
             runtime.write_json(marker, mirrored(scores, mirror.run_id))
             done += 1
         else:
             failed += 1
     return done, failed
-
-
-def serve(port: int) -> None:
-    """Serve MLflow's pages on 127.0.0.1 until interrupted; this process becomes the server."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    arguments = ["-m", "mlflow", "server", "--backend-store-uri", tracking_uri()]
-    arguments += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    os.execv(sys.executable, [sys.executable, *arguments])
