@@ -6,11 +6,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from microclip import paths, runtime
+from microclip import expansion, paths, runtime
 from microclip.measure import scores
 from microclip.methods.base import SHARED_RECIPE
 from microclip.runtime import MissingDataError
-from microclip.study import RunSpec
+from microclip.study import RunSpec, Study
 from tests.fixtures.project import load_study
 
 
@@ -87,9 +87,7 @@ def test_a_missing_run_is_named(plan: dict[str, Any]) -> None:
 
 def test_the_time_left_is_that_of_done_runs_of_the_same_method(plan: dict[str, Any]) -> None:
     study = load_study().settings.model_copy(update={"seeds": (0, 1, 2)})
-    from microclip.study import Study, expand
-
-    plan = Study(study, expand(study)).plan()
+    plan = Study(study, expansion.expand(study)).plan()
     assert len(plan["runs"]) == 5
     done, pending, left = scores.progress(plan)
     assert (len(done), len(pending), left) == (0, 5, None)

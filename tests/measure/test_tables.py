@@ -1,72 +1,68 @@
-"""Tables are views of scores.csv: the numbers, their ranks, three formats, the same bytes."""
+"""Tables are views of scores.csv: the numbers, their ranks, holes with reasons, the same bytes."""
 
-import itertools
+import csv
+import io
 import random
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from microclip import settings
-from microclip.measure import tables
-from microclip.settings import SettingsError, TableSettings
+from microclip import paths, reports, runtime, settings, study
+from microclip.measure import dataset_counts, layout, tables
+from microclip.reports import TableSettings
+from microclip.runtime import MissingDataError
+from microclip.settings import SettingsError
+from tests.measure.reports import plan, scores, write_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 TITLES = {"cats": "Cats & Dogs", "cars": "Cars_100%"}
 SETTINGS = TableSettings.model_validate(
     {
         "name": "t",
-        "title": "T",
+        "title": "Table 0",
         "caption": "Top-1 accuracy (%) of A&B.",
         "label": "tab:t",
         "rows": [
             {"method": "clip", "label": "CLIP"},
             {"method": "cupl", "label": "CuPL_2"},
-            {"method": "ours", "label": "Ours"},
-            {"method": "ours", "variant": "off", "label": "Ours, off"},
+            {"method": "microclip", "label": "Ours"},
+            {"method": "microclip", "variant": "off", "label": "Ours, off"},
         ],
     }
 )
-
-
-def scores(values: dict[tuple[str, str], dict[str, list[float]]]) -> pd.DataFrame:
-    """Return a frame of runs: (method, variant) -> dataset -> a number a seed."""
-    rows = [
-        {
-            "dataset": dataset,
-            "backbone": "b",
-            "descriptions": "d",
-            "method": method,
-            "variant": variant,
-            "seed": seed,
-            "top1_pct": value,
-        }
-        for (method, variant), cells in values.items()
-        for dataset, numbers in cells.items()
-        for seed, value in enumerate(numbers)
-    ]
-    return pd.DataFrame(rows)
-
-
 ONE_SEED = scores(
     {
         ("clip", "default"): {"cats": [40.0], "cars": [50.0]},
         ("cupl", "default"): {"cats": [41.126], "cars": [49.0]},
-        ("ours", "default"): {"cats": [44.0], "cars": [49.0]},
+        ("microclip", "default"): {"cats": [44.0], "cars": [49.0]},
     }
 )
 
 
-def build(frame: pd.DataFrame = ONE_SEED, table: TableSettings = SETTINGS) -> tables.Table:
-    return tables.build(table, frame, titles=TITLES, study="s")
+def changed(**values: Any) -> TableSettings:
+    """Return the settings with other values."""
+    return TableSettings.model_validate({**SETTINGS.model_dump(), **values})
 
 
-def printed(table: tables.Table) -> dict[str, list[str]]:
-    return {name: [cell.text for cell in cells] for name, cells in table.rows}
+def build(
+    frame: pd.DataFrame = ONE_SEED, table: TableSettings = SETTINGS, **selection: Any
+) -> layout.Table:
+    """Return a table of the rows that were run, unless told otherwise."""
+    planned = plan("t", TITLES, **{"is_brief": True, **selection})
+    return tables.build(table, frame, titles=TITLES, plan=planned)
+
+
+def printed(table: layout.Table) -> dict[str, list[str]]:
+    return {row.label: [cell.text for cell in row.cells] for row in table.rows}
+
+
+def cells_of(markdown: str) -> list[list[str]]:
+    """Return the cells of a Markdown table, without the padding that aligns them."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
 def test_rows_are_those_of_the_study_in_the_table_s_order_with_their_mean() -> None:
@@ -78,12 +74,17 @@ def test_rows_are_those_of_the_study_in_the_table_s_order_with_their_mean() -> N
 
 
 def test_the_best_is_bold_the_second_underlined_and_ties_share() -> None:
-    lines = tables.to_markdown(build()).splitlines()
-    assert lines[2:5] == [
-        "| CLIP | 40.00 | **50.00** | 45.00 |",
-        "| CuPL_2 | <u>41.13</u> | <u>49.00</u> | <u>45.06</u> |",
-        "| Ours | **44.00** | <u>49.00</u> | **46.50** |",
+    assert cells_of(layout.to_markdown(build()))[2:] == [
+        ["CLIP", "40.00", "**50.00**", "45.00"],
+        ["CuPL_2", "<u>41.13</u>", "<u>49.00</u>", "<u>45.06</u>"],
+        ["Ours", "**44.00**", "<u>49.00</u>", "**46.50**"],
     ]
+
+
+def test_markdown_is_aligned_so_that_it_reads_as_plain_text() -> None:
+    lines = [line for line in layout.to_markdown(build()).splitlines() if line[:1] == "|"]
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1] == "| ------ | -----------: | -----------: | -----------: |"
 
 
 def test_what_prints_alike_ranks_alike() -> None:
@@ -93,8 +94,7 @@ def test_what_prints_alike_ranks_alike() -> None:
             ("cupl", "default"): {"cats": [40.004], "cars": [1.0]},
         }
     )
-    ranks = [cells[0].rank for _, cells in build(frame).rows]
-    assert ranks == [1, 1]
+    assert [row.cells[0].rank for row in build(frame).rows] == [1, 1]
 
 
 def test_ranks_compare_numbers_not_letters() -> None:
@@ -102,57 +102,167 @@ def test_ranks_compare_numbers_not_letters() -> None:
         {
             ("clip", "default"): {"cats": [9.5], "cars": [1.0]},
             ("cupl", "default"): {"cats": [10.5], "cars": [1.0]},
-            ("ours", "default"): {"cats": [100.0], "cars": [1.0]},
+            ("microclip", "default"): {"cats": [100.0], "cars": [1.0]},
         }
     )
-    assert [cells[0].rank for _, cells in build(frame).rows] == [None, 2, 1]
+    assert [row.cells[0].rank for row in build(frame).rows] == [None, 2, 1]
+
+
+def test_a_number_alone_in_its_column_is_not_called_the_best() -> None:
+    frame = scores({("clip", "default"): {"cats": [40.0], "cars": [50.0]}})
+    assert [cell.rank for cell in build(frame).rows[0].cells] == [None, None, None]
 
 
 def test_several_seeds_give_mean_and_sample_deviation() -> None:
     frame = scores(
         {
             ("clip", "default"): {"cats": [40.0], "cars": [50.0]},
-            ("ours", "default"): {"cats": [43.0, 45.0], "cars": [50.0, 52.0]},
+            ("microclip", "default"): {"cats": [43.0, 45.0], "cars": [50.0, 52.0]},
         }
     )
     table = build(frame)
-    ours = dict(table.rows)["Ours"]
-    assert [cell.mean for cell in ours] == [44.0, 51.0, 47.5]
-    assert [round(cell.deviation or 0, 4) for cell in ours] == [1.4142, 1.4142, 1.4142]
-    assert all(cell.deviation is None for cell in dict(table.rows)["CLIP"])
-    assert "**44.00** ± 1.41" in tables.to_markdown(table)
-    assert "2 seeds" in tables.to_markdown(table)
-    assert "Cats & Dogs sd" in tables.to_csv(table).splitlines()[0]
+    ours = table.rows[1].cells
+    assert [cell.text for cell in ours] == ["44.00", "51.00", "47.50"]
+    assert [cell.deviation for cell in ours] == ["1.41", "1.41", "1.41"]  # sqrt(2)
+    assert not any(cell.deviation for cell in table.rows[0].cells)
+    markdown = layout.to_markdown(table)
+    assert "**44.00** ± 1.41" in markdown
+    assert "mean ± sample deviation, 2 seeds; a number alone is of one run." in markdown
+    assert list(csv.reader(io.StringIO(layout.to_csv(table))))[0][1:3] == [
+        "Cats & Dogs",
+        "Cats & Dogs sd",
+    ]
 
 
-def test_a_missing_cell_is_a_hole_and_leaves_no_mean() -> None:
+def test_the_mean_is_over_the_seeds_that_all_datasets_have() -> None:
+    frame = scores({("microclip", "default"): {"cats": [40.0, 50.0], "cars": [60.0]}})
+    assert printed(build(frame))["Ours"] == ["45.00", "60.00", "50.00"]  # (40 + 60) / 2
+
+
+def test_seeds_that_the_study_does_not_show_are_left_out() -> None:
+    frame = scores({("microclip", "default"): {"cats": [40.0, 50.0], "cars": [60.0, 70.0]}})
+    assert printed(build(frame, seeds=[1]))["Ours"] == ["50.00", "70.00", "60.00"]
+    unseeded = scores({("clip", "default"): {"cats": [40.0], "cars": [60.0]}})
+    assert printed(build(unseeded, seeds=[1]))["CLIP"] == ["40.00", "60.00", "50.00"]
+
+
+def test_one_dataset_needs_no_mean() -> None:
+    table = tables.build(SETTINGS, ONE_SEED, titles={"cats": "Cats"}, plan=plan("t", ["cats"]))
+    assert [column.name for column in table.columns] == ["Cats"]
+    assert printed(table)["CLIP"] == ["40.00"]
+
+
+def test_a_row_may_show_the_accuracy_of_one_token() -> None:
+    rows = [
+        {"method": "microclip", "label": "Both"},
+        {"method": "microclip", "label": "CLS", "head": "global"},
+        {"method": "microclip", "label": "FG", "head": "local"},
+        {"method": "clip", "label": "CLIP's FG", "head": "local"},
+    ]
+    runs = [(dataset, "clip", "default") for dataset in TITLES]
+    table = tables.build(
+        changed(rows=rows), ONE_SEED, titles=TITLES, plan=plan("t", TITLES, runs=runs)
+    )
+    assert printed(table) == {
+        "Both": ["44.00", "49.00", "46.50"],
+        "CLS": ["43.00", "48.00", "45.50"],
+        "FG": ["42.00", "47.00", "44.50"],
+        "CLIP's FG": ["", "", ""],
+    }
+    assert table.notes == ("CLIP's FG: no accuracy of the local token in its runs",)
+
+
+def test_a_missing_cell_is_a_hole_with_its_place_and_leaves_no_mean() -> None:
     frame = scores(
         {
             ("clip", "default"): {"cats": [40.0], "cars": [50.0]},
-            ("ours", "default"): {"cats": [43.0]},
+            ("microclip", "default"): {"cats": [43.0]},
         }
     )
-    assert printed(build(frame))["Ours"] == ["43.00", "", ""]
-    assert "| Ours | **43.00** | — | — |" in tables.to_markdown(build(frame))
+    table = build(frame)
+    assert printed(table)["Ours"] == ["43.00", "", ""]
+    markdown = layout.to_markdown(table)
+    assert cells_of(markdown)[-1] == ["Ours", "**43.00**", "—", "—"]
+    assert "— Ours (Cars_100%): not run in this study" in markdown
 
 
-def test_a_table_without_a_row_is_an_error() -> None:
+def test_a_hole_of_the_plan_shows_its_reason_once() -> None:
+    reason = "method cupl has no code in this release"
+    runs = [("cats", "microclip", "off")]
+    planned = plan("t", TITLES, runs=runs, holes={("cupl", "default"): reason})
+    frame = ONE_SEED[ONE_SEED["method"] == "clip"]
+    table = tables.build(SETTINGS, frame, titles=TITLES, plan=planned)
+    assert table.notes == (
+        f"CuPL_2: {reason}",
+        "Ours; Ours, off (Cars_100%): not run in this study",
+        "Ours, off (Cats & Dogs): planned, and not in scores.csv",
+    )
+    markdown = layout.to_markdown(table)
+    assert cells_of(markdown)[3] == ["CuPL_2", "—", "—", "—"]
+    assert markdown.count(reason) == 1
+    rows = list(csv.DictReader(io.StringIO(layout.to_csv(table))))
+    assert [row["Hole"] for row in rows][:2] == ["", reason]
+    assert rows[1]["Mean"] == ""
+
+
+def test_a_brief_table_leaves_out_rows_that_were_not_run() -> None:
+    holes = {("cupl", "default"): "no code"}
+    frame = ONE_SEED[ONE_SEED["method"] == "clip"]
+    planned = plan("t", TITLES, holes=holes, is_brief=True)
+    table = tables.build(SETTINGS, frame, titles=TITLES, plan=planned)
+    assert list(printed(table)) == ["CLIP"]
+    assert table.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("is_brief", "note"),
+    [(True, "no row of this table was run in this study"), (False, "all rows: not run in this")],
+)
+def test_a_table_without_any_score_is_still_written(is_brief: bool, note: str) -> None:
     frame = scores({("tent", "default"): {"cats": [1.0], "cars": [1.0]}})
-    with pytest.raises(SettingsError, match="table t has no row in the scores of study s"):
-        build(frame)
+    table = build(frame, is_brief=is_brief)
+    assert len(table.rows) == (0 if is_brief else 4)
+    for format_ in tables.FORMATS.values():
+        assert format_(table)
+    assert note in layout.to_markdown(table)
+    assert "Study s; no score yet." in layout.to_markdown(table)
+
+
+def test_groups_are_headings_above_their_rows() -> None:
+    rows = [
+        {"group": "Fixed | frozen", "method": "clip", "label": "One"},
+        {"group": "Fixed | frozen", "method": "cupl", "label": "Two"},
+        {"group": "Shared", "method": "microclip", "label": "One"},
+        {"group": "Shared", "method": "microclip", "variant": "off", "label": "Two"},
+    ]
+    table = build(table=changed(rows=rows), is_brief=False)
+    assert [line[0] for line in cells_of(layout.to_markdown(table))[2:]] == [
+        r"*Fixed \| frozen*", "One", "Two", "*Shared*", "One", "Two",
+    ]  # fmt: skip
+    assert table.notes == ("Shared: Two: not run in this study",)
+    written = list(csv.DictReader(io.StringIO(layout.to_csv(table))))
+    assert [row["Group"] for row in written] == ["Fixed | frozen"] * 2 + ["Shared"] * 2
 
 
 def test_backbones_are_never_averaged_in_secret() -> None:
     frame = pd.concat([ONE_SEED, ONE_SEED.assign(backbone="c")])
     with pytest.raises(SettingsError, match="mixes backbone b, c; name one"):
-        build(frame)
+        build(frame, backbones=["b", "c"])
     rows = [{"method": "clip", "label": "CLIP", "backbone": "c"}]
-    named = TableSettings.model_validate({**SETTINGS.model_dump(), "rows": rows})
-    assert list(printed(build(frame, named))) == ["CLIP"]
+    assert list(printed(build(frame, changed(rows=rows)))) == ["CLIP"]
+
+
+def test_runs_of_other_tables_of_the_study_stay_out() -> None:
+    others = [
+        ONE_SEED.assign(backbone="c", top1_pct=1.0),
+        ONE_SEED.assign(descriptions="e", top1_pct=1.0),
+        ONE_SEED.assign(dataset="dogs", top1_pct=1.0),
+    ]
+    assert printed(build(pd.concat([ONE_SEED, *others]))) == printed(build())
 
 
 def test_the_csv_is_plain_numbers() -> None:
-    assert tables.to_csv(build()).splitlines() == [
+    assert layout.to_csv(build()).splitlines() == [
         "Method,Cats & Dogs,Cars_100%,Mean",
         "CLIP,40.00,50.00,45.00",
         "CuPL_2,41.13,49.00,45.06",
@@ -163,60 +273,72 @@ def test_the_csv_is_plain_numbers() -> None:
 def test_the_order_of_scores_does_not_matter() -> None:
     shuffled = list(ONE_SEED.to_dict("records"))
     random.Random(0).shuffle(shuffled)
-    for write in tables.FORMATS.values():
-        assert write(build(pd.DataFrame(shuffled))) == write(build())
+    for format_ in tables.FORMATS.values():
+        assert format_(build(pd.DataFrame(shuffled))) == format_(build())
 
 
-def test_the_tex_says_where_it_is_from_and_is_well_formed() -> None:
-    tex = tables.to_tex(build())
-    lines = tex.splitlines()
-    assert lines[0] == "% generated by microclip tabulate from results/s/scores.csv"
-    assert tex.count(r"\begin{") == tex.count(r"\end{")
-    for command in (r"\toprule", r"\midrule", r"\bottomrule"):
-        assert tex.count(command) == 1
-    body = [line for line in lines if line.endswith(r"\\")]
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {3}
-    assert r"Cats \& Dogs & Cars\_100\% & Mean" in tex
-    assert r"\textbf{44.00}" in tex
-    assert r"\underline{41.13}" in tex
-    for line in lines[1:]:
-        unescaped = re.sub(r"\\label\{[^}]*\}", "", line)
-        assert not re.search(r"(?<!\\)[_%#]", unescaped), line
+@pytest.fixture
+def icons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Work in an empty folder; return the plan of the shipped study."""
+    monkeypatch.setenv("MICROCLIP_ROOT", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    return study.load(settings.read_yaml(ROOT / "config" / "config.yaml")).plan()
 
 
-def test_every_special_character_is_escaped() -> None:
-    assert tables.escape(r"a\b_c%d#e&f$g{h}i~j^k") == (
-        r"a\textbackslash{}b\_c\%d\#e\&f\$g\{h\}i\textasciitilde{}j\textasciicircum{}k"
+def test_every_table_of_the_shipped_study_is_written_twice_alike(icons: dict[str, Any]) -> None:
+    frame = pd.DataFrame(icons["runs"]).assign(top1_pct=50.0)
+    write_scores(frame, "icons")
+    for name in icons["tables"]:
+        target = tables.write(reports.load_table(name), icons)
+        assert target == Path("results/icons/tables") / name
+        before = {s: target.with_suffix(f".{s}").read_bytes() for s in tables.FORMATS}
+        tables.write(reports.load_table(name), icons)
+        assert before == {s: target.with_suffix(f".{s}").read_bytes() for s in tables.FORMATS}
+        assert "—" not in before["md"].decode(), f"{name} has a hole"
+
+
+def test_table_1_has_the_rows_of_the_shipped_study(icons: dict[str, Any]) -> None:
+    write_scores(pd.DataFrame(icons["runs"]).assign(top1_pct=50.0), "icons")
+    shown = tables.write(reports.load_table("table1"), icons).with_suffix(".csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(shown)))
+    assert [row["Method"] for row in rows] == ["CLIP", "CuPL", "microCLIP"]
+    assert list(rows[0])[2:] == [
+        "Animals", "Food", "Objects", "Travel", "Flags", "Faces", "Mean",
+    ]  # fmt: skip
+
+
+def test_a_study_without_scores_or_without_the_table_is_refused(icons: dict[str, Any]) -> None:
+    with pytest.raises(MissingDataError, match="results/icons/scores.csv is not there; run"):
+        tables.write(reports.load_table("table1"), icons)
+    with pytest.raises(SettingsError, match="study icons has no table table12; its tables: table1"):
+        tables.write(reports.load_table("table12"), icons)
+
+
+def test_datasets_are_counted_beside_the_paper_s_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MICROCLIP_ROOT", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    lines = ["split,file,label,class,sha256"]
+    lines += [f"train,a{i},{i % 100},c{i % 100},0" for i in range(3334)]
+    lines += [f"test,b{i},{i % 100},c{i % 100},0" for i in range(3300)]
+    runtime.write_text(Path(paths.MANIFEST.format(dataset="fgvc")), "\n".join(lines) + "\n")
+    for dataset, sentences in {"fgvc": [["s"] * 20] * 2, "pets": [["s"] * 19, ["s"] * 21]}.items():
+        texts = {f"class {number}": own for number, own in enumerate(sentences)}
+        target = Path(paths.DESCRIPTIONS.format(descriptions="d", dataset=dataset))
+        runtime.write_json(target, {"descriptions": texts})
+    titles = {"fgvc": "FGVC", "pets": "Pets", "dtd": "DTD", "icons-food": "Food"}
+    table = dataset_counts.build(
+        reports.load_table("table10"), titles, plan("t", titles)["tables"]["t"], "s"
     )
-
-
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here: structure alone")
-def test_the_tex_compiles_with_booktabs_alone(tmp_path: Path) -> None:
-    frame = pd.concat([ONE_SEED, ONE_SEED.assign(seed=1, top1_pct=lambda f: f["top1_pct"] + 1)])
-    (tmp_path / "t.tex").write_text(tables.to_tex(build(frame)))
-    (tmp_path / "main.tex").write_text(
-        "\\documentclass{article}\n\\usepackage{booktabs}\n"
-        "\\begin{document}\n\\input{t.tex}\n\\end{document}\n"
+    assert cells_of(layout.to_markdown(table))[2:] == [
+        ["FGVC", "20", "20", "100", "≠ 102", "3334", "3334", "3300", "≠ 3333"],
+        ["Pets", "19–21", "≠ 20", "—", "37", "—", "3680", "—", "3669"],
+        ["DTD", "—", "60", "—", "47", "—", "3760", "—", "1880"],
+        ["Food", "—", "", "—", "", "—", "", "—", ""],
+    ]
+    assert table.notes == (
+        "Pets, DTD, Food: not fetched",
+        "DTD, Food: descriptions not gathered",
     )
-    done = subprocess.run(
-        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "main.tex"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert (tmp_path / "main.pdf").stat().st_size > 1000
-
-
-def test_table_1_has_the_rows_of_the_shipped_study() -> None:
-    table = settings.load_table("table1")
-    study = settings.load_study(settings.read_yaml(ROOT / "config" / "config.yaml"))
-    names = [settings.load_dataset(name) for name in study.datasets]
-    runs: dict[tuple[str, str], Any] = {
-        (method, "default"): {dataset.name: [50.0] for dataset in names}
-        for method in itertools.chain.from_iterable(grid.methods for grid in study.runs)
-    }
-    built = tables.build(table, scores(runs), titles={d.name: d.title for d in names}, study="x")
-    assert [name for name, _ in built.rows] == ["CLIP", "CuPL", "microCLIP"]
-    assert built.columns == ("Animals", "Food", "Objects", "Travel", "Flags", "Faces", "Mean")
+    assert r"\cmidrule(lr){2-3} \cmidrule(lr){4-5}" in tables.FORMATS["tex"](table)

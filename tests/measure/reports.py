@@ -1,0 +1,81 @@
+"""Scores and plans made by hand, for the tests of tables and of the ledger."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from microclip import paths
+
+Cells = Mapping[str, Sequence[float]]  # dataset -> a number a seed
+
+
+def scores(values: Mapping[tuple[str, str], Cells], **extra: Any) -> pd.DataFrame:
+    """Return a frame of runs: (method, variant) -> dataset -> a number a seed."""
+    rows = [
+        {
+            "dataset": dataset,
+            "backbone": "b",
+            "descriptions": "d",
+            "method": method,
+            "variant": variant,
+            "seed": seed,
+            "top1_pct": value,
+            "top1_global_pct": value - 1 if method == "microclip" else None,
+            "top1_local_pct": value - 2 if method == "microclip" else None,
+            **extra,
+        }
+        for (method, variant), cells in values.items()
+        for dataset, numbers in cells.items()
+        for seed, value in enumerate(numbers)
+    ]
+    return pd.DataFrame(rows)
+
+
+def plan(
+    table: str,
+    datasets: Iterable[str],
+    *,
+    runs: Iterable[tuple[str, str, str]] = (),
+    holes: Mapping[tuple[str, str], str] | None = None,
+    **selection: Any,
+) -> dict[str, Any]:
+    """Return a plan of one table; `runs` are (dataset, method, variant), `holes` reasons."""
+    datasets = list(datasets)
+    parts = {"backbone": "b", "descriptions": "d", "seed": 0}
+    return {
+        "study": "s",
+        "title": "Study S",
+        "runs": [
+            {"dataset": dataset, "method": method, "variant": variant, **parts}
+            for dataset, method, variant in runs
+        ],
+        "holes": [
+            {"dataset": dataset, "method": method, "variant": variant, **parts, "reason": reason}
+            for ((method, variant), reason), dataset in itertools.product(
+                (holes or {}).items(), datasets
+            )
+        ],
+        "tables": {
+            table: {
+                "datasets": datasets,
+                "backbones": ["b"],
+                "descriptions": ["d"],
+                "seeds": [0, 1, 2],
+                "is_brief": False,
+                **selection,
+            }
+        },
+        "figures": {},
+    }
+
+
+def write_scores(frame: pd.DataFrame, study: str = "s") -> None:
+    """Write `scores.csv` of a study under the working directory."""
+    path = Path(paths.STUDY_SCORES.format(study=study))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(path, index=False)
