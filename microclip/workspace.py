@@ -14,7 +14,8 @@ from microclip.settings import SettingsError
 
 _GRACE_S = 30.0
 _FOR_PEOPLE = [
-    [verb] for verb in ("adapt", "predict", "doctor", "show", "status", "sync", "ui", "unlock")
+    [verb]
+    for verb in ("adapt", "predict", "doctor", "show", "status", "sync", "ui", "unlock", "verify")
 ]
 
 
