@@ -51,7 +51,7 @@ class RunSettings:
             "spec": asdict(self.spec),
             "dataset": self.dataset.model_dump(mode="json", exclude={"title", "methods"}),
             "backbone": self.backbone.model_dump(mode="json", exclude={"title"}),
-            "descriptions": self.descriptions.model_dump(mode="json", exclude={"title"}),
+            "descriptions": self.descriptions.identity(),
             "method": self.method,
             "device": self.device,
             "precision": self.precision,

@@ -16,29 +16,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from microclip import paths
+from microclip.frozen import Frozen as Frozen
+from microclip.frozen import Name as Name
+from microclip.llm_settings import DescriptionSettings as DescriptionSettings
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class SettingsError(ValueError):
     """A setting that cannot be used; the message says what, where and how to mend it."""
-
-
-class Frozen(BaseModel):
-    """Base of all settings: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class IconSource(Frozen):
@@ -98,30 +87,6 @@ class BackboneSettings(Frozen):
     pretrained: str | None = Field(None, description="open_clip tag, needs a network once")
     weights: Path | None = Field(None, description="local safetensors file")
     sha256: str | None = Field(None, description="of the weights file")
-
-
-class DescriptionSettings(Frozen):
-    """Who wrote the class descriptions, and with which prompts."""
-
-    name: Name
-    title: str
-    engine: Literal["shipped", "file"] = "shipped"
-    model: str = Field(description="language model as its vendor names it, for the record")
-    prompts: Name = Field(description="prompt set, for the record and the path")
-    files: str = Field(description="path of a dataset's descriptions, with {dataset} or {drawings}")
-    frame: str = Field(
-        "{sentence}", description="what is encoded, of {name} and {sentence}; CuPL: the sentence"
-    )
-
-    @model_validator(mode="after")
-    def _frame_holds_the_sentence(self) -> DescriptionSettings:
-        try:
-            filled = self.frame.format(name="fox", sentence="\0")
-        except (KeyError, IndexError, ValueError):
-            filled = ""
-        if "\0" not in filled:
-            raise ValueError(f"frame {self.frame!r} must hold {{sentence}}, and may hold {{name}}")
-        return self
 
 
 class MethodFile(Frozen):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from microclip import paths, runtime
+from microclip import paths, provenance, runtime
 from microclip.data.vocabulary import Vocabulary, load_vocabulary
 from microclip.settings import DatasetSettings, DescriptionSettings, IconSource, SettingsError
 from microclip.text.prompts import readable
@@ -96,6 +96,25 @@ def source_file(dataset: DatasetSettings, descriptions: DescriptionSettings) -> 
     drawings = dataset.source.drawings if isinstance(dataset.source, IconSource) else dataset.name
     path = Path(descriptions.files.format(dataset=dataset.name, drawings=drawings))
     return path if path.is_absolute() else paths.project_root() / path
+
+
+def identity(dataset: DatasetSettings, descriptions: DescriptionSettings) -> list[Any]:
+    """Return what decides the texts of a dataset, as plain values.
+
+    Its templates, who describes it, and the file that is read; of a language model's descriptions,
+    the prompts and the classes instead of a file.
+    """
+    author = {"title": descriptions.title, **descriptions.identity()}
+    if not descriptions.asks:
+        read_from = provenance.content(source_file(dataset, descriptions))
+        return [dataset.templates, author, read_from]
+    prompts = paths.project_root() / "config" / "prompts"
+    written = [provenance.content(prompts / f"{descriptions.prompts}{end}") for end in ("", ".yaml")]
+    try:
+        names: tuple[str, ...] = load_vocabulary(dataset).class_names
+    except SettingsError:
+        names = ()  # the job says what is wrong with them
+    return [dataset.templates, author, written, names]
 
 
 def write(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:

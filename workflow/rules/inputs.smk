@@ -57,13 +57,10 @@ def dataset_digest(wildcards):
 
 
 def description_digest(wildcards):
-    """Return what names the texts of a dataset: templates, who wrote the descriptions, the file."""
+    """Return what names the texts of a dataset: templates, who describes it, the file or prompts."""
     dataset = settings.load_dataset(wildcards.dataset)
     written = settings.load_descriptions(wildcards.descriptions)
-    content = provenance.content(descriptions.source_file(dataset, written))
-    return settings.digest(
-        [dataset.templates, written.model_dump(mode="json"), content]
-    )
+    return settings.digest(descriptions.identity(dataset, written))
 
 
 def backbone_digest(wildcards):
@@ -75,10 +72,10 @@ def backbone_digest(wildcards):
 
 
 def shipped_descriptions(wildcards):
-    """Return the file that descriptions are taken from; if it is missing, the job will say so."""
+    """Return the file that descriptions are taken from, if one is; the job says what is missing."""
     dataset = settings.load_dataset(wildcards.dataset)
     written = settings.load_descriptions(wildcards.descriptions)
     source = descriptions.source_file(dataset, written)
-    if not source.is_file():
+    if written.asks or not source.is_file():
         return []
     return os.path.relpath(source) if source.is_relative_to(Path.cwd()) else str(source)
