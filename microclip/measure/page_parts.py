@@ -119,7 +119,7 @@ def _figure(name: str, study: str, limit_bytes: int) -> FigurePart:
     png = Path(paths.FIGURE.format(study=study, figure=name, format="png"))
     numbers = Path(paths.FIGURE.format(study=study, figure=name, format="csv"))
     picture, size = embedded(png, limit_bytes) if png.is_file() else (None, (0, 0))
-    rows = _csv(numbers)
+    rows = _telling(_csv(numbers))
     return FigurePart(
         name=name,
         title=declared.title,
@@ -157,6 +157,14 @@ def _csv(path: Path) -> list[list[str]]:
         return []
     with path.open(newline="", encoding="utf-8") as stream:
         return [row for row in csv.reader(stream) if row]
+
+
+def _telling(rows: list[list[str]]) -> list[list[str]]:
+    """Return a table without the columns that say the same, or nothing, in every row."""
+    if len(rows) < 3:  # noqa: PLR2004  a heading, and one row that cannot differ from others
+        return rows
+    columns = [column for column in zip(*rows, strict=True) if len(set(column[1:])) > 1]
+    return [list(row) for row in zip(*columns, strict=True)] or rows
 
 
 def _numeric(rows: list[list[str]]) -> list[bool]:

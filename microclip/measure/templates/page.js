@@ -46,11 +46,4 @@
   };
   addEventListener("scroll", () => requestAnimationFrame(mark), { passive: true });
   mark();
-
-  let closed = [];
-  addEventListener("beforeprint", () => {
-    closed = [...document.querySelectorAll("details:not([open])")];
-    closed.forEach((part) => (part.open = true));
-  });
-  addEventListener("afterprint", () => closed.forEach((part) => (part.open = false)));
 })();
