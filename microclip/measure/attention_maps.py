@@ -42,12 +42,12 @@ def token_maps(
 ) -> TokenMaps:
     """Return the maps of normalised images; `generator` is needed by query "random" alone."""
     fusion.eval()
-    grid = fusion.backbone.patch_grid
+    grid = (-1, *fusion.backbone.patch_grid)
     output = fusion(images, generator=generator)
     return TokenMaps(
-        global_map=class_token_map(fusion.backbone.encode_image(images)).unflatten(-1, grid),
-        local_map=pooling_map(output.attention).unflatten(-1, grid),
-        mask=output.saliency.mask.unflatten(-1, grid),
+        global_map=class_token_map(fusion.backbone.encode_image(images)).reshape(grid),
+        local_map=pooling_map(output.attention).reshape(grid),
+        mask=output.saliency.mask.reshape(grid),
         output=output,
     )
 
