@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.workflow import folder
 from tests.workflow.folder import MACHINE, ROOT
@@ -18,8 +19,13 @@ ALL = {
     "adapt": 3,
     "collect_scores": 1,
     "tabulate": 1,
+    "typeset": 1,
+    "compare": 1,
+    "report": 1,
+    "mirror_study": 1,
     "all": 1,
 }
+TABLES = ("tabulate", "typeset", "compare", "report", "mirror_study", "all")
 
 
 @pytest.fixture(scope="module")
@@ -49,26 +55,61 @@ def test_a_dry_run_writes_no_result(fresh: Path) -> None:
 
 def test_tables_is_a_target_and_stages_can_be_asked_for_by_file(fresh: Path) -> None:
     counts = folder.dry(fresh, "--", "tables")
-    assert counts == {**{rule: n for rule, n in ALL.items() if rule != "all"}, "tables": 1}
+    to_scores = {rule: n for rule, n in ALL.items() if rule not in TABLES}
+    assert counts == {**to_scores, "tabulate": 1, "tables": 1}
     counts = folder.dry(fresh, "--", "results/descriptions/shipped/tiny.json")
     assert counts == {"describe": 1}
 
 
-def test_the_default_study_has_18_runs() -> None:
+def test_the_default_study_has_46_runs_on_seven_datasets() -> None:
+    """Six sets of Table 1 and the small one of ablations: tests/test_study.py counts the runs.
+
+    Only Table 1 asks for methods that read embeddings, so the small set's are not encoded.
+    """
     counts = folder.planned(folder.snakemake(ROOT, "--dry-run", "--forceall", *MACHINE))
-    assert counts["adapt"] == 18
-    assert counts["encode_images"] == counts["embed_descriptions"] == 6
+    assert counts["adapt"] == 46
+    assert counts["fetch_dataset"] == counts["describe"] == counts["embed_descriptions"] == 7
+    assert counts["encode_images"] == 6
+    assert counts["tabulate"] == 6
+    assert counts["plot"] == 8
 
 
 def test_another_study_file_stands_alone(fresh: Path, tmp_path: Path) -> None:
-    import yaml
-
     other = {**folder.STUDY, "study": "other", "runs": [{"methods": ["clip"]}], "tables": []}
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
     arguments = ("--configfile", str(tmp_path / "other.yaml"))
     counts = folder.dry(fresh, *arguments)
     assert counts["adapt"] == 1
     assert "tabulate" not in counts
+
+
+def test_a_figure_makes_its_runs_and_one_picture(fresh: Path) -> None:
+    """Table 1's three methods, and gamma 0 and 1 beside the default's 0.5."""
+    figures = "figures=[{name: figure5, values: [0.0, 0.5, 1.0]}, figure1]"
+    assert folder.dry(fresh, "--config", figures) == {**ALL, "adapt": 5, "plot": 2}
+
+
+def test_a_variant_that_is_only_tested_otherwise_waits_for_its_siblings_weights(
+    fresh: Path,
+) -> None:
+    runs = "runs=[{methods: [microclip], variants: [global-only-swapped, global-only]}]"
+    target = f"{folder.RUN}/microclip/global-only-swapped/seed-0/scores.json"
+    done = folder.snakemake(
+        fresh, "--dry-run", "--printshellcmds", *MACHINE, "--config", runs, "--", target
+    )
+    assert folder.planned(done)["adapt"] == 2
+    [command] = [line for line in done.stdout.splitlines() if "--weights-from" in line]
+    given = command.split("--weights-from ")[1].split()[0]
+    assert given == f"{folder.RUN}/microclip/global-only/seed-0"
+    assert f"--out {folder.RUN}/microclip/global-only-swapped/seed-0 " in command
+
+
+def test_descriptions_that_are_not_there_are_planned_and_their_job_says_so(tmp_path: Path) -> None:
+    place = folder.write(tmp_path / "study", descriptions=["cupl-gpt3"])
+    done = folder.snakemake(place, *MACHINE, "--", "results/descriptions/cupl-gpt3/tiny.json")
+    assert done.returncode == 1
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("microclip:")]
+    assert "data/descriptions/cupl/tiny.json do not exist" in line
 
 
 def test_more_seeds_are_more_runs_of_seeded_methods(fresh: Path) -> None:
@@ -79,7 +120,7 @@ def test_more_seeds_are_more_runs_of_seeded_methods(fresh: Path) -> None:
     ("setting", "said"),
     [
         ("seds=[1]", "unknown key 'seds' in the study"),
-        ("datasets=[dtd]", "unknown dataset 'dtd', no config/datasets/dtd.yaml"),
+        ("datasets=[eurosat]", "unknown dataset 'eurosat', no config/datasets/eurosat.yaml"),
         ("methods={microclip: {gama: 0.3}}", "did you mean 'gamma'?"),
         ("methods={microclip: {gamma: 1.5}}", "less than or equal to 1 (got"),
     ],

@@ -1,0 +1,181 @@
+"""The studies of the paper as planned: every run once, every hole said, in a few seconds.
+
+The numbers are worked out by hand from the paper's tables. A method whose code comes turns from
+holes into runs: what is asked for (`WANTED`) stays the same.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from microclip import settings, study
+from microclip.methods.registry import known_methods, reads_of
+from microclip.study import Study
+from tests.workflow import folder
+from tests.workflow.folder import ROOT
+
+LIMIT_S = 10.0
+HERE = ("clip", "cupl", "microclip")  # have code
+# One dataset of Tables 2, 3, 4, 5 and 7: 4 + 4 + 5 + 2 + 4 variants beside the default run.
+ABLATIONS = 4 + 4 + 5 + 2 + 4
+# On DTD gammas but 0, 1 (rows of Table 4) and 0.5 (the default), 8 of 11; crops but 8, 6 of 7;
+# rates but 1e-4, 6 of 7. On Cars crops but 8, 6 of 7. Other figures show runs of tables.
+SWEEPS = 8 + 6 + 6 + 6
+WANTED = {
+    "paper": {
+        "clip": 13 + 6,  # Table 1; Table 6
+        "cupl": 13 + 6 + 6 + 2 * 6,  # Table 1 (and 8); Table 6; Table 9; both MetaCLIPs of Table 12
+        "microclip": 13 + 6 + 6 + 2 * 6 + 6 * ABLATIONS + SWEEPS,  # the same; Tables 2 to 7
+        "wca": 13 + 6,  # Table 1 (and 8); Table 9
+        "upl": 13 + 6,  # Table 1; Table 6
+        "pouf": 13 + 6,
+        "lafter": 13 + 6 + 6,  # Table 1 (and 8); Table 6; Table 9
+        "reclip": 13,  # Table 1
+        "dpa": 13 + 6 + 6 + 2 * 6,  # Table 1 (and 8); Table 6; Table 9; Table 12
+        "coop": 2 * 6,  # Table 11: one and two shots
+        "maple": 2 * 6,
+        "clip_lora": 2 * 6,
+    },
+    "six": {  # as above for six datasets, without Table 1 and the figures
+        "clip": 6,
+        "cupl": 6 + 6 + 6 + 2 * 6,  # Table 8; Table 6; Table 9; Table 12
+        "microclip": 6 + 6 + 6 + 2 * 6 + 6 * ABLATIONS,
+        "wca": 6 + 6,
+        "upl": 6,
+        "pouf": 6,
+        "lafter": 6 + 6 + 6,
+        "dpa": 6 + 6 + 6 + 2 * 6,
+        "coop": 2 * 6,
+        "maple": 2 * 6,
+        "clip_lora": 2 * 6,
+    },
+    "pets": {"clip": 1, "cupl": 1, "microclip": 3},  # gamma 0, 0.5 (the default) and 1
+}
+# Jobs that do not depend on how many methods have code.
+JOBS = {
+    "paper": {
+        "fetch_dataset": 13,
+        "store_images": 13,
+        "describe": 13 + 6,  # GPT-3 for all; GPT-4o for six
+        "embed_descriptions": 13 + 6 + 6 + 2 * 6,  # B/32; B/16; GPT-4o; both MetaCLIPs
+        "encode_images": 13 + 6 + 2 * 6,  # by backbone and dataset: authors share the images
+        "tabulate": 12,
+        "plot": 9,  # Figures 1, 3, 4, 5, 6a, 6b, 8, 9 and 11
+    },
+    "six": {
+        "fetch_dataset": 6,
+        "store_images": 6,
+        "describe": 6 + 6,
+        "embed_descriptions": 6 + 6 + 6 + 2 * 6,
+        "encode_images": 6 + 6 + 2 * 6,
+        "tabulate": 10,  # all but 1 and 10
+    },
+    "pets": {
+        "fetch_dataset": 1,
+        "store_images": 1,
+        "describe": 1,
+        "embed_descriptions": 1,
+        "encode_images": 1,
+        "tabulate": 1,
+        "plot": 1,
+    },
+}
+ONCE = ("collect_scores", "typeset", "compare", "report", "mirror_study", "all")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a dry run said, and the CPU time that it took."""
+
+    jobs: dict[str, int]
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Planned]:
+    """Return the dry run of each study, in a folder without results."""
+    place = folder.write(tmp_path_factory.mktemp("paper") / "clone")
+    found = {}
+    for name in WANTED:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        jobs = folder.dry(place, "--configfile", f"config/{name}.yaml")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+        found[name] = Planned(jobs, used)
+    assert not (place / "results").exists()
+    return found
+
+
+@pytest.fixture(scope="module")
+def studies() -> dict[str, Study]:
+    return {
+        name: study.load(settings.read_yaml(ROOT / "config" / f"{name}.yaml")) for name in WANTED
+    }
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_every_distinct_run_is_asked_for_once(name: str, studies: dict[str, Study]) -> None:
+    found = studies[name].expansion
+    assert len({spec.folder for spec in studies[name].runs}) == len(studies[name].runs)
+    assert set(found.runs).isdisjoint(found.holes)
+    wanted = Counter(spec.method for spec in (*found.runs, *found.holes))
+    assert wanted == WANTED[name]
+
+
+def test_233_runs_and_168_holes_are_what_401_of_the_paper_come_to_with_three_methods() -> None:
+    """Six methods to come in Table 1 (78), four in Table 6 (24), three in Table 9 (18), three with
+    two shots each in Table 11 (36), DPA on two MetaCLIPs in Table 12 (12).
+    """
+    wanted = WANTED["paper"]
+    runs = sum(count for method, count in wanted.items() if method in HERE)
+    assert runs == 19 + 37 + 177 == 233
+    assert sum(wanted.values()) - runs == 78 + 24 + 18 + 36 + 12 == 168
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_holes_are_the_methods_without_code(name: str, studies: dict[str, Study]) -> None:
+    holes = Counter(spec.method for spec in studies[name].expansion.holes)
+    here = set(known_methods())
+    assert set(HERE) <= here
+    assert holes == {m: count for m, count in WANTED[name].items() if m not in here}
+    assert {hole["method"] for hole in studies[name].plan()["holes"]} == set(holes)
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_a_dry_run_lists_the_jobs_by_rule(name: str, planned: dict[str, Planned]) -> None:
+    here = set(known_methods())
+    runs = sum(count for method, count in WANTED[name].items() if method in here)
+    assert planned[name].jobs == {**JOBS[name], **dict.fromkeys(ONCE, 1), "adapt": runs}
+
+
+def test_clip_and_cupl_read_embeddings_so_each_backbone_encodes_each_dataset() -> None:
+    assert reads_of("clip") == reads_of("cupl") == "embeddings"
+    assert reads_of("microclip") == "images"
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_a_dry_run_takes_less_than_ten_seconds_of_a_cpu(
+    name: str, planned: dict[str, Planned]
+) -> None:
+    assert planned[name].seconds < LIMIT_S
+
+
+def test_the_whole_paper_shows_every_table_and_figure_of_it() -> None:
+    declared = settings.load_study(settings.read_yaml(Path(ROOT / "config/paper.yaml")))
+    assert [table.name for table in declared.tables] == [f"table{n}" for n in range(1, 13)]
+    shown = [figure.name.removeprefix("figure") for figure in declared.figures]
+    assert shown == ["1", "3", "4", "5", "6a", "6b", "8", "9", "11"]
+
+
+def test_sweeps_of_the_paper_reuse_runs_of_its_tables(studies: dict[str, Study]) -> None:
+    points = studies["paper"].expansion.points
+    gammas = {point.value: point.variant for point in points["figure5"]}
+    assert (gammas[0.0], gammas[1.0]) == ("gamma-0", "gamma-1")  # rows of Table 4
+    assert gammas[0.5] == "default"
+    assert {p.variant for p in points["figure6a"]} == {p.variant for p in points["figure6b"]}
+    assert {p.dataset for p in points["figure6b"]} == {"cars"}
