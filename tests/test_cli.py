@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VERBS_OF_DESIGN = {
     "init-tracking", "fetch-dataset", "store-images", "describe", "embed-descriptions",
     "encode-images", "run", "collect-scores", "tabulate", "adapt", "predict", "doctor", "status",
-    "sync", "ui", "export-schema", "show", "unlock",
+    "sync", "ui", "export-schema", "show", "unlock", "verify",
 }  # fmt: skip
 
 
