@@ -16,6 +16,7 @@ from microclip.settings import (
     StudySettings,
     VariantFile,
 )
+from microclip.text.prompt_sets import PromptSet
 
 _NAMED: dict[str, type[Frozen]] = {
     "backbones": BackboneSettings,
@@ -23,6 +24,7 @@ _NAMED: dict[str, type[Frozen]] = {
     "figures": FigureSettings,
     "llms": DescriptionSettings,
     "methods": MethodFile,
+    "prompts": PromptSet,
     "tables": TableSettings,
 }
 

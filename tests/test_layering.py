@@ -9,8 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "microclip"
 LAYERS = (  # a module may import from its own layer and from those above it
-    ("paths", "settings"),
-    ("reports", "runs"),
+    ("frozen", "llm_settings", "paths", "settings"),
+    ("reports", "runs", "text.prompts", "text.prompt_sets"),
+    ("text.sentences", "text.answers"),
     ("methods.registry",),
     ("expansion",),
     ("study",),
@@ -19,7 +20,7 @@ LAYERS = (  # a module may import from its own layer and from those above it
     ("run_facts", "tracking_server"),
     ("tracking", "study_cards"),
     ("study_tracking",),
-    ("text.prompts", "text.descriptions", "text.classifier", "data", "model"),
+    ("text.descriptions", "text.classifier", "data", "model"),
     ("text.embedding",),
     ("data.features",),
     ("methods.base",),

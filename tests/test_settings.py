@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from microclip import reports, schema, settings
 from microclip.settings import SettingsError
+from microclip.text.prompt_sets import PromptSet
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = {
@@ -23,6 +24,7 @@ KINDS: dict[str, type[settings.Frozen]] = {
     "figures": reports.FigureSettings,
     "llms": settings.DescriptionSettings,
     "methods": settings.MethodFile,
+    "prompts": PromptSet,
     "tables": reports.TableSettings,
 }
 SHIPPED = [

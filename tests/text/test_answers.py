@@ -1,0 +1,116 @@
+"""Reading answers: numbered lists as they come, and the reasons why an answer is no good."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+
+from microclip.text.answers import AnswerError, official_items, parse, strict_items
+
+
+def reason(text: str | None, mode: Literal["strict", "official", "single"] = "strict") -> str:
+    with pytest.raises(AnswerError) as caught:
+        parse(text, items=2, mode=mode)
+    assert "\n" not in str(caught.value)
+    return caught.value.reason
+
+
+def test_the_official_parser_takes_any_delimiter_and_ends_with_one_stop() -> None:
+    text = "1. The 737-200 is short.\n2) It has 2 engines\n3 - Blue tail..."
+    expected = ["The 737-200 is short.", "It has 2 engines.", "Blue tail."]
+    assert official_items(text) == expected
+    assert parse(text, items=3, mode="official") == expected
+    assert parse(text, items=3, mode="strict") == expected
+
+
+def test_a_number_in_the_preamble_opens_an_item_of_the_official_parser_alone() -> None:
+    text = "Here are 10 sentences:\n1. First.\n2. Second."
+    assert parse(text, items=2, mode="official") == ["sentences:.", "First.", "Second."]
+    assert parse(text, items=2, mode="strict") == ["First.", "Second."]
+
+
+@pytest.mark.parametrize("text", ["no list at all", "- a\n- b"])
+def test_what_is_not_numbered_gives_nothing_with_both(text: str) -> None:
+    assert official_items(text) == []
+    assert strict_items(text) == []
+    assert reason(text) in {"unnumbered", "empty"}
+
+
+def test_a_closing_remark_is_glued_to_the_last_item_by_the_official_parser_alone() -> None:
+    text = "1. It is red.\n2. It is round.\n\nLet me know if you need more!"
+    assert parse(text, items=2, mode="official")[1] == (
+        "It is round.\n\nLet me know if you need more!."
+    )
+    assert parse(text, items=2, mode="strict") == ["It is red.", "It is round."]
+    unspaced = text.replace("\n\n", "\n")
+    assert parse(unspaced, items=2, mode="strict") == ["It is red.", "It is round."]
+
+
+def test_a_year_at_the_start_of_a_line_does_not_split_an_item() -> None:
+    text = "1. It was first shown in\n1998. and is blue\n2. It is long."
+    assert parse(text, items=2, mode="strict") == [
+        "It was first shown in 1998. and is blue.",
+        "It is long.",
+    ]
+    assert len(parse(text, items=2, mode="official")) == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. A red fox.\n2. A bushy tail.",
+        "1) A red fox.\n2) A bushy tail.",
+        "(1) A red fox.\n(2) A bushy tail.",
+        "1: A red fox\n2: A bushy tail",
+        "1 – A red fox.\n2 – A bushy tail.",
+        "**1.** A red **fox**.\n**2.** A `bushy` tail.",
+        "- 1. A red fox.\n- 2. A bushy tail.",
+        "* 1. __A red__ fox.\n* 2. A bushy tail.",
+        "### 1. A red fox.\n\n### 2. A bushy tail.",
+        "1. A red fox.\n\n\n2. A bushy tail.\n",
+        "1. A red\n   fox.\n2. A bushy\ntail.",
+        "1.\n   A red fox.\n2.\n   A bushy tail.",
+        "Sure! Here are 2 sentences:\n\n1. A red fox.\r\n2. A bushy tail.\r\n\r\nAnything else?",
+        "**Fox**\n1. A red fox.\n2. A bushy tail.\n---",
+    ],
+)
+def test_a_list_is_read_however_a_model_marks_it_up(text: str) -> None:
+    assert parse(text, items=2, mode="strict") == ["A red fox.", "A bushy tail."]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "empty"),
+        ("", "empty"),
+        (" .\n", "empty"),
+        ("1.\n2.", "empty"),
+        ("1. A fox.\n2. .", "empty"),
+        ("I'm sorry, but I can't help with that.", "refused"),
+        ("I cannot describe people.", "refused"),
+        ("As an AI language model, I do not see pictures.", "refused"),
+        ("1. I’m sorry, I can’t.\n2. Really.", "refused"),
+        ("A red fox. A bushy tail.", "unnumbered"),
+        ("1. A red fox.", "wrong count"),
+        ("1. A red fox.\n2. A tail.\n3. Ears.", "wrong count"),
+        ("1. A red fox.\n1. A tail.", "wrong count"),
+        ("2. A red fox.\n3. A tail.", "unnumbered"),
+    ],
+)
+def test_a_bad_answer_says_why(text: str | None, expected: str) -> None:
+    assert reason(text) == expected
+
+
+def test_a_single_answer_is_one_sentence_with_its_stop() -> None:
+    assert parse("\n\nA fox is red", items=10, mode="single") == ["A fox is red."]
+    assert parse(" A fox\n\nis red. ", items=10, mode="single") == ["A fox is red."]
+    assert reason(".", "single") == "empty"
+    assert reason("-6.", "single") == "empty"
+    assert reason("I don't know", "single") == "refused"
+
+
+def test_an_error_shows_the_start_of_a_long_answer_alone() -> None:
+    with pytest.raises(AnswerError, match="unnumbered: expected 2 numbered sentences") as caught:
+        parse("word " * 500, items=2, mode="strict")
+    assert len(str(caught.value)) < 160

@@ -1,0 +1,185 @@
+"""Questions as data: the wording of CuPL and microCLIP, articles, quotes, domains, counts."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from microclip import settings
+from microclip.settings import SettingsError
+from microclip.text.prompt_sets import PromptSet, article_of, load_prompt_set
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = {
+    path.stem: [line for line in path.read_text().splitlines() if line.strip()]
+    for path in (ROOT / "resources" / "classes").glob("*.txt")
+}
+with (ROOT / "config" / "published" / "table10.csv").open() as stream:
+    TABLE_10 = {
+        row["dataset"]: int(row["descriptions_per_class"]) for row in csv.DictReader(stream)
+    }
+
+
+def made(**values: object) -> PromptSet:
+    values = {"name": "own", "title": "own", "source": "me", "items": 3, **values}
+    return PromptSet.model_validate(values)
+
+
+def asked(
+    questions: list[str], name: str, domain: str | None = None, **values: object
+) -> list[str]:
+    return [p.text for p in made(questions=questions, **values).prompts([name], domain=domain)]
+
+
+def test_cupl_says_an_before_upper_case_vowels_alone() -> None:
+    cupl = [article_of(name, "upper-case-vowel") for name in ("alley", "Acura", "eel", "BMW")]
+    assert cupl == ["a", "an", "a", "a"]
+    microclip = [article_of(name, "vowel") for name in ("alley", "Acura", "eel", "BMW")]
+    assert microclip == ["an", "an", "an", "a"]
+    assert article_of("Acura", "none") == ""
+
+
+def test_both_sets_use_their_own_article_and_it_can_be_switched() -> None:
+    cupl = load_prompt_set("cupl-full").prompts(["alley"], dataset="sun397")
+    assert cupl[0].text == "Describe what a alley looks like"
+    switched = load_prompt_set("cupl-full", article="vowel").prompts(["alley"], dataset="sun397")
+    assert switched[0].text == "Describe what an alley looks like"
+    none = load_prompt_set("cupl-full", article="none").prompts(["alley"], dataset="sun397")
+    assert none[0].text == "Describe what alley looks like"
+    cars = load_prompt_set("gpt-4o").prompts(["Acura TL 2012"], dataset="cars")
+    assert cars[0].text == (
+        "How can you identify an Acura TL 2012? Include 'Acura TL 2012' in each sentence."
+    )
+
+
+@pytest.mark.parametrize(("dataset", "count"), [("cars", 1960), ("dtd", 282), ("resisc45", 225)])
+def test_gpt_4o_is_asked_as_often_as_its_authors_count(dataset: str, count: int) -> None:
+    prompts = load_prompt_set("gpt-4o").prompts(CLASSES[dataset], dataset=dataset)
+    assert len(prompts) == count
+    assert len({(prompt.class_name, prompt.index) for prompt in prompts}) == count
+
+
+def test_questions_read_as_in_the_request_files() -> None:
+    gpt = load_prompt_set("gpt-4o")
+    first = gpt.prompts(CLASSES["cars"], dataset="cars")[0]
+    assert first.custom_id("cars") == "cars#AM General Hummer SUV 2000#0"
+    assert first.system == (
+        "You are a helpful assistant. Give 10 numbered sentences answering prompt as visually "
+        "identifiable descriptions."
+    )
+    banded = gpt.prompts(["banded"], dataset="dtd")[0]
+    expected = "What does a “banded” material look like? Include 'banded' in each sentence."
+    assert banded.text == expected
+    assert banded.system is not None
+    assert "Give 10 short (<25 words) numbered sentences" in banded.system
+    ninth, tenth = gpt.prompts(["BMW X3 2012"], dataset="cars")[8:]
+    assert ninth.text.startswith("Describe what a “BMW X3 2012”, a type of car, looks like. ")
+    assert tenth.text.startswith("List the visual cues that help in identifying a “BMW X3 2012”.")
+
+
+def test_curly_quotes_can_be_straightened() -> None:
+    straight = load_prompt_set("cupl-full", quotes="straight").prompts(["banded"], dataset="dtd")
+    assert straight[0].text == 'What does a "banded" material look like?'
+
+
+def test_underscores_become_spaces_unless_kept() -> None:
+    assert asked("See {article} {name}", "apple_pie") == ["See an apple pie"]
+    kept = asked("See {article} {name}", "apple_pie", underscores="keep")
+    assert kept == ["See an apple_pie"]
+
+
+def test_ten_answers_a_question_make_the_counts_of_table_10() -> None:
+    full = load_prompt_set("cupl-full")
+    assert set(full.datasets) == set(TABLE_10)
+    counts = {name: full.n_samples * len(full.questions_of(name)) for name in TABLE_10}
+    assert counts == TABLE_10
+    requests = sum(len(full.prompts(CLASSES[name], dataset=name)) for name in TABLE_10)
+    assert requests == 11_948  # questions times classes, added up over the 13 datasets
+    base = load_prompt_set("cupl-base")
+    assert base.n_samples * len(base.questions_of("birdsnap")) == 30
+    assert base.questions_of("my-birds") == base.questions_of("birdsnap")
+
+
+def test_every_list_of_cupl_says_where_its_wording_comes_from() -> None:
+    marks = {name: own.provenance for name, own in load_prompt_set("cupl-full").datasets.items()}
+    assert marks["imagenet"] == ("S",)
+    assert marks["cifar100"] == ("B",)
+    assert all(marks.values())
+
+
+def test_a_domain_stands_where_the_question_has_its_place_or_falls_away() -> None:
+    question = "Describe {article} {name}[, {domain},] in words."
+    assert asked(question, "emu", "a kind of bird") == [
+        "Describe an emu, a kind of bird, in words."
+    ]
+    assert asked(question, "emu") == ["Describe an emu in words."]
+    own = load_prompt_set("own-images").prompts(["American Crow"], domain="a kind of bird")
+    assert own[0].text == "Describe what an American Crow, a kind of bird, looks like in a photo."
+    assert all("a kind of bird" in prompt.text for prompt in own)
+    assert own[0].system is not None
+    assert "exactly 10 numbered sentences" in own[0].system
+
+
+def test_a_domain_without_a_place_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"no place for a domain, got 'a dog'; leave out --dom"):
+        load_prompt_set("cupl-base").prompts(["pug"], domain="a dog")
+
+
+def test_a_dataset_that_a_set_does_not_know_is_refused_with_those_it_knows() -> None:
+    with pytest.raises(SettingsError, match=r"no questions for birdsnap, only for cars, dtd, fgvc"):
+        load_prompt_set("gpt-4o").prompts(["emu"], dataset="birdsnap")
+    with pytest.raises(SettingsError, match="no questions for own classes"):
+        load_prompt_set("gpt-4o").prompts(["emu"])
+
+
+def test_names_with_braces_or_brackets_are_taken_as_they_are() -> None:
+    assert asked("See {name}[ {domain}].", "a {name} [b]", "{x}") == ["See a {name} [b] {x}."]
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("Describe it.", "must hold {name}"),
+        ("{name} of {colour}", "may hold {article} and {domain}; got colour, name"),
+        ("{name} {", "double a brace"),
+        ("{article}{name}", "needs a space after {article}"),
+        ("{name}, {domain}", "within [square brackets]"),
+    ],
+)
+def test_a_question_that_cannot_be_filled_is_refused(question: str, expected: str) -> None:
+    with pytest.raises(ValueError, match="question") as caught:
+        made(questions=[question])
+    assert expected in str(caught.value)
+
+
+def test_a_set_that_asks_nothing_or_one_dataset_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="give `questions`"):
+        made()
+    own = {"questions": ["{name}?"], "also": ["b"]}
+    with pytest.raises(ValueError, match="datasets named twice: b"):
+        made(datasets={"a": own, "b": own})
+
+
+def test_icons_are_asked_what_their_shipped_files_record() -> None:
+    import json
+
+    icons = load_prompt_set("icons")
+    for path in sorted((ROOT / "resources" / "descriptions").glob("*.json")):
+        recorded = json.loads(path.read_text())["prompts"]
+        asked_of = [
+            q.replace("{article}", "a").replace("{name}", "{}")
+            for q in icons.questions_of(path.stem)
+        ]
+        assert asked_of == recorded, path.stem
+    for name in settings.known("datasets"):
+        if name.startswith("icons-"):
+            assert icons.questions_of(name)
+
+
+def test_an_unknown_set_or_field_is_one_line_with_a_hint() -> None:
+    with pytest.raises(SettingsError, match="did you mean 'cupl-full'"):
+        load_prompt_set("cupl-ful")
+    with pytest.raises(SettingsError, match=r"cupl-full\.yaml with article changed"):
+        load_prompt_set("cupl-full", article="der")
