@@ -122,7 +122,7 @@ def test_every_table_of_the_project_names_rows_that_are_there_once() -> None:
         ("t.csv", "method,cars\na,1\na,2\n", "two rows 'a' in config/published/t.csv"),
         ("slips.yaml", "slips: [{table: t, row: z, note: n}]", "no row 'z' in config/published/t"),
         ("slips.yaml", "slips: [{table: t, column: z, note: n}]", "no column 'z' in"),
-        ("slips.yaml", "slips: [{tabel: t, note: n}]", "slips.0.table in config/published/slips"),
+        ("slips.yaml", "slips: [{tables: t, note: n}]", "slips.0.table in config/published/slips"),
         (
             "derived.yaml",
             "cells: [{table: t, row: a, column: cars, value: 1, source: s}]",
