@@ -105,10 +105,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: images of another size than `image_size`.
         """
-        parts = [
-            self._last_block(self._hidden(part), with_patches=True) for part in self._slices(images)
-        ]
-        tokens = torch.cat(parts)
+        tokens = self._encode(images, with_patches=True)
         cls = tokens[:, 0]
         return ImageTokens(unit_norm(self.project(cls)), cls, tokens[:, 1:])
 
@@ -120,11 +117,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: images of another size than `image_size`.
         """
-        cls = [
-            self._last_block(self._hidden(part), with_patches=False)[:, 0]
-            for part in self._slices(images)
-        ]
-        return unit_norm(self.project(torch.cat(cls)))
+        return unit_norm(self.project(self._encode(images, with_patches=False)[:, 0]))
 
     @torch.no_grad()
     def encode_text(
@@ -180,11 +173,12 @@ class Backbone(nn.Module):
             self._tokenizer = tokenizer
         return self._tokenizer(texts)
 
-    def _slices(self, images: Tensor) -> Sequence[Tensor]:
-        """Return the images in parts that a CPU's cache holds; whole where that gains nothing."""
-        if torch.is_grad_enabled() or images.device.type != "cpu":
-            return (images,)
-        return images.split(_CPU_SLICE)
+    def _encode(self, images: Tensor, *, with_patches: bool) -> Tensor:
+        """Return the tokens kept by the last block, computed in parts that a CPU's cache holds."""
+        is_whole = torch.is_grad_enabled() or images.device.type != "cpu"
+        parts = (images,) if is_whole else images.split(_CPU_SLICE)
+        kept = [self._last_block(self._hidden(p), with_patches=with_patches) for p in parts]
+        return torch.cat(kept)
 
     def _hidden(
         self, images: Float[Tensor, "batch 3 rows columns"]

@@ -16,6 +16,7 @@ except settings.SettingsError as error:
 
 STUDY_NAME = STUDY.settings.study
 PLAN = STUDY.plan()
+PUBLISHED = provenance.content(paths.project_root() / "config" / "published")
 HAS_GPU = STUDY.settings.device != "cpu" and bool(runtime.visible_gpus())
 N_JOBS = 1 if HAS_GPU else workflow.cores or 1
 N_CPUS = len(os.sched_getaffinity(0))

@@ -34,20 +34,20 @@ def gpu_slots(wildcards):
 
 
 def selection_digest(wildcards):
-    """Return what names the part of the study that a table or figure shows."""
+    """Return what names the part of the study that a table or figure shows, and the paper's numbers."""
     return settings.digest(
         [
             PLAN["tables"].get(wildcards.get("table")),
             PLAN["figures"].get(wildcards.get("figure")),
+            PUBLISHED,
         ]
     )
 
 
 def report_digest(wildcards):
     """Return what names everything that a study's page tells beside its scores."""
-    return settings.digest(
-        {key: PLAN[key] for key in ("title", "holes", "tables", "figures")}
-    )
+    told = {key: PLAN[key] for key in ("title", "holes", "tables", "figures")}
+    return settings.digest({**told, "published": PUBLISHED})
 
 
 def dataset_digest(wildcards):
