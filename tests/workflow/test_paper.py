@@ -179,3 +179,11 @@ def test_sweeps_of_the_paper_reuse_runs_of_its_tables(studies: dict[str, Study])
     assert gammas[0.5] == "default"
     assert {p.variant for p in points["figure6a"]} == {p.variant for p in points["figure6b"]}
     assert {p.dataset for p in points["figure6b"]} == {"cars"}
+
+
+def test_the_page_on_the_paper_gives_these_numbers(studies: dict[str, Study]) -> None:
+    lines = (ROOT / "docs/reproduce-the-paper.md").read_text(encoding="utf-8").splitlines()
+    for name, declared in studies.items():
+        [row] = [line for line in lines if line.startswith(f"| `config/{name}.yaml`")]
+        told = [int(cell) for cell in row.strip("| ").split("|")[2:]]
+        assert told == [len(declared.runs), len(declared.expansion.holes)]
