@@ -62,4 +62,4 @@ def description(run: RunSettings) -> str:
 
 
 def _listed(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in values.items())
+    return ", ".join(f"{key}={value}" for key, value in sorted(values.items()))

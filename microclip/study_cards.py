@@ -78,7 +78,12 @@ class Mirrored:
         """Return a Markdown link to a run's page, or the text alone if MLflow lacks the run."""
         if name not in self.ids:
             return text
-        return f"[{text}](#/experiments/{self.homes[name]}/runs/{self.ids[name]})"
+        return f"[{text}]({address(self.homes[name], self.ids[name])})"
+
+
+def address(experiment: str, run_id: str) -> str:
+    """Return the address of a run's page within MLflow's, which then speaks of training."""
+    return f"#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
 
 def read_scores(plan: Mapping[str, Any]) -> dict[str, dict[str, str]]:

@@ -119,8 +119,8 @@ class _Shown:
 
     def _introduce(self, study: str) -> None:
         """Lead from the experiment's page to the study's run, unless people wrote there."""
-        link = f"(#/experiments/{self._experiment}/runs/{study})"
-        text = f"Tables, figures and ledger: [study/{self._plan['study']}]{link}"
+        link = study_cards.address(self._experiment, study)
+        text = f"Tables, figures and ledger: [study/{self._plan['study']}]({link})"
         now = self._mlflow.get_experiment(self._experiment).tags.get(DESCRIPTION, "")
         if now != text and (not now or f"[study/{self._plan['study']}]" in now):
             self._mlflow.set_experiment_tag(self._experiment, DESCRIPTION, text)

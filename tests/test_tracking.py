@@ -1,11 +1,9 @@
 """Files are the truth; MLflow mirrors them once, can be compared, and can be away."""
 
-import contextlib
 import csv
+import dataclasses
 import json
 import logging
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from PIL import Image
 
 from microclip import paths, runtime, tracking
-from microclip.study import RunSettings, RunSpec
+from microclip.study import RunSettings
+from tests.browser import Browser
 from tests.fixtures.project import settings_of
+from tests.fixtures.tracking import client, points, runs, served
 
 ROWS = {
     0: {"test_fused_pct": 40.0},
@@ -27,43 +29,6 @@ ROWS = {
     2: {"loss": 2.0, "test_fused_pct": 42.5, "seconds": 1.0},
     3: {"loss": 1.5, "test_fused_pct": 44.0, "seconds": 1.0},
 }
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make MLflow's tables once: that takes seconds."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    program = "from microclip import tracking; tracking.init('elsewhere')"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    (folder / "results").mkdir()
-    subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, check=True)
-    return folder / paths.TRACKING_DATABASE
-
-
-@pytest.fixture
-def work(project: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in a folder with an empty database."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (project / "results").mkdir()
-    shutil.copy(empty_database, project / paths.TRACKING_DATABASE)
-    tracking.init("tiny")
-    return project
-
-
-def client() -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking.tracking_uri())
-
-
-def runs(study: str = "tiny") -> list[Any]:
-    """Return the runs that a user sees."""
-    mlflow = client()
-    return list(mlflow.search_runs([mlflow.get_experiment_by_name(study).experiment_id]))
-
-
-def points(run: Any, metric: str) -> list[tuple[int, float]]:
-    return [(m.step, m.value) for m in client().get_metric_history(run.info.run_id, metric)]
 
 
 def scores_of(settings: RunSettings, top1: float = 44.0) -> dict[str, Any]:
@@ -269,72 +234,43 @@ def test_init_twice_is_the_same_as_once_and_a_dead_server_is_no_error(
     tracking.init("tiny")
 
 
-WRITER = """
-import sys, yaml
+WRITERS = """
+import os, sys, yaml
+import mlflow
 from pathlib import Path
 from microclip import tracking
 from microclip.study import RunSettings
-settings = RunSettings.from_dict(yaml.safe_load(Path(sys.argv[1]).read_text()))
-tracker = tracking.open_tracker(settings, settings.spec.folder, "tiny")
-for epoch in range(8):
-    tracker.epoch(epoch, {"loss": float(epoch)})
-tracker.finish({"digest": settings.digest(), "recipe": 1, "top1_pct": 50.0})
+
+def write(file):
+    settings = RunSettings.from_dict(yaml.safe_load(Path(file).read_text()))
+    tracker = tracking.open_tracker(settings, settings.spec.folder, "tiny")
+    for epoch in range(8):
+        tracker.epoch(epoch, {"loss": float(epoch)})
+    tracker.finish({"digest": settings.digest(), "recipe": 1, "top1_pct": 50.0})
+
+for file in sys.argv[1:]:  # processes of one interpreter: the imports take longer than the work
+    if os.fork() == 0:
+        write(file)
+        os._exit(0)
+codes = [os.wait()[1] for _ in sys.argv[1:]]
+sys.exit(codes != [0] * len(codes))
 """
 
 
 @pytest.mark.slow
 def test_runs_side_by_side_lose_nothing(work: Path) -> None:
-    import dataclasses
-
-    import yaml
-
-    jobs = []
+    files = []
     for seed in range(4):
         one = settings_of("microclip")
-        spec = RunSpec(**{**dataclasses.asdict(one.spec), "seed": seed})
-        one = dataclasses.replace(one, spec=spec)
-        file = work / f"{seed}.yaml"
-        file.write_text(yaml.safe_dump(one.as_dict()))
-        jobs.append(subprocess.Popen([sys.executable, "-c", WRITER, str(file)]))
-    assert [job.wait(timeout=120) for job in jobs] == [0, 0, 0, 0]
+        one = dataclasses.replace(one, spec=dataclasses.replace(one.spec, seed=seed))
+        files.append(work / f"{seed}.yaml")
+        files[-1].write_text(yaml.safe_dump(one.as_dict()))
+    subprocess.run([sys.executable, "-c", WRITERS, *map(str, files)], check=True, timeout=240)
     tracking.sync(Path("results"))
     found = runs()
     assert len(found) == 4
     for run in found:
         assert points(run, "loss") == [(epoch, float(epoch)) for epoch in range(8)]
-
-
-@contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """Run the real server, as `make ui` does, and yield its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (folder / "server.log").open("w")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "microclip", "ui", "--port", str(port)],
-        cwd=folder,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(120):
-            assert server.poll() is None, (folder / "server.log").read_text()
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{address}/health", timeout=2)
-                break
-            time.sleep(0.5)
-        yield address
-    finally:
-        os.killpg(server.pid, 15)
-        try:
-            server.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, 9)
-            server.wait()
-        log.close()
 
 
 def post(address: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -349,9 +285,7 @@ def post(address: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_user_can_compare_runs_on_a_real_server(work: Path) -> None:
-    import dataclasses
-
+def test_a_user_can_compare_runs_on_a_real_server(work: Path, browser: Browser) -> None:
     one = settings_of("microclip")
     other = settings_of("microclip", gamma=0.3)
     variant = dataclasses.replace(other.spec, variant="gamma-0.3")
@@ -372,35 +306,24 @@ def test_a_user_can_compare_runs_on_a_real_server(work: Path) -> None:
         )
         assert {"scores.json"} <= {Path(f["path"]).name for f in json.load(listed)["files"]}
         query = f"runs=%5B%22{ids[0]}%22,%22{ids[1]}%22%5D&experiments=%5B%22{experiment}%22%5D"
-        screenshot(f"{address}/#/compare-runs?{query}", work / "compare.png")
+        with browser.visit(f"{address}/#/compare-runs?{query}", (1500, 1100)) as seen:
+            check_comparison(seen.page, [one.spec.name, variant.name], work / "compare.png")
 
 
-def screenshot(page: str, target: Path) -> None:
-    """Take a picture of a page with the system's chromium, and see that something is on it."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
-        pytest.skip("no chromium here: the comparison page was asked for by REST alone")
-    subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--disable-dev-shm-usage",
-            "--hide-scrollbars",
-            "--window-size=1500,1100",
-            "--virtual-time-budget=20000",
-            f"--user-data-dir={target.parent / 'browser'}",
-            f"--screenshot={target}",
-            page,
-        ],
-        capture_output=True,
-        timeout=120,
-        check=True,
-    )
-    from PIL import Image
-
-    picture = Image.open(target).convert("L")
-    assert picture.size == (1500, 1100)
-    assert len(picture.getcolors() or range(256)) > 50  # text and plots, no blank page
+def check_comparison(page: Any, names: list[str], picture: Path) -> None:
+    """See both runs, the setting that differs and the accuracy, drawn and in words."""
+    for name in names:
+        page.get_by_text(name, exact=True).first.wait_for(timeout=60_000)
+    plot = page.locator(".parcoords")
+    plot.locator(".axis-title").first.wait_for(timeout=60_000)
+    titles = plot.locator(".axis-title").all_text_contents()
+    assert titles == ["gamma", "test_fused_pct"]  # opens with what differs, and an accuracy
+    ends = plot.locator(".y-axis").first.locator(".axis-extent-text").all_text_contents()
+    assert sorted(map(float, ends)) == [0.3, 0.5]  # gamma is an axis of numbers
+    page.screenshot(path=picture)
+    text = page.inner_text("body")
+    assert "top1_pct" in text
+    assert "44" in text
+    image = Image.open(picture).convert("L")
+    assert image.size == (1500, 1100)
+    assert len(image.getcolors() or range(256)) > 50  # text and plots, no blank page
