@@ -98,7 +98,7 @@ def read_table(name: str, study: str) -> TablePart:
     return TablePart(
         name=name,
         title=declared.title,
-        caption=Markup(caption.removeprefix(lead)),  # noqa: S704  HTML already
+        caption=Markup(caption.removeprefix(lead)),  # HTML already
         notes=notes,
         table=table,
         files=files_of(patterns, study, table=name),
@@ -161,7 +161,7 @@ def _csv(path: Path) -> list[list[str]]:
 
 def _telling(rows: list[list[str]]) -> list[list[str]]:
     """Return a table without the columns that say the same, or nothing, in every row."""
-    if len(rows) < 3:  # noqa: PLR2004  a heading, and one row that cannot differ from others
+    if len(rows) < 3:  # one row cannot differ from others
         return rows
     columns = [column for column in zip(*rows, strict=True) if len(set(column[1:])) > 1]
     return [list(row) for row in zip(*columns, strict=True)] or rows
@@ -169,6 +169,8 @@ def _telling(rows: list[list[str]]) -> list[list[str]]:
 
 def _numeric(rows: list[list[str]]) -> list[bool]:
     """Return which columns hold numbers alone, below their headings."""
+    if len(rows) < 2:  # a heading alone
+        return [False for row in rows for _ in row]
     columns = zip(*rows[1:], strict=True)
     return [any(column) and all(map(_is_number, filter(None, column))) for column in columns]
 

@@ -303,6 +303,11 @@ def test_the_ledger_is_counted_and_told(plan: dict[str, Any]) -> None:
     assert "tableA CLIP cars 55.00 50.00 -5.00 differs" in text
 
 
+def test_a_ledger_without_cells_says_so(plan: dict[str, Any]) -> None:
+    Path("results/toy/ledger.csv").write_text(LEDGER_CSV.splitlines()[0] + "\n")
+    assert "No table of this study names a published one." in read(plan).text
+
+
 def test_runs_link_to_mlflow_their_folder_and_their_gallery(plan: dict[str, Any]) -> None:
     links = [str(a["href"]) for a in read(plan).of("a")]
     clip = "../runs/cats/icon-clip/shipped/clip/default/seed-0"
