@@ -12,6 +12,7 @@ from pathlib import Path
 MANIFEST = "results/data/{dataset}/manifest.csv"
 STORE = "results/data/{dataset}/store.json"
 DESCRIPTIONS = "results/descriptions/{descriptions}/{dataset}.json"
+PUBLISHED_DESCRIPTIONS = "results/downloads/{sha256}.json"
 CLASSIFIER = "results/classifiers/{backbone}/{descriptions}/{dataset}.safetensors"
 FEATURES = "results/features/{backbone}/{dataset}.safetensors"
 RUN = "results/runs/{dataset}/{backbone}/{descriptions}/{method}/{variant}/seed-{seed}"

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "microclip"
 LAYERS = (  # a module may import from its own layer and from those above it
     ("frozen", "llm_settings", "paths", "settings"),
-    ("reports", "runs", "text.prompts", "text.prompt_sets"),
+    ("reports", "runs", "text.prompts", "text.prompt_sets", "text.class_keys"),
     ("text.sentences", "text.answers"),
     ("methods.registry",),
     ("expansion",),
@@ -20,6 +20,7 @@ LAYERS = (  # a module may import from its own layer and from those above it
     ("run_facts", "tracking_server"),
     ("tracking", "study_cards"),
     ("study_tracking",),
+    ("text.published_descriptions",),
     ("text.descriptions", "text.classifier", "data", "model"),
     ("text.embedding",),
     ("data.features",),

@@ -12,6 +12,8 @@ from typing import Any
 from microclip import paths, provenance, runtime
 from microclip.data.vocabulary import Vocabulary, load_vocabulary
 from microclip.settings import DatasetSettings, DescriptionSettings, IconSource, SettingsError
+from microclip.text import published_descriptions
+from microclip.text.class_keys import Matches, match_keys
 from microclip.text.prompts import readable
 
 logger = logging.getLogger(__name__)
@@ -62,40 +64,77 @@ def select(
 ) -> dict[str, tuple[str, ...]]:
     """Return the sentences of every class of `vocabulary`, in label order, duplicates kept.
 
-    Underscores and spaces are the same in a name. Descriptions of other classes are only logged,
-    at `unused_level`.
+    Names may differ in underscores, case and punctuation, as `class_keys.match_keys` says.
+    Descriptions of other classes are only logged, at `unused_level`.
 
     Raises:
         SettingsError: a class has no description.
     """
-    by_name = {readable(name): sentences for name, sentences in descriptions.sentences.items()}
-    missing = [name for name in vocabulary.class_names if readable(name) not in by_name]
-    if missing:
-        shown = ", ".join(repr(name) for name in missing[:_SHOWN])
-        raise SettingsError(
-            f"descriptions lack {len(missing)} of {len(vocabulary)} classes ({shown}"
-            f"{', …' if len(missing) > _SHOWN else ''}) in {descriptions.where}; "
-            f"add them, or rename them to match {vocabulary.where}"
-        )
-    wanted = {readable(name) for name in vocabulary.class_names}
-    unused = [name for name in by_name if name not in wanted]
-    if unused:
+    matches = match_keys(tuple(descriptions.sentences), vocabulary.class_names)
+    if matches.by_rule:
+        logger.info("%s: %s", descriptions.where, "; ".join(map(str, matches.by_rule)))
+    _require_all(matches, descriptions.where, vocabulary)
+    if matches.unused:
         logger.log(
             unused_level,
             "%d descriptions in %s belong to no class of %s (first: %r); they are not used",
-            len(unused),
+            len(matches.unused),
             descriptions.where,
             vocabulary.where,
-            unused[0],
+            matches.unused[0],
         )
-    return {name: by_name[readable(name)] for name in vocabulary.class_names}
+    return {match.class_name: descriptions.sentences[match.key] for match in matches.found}
+
+
+def _require_all(matches: Matches, where: str, vocabulary: Vocabulary) -> None:
+    """Raise SettingsError if a class has no description."""
+    if not matches.missing:
+        return
+    shown = ", ".join(repr(name) for name in matches.missing[:_SHOWN])
+    more = ", …" if len(matches.missing) > _SHOWN else ""
+    between = [
+        f"; for {name!r} choose between {', '.join(keys)}"
+        for name, keys in list(matches.doubtful.items())[:1]
+    ]
+    raise SettingsError(
+        f"descriptions lack {len(matches.missing)} of {len(vocabulary)} classes ({shown}{more}) in "
+        f"{where}; add them, or rename them to match {vocabulary.where}{''.join(between)}"
+    )
+
+
+def location(dataset: DatasetSettings, descriptions: DescriptionSettings) -> str:
+    """Return the path or web address of a dataset's descriptions, as `files` of config/llms says.
+
+    {published} is the file's name at its author's; a file named <dataset>.json in its place is
+    found as well.
+    """
+    drawings = dataset.source.drawings if isinstance(dataset.source, IconSource) else dataset.name
+    own = f"{dataset.name}.json"
+    known = published_descriptions.published_file(descriptions.prompts, dataset.name)
+    names = (own,) if known is None else (known.file, own)
+    places = [
+        descriptions.files.format(dataset=dataset.name, drawings=drawings, published=name)
+        for name in names
+    ]
+    there = [place for place in places if published_descriptions.local_path(place).is_file()]
+    return there[0] if there else places[0]
 
 
 def source_file(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:
-    """Return the file in which a dataset's descriptions are shipped or given."""
-    drawings = dataset.source.drawings if isinstance(dataset.source, IconSource) else dataset.name
-    path = Path(descriptions.files.format(dataset=dataset.name, drawings=drawings))
-    return path if path.is_absolute() else paths.project_root() / path
+    """Return the file in which a dataset's descriptions are shipped, given or kept."""
+    return published_descriptions.local_path(
+        location(dataset, descriptions), _known_hash(dataset, descriptions)
+    )
+
+
+def is_remote(dataset: DatasetSettings, descriptions: DescriptionSettings) -> bool:
+    """Return whether a dataset's descriptions are taken from a web address."""
+    return published_descriptions.is_url(location(dataset, descriptions))
+
+
+def _known_hash(dataset: DatasetSettings, descriptions: DescriptionSettings) -> str | None:
+    known = published_descriptions.published_file(descriptions.prompts, dataset.name)
+    return None if known is None else known.sha256
 
 
 def identity(dataset: DatasetSettings, descriptions: DescriptionSettings) -> list[Any]:
@@ -106,10 +145,13 @@ def identity(dataset: DatasetSettings, descriptions: DescriptionSettings) -> lis
     """
     author = {"title": descriptions.title, **descriptions.identity()}
     if not descriptions.asks:
-        read_from = provenance.content(source_file(dataset, descriptions))
+        is_fetched = is_remote(dataset, descriptions)  # its hash stands in its name
+        read_from = "" if is_fetched else provenance.content(source_file(dataset, descriptions))
         return [dataset.templates, author, read_from]
     prompts = paths.project_root() / "config" / "prompts"
-    written = [provenance.content(prompts / f"{descriptions.prompts}{end}") for end in ("", ".yaml")]
+    written = [
+        provenance.content(prompts / f"{descriptions.prompts}{end}") for end in ("", ".yaml")
+    ]
     try:
         names: tuple[str, ...] = load_vocabulary(dataset).class_names
     except SettingsError:
@@ -123,12 +165,14 @@ def write(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:
     Raises:
         SettingsError: see `read` and `select`.
     """
-    source = source_file(dataset, descriptions)
-    found = read(source)
+    source = published_descriptions.fetch(
+        location(dataset, descriptions), _known_hash(dataset, descriptions)
+    )
+    vocabulary = load_vocabulary(dataset)
+    found, renamed = _under_class_names(read(source.path), dataset, vocabulary)
     is_part = isinstance(dataset.source, IconSource) and dataset.source.classes is not None
     level = logging.INFO if is_part else logging.WARNING  # a part of the set leaves some unused
-    sentences = select(found, load_vocabulary(dataset), unused_level=level)
-    root = paths.project_root()
+    sentences = select(found, vocabulary, unused_level=level)
     target = _target(dataset, descriptions)
     runtime.write_json(
         target,
@@ -138,13 +182,44 @@ def write(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:
             **found.record,
             "dataset": dataset.name,
             "engine": descriptions.engine,
-            "source": str(source.relative_to(root) if source.is_relative_to(root) else source),
-            "source_sha256": runtime.sha256(source),
+            "source": source.shown,
+            "source_sha256": source.sha256,
+            **published_descriptions.publication(source, descriptions.prompts, dataset.name),
+            **({"keys": renamed} if renamed else {}),
             "n_sentences": sum(map(len, sentences.values())),
             "descriptions": sentences,
         },
     )
     return target
+
+
+def _under_class_names(
+    found: Descriptions, dataset: DatasetSettings, vocabulary: Vocabulary
+) -> tuple[Descriptions, dict[str, dict[str, str]]]:
+    """Return descriptions by class name, and each key that is spelled differently, with its rule.
+
+    Keys known to belong to no class of the dataset are left out.
+    """
+    known = published_descriptions.published_list()
+    listed = known.keys.get(dataset.name)
+    matches = match_keys(tuple(found.sentences), vocabulary.class_names, listed)
+    _require_all(matches, found.where, vocabulary)
+    if matches.by_rule:
+        logger.warning(
+            "%d of %d classes of %s stand under another key in %s: %s",
+            len(matches.by_rule),
+            len(vocabulary),
+            dataset.name,
+            found.where,
+            "; ".join(map(str, matches.by_rule)),
+        )
+    ignored = known.unused.get(dataset.name, ())
+    by_class = {match.class_name: found.sentences[match.key] for match in matches.found}
+    others = {key: found.sentences[key] for key in matches.unused if key not in ignored}
+    renamed = {
+        match.class_name: {"key": match.key, "rule": match.rule} for match in matches.by_rule
+    }
+    return Descriptions({**others, **by_class}, found.where, found.record), renamed
 
 
 def load(dataset: DatasetSettings, descriptions: DescriptionSettings) -> dict[str, tuple[str, ...]]:

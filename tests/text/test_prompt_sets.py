@@ -27,10 +27,8 @@ def made(**values: object) -> PromptSet:
     return PromptSet.model_validate(values)
 
 
-def asked(
-    questions: list[str], name: str, domain: str | None = None, **values: object
-) -> list[str]:
-    return [p.text for p in made(questions=questions, **values).prompts([name], domain=domain)]
+def asked(question: str, name: str, domain: str | None = None, **values: object) -> list[str]:
+    return [p.text for p in made(questions=[question], **values).prompts([name], domain=domain)]
 
 
 def test_cupl_says_an_before_upper_case_vowels_alone() -> None:

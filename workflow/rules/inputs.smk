@@ -75,7 +75,9 @@ def shipped_descriptions(wildcards):
     """Return the file that descriptions are taken from, if one is; the job says what is missing."""
     dataset = settings.load_dataset(wildcards.dataset)
     written = settings.load_descriptions(wildcards.descriptions)
+    if written.asks or descriptions.is_remote(dataset, written):
+        return []
     source = descriptions.source_file(dataset, written)
-    if written.asks or not source.is_file():
+    if not source.is_file():
         return []
     return os.path.relpath(source) if source.is_relative_to(Path.cwd()) else str(source)

@@ -1,0 +1,59 @@
+"""Keys of descriptions files and class names: the rules by which they are the same."""
+
+from __future__ import annotations
+
+from microclip.text.class_keys import match_keys
+
+
+def rules(keys: list[str], names: list[str], listed: dict[str, str] | None = None) -> list[str]:
+    return [str(match) for match in match_keys(keys, names, listed).found]
+
+
+def test_each_rule_in_turn_finds_what_is_spelled_differently() -> None:
+    keys = ["apple pie", "Boeing 717", "yin and yang", "Bewick's Wren", "chow-chow", "Crème"]
+    names = ["apple_pie", "boeing 717", "yin yang", "Bewicks Wren", "Chow Chow", "creme"]
+    assert rules(keys, names, {"yin yang": "yin and yang"}) == [
+        "'apple_pie' is 'apple pie' (underscores)",
+        "'boeing 717' is 'Boeing 717' (case)",
+        "'yin yang' is 'yin and yang' (listed)",
+        "'Bewicks Wren' is \"Bewick's Wren\" (letters)",
+        "'Chow Chow' is 'chow-chow' (letters)",
+        "'creme' is 'Crème' (letters)",
+    ]
+
+
+def test_order_is_that_of_the_classes_and_rest_is_named() -> None:
+    found = match_keys(["c", "a", "background"], ["a", "b", "c"])
+    assert [match.class_name for match in found.found] == ["a", "c"]
+    assert found.missing == ("b",)
+    assert found.unused == ("background",)
+    assert found.by_rule == ()
+
+
+def test_the_exact_key_goes_before_every_rule_and_a_listed_one_before_spelling() -> None:
+    assert rules(["Bass", "bass"], ["bass"]) == ["'bass' is 'bass' (exact)"]
+    listed = {"face": "off-center face"}
+    assert rules(["Face", "off-center face"], ["face"], listed) == [
+        "'face' is 'off-center face' (listed)"
+    ]
+
+
+def test_a_listed_key_that_is_not_there_leaves_spelling() -> None:
+    assert rules(["Face"], ["face"], {"face": "gone"}) == ["'face' is 'Face' (case)"]
+
+
+def test_two_classes_share_a_key_by_underscores_alone() -> None:
+    assert rules(["missile"], ["missile", "missile_"]) == [
+        "'missile' is 'missile' (exact)",
+        "'missile_' is 'missile' (underscores)",
+    ]
+    shared = match_keys(["crane"], ["crane", "Crane"])
+    assert shared.missing == ("Crane",)
+    rivals = match_keys(["DC-10"], ["dc 10", "dc10"])
+    assert rivals.missing == ("dc 10", "dc10")
+
+
+def test_a_choice_between_keys_is_left_open_and_named() -> None:
+    found = match_keys(["DC-10", "DC 10"], ["dc10"])
+    assert found.missing == ("dc10",)
+    assert found.doubtful == {"dc10": ("DC-10", "DC 10")}
