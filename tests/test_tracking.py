@@ -236,7 +236,7 @@ def test_init_twice_is_the_same_as_once_and_a_dead_server_is_no_error(
 
 WRITERS = """
 import os, sys, yaml
-import mlflow
+import mlflow, microclip.methods.microclip
 from pathlib import Path
 from microclip import tracking
 from microclip.study import RunSettings
