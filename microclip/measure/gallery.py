@@ -74,20 +74,23 @@ def write(run_folder: Path) -> Path:
         MissingDataError: the run is not complete, or its dataset is gone.
         SettingsError: its inputs are others today.
     """
-    tested = read(run_folder)
-    indices = spread(len(tested.test), MAX_IMAGES)
-    fused = FusedRun(tested) if tested.has_tokens else None
-    looks = None if fused is None else _looks(fused, indices)
-    largest = _SIZES[0][0]
-    if fused is None:
-        shown = tested.pictures(indices, min(largest, tested.shorter_side(indices)))
-        pictures = [shown[index] for index in indices]
-    else:
-        pictures = fused.pictures(indices, largest)
-    cards = _cards(tested, indices, pictures, looks)
     target = run_folder / Path(paths.RUN_GALLERY).name
-    runtime.write_text(target, _page(tested, cards, fused))
+    runtime.write_text(target, page(read(run_folder)))
     return target
+
+
+def page(tested: TestedRun) -> str:
+    """Return the gallery of a run as HTML. Raises SettingsError if its inputs are others today."""
+    indices = spread(len(tested.test), MAX_IMAGES)
+    largest = _SIZES[0][0]
+    if tested.has_tokens:
+        fused = FusedRun(tested)
+        looks = _looks(fused, indices)
+        cards = _cards(tested, indices, fused.pictures(indices, largest), looks)
+        return _render(tested, cards, n_columns=fused.after.fusion.backbone.patch_grid[1])
+    drawn = tested.pictures(indices, min(largest, tested.shorter_side(indices)))
+    cards = _cards(tested, indices, [drawn[index] for index in indices], None)
+    return _render(tested, cards, n_columns=0)
 
 
 def spread(total: int, at_most: int) -> list[int]:
@@ -191,8 +194,8 @@ def _data_uri(picture: Pixels, size: int, quality: int) -> str:
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def _page(tested: TestedRun, cards: Sequence[Card], fused: FusedRun | None) -> str:
-    """Return the page; every word in it is escaped by the template."""
+def _render(tested: TestedRun, cards: Sequence[Card], n_columns: int) -> str:
+    """Return the page; every word in it is escaped. Maps have `n_columns` patches a row."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -200,13 +203,11 @@ def _page(tested: TestedRun, cards: Sequence[Card], fused: FusedRun | None) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    columns = 0 if fused is None else fused.after.fusion.backbone.patch_grid[1]
-    correct = tested.predictions["correct"]
     return environment.get_template("gallery.html").render(
         spec=tested.settings.spec,
         cards=cards,
         classes=sorted({card.class_name for card in cards}, key=str.casefold),
         n_test=len(tested.test),
-        n_correct=int(correct.sum()),
-        grid_columns=columns,
+        n_correct=int(tested.predictions["correct"].sum()),
+        grid_columns=n_columns,
     )
