@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,9 @@ from microclip.text.prompts import fill
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of the cache file
+_HASH = "tensors_sha256"  # in the record
+_UNIT_TOLERANCE = 1e-3
+_BATCH = 256  # texts at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +103,8 @@ def classifiers(
 
     Sentences that fill the text tower's context count as cut; their number is kept and warned of.
     """
-    described, cut_sentences = _embedded(backbone, list(sentences.values()))
-    prompts, cut_prompts = _embedded(backbone, fill(templates, list(sentences)))
+    described, cut_sentences = encode_classes(backbone, list(sentences.values()))
+    prompts, cut_prompts = encode_classes(backbone, fill(templates, list(sentences)))
     anchors = template_classifier(prompts, norm="joint")
     n_truncated = cut_sentences + cut_prompts
     if n_truncated:
@@ -163,25 +167,50 @@ def file_sha256(
 
 
 def save_classifiers(path: Path, texts: TextClassifiers, record: Mapping[str, Any]) -> None:
-    """Write class vectors and a record; equal inputs give equal bytes."""
+    """Write class vectors, a record and the vectors' hash; equal inputs give equal bytes."""
     tensors = {name: getattr(texts, name).cpu().contiguous() for name in _TENSORS}
-    text = json.dumps({**record, "n_truncated": texts.n_truncated}, sort_keys=True)
+    own = {"n_truncated": texts.n_truncated, _HASH: _tensor_hash(tensors)}
+    text = json.dumps({**record, **own}, sort_keys=True)
     with runtime.atomic_path(path) as target:
         target.write_bytes(save(tensors, metadata={"microclip": text}))
 
 
 def load_classifiers(path: Path) -> tuple[TextClassifiers, dict[str, Any]]:
-    """Return class vectors and their record. Raises SettingsError if the file is damaged."""
+    """Return class vectors and their record.
+
+    Raises:
+        SettingsError: the file is cut, its vectors are not those that were written, or no unit
+            vectors. A file from before hashes were kept has the last check alone.
+    """
     try:
         with safe_open(path, framework="pt") as opened:
             record = json.loads((opened.metadata() or {})["microclip"])
             tensors = {name: opened.get_tensor(name) for name in _TENSORS}
+        texts = TextClassifiers(**tensors, n_truncated=record["n_truncated"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise SettingsError(
-            f"class vectors {path} are damaged ({' '.join(str(error).split())}); "
-            "delete the file and embed again"
-        ) from error
-    return TextClassifiers(**tensors, n_truncated=record["n_truncated"]), record
+        raise _damaged(path, " ".join(str(error).split())) from error
+    if record.get(_HASH, _tensor_hash(tensors)) != _tensor_hash(tensors):
+        raise _damaged(path, "its vectors are not those that were written")
+    for name, vectors in tensors.items():
+        if not bool(((vectors.double().norm(dim=-1) - 1).abs() < _UNIT_TOLERANCE).all()):
+            raise _damaged(path, f"{name} must be unit vectors")
+    return texts, record
+
+
+def _damaged(path: Path, reason: str) -> SettingsError:
+    return SettingsError(
+        f"class vectors {path} are damaged ({reason}); delete the file and embed again"
+    )
+
+
+def _tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors' names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _target(
@@ -194,12 +223,14 @@ def _target(
     )
 
 
-def _embedded(backbone: Backbone, texts: Sequence[Sequence[str]]) -> tuple[list[Tensor], int]:
-    """Return raw embeddings, a tensor a class, and how many texts were cut."""
+def encode_classes(
+    backbone: Backbone, texts: Sequence[Sequence[str]]
+) -> tuple[list[Float[Tensor, "_ embedding"]], int]:
+    """Return the raw embeddings of texts by class, in batches, and how many of all were cut."""
     flat = [text for own in texts for text in own]
     raw, n_cut = [], 0
-    for start in range(0, len(flat), 256):
-        tokens = backbone.tokenize(flat[start : start + 256])
+    for start in range(0, len(flat), _BATCH):
+        tokens = backbone.tokenize(flat[start : start + _BATCH])
         n_cut += int((tokens[:, -1] != 0).sum())  # padded with 0: the last place is taken
         raw.append(backbone.encode_tokens(tokens, normalize=False))
     return list(torch.split(torch.cat(raw), [len(own) for own in texts])), n_cut

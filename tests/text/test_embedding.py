@@ -106,3 +106,63 @@ def test_every_part_of_the_text_is_in_the_key() -> None:
         input_key("b", SENTENCES, TEMPLATES[:1]),
     ]
     assert len({key, *others}) == 5
+
+
+def flip(path: Path, name: str, row: int, bit: int) -> None:
+    """Turn one bit of a stored vector around, as a failing disk does."""
+    whole = bytearray(path.read_bytes())
+    size = int.from_bytes(whole[:8], "little")
+    entry = json.loads(whole[8 : 8 + size])[name]
+    first = 8 + size + entry["data_offsets"][0] + 4 * row * entry["shape"][1]
+    whole[first + bit // 8] ^= 1 << bit % 8
+    path.write_bytes(bytes(whole))
+
+
+@pytest.mark.usefixtures("own_project")
+@pytest.mark.parametrize("bit", [0, 12, 31])
+def test_one_turned_bit_of_a_vector_is_noticed(bit: int) -> None:
+    settings = settings_of("cupl")
+    parts = (settings.dataset, settings.backbone, settings.descriptions)
+    descriptions.write(settings.dataset, settings.descriptions)
+    path = embedding.embed(*parts)
+    flip(path, "similarity", row=1, bit=bit)
+    with pytest.raises(SettingsError, match=r"not those that were written\); delete the file"):
+        embedding.load(*parts)
+    embedding.embed(*parts)
+    embedding.load(*parts)
+
+
+def test_a_file_from_before_hashes_is_read_and_its_vectors_must_have_length_one(
+    tmp_path: Path,
+) -> None:
+    from safetensors.torch import save_file
+
+    vectors = unit(torch.randn(2, 4, generator=torch.Generator().manual_seed(0)))
+    tensors = {name: vectors.clone() for name in ("uniform", "similarity", "templates", "anchors")}
+    old = {"microclip": json.dumps({"key": "k", "n_truncated": 3})}
+    path = tmp_path / "old.safetensors"
+    save_file(tensors, path, metadata=old)
+    found, record = embedding.load_classifiers(path)
+    assert (found.n_truncated, record["key"]) == (3, "k")
+    tensors["anchors"][1] *= 2
+    save_file(tensors, path, metadata=old)
+    with pytest.raises(SettingsError, match="anchors must be unit vectors"):
+        embedding.load_classifiers(path)
+
+
+@pytest.mark.usefixtures("project")
+def test_batches_give_what_one_text_at_a_time_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = load_backbone("tiny")
+    texts = [["A disc.", "It is round."], ["A long bar."], ["One.", "Two.", "Three."]]
+    whole, _ = embedding.encode_classes(tower, texts)
+    monkeypatch.setattr(embedding, "_BATCH", 1)
+    parts, _ = embedding.encode_classes(tower, texts)
+    assert [tuple(own.shape) for own in whole] == [(2, 16), (1, 16), (3, 16)]
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_another_tokenizer_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = input_key("b", SENTENCES, TEMPLATES)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.0.1")
+    assert input_key("b", SENTENCES, TEMPLATES) != key
