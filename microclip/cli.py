@@ -14,6 +14,7 @@ import typer
 import yaml
 
 from microclip import (
+    describing,  # noqa: F401  its verb joins the app
     paths,
     reporting,  # noqa: F401  its verbs join the app
     runtime,

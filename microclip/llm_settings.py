@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import re
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from microclip.frozen import Frozen, Name
 
@@ -13,6 +16,8 @@ Engine = Literal["shipped", "file", "chat", "batch", "completions"]
 AnswerMode = Literal["strict", "official", "single"]
 ASKING = ("chat", "batch", "completions")
 # Set from the prompts, or what would change the form of an answer or who pays for it.
+SECRET = "secret"  # type of an error whose input must not be shown
+_SECRET_HINT = "a key stands in an environment variable, which `key_variable` names; not here"
 _OWN_KEYS = ("model", "messages", "prompt", "n", "stream", "functions", "tools", "response_format")
 
 
@@ -40,15 +45,15 @@ class AskSettings(Frozen):
     """How a language model is asked, and how much it may cost. The key is no setting."""
 
     parameters: dict[str, Any] = Field(
-        default_factory=dict, description="of the request, as the service names them: temperature"
+        default_factory=dict,
+        description="of the request, as the service names them, above the prompt set's; "
+        "null takes one of these away",
     )
     samples: int | None = Field(
         None, ge=1, description="answers to each prompt; None: what the prompt set says"
     )
-    answers: AnswerMode = Field(
-        "strict",
-        description="strict: numbered from 1, all there; official: microCLIP's parser; "
-        "single: the answer is one sentence",
+    answers: AnswerMode | None = Field(
+        None, description="how answers are read; None: as the prompt set says"
     )
     domain: str | None = Field(None, description="what the classes are, for prompts that say it")
     tries: int = Field(3, ge=1, description="answers asked for until one can be used")
@@ -64,7 +69,7 @@ class AskSettings(Frozen):
     attempts: int = Field(6, ge=1, description="sendings of a request that meets faults")
     backoff_s: float = Field(0.5, gt=0, description="first wait after a fault; it doubles")
     max_wait_s: float = Field(60.0, gt=0, description="longest wait after a fault")
-    batch: BatchSettings = BatchSettings()
+    batch: BatchSettings = BatchSettings.model_validate({})
     prices: Prices | None = Field(None, description="None: unknown, nothing is reckoned")
     max_cost_usd: float | None = Field(None, ge=0, description="of one command; None: no limit")
 
@@ -75,8 +80,27 @@ class AskSettings(Frozen):
             if key in values:
                 raise ValueError(f"{key!r} is set by the project, not among the parameters")
         if any("key" in key.lower() or "auth" in key.lower() for key in values):
-            raise ValueError("a key belongs in the environment, not among the parameters")
+            raise PydanticCustomError(SECRET, _SECRET_HINT)
         return values
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_address_alone(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise PydanticCustomError(SECRET, _SECRET_HINT)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected an address such as http://localhost:8000/v1")
+        return value.rstrip("/")
+
+    @field_validator("key_variable")
+    @classmethod
+    def _names_a_variable(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", value):
+            raise PydanticCustomError(SECRET, _SECRET_HINT)
+        return value
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the sentences; not who serves them, how fast, or for how much."""

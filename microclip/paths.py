@@ -19,6 +19,7 @@ RUN = "results/runs/{dataset}/{backbone}/{descriptions}/{method}/{variant}/seed-
 SCORES = RUN + "/scores.json"
 TRACKING_DATABASE = "results/mlflow.db"
 TRACKING_ARTIFACTS = "results/mlflow-artifacts"
+ANSWERS = "data/answers"  # of language models: paid for, so that they outlive results/
 STUDY = "results/{study}"
 STUDY_SCORES = STUDY + "/scores.csv"
 STUDY_PLAN = STUDY + "/plan.json"

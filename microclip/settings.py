@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from microclip import paths
 from microclip.frozen import Frozen as Frozen
 from microclip.frozen import Name as Name
+from microclip.llm_settings import SECRET
 from microclip.llm_settings import DescriptionSettings as DescriptionSettings
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -161,9 +162,8 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Setti
         near = difflib.get_close_matches(key, model.model_fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
         return SettingsError(f"unknown key {path!r} in {where}; {hint}")
-    return SettingsError(
-        f"{path or 'settings'} in {where}: {first['msg']} (got {first['input']!r})"
-    )
+    got = "" if first["type"] == SECRET else f" (got {first['input']!r})"
+    return SettingsError(f"{path or 'settings'} in {where}: {first['msg']}{got}")
 
 
 def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Model:

@@ -92,15 +92,6 @@ def store_images(dataset: DatasetArgument) -> None:
 
 
 @app.command()
-def describe(dataset: DatasetArgument, descriptions: DescriptionsOption = "shipped") -> None:
-    """Gather the class descriptions of a dataset."""
-    from microclip.text import descriptions as texts
-
-    written = texts.write(settings.load_dataset(dataset), settings.load_descriptions(descriptions))
-    say(f"wrote {written}")
-
-
-@app.command()
 def embed_descriptions(
     dataset: DatasetArgument,
     backbone: BackboneOption = "icon-clip",

@@ -146,7 +146,7 @@ def test_open_clip_knows_each_backbone_with_the_activation_of_its_weights(name: 
     assert network["vision_cfg"]["patch_size"] == size
 
 
-@pytest.mark.parametrize("name", ["cupl-gpt3", "gpt-4o"])
+@pytest.mark.parametrize("name", ["cupl-gpt3", "gpt-4o-published"])
 def test_descriptions_of_others_lie_in_a_folder_of_the_user(name: str) -> None:
     written = settings.load_descriptions(name)
     assert written.engine == "file"

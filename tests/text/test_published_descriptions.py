@@ -237,7 +237,7 @@ def test_the_list_of_published_files_names_classes_and_datasets_that_there_are()
         names = (ROOT / "resources" / "classes" / f"{dataset}.txt").read_text().splitlines()
         assert set(keys) <= set(names)
         assert not set(keys.values()) & set(names)
-    for name in ("cupl-gpt3", "gpt-4o"):
+    for name in ("cupl-gpt3", "gpt-4o-published"):
         assert settings.load_descriptions(name).prompts in known.files
 
 

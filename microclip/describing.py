@@ -1,0 +1,255 @@
+"""The verb `describe`: class descriptions from files or a language model, checked and counted.
+
+Heavy imports stand inside the functions, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from microclip import paths, runtime, settings
+from microclip.llm_settings import DescriptionSettings
+from microclip.settings import SettingsError
+from microclip.stages import app, say
+
+if TYPE_CHECKING:
+    from microclip.text.generation import Estimate, Generation
+    from microclip.text.orders import Order
+
+_OWN_PROMPTS = "own-images"
+_OWN_TEMPLATES = ("a photo of a {}.",)
+_HEAD = ("classes of", "requests", "answered", "prompt tokens", "answer tokens", "USD", "at most")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One order, and the file that its descriptions are written to."""
+
+    order: Order
+    target: Path | None
+    is_tracked: bool
+
+
+@app.command()
+def describe(
+    targets: Annotated[
+        list[str], typer.Argument(help="datasets of config/datasets, or a file: one name a line")
+    ],
+    descriptions: Annotated[str, typer.Option(help="name of a file in config/llms")] = "shipped",
+    llm: Annotated[str, typer.Option(help="the same, for one's own classes")] = "",
+    prompts: Annotated[str, typer.Option(help="name of a file in config/prompts")] = "",
+    domain: Annotated[str, typer.Option(help='what the classes are: "a kind of bird"')] = "",
+    model: Annotated[str, typer.Option(help="the model's name at its service")] = "",
+    base_url: Annotated[str, typer.Option(help="a service that speaks OpenAI's protocol")] = "",
+    out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+    answers: Annotated[
+        Path, typer.Option(help="folder of paid answers", envvar="MICROCLIP_ANSWERS")
+    ] = Path(paths.ANSWERS),
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="US dollars that this command may spend")
+    ] = None,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="count, and send nothing")] = False,
+    retry_quarantined: Annotated[
+        bool, typer.Option("--retry-quarantined", help="ask again where no answer was usable")
+    ] = False,
+    allow_quarantined: Annotated[
+        bool, typer.Option("--allow-quarantined", help="templates where no answer is usable")
+    ] = False,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="end batches under way; keep what they answered")
+    ] = False,
+) -> None:
+    """Describe the classes of a dataset, or those of a list, by sentences."""
+    changes = {"prompts": prompts, "model": model}
+    asked = {"domain": domain, "base_url": base_url, "allow_quarantined": allow_quarantined}
+    name = llm or descriptions
+    written = settings.load_descriptions(name)
+    if not written.asks:
+        _refuse_options({**changes, **asked, "max_cost": max_cost, "cancel": cancel}, name)
+        for target in targets:
+            _gather(target, written, dry_run=dry_run)
+        return
+    jobs = [_job(target, written, changes, asked, out) for target in targets]
+    if len(jobs) > 1 and out is not None:
+        raise SettingsError(f"--out {out} holds one list of classes, got {len(jobs)}; name one")
+    works = [_work(job, answers, retry_quarantined=retry_quarantined) for job in jobs]
+    if dry_run:
+        _show_estimates(jobs, [work.estimate() for work in works])
+        return
+    for job, work in zip(jobs, works, strict=True):
+        if cancel:
+            say(f"{work.cancel(say)} batches of {_title(job)} were ended; their answers are kept")
+        else:
+            _generate(job, work, max_cost)
+
+
+def _gather(target: str, written: DescriptionSettings, *, dry_run: bool) -> None:
+    from microclip.text import descriptions as texts
+
+    dataset = settings.load_dataset(target)
+    if dry_run:
+        print(f"{target}: read from {texts.location(dataset, written)}, nothing is asked")
+        return
+    say(f"wrote {texts.write(dataset, written)}")
+
+
+def _refuse_options(values: dict[str, Any], name: str) -> None:
+    """Raise SettingsError if an option is given that only means something to a model."""
+    given = [f"--{key.replace('_', '-')}" for key, value in values.items() if value]
+    if given:
+        raise SettingsError(
+            f"{given[0]} says how a language model is asked, and {name!r} reads a file; "
+            "name a model with --llm"
+        )
+
+
+def _job(
+    target: str,
+    written: DescriptionSettings,
+    changes: dict[str, str],
+    asked: dict[str, Any],
+    out: Path | None,
+) -> _Job:
+    from microclip.data import vocabulary
+    from microclip.text.orders import Order
+
+    is_dataset = target in settings.known("datasets")
+    if is_dataset:
+        dataset = settings.load_dataset(target)
+        if out is None and any(changes.values()):
+            raise SettingsError(
+                f"--prompts and --model would differ from config/llms/{written.name}.yaml, by "
+                "which the descriptions are known; give --out, or a file of their own there"
+            )
+        names = vocabulary.load_vocabulary(dataset).class_names
+        place = Path(paths.DESCRIPTIONS.format(descriptions=written.name, dataset=target))
+        order = Order(names, _changed(written, changes, asked), target, dataset.templates)
+        return _Job(order, out or place, is_tracked=out is None)
+    if not Path(target).is_file():
+        if Path(target).suffix or os.sep in target:
+            raise runtime.MissingDataError(f"{target} is no file; give one class name a line")
+        settings.load_dataset(target)  # says which names are known
+    lines = [line.strip() for line in Path(target).read_text(encoding="utf-8").splitlines()]
+    names = vocabulary.checked([line for line in lines if line], target).class_names
+    own = {**changes, "prompts": changes["prompts"] or _OWN_PROMPTS}
+    return _Job(
+        Order(names, _changed(written, own, asked), None, _OWN_TEMPLATES), out, is_tracked=False
+    )
+
+
+def _changed(
+    written: DescriptionSettings, changes: dict[str, str], asked: dict[str, Any]
+) -> DescriptionSettings:
+    """Return settings with the options that were given in their place."""
+    values = written.model_dump(exclude_none=True)
+    values |= {key: value for key, value in changes.items() if value}
+    values["ask"] |= {key: value for key, value in asked.items() if value}
+    return settings.validated(DescriptionSettings, values, f"{written.name!r} with these options")
+
+
+def _work(job: _Job, answers: Path, *, retry_quarantined: bool) -> Generation:
+    from microclip.text.answer_cache import AnswerCache
+    from microclip.text.generation import Generation
+
+    cache = AnswerCache(answers, job.order.settings.model)
+    return Generation(job.order, cache, retry_quarantined=retry_quarantined)
+
+
+def _title(job: _Job) -> str:
+    return job.order.dataset or f"{len(job.order.class_names)} classes"
+
+
+def _generate(job: _Job, work: Generation, max_cost: float | None) -> None:
+    """Ask for what is missing, then write the descriptions, or say why they are not."""
+    from microclip.text import generated
+    from microclip.text.generation import checked_outcome
+
+    if job.target is None:
+        raise SettingsError("--out is missing; name the JSON file to write, as --out out.json")
+    before = work.estimate()
+    say(f"{_title(job)}: {_estimate_line(job, before)}")
+    limit = job.order.ask.max_cost_usd if max_cost is None else max_cost
+    try:
+        work.run(say, limit)
+        found = checked_outcome(work.outcome(), job.order)
+        generated.write(job.target, job.order, found)
+    finally:
+        if work.done.n_sent or not generated.usage_file(job.target).is_file():
+            generated.write_usage(job.target, work, before)
+        _mirror(job)
+    for name, why in found.quarantined.items():
+        say(f"quarantined, described by what is there or by templates: {name!r} ({why})")
+    n_sentences = sum(map(len, found.sentences.values()))
+    money = "" if found.cost_usd is None else f", {found.cost_usd:.4f} USD in all"
+    say(
+        f"wrote {job.target}: {n_sentences} sentences for {len(found.sentences)} classes; "
+        f"{work.done.n_sent} requests sent now{_faults(work)}, {found.tokens.prompt:,} prompt and "
+        f"{found.tokens.completion:,} answer tokens{money}"
+    )
+
+
+def _faults(work: Generation) -> str:
+    faults = ", ".join(f"{n} x {name}" for name, n in sorted(work.done.faults.items()))
+    return f" ({faults} among them)" if faults else ""
+
+
+def _mirror(job: _Job) -> None:
+    """Show the usage in MLflow: for a dataset always, else where there is a store already."""
+    from microclip.text import generated
+
+    assert job.target is not None
+    file = generated.usage_file(job.target)
+    has_store = Path(paths.TRACKING_DATABASE).is_file() or "MLFLOW_TRACKING_URI" in os.environ
+    if file.is_file() and (job.is_tracked or has_store):
+        from microclip import description_tracking
+
+        description_tracking.mirror(file)
+
+
+def _estimate_line(job: _Job, found: Estimate) -> str:
+    if not found.n_requests:
+        return f"all {found.n_answered} requests are answered already, nothing is sent"
+    prices = job.order.ask.prices
+    money = "no prices known"
+    if prices is not None:
+        money = f"about {found.cost_usd:.4f} USD, at most {found.most_usd:.4f}"
+        money += f" (prices of {prices.date})"
+    return (
+        f"{found.n_requests} requests to send, {found.n_answered} answered already; about "
+        f"{found.tokens.prompt:,} prompt and {found.tokens.completion:,} answer tokens, {money}"
+    )
+
+
+def _show_estimates(jobs: Sequence[_Job], found: Sequence[Estimate]) -> None:
+    """Print what would be sent, a line for each list of classes and their sum."""
+    rows = [_row(_title(job), [one]) for job, one in zip(jobs, found, strict=True)]
+    if len(rows) > 1:
+        rows.append(_row("together", found))
+    widths = [max(len(row[i]) for row in (_HEAD, *rows)) for i in range(len(_HEAD))]
+    for row in (_HEAD, *rows):
+        first = row[0].ljust(widths[0])
+        rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        print("  ".join((first, *rest)))
+    prices = jobs[0].order.ask.prices
+    known = "no prices known" if prices is None else f"prices of {prices.date}, {prices.source}"
+    print(f"nothing was sent; {known}; tokens are reckoned, not counted")
+
+
+def _row(title: str, found: Sequence[Estimate]) -> tuple[str, ...]:
+    whole = [
+        sum(e.n_requests for e in found),
+        sum(e.n_answered for e in found),
+        sum(e.tokens.prompt for e in found),
+        sum(e.tokens.completion for e in found),
+    ]
+    has_prices = all(e.cost_usd is not None for e in found)
+    money = [sum(e.cost_usd or 0.0 for e in found), sum(e.most_usd or 0.0 for e in found)]
+    costs = [f"{usd:.2f}" if has_prices else "-" for usd in money]
+    return (title, *(f"{n:,}" for n in whole), *costs)

@@ -1,0 +1,254 @@
+"""Descriptions by a language model: what is missing is asked for, read, kept, asked for again.
+
+The cache of answers is the state: what is written here follows from it and from the settings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from microclip import runtime
+from microclip.settings import SettingsError
+from microclip.text.answer_cache import AnswerCache
+from microclip.text.answers import AnswerError, parse
+from microclip.text.budget import Budget, Tokens, cost_usd, expected_tokens, most_tokens
+from microclip.text.llm import Caller, connect
+from microclip.text.llm_answers import Request, spent
+from microclip.text.llm_batch import Batches
+from microclip.text.llm_chat import Crew
+from microclip.text.orders import Order, Question, questions
+from microclip.text.prompts import fill
+
+_SHOWN = 60  # characters of an answer or prompt in an error
+Say = Callable[[str], None]
+_CLAIMED_S = 0.3  # between two looks at what another process is asking for
+_REPORT_S = 5.0  # between two lines of progress
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is still to be asked, and about what it takes."""
+
+    n_requests: int
+    n_answered: int  # requests whose answers are in the cache
+    tokens: Tokens
+    cost_usd: float | None
+    most_usd: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Sentences by class, classes that stay without them and why, and what all of it took."""
+
+    sentences: Mapping[str, tuple[str, ...]]
+    quarantined: Mapping[str, str]
+    used: Sequence[Mapping[str, Any]]  # the records whose sentences these are
+    n_answers: int
+    tokens: Tokens
+    cost_usd: float | None
+
+
+@dataclass
+class Command:
+    """What this command has done."""
+
+    faults: dict[str, int] = field(default_factory=dict)
+    n_sent: int = 0
+    spent_usd: float = 0.0
+
+
+class Generation:
+    """One order, and the answers to it that are there."""
+
+    def __init__(
+        self, order: Order, cache: AnswerCache, *, retry_quarantined: bool = False
+    ) -> None:
+        """Make the questions; nothing is sent. Raises SettingsError, see `orders.questions`."""
+        self.order = order
+        self.done = Command()
+        self._cache = cache
+        self._prompts = order.prompt_set()
+        self._mode = order.ask.answers or self._prompts.parser
+        self._samples = range(order.ask.samples or self._prompts.n_samples)
+        self._questions = questions(order)
+        self._tries = {
+            (q.key, s): len(cache.answers(q.key, s)) if retry_quarantined else 0
+            for q, s in self._wanted()
+        }
+
+    def _wanted(self) -> Iterator[tuple[Question, int]]:
+        return ((q, s) for q in self._questions for s in self._samples)
+
+    def _read(self, question: Question, sample: int) -> tuple[list[str], Mapping[str, Any] | str]:
+        """Return the sentences of a sample and their record; no sentences and why, if it is bad."""
+        why = "no answer"
+        for record in self._cache.answers(question.key, sample):
+            shown = " ".join(record["text"].split())[:_SHOWN]
+            if record["refused"]:
+                why = f"refused: {shown!r}"
+                continue
+            try:
+                found = parse(record["text"], items=self._prompts.n_items, mode=self._mode)
+            except AnswerError as error:
+                why = f"{error.reason}: {shown!r}"
+                continue
+            return found, record
+        return [], why
+
+    def missing(self) -> list[Request]:
+        """Return what is still to be asked: no usable answer, and tries left."""
+        found: dict[str, Request] = {}
+        for question in self._questions:
+            samples = tuple(s for s in self._samples if self._is_missing(question, s))
+            if samples and question.key not in found:
+                found[question.key] = Request(
+                    question.key,
+                    question.prompt.class_name,
+                    question.body,
+                    samples,
+                    self._prompts.n_items,
+                )
+        return list(found.values())
+
+    def _is_missing(self, question: Question, sample: int) -> bool:
+        tried = len(self._cache.answers(question.key, sample)) - self._tries[question.key, sample]
+        return tried < self.order.ask.tries and not self._read(question, sample)[0]
+
+    def estimate(self) -> Estimate:
+        """Return what is still to be asked and about what it takes, without sending anything."""
+        requests = self.missing()
+        expected = sum(
+            (expected_tokens(r.whole_body(), r.sentences) for r in requests), start=Tokens()
+        )
+        most = sum((most_tokens(r.whole_body(), r.sentences) for r in requests), start=Tokens())
+        prices, is_batch = self.order.ask.prices, self.order.is_batch
+        return Estimate(
+            n_requests=len(requests),
+            n_answered=len({q.key for q in self._questions}) - len(requests),
+            tokens=expected,
+            cost_usd=cost_usd(expected, prices, is_batch=is_batch),
+            most_usd=cost_usd(most, prices, is_batch=is_batch),
+        )
+
+    def run(self, say: Say, max_cost_usd: float | None) -> None:
+        """Ask for what is missing until nothing is, or tries are used up.
+
+        Raises:
+            ServiceError, SettingsError, BudgetError: see `llm_chat.Crew` and `llm_batch.Batches`.
+        """
+        if not self.missing():
+            return
+        ask = self.order.ask
+        if max_cost_usd is not None and ask.prices is None:
+            raise SettingsError(
+                f"--max-cost needs prices, and {self.order.settings.name!r} has none; add `prices` "
+                f"to config/llms/{self.order.settings.name}.yaml"
+            )
+        budget = Budget(max_cost_usd)
+        caller = Caller(ask, connect(ask))
+        keep = _Progress(self._cache, budget, say, len(self.missing()))
+        try:
+            while missing := self.missing():
+                self._claim_and_ask(missing, caller, budget, keep)
+        finally:
+            self.done = Command(dict(caller.faults), caller.n_sent, budget.spent_usd)
+            caller.connection.client.close()
+
+    def cancel(self, say: Say) -> int:
+        """End batches under way, keep what they have answered, return how many there were."""
+        ask = self.order.ask
+        batches = Batches(ask, Caller(ask, connect(ask)), Budget(None), self._cache)
+        batches.report = say
+        return batches.cancel(self.missing())
+
+    def _claim_and_ask(
+        self, missing: Sequence[Request], caller: Caller, budget: Budget, keep: _Progress
+    ) -> None:
+        """Ask for what no other process asks for; wait if that is nothing."""
+        mine = self._cache.claim(request.key for request in missing)
+        try:
+            self._cache.refresh()  # what was answered before the claim
+            requests = [request for request in self.missing() if request.key in mine]
+            if requests and self.order.is_batch:
+                batches = Batches(self.order.ask, caller, budget, self._cache)
+                batches.report = keep.say
+                batches.ask(requests)
+            elif requests:
+                Crew(self.order.ask, caller, budget, keep).ask(requests)
+        finally:
+            self._cache.release(mine)
+        if not mine:
+            time.sleep(_CLAIMED_S)
+            self._cache.refresh()
+
+    def outcome(self) -> Outcome:
+        """Return the sentences that there are, class by class, and what they took."""
+        sentences: dict[str, list[str]] = {name: [] for name in self.order.class_names}
+        bad: dict[str, str] = {}
+        used = []
+        for question, sample in self._wanted():
+            name = question.prompt.class_name
+            found, record = self._read(question, sample)
+            sentences[name] += found
+            if isinstance(record, str):
+                bad.setdefault(name, f"{record} to {question.prompt.text[:_SHOWN]!r}")
+            else:
+                used.append(record)
+        for name in bad:
+            sentences[name] = sentences[name] or fill(self.order.templates, [name])[0]
+        whole = {name: tuple(own) for name, own in sentences.items()}
+        return Outcome(whole, bad, used, *self._taken())
+
+    def _taken(self) -> tuple[int, Tokens, float | None]:
+        """Return how many answers there are, usable or not, their tokens and price."""
+        tokens, cost, n_answers = Tokens(), 0.0, 0
+        prices = self.order.ask.prices
+        for question in {q.key: q for q in self._questions}.values():
+            for sample in self._samples:
+                for record in self._cache.answers(question.key, sample):
+                    request = Request(question.key, "", question.body, (sample,), 1)
+                    own = spent(request, [record])
+                    tokens, n_answers = tokens + own, n_answers + 1
+                    is_batch = record["engine"] == "batch"
+                    cost += cost_usd(own, prices, is_batch=is_batch) or 0.0
+        return n_answers, tokens, None if prices is None else cost
+
+
+class _Progress:
+    """Keeps answers and says now and then how far it is."""
+
+    def __init__(self, cache: AnswerCache, budget: Budget, say: Say, n_requests: int) -> None:
+        self.say = say
+        self._cache = cache
+        self._budget = budget
+        self._n_requests = n_requests
+        self._n_kept = 0
+        self._told = time.monotonic()
+
+    def __call__(self, found: Sequence[Mapping[str, Any]]) -> None:
+        self._cache.add([dict(record) for record in found])
+        self._n_kept += 1
+        if time.monotonic() - self._told >= _REPORT_S:
+            self._told = time.monotonic()
+            money = f", {self._budget.spent_usd:.4f} USD" if self._budget.spent_usd else ""
+            self.say(f"{self._n_kept} answers of {self._n_requests} requests{money}")
+
+
+def checked_outcome(found: Outcome, order: Order) -> Outcome:
+    """Return an outcome that may be used.
+
+    Raises:
+        ServiceError: classes are in quarantine and the settings do not allow it.
+    """
+    if found.quarantined and not order.ask.allow_quarantined:
+        shown = "; ".join(f"{name!r} ({why})" for name, why in list(found.quarantined.items())[:3])
+        more = f"; and {len(found.quarantined) - 3} more" if len(found.quarantined) > 3 else ""
+        raise runtime.ServiceError(
+            f"{len(found.quarantined)} of {len(order.class_names)} classes are in quarantine, "
+            f"no usable answer in {order.ask.tries} tries: {shown}{more}; try again with "
+            "--retry-quarantined, or describe them by templates with --allow-quarantined"
+        )
+    return found

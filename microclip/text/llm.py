@@ -1,0 +1,247 @@
+"""Language models behind OpenAI's protocol: who is asked, what a fault means, when to give up.
+
+The key is read from the environment here and goes into the client alone; texts of the service,
+which may repeat it, are cleaned before anything else sees them.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import openai
+from openai import OpenAI
+
+from microclip import runtime
+from microclip.llm_settings import AskSettings
+from microclip.settings import SettingsError
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+OPENAI_URL = "https://api.openai.com/v1"
+_NO_KEY = "none"  # what a server of one's own is sent; the client wants some key
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+_REFUSALS = ("content_filter", "content_policy_violation", "moderation_blocked")
+_SHOWN = 200  # characters of a service's own words in an error
+for _name in ("openai", "httpx2", "httpcore2", "httpx", "httpcore"):
+    logging.getLogger(_name).setLevel(logging.WARNING)  # they print requests when told to debug
+
+
+class StoppedError(Exception):
+    """Another request met what no waiting mends; this one was not sent again."""
+
+
+class UnansweredError(runtime.ServiceError):
+    """One request met faults each time it was sent."""
+
+
+class RefusedError(Exception):
+    """The service will not answer this prompt; it counts as an answer that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A client of a service; `service` names it in keys of answers, "" is OpenAI's own."""
+
+    client: OpenAI = field(repr=False)
+    service: str
+    scrub: Callable[[str], str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a failed request means."""
+
+    action: Literal["wait", "stop", "refused", "wrong"]
+    name: str
+    reason: str
+    wait_s: float | None = None
+
+
+def base_url_of(ask: AskSettings) -> str:
+    """Return the address of the service: the settings', else OPENAI_BASE_URL, else OpenAI's."""
+    return (ask.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL).rstrip("/")
+
+
+def service_of(ask: AskSettings) -> str:
+    """Return what names the service in keys of answers."""
+    url = base_url_of(ask)
+    return "" if url == OPENAI_URL else url
+
+
+def connect(ask: AskSettings) -> Connection:
+    """Return a client of the service; nothing is sent yet.
+
+    A server on this machine needs no key. A key is never sent over plain http to another machine.
+
+    Raises:
+        SettingsError: no key in the environment, or an address that would show it.
+    """
+    url = base_url_of(ask)
+    parts = urlsplit(url)
+    is_local = parts.hostname in _LOOPBACK
+    key = os.environ.get(ask.key_variable, "").strip() if ask.key_variable else ""
+    if not key and ask.key_variable and not is_local:
+        raise SettingsError(
+            f"no key for {parts.hostname}: set {ask.key_variable} in the environment, give "
+            "--base-url of a server of your own, or take --descriptions shipped"
+        )
+    if key and parts.scheme != "https" and not is_local:
+        raise SettingsError(
+            f"{url} would carry the key of {ask.key_variable} unencrypted; use https, or "
+            f"unset {ask.key_variable} and set `key_variable: null` if the server needs none"
+        )
+    client = OpenAI(api_key=key or _NO_KEY, base_url=url, timeout=ask.timeout_s, max_retries=0)
+    return Connection(client, service_of(ask), _scrubber(key))
+
+
+def _scrubber(key: str) -> Callable[[str], str]:
+    """Return a function that takes the key out of a text."""
+    return (lambda text: text.replace(key, "[key]")) if key else (lambda text: text)
+
+
+def judge(error: Exception, scrub: Callable[[str], str]) -> Fault:
+    """Return what an error of the client means; its text holds no key."""
+    said = scrub(" ".join(str(getattr(error, "message", "") or error).split()))[:_SHOWN]
+    if isinstance(error, openai.APITimeoutError):
+        return Fault("wait", "time-out", "it did not answer in time")
+    if isinstance(error, openai.APIConnectionError):
+        return Fault("wait", "connection", f"the connection failed ({said})")
+    if isinstance(error, openai.APIStatusError):
+        return _judge_status(error, said)
+    return Fault("wait", "broken answer", f"its answer is cut or no JSON ({said})")
+
+
+def _judge_status(error: openai.APIStatusError, said: str) -> Fault:
+    codes = {str(error.code), str(error.type)}
+    return _judged(error.status_code, codes, said, _retry_after(error))
+
+
+def judge_code(status: int | None, line: Mapping[str, Any], scrub: Callable[[str], str]) -> Fault:
+    """Return what the line of a batch's request that failed means; its text holds no key."""
+    body = (line.get("response") or {}).get("body")
+    told = line.get("error") or (body.get("error") if isinstance(body, dict) else None) or {}
+    said = scrub(" ".join(str(told.get("message") or told.get("code") or "no reason").split()))
+    codes = {str(told.get("code")), str(told.get("type"))}
+    return _judged(status or 500, codes, said[:_SHOWN], None)
+
+
+def _judged(status: int, codes: set[str], said: str, wait_s: float | None) -> Fault:
+    if status == 402 or codes & set(_QUOTA):
+        return Fault("stop", "quota", f"the quota is exhausted ({said})")
+    if status in (401, 403):
+        return Fault("stop", "key", f"it refuses the key ({said})")
+    if status == 429:
+        return Fault("wait", "429", f"too many requests ({said})", wait_s)
+    if status in (408, 409) or status >= 500:
+        return Fault("wait", str(status), f"status {status} ({said})", wait_s)
+    if codes & set(_REFUSALS):
+        return Fault("refused", "refused", said)
+    return Fault("wrong", str(status), f"status {status}: {said}")
+
+
+def _retry_after(error: openai.APIStatusError) -> float | None:
+    """Return the seconds that a service asks to wait, given in any of the three ways."""
+    headers = error.response.headers
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(headers[name]) / unit)
+        except (KeyError, ValueError):
+            continue
+    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
+    return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
+
+
+class Caller:
+    """Sends requests again after faults that pass, and stops all at once after others."""
+
+    def __init__(self, ask: AskSettings, connection: Connection) -> None:
+        """Nothing is sent yet."""
+        self.connection = connection
+        self.stop = threading.Event()
+        self.faults: Counter[str] = Counter()
+        self.n_sent = 0
+        self._ask = ask
+        self._not_before = 0.0  # after a 429 no request is sent before this
+        self._guard = threading.Lock()
+
+    def call(self, send: Callable[[], Result]) -> Result:
+        """Return what `send` returns, sent as often as the settings allow.
+
+        Raises:
+            UnansweredError: it met faults each time.  StoppedError: another one met a fault that
+                stops all.  RefusedError: this prompt is refused.
+            ServiceError: quota, key, or a wait that is too long.  SettingsError: a wrong request.
+        """
+        fault = None
+        for attempt in range(self._ask.attempts):
+            self._wait(attempt, fault)
+            done, fault = self._once(send)
+            if fault is None:
+                return done[0]
+            self._heed(fault)
+        assert fault is not None
+        raise UnansweredError(
+            f"{self._where()} did not answer {self._ask.attempts} times, the last time because "
+            f"{fault.reason}; run the same command later, it asks only for what is missing"
+        )
+
+    def _once(self, send: Callable[[], Result]) -> tuple[list[Result], Fault | None]:
+        with self._guard:
+            self.n_sent += 1
+        try:
+            return [send()], None
+        except (openai.OpenAIError, ValueError) as error:
+            fault = judge(error, self.connection.scrub)
+        with self._guard:
+            self.faults[fault.name] += 1
+        return [], fault
+
+    def _wait(self, attempt: int, fault: Fault | None) -> None:
+        seconds = 0.0
+        if fault is not None:
+            doubled = self._ask.backoff_s * 2 ** (attempt - 1) * random.uniform(1.0, 1.25)
+            seconds = min(doubled, self._ask.max_wait_s) if fault.wait_s is None else fault.wait_s
+            if fault.name == "429":
+                with self._guard:
+                    self._not_before = max(self._not_before, time.monotonic() + seconds)
+        until = time.monotonic() + seconds
+        while (left := max(until, self._not_before) - time.monotonic()) > 0:
+            if self.stop.wait(left):
+                break
+        if self.stop.is_set():
+            raise StoppedError
+
+    def _heed(self, fault: Fault) -> None:
+        """Raise what ends this request or all of them."""
+        later = "answers so far are kept, the same command asks only for what is missing"
+        match fault.action:
+            case "refused":
+                raise RefusedError(fault.reason)
+            case "wrong":
+                raise SettingsError(
+                    f"{self._where()} does not take the request: {fault.reason}; correct the "
+                    f"model, its parameters or --base-url ({later})"
+                )
+            case "stop":
+                raise runtime.ServiceError(
+                    f"{self._where()}: {fault.reason}; {later}; or take --descriptions shipped"
+                )
+        if fault.wait_s is not None and fault.wait_s > self._ask.max_wait_s:
+            raise runtime.ServiceError(
+                f"{self._where()} asks to wait {fault.wait_s:.0f} s; run it again then: {later}"
+            )
+
+    def _where(self) -> str:
+        return self.connection.service or OPENAI_URL

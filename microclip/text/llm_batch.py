@@ -1,0 +1,289 @@
+"""Questions sent by files: the Batch API, slower and at half price.
+
+What was sent is written down before and after it is sent, in the cache of answers. So a command
+that was killed finds its batch again, even if it was killed between the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from microclip import runtime
+from microclip.llm_settings import AskSettings
+from microclip.text.answer_cache import AnswerCache
+from microclip.text.budget import Budget, cost_usd, expected_tokens, most_tokens
+from microclip.text.llm import Caller, StoppedError, judge_code
+from microclip.text.llm_answers import (
+    BrokenAnswerError,
+    Request,
+    checked,
+    records,
+    refusal,
+    spent,
+)
+from microclip.text.llm_chat import BudgetError
+
+_MARK = "microclip"  # key of a batch's metadata, by which it is found again
+_MAX_BYTES = 190_000_000  # of a file; services take 200 MB
+_LINE_BYTES = 200  # of a line beside its body
+_ENDED = ("completed", "failed", "expired", "cancelled")
+_OPEN = ("intended", "sent")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Requests of one batch; `name` is its mark."""
+
+    name: str
+    requests: tuple[Request, ...]
+
+    def ids(self) -> dict[str, Request]:
+        """Return the requests by the ids that their lines carry."""
+        return {f"{self.name}-{i}": request for i, request in enumerate(self.requests)}
+
+
+class Batches:
+    """The batches of one command."""
+
+    def __init__(
+        self, ask: AskSettings, caller: Caller, budget: Budget, cache: AnswerCache
+    ) -> None:
+        """Nothing is sent yet."""
+        self._ask = ask
+        self._caller = caller
+        self._budget = budget
+        self._cache = cache
+        self._client = caller.connection.client
+        self._tries: Counter[str] = Counter()
+        self.report: Callable[[str], None] = lambda _: None
+
+    def ask(self, requests: Sequence[Request]) -> None:
+        """Send all requests, first taking up batches that were sent earlier; keep their answers.
+
+        Raises:
+            BudgetError: the rest might pass the limit.
+            ServiceError: a batch failed, or its requests stay without an answer.
+        """
+        taken = self._take_up(requests)
+        left = [request for request in requests if request.key not in taken]
+        for part in self._parts(left):
+            self._send(part)
+            self._finish(part)
+
+    def cancel(self, requests: Sequence[Request]) -> int:
+        """End the batches under way, keep what they have answered, and return their number."""
+        open_parts = list(self._open(requests))
+        for part, known in open_parts:
+            if batch_id := self._id_of(part, known):
+                self._caller.call(lambda b=batch_id: self._client.batches.cancel(b))  # type: ignore[misc]
+                self._finish(part)
+        return len(open_parts)
+
+    def _open(self, requests: Sequence[Request]) -> Iterator[tuple[Part, Mapping[str, Any]]]:
+        """Yield the batches that were begun and not collected, of these requests."""
+        wanted = {request.key: request for request in requests}
+        for known in self._cache.batches():
+            rows = known["requests"]
+            is_ours = known["service"] == self._caller.connection.service
+            if known["state"] not in _OPEN or not is_ours or not any(k in wanted for k, *_ in rows):
+                continue
+            yield Part(known["part"], tuple(_request(row, wanted) for row in rows)), known
+
+    def _take_up(self, requests: Sequence[Request]) -> set[str]:
+        """Wait for batches of an earlier command; return the keys they were asked for."""
+        taken: set[str] = set()
+        for part, known in self._open(requests):
+            if self._id_of(part, known) is None:
+                self._note(part, "lost")  # it was never made: the command was killed before
+                continue
+            self.report(f"taking up a batch of {len(part.requests)} requests that was sent earlier")
+            self._finish(part)
+            taken |= {request.key for request in part.requests}
+        return taken
+
+    def _id_of(self, part: Part, known: Mapping[str, Any]) -> str | None:
+        """Return the service's name of a batch, looked up by its mark if it was not noted."""
+        if known.get("id"):
+            return str(known["id"])
+        for batch in self._caller.call(lambda: list(self._client.batches.list(limit=100))):
+            if (batch.metadata or {}).get(_MARK) == part.name:
+                self._note(part, "sent", id=batch.id)
+                return batch.id
+        return None
+
+    def _parts(self, requests: Sequence[Request]) -> Iterator[Part]:
+        """Yield batches as large as the settings and the budget allow, one at a time."""
+        left = list(requests)
+        while left:
+            chosen = left[: self._fitting(left)]
+            left = left[len(chosen) :]
+            yield self._named(tuple(chosen))
+
+    def _fitting(self, requests: Sequence[Request]) -> int:
+        """Return how many of these requests, at least one, make the next batch."""
+        tokens = size = 0
+        most = 0.0
+        for number, request in enumerate(requests):
+            body = request.whole_body()
+            tokens += expected_tokens(body, request.sentences).prompt
+            size += len(json.dumps(body)) + _LINE_BYTES
+            dearest = most_tokens(body, request.sentences)
+            most += cost_usd(dearest, self._ask.prices, is_batch=True) or 0.0
+            is_full = tokens > self._ask.batch.tokens or size > _MAX_BYTES
+            if number and (is_full or number == self._ask.batch.requests):
+                return number
+            if not self._budget.allows(most):
+                if number:
+                    return number
+                raise BudgetError(self._budget.over(most))
+        return len(requests)
+
+    def _named(self, requests: tuple[Request, ...]) -> Part:
+        """Return a part whose name is new, the same whenever the cache is the same."""
+        text = json.dumps([[r.key, *r.samples] for r in requests] + [len(self._cache.batches())])
+        return Part(hashlib.sha256(text.encode()).hexdigest()[:24], requests)
+
+    def _send(self, part: Part) -> None:
+        lines = []
+        for name, request in part.ids().items():
+            url = "/v1/chat/completions" if "messages" in request.body else "/v1/completions"
+            body = request.whole_body()
+            line = {"custom_id": name, "method": "POST", "url": url, "body": body}
+            lines.append(json.dumps(line, ensure_ascii=False))
+            self._tries[request.key] += 1
+        data = ("\n".join(lines) + "\n").encode()
+        rows = [[r.key, r.class_name, r.sentences, *r.samples] for r in part.requests]
+        service = self._caller.connection.service
+        self._note(part, "intended", service=service, requests=rows)
+        name = f"{part.name}.jsonl"
+        uploaded = self._caller.call(
+            lambda: self._client.files.create(file=(name, data), purpose="batch")
+        )
+        sent = self._caller.call(
+            lambda: self._client.batches.create(
+                input_file_id=uploaded.id,
+                endpoint=url,  # type: ignore[arg-type]
+                completion_window="24h",
+                metadata={_MARK: part.name},
+            )
+        )
+        self._note(part, "sent", id=sent.id)
+        self.report(
+            f"sent a batch of {len(lines)} requests ({sent.id}); the answers may take hours"
+        )
+
+    def _note(self, part: Part, state: str, **values: Any) -> None:
+        self._cache.add([{"kind": "batch", "part": part.name, "state": state, **values}])
+
+    def _known(self, part: Part) -> Mapping[str, Any]:
+        return next(known for known in self._cache.batches() if known["part"] == part.name)
+
+    def _finish(self, part: Part) -> None:
+        """Wait for a batch's end and keep its answers.
+
+        Raises:
+            ServiceError: it failed as a whole, or a request got no answer as often as it may.
+        """
+        batch_id = str(self._known(part)["id"])
+        batch = self._polled(batch_id)
+        for file_id in (batch.output_file_id, batch.error_file_id):
+            if file_id:
+                self._keep(part, self._lines(file_id))
+        self._note(part, "collected")
+        if batch.status == "failed":
+            told = (batch.errors.data if batch.errors else None) or []
+            said = "; ".join(f"{error.code}: {error.message}" for error in told[:3])
+            raise runtime.ServiceError(
+                f"batch {batch_id} failed: {self._caller.connection.scrub(said) or 'no reason'}; "
+                "mend that (`batch.tokens` limits its size) and run the same command"
+            )
+        if batch.status != "completed":
+            self.report(f"batch {batch_id} ended {batch.status}; what it answered is kept")
+        self._refuse_endless(part)
+
+    def _refuse_endless(self, part: Part) -> None:
+        for request in part.requests:
+            has_all = all(self._cache.answers(request.key, s) for s in request.samples)
+            if not has_all and self._tries[request.key] >= self._ask.attempts:
+                raise runtime.ServiceError(
+                    f"{self._ask.attempts} batches gave no answer for {request.class_name!r}; "
+                    "run the same command later, it asks only for what is missing"
+                )
+
+    def _polled(self, batch_id: str) -> Any:
+        told = None
+        while True:
+            batch = self._caller.call(lambda: self._client.batches.retrieve(batch_id))
+            if batch.status in _ENDED:
+                return batch
+            counts = batch.request_counts
+            state = (batch.status, counts.completed if counts else 0)
+            if state != told:
+                total = counts.total if counts else 0
+                self.report(f"batch {batch_id}: {batch.status}, {state[1]} of {total} answered")
+                told = state
+            if self._caller.stop.wait(self._ask.batch.poll_s):
+                raise StoppedError
+
+    def _lines(self, file_id: str) -> list[dict[str, Any]]:
+        """Return the lines of a result file, whole."""
+
+        def download() -> list[dict[str, Any]]:
+            text = self._client.files.content(file_id).read().decode()
+            if text and not text.endswith("\n") and not text.rstrip().endswith("}"):
+                raise BrokenAnswerError("a result file is cut")
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+        return self._caller.call(download)
+
+    def _keep(self, part: Part, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the answers of a result file; an answer that was kept already is left alone.
+
+        Raises:
+            ServiceError: a line says that the quota is exhausted or the key revoked.
+        """
+        requests = part.ids()
+        stopped = None
+        for line in lines:
+            name = str(line.get("custom_id"))
+            request = requests.get(name)
+            if request is None or self._cache.has_request(name):
+                continue
+            marks = {"engine": "batch", "request": name}
+            response = line.get("response") or {}
+            if response.get("status_code") == 200:
+                self._keep_answer(request, response.get("body"), marks)
+                continue
+            fault = judge_code(response.get("status_code"), line, self._caller.connection.scrub)
+            self._caller.faults[fault.name] += 1
+            if fault.action == "refused":
+                self._cache.add(refusal(request, fault.reason, marks))
+            elif fault.action in ("stop", "wrong"):
+                stopped = fault
+        if stopped is not None:
+            self._note(part, "collected")
+            raise runtime.ServiceError(
+                f"a batch met a fault that waiting does not mend: {stopped.reason}; answers so "
+                "far are kept, the same command asks only for what is missing"
+            )
+
+    def _keep_answer(self, request: Request, body: Any, marks: Mapping[str, Any]) -> None:
+        try:
+            found = records(request, checked(body), self._caller.connection.scrub, marks)
+        except BrokenAnswerError:
+            self._caller.faults["broken answer"] += 1
+            return
+        self._cache.add(found)
+        self._budget.charge(cost_usd(spent(request, found), self._ask.prices, is_batch=True))
+
+
+def _request(row: Sequence[Any], wanted: Mapping[str, Request]) -> Request:
+    """Return a request of an earlier command; its body is known if it is wanted today."""
+    key, class_name, sentences, *samples = row
+    body = wanted[key].body if key in wanted else {"messages": [], "model": ""}
+    return Request(key, class_name, body, tuple(samples), sentences)
