@@ -107,8 +107,8 @@ def _picture(rows: Sequence[_Row]) -> Figure:
         largest = float(row.shown.abs().max()) or 1.0
         pictures.show(axes[0], row.picture)
         pictures.show(axes[1], row.shown, cmap=_VECTOR_COLOURS, vmin=-largest, vmax=largest)
-        pictures.show(axes[2], pictures.mask_over(row.picture, mask))
-        pictures.show(axes[3], pictures.mask_over(row.picture, refine(row.picture, mask)))
+        pictures.show_mask(axes[2], row.picture, mask)
+        pictures.show_mask(axes[3], row.picture, refine(row.picture, mask))
         if place == 0:
             titles = ("Image", "Fiedler vector", "Mask", "Mask, refined")
             for own, title in zip(axes, titles, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -98,10 +98,12 @@ def heat_over(picture: Pixels, values: Float[Tensor, "height width"]) -> Pixels:
     return _blend(greyed(picture), 255 * colours, HEAT_SHARE)
 
 
-def mask_over(picture: Pixels, mask: Tensor) -> Pixels:
-    """Return the greyed picture with half of a colour where the mask is true."""
+def show_mask(axes: Axes, picture: Pixels, mask: Bool[Tensor, "height width"]) -> None:
+    """Show a mask over the greyed picture, its edge drawn: told without colour too."""
     share = MASK_SHARE * mask.numpy().astype(np.float32)[..., None]
-    return _blend(greyed(picture), 255 * np.array(to_rgb(MASK_COLOUR)), share)
+    show(axes, _blend(greyed(picture), 255 * np.array(to_rgb(MASK_COLOUR)), share))
+    if bool(mask.any()) and not bool(mask.all()):
+        axes.contour(mask.numpy(), [0.5], colors="white", linewidths=0.7)
 
 
 def show(axes: Axes, picture: Any, **options: Any) -> None:

@@ -24,6 +24,7 @@ from microclip.data.store import Pixels
 
 EXACT_MAX_PX = 112
 _BLOCK_ENTRIES = 1 << 22  # of the bilateral kernel at a time, 16 MiB
+_LEAST_EXPONENT = -80.0  # a kernel of 1e-35 is nothing, and smaller floats are slow
 _REFERENCE_PX = 224  # the side of the images that the widths are given for
 
 
@@ -110,7 +111,8 @@ def exact_mean_field(
         return mixed.flatten(1).mT
 
     def alike(values: Float[Tensor, "pixel label"]) -> Float[Tensor, "pixel label"]:
-        return torch.cat([block @ values for block in _bilateral_blocks(points)])
+        turned = values.mT.contiguous()  # few rows times many: 7 x as fast as the other way round
+        return torch.cat([(turned @ block.mT).mT for block in _bilateral_blocks(points)])
 
     ones = torch.ones(height * width, 1)
     kernels = [
@@ -175,9 +177,9 @@ def _bilateral_blocks(
     half = points.square().sum(dim=-1, keepdim=True) / 2
     ones = torch.ones_like(half)
     left = torch.cat([points, -half, ones], dim=-1)  # left @ right: the exponent at one go
-    right = torch.cat([points, ones, -half], dim=-1).mT
+    right = torch.cat([points, ones, -half], dim=-1).mT.contiguous()
     for rows in torch.split(left, max(1, _BLOCK_ENTRIES // len(points))):
-        yield (rows @ right).exp_()
+        yield (rows @ right).clamp_(min=_LEAST_EXPONENT).exp_()
 
 
 def _spatial_kernel(length: int, deviation: float) -> Float[Tensor, "length length"]:
