@@ -276,8 +276,10 @@ def _study_note(plan: Mapping[str, Any], n_runs: int, mirrored: Mirrored) -> str
     lines += [f"- {mirrored.link(sweep.name, sweep.name)}" for sweep in sweeps(plan)]
     for figure in plan["figures"]:
         if Path(paths.FIGURE.format(study=study, figure=figure, format="png")).is_file():
-            address = f"get-artifact?path=figures%2F{figure}.png&run_uuid={{run}}"
-            lines += ["", f"![{reports.load_figure(figure).title}]({address})"]
+            shown = reports.load_figure(figure)
+            picture = f"get-artifact?path=figures%2F{figure}.png&run_uuid={{run}}"
+            lines += ["", f"**{shown.title}.** {shown.caption}", ""]
+            lines += [f"![{shown.title}]({picture})"]
     return _cut(lines)
 
 
