@@ -190,7 +190,7 @@ def read_ledger(study: str) -> Ledger | None:
         return None
     place = lines[0].index("verdict") if "verdict" in lines[0] else None
     verdicts = Counter(row[place] for row in lines[1:] if place is not None and row[place])
-    told = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    told = [column for column in zip(*lines, strict=True) if set(column[1:]) - {"", "0", "false"}]
     heads, *rows = [list(row) for row in zip(*told, strict=True)] or [lines[0]]
     beside = Path(paths.LEDGER.format(study=study, format="md"))
     blocks = markdown.read(beside.read_text(encoding="utf-8")) if beside.is_file() else ()

@@ -17,6 +17,7 @@ from microclip.measure.scores import SPEC
 from microclip.methods.registry import known_methods, settings_of
 from microclip.runs import RunSpec
 
+Changes = tuple[tuple[str, str], ...]  # settings with the values that they were given
 LOCAL_SERVER = "http://127.0.0.1:5000"  # where `make ui` shows a database that is a file
 
 
@@ -67,7 +68,7 @@ class Difference:
     """Settings of one variant that are not those of the method's file, on some datasets."""
 
     variant: str
-    changes: tuple[tuple[str, str], ...]
+    changes: Changes
     n_runs: int
     datasets: tuple[str, ...]  # empty: on all that the variant runs on
 
@@ -79,7 +80,8 @@ class MethodSettings:
     name: str
     title: str
     source: str
-    shared: tuple[tuple[str, str], ...]  # changes that all its runs have
+    shared: Changes  # that all its runs have
+    by_dataset: tuple[tuple[str, Changes], ...]  # that its default run has there, and all others
     variants: tuple[Difference, ...]
 
 
@@ -151,11 +153,43 @@ def methods(runs: Sequence[Run]) -> list[MethodSettings]:
         declared = settings.load_method_file(name)
         own = [run for run in runs if run.spec.method == name and run.method is not None]
         changes = [_changes(run, _usual(name)) for run in own]
-        shared = tuple(part for part in changes[0] if all(part in one for one in changes))
-        rest = [tuple(part for part in one if part not in shared) for one in changes]
-        variants = tuple(_differences(own, rest))
-        found.append(MethodSettings(name, declared.title, declared.source, shared, variants))
+        shared = _common(changes)
+        on = _by_dataset(own, [_without(one, shared) for one in changes])
+        rest = [
+            _without(one, shared + on.get(run.spec.dataset, ()))
+            for run, one in zip(own, changes, strict=True)
+        ]
+        found.append(
+            MethodSettings(
+                name=name,
+                title=declared.title,
+                source=declared.source,
+                shared=shared,
+                by_dataset=tuple(on.items()),
+                variants=tuple(_differences(own, rest)),
+            )
+        )
     return found
+
+
+def _common(changes: Sequence[Changes]) -> Changes:
+    """Return what is in all of them."""
+    return tuple(part for part in changes[0] if all(part in one for one in changes))
+
+
+def _without(changes: Changes, known: Changes) -> Changes:
+    return tuple(part for part in changes if part not in known)
+
+
+def _by_dataset(runs: Sequence[Run], changes: Sequence[Changes]) -> dict[str, Changes]:
+    """Return what all runs on a dataset have, its default run among them; if there is any."""
+    grouped: dict[str, list[Changes]] = {}
+    with_default = {run.spec.dataset for run in runs if run.spec.variant == "default"}
+    for run, changed in zip(runs, changes, strict=True):
+        if run.spec.dataset in with_default:
+            grouped.setdefault(run.spec.dataset, []).append(changed)
+    found = {dataset: _common(parts) for dataset, parts in grouped.items()}
+    return {dataset: changed for dataset, changed in found.items() if changed}
 
 
 def _usual(method: str) -> dict[str, Any]:
@@ -167,9 +201,13 @@ def _usual(method: str) -> dict[str, Any]:
     return settings.validated(settings_of(method), declared, where).model_dump(mode="json")
 
 
-def _changes(run: Run, usual: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def _changes(run: Run, usual: Mapping[str, Any]) -> Changes:
     used = run.method or {}
-    return tuple((k, _shown(v)) for k, v in used.items() if k not in usual or usual[k] != v)
+    return tuple(
+        (key, _shown(used[key]))
+        for key in sorted(used)  # runs may list them in any order
+        if key not in usual or usual[key] != used[key]
+    )
 
 
 def _shown(value: Any) -> str:
@@ -178,10 +216,8 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _differences(
-    runs: Sequence[Run], changes: Sequence[tuple[tuple[str, str], ...]]
-) -> Iterable[Difference]:
-    grouped: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
+def _differences(runs: Sequence[Run], changes: Sequence[Changes]) -> Iterable[Difference]:
+    grouped: dict[tuple[str, Changes], list[str]] = {}
     for run, changed in zip(runs, changes, strict=True):
         grouped.setdefault((run.spec.variant, changed), []).append(run.spec.dataset)
     n_kinds = Counter(variant for variant, _ in grouped)

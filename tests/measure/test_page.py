@@ -79,6 +79,7 @@ def write_config(root: Path) -> None:
         "datasets/cats": dataset("cats", "animals", 0.4),
         "datasets/cars": dataset("cars", "objects", 0.6),
     }
+    files["datasets/cars"]["methods"] = {"microclip": {"batch_size": 7}}
     for letter in "AB":
         files[f"tables/table{letter}"] = {
             "title": f"Table {letter}",
@@ -328,7 +329,7 @@ def test_a_planned_run_without_a_score_is_listed_as_such(plan: dict[str, Any]) -
 
 def test_what_differs_from_the_method_s_file_is_listed(plan: dict[str, Any]) -> None:
     text = read(plan).text
-    assert "In all runs of this study: epochs: 2 ." in text
+    assert "In all runs of this study: epochs: 2 . On Cars: batch_size: 7 ." in text
     [changes] = re.findall(r"paper-text ((?:[a-z_]+: [a-z]+ )+)4 ", text)
     assert sorted(re.findall(r"[a-z_]+: [a-z]+", changes)) == [
         "fairness: paper",
@@ -458,6 +459,18 @@ def test_everything_is_there_without_scripts(browser: Browser, url: str) -> None
         assert seen.page.locator("table.sortable tbody tr").count() == 10
         assert seen.page.get_by_role("button").count() == 0
         assert not seen.page.get_by_text("A column's heading sorts.").is_visible()
+
+
+def test_a_wide_picture_stays_readable_on_a_phone(browser: Browser, plan: dict[str, Any]) -> None:
+    png = Path("results/toy/figures/figureA.png")
+    Image.new("RGB", (2000, 600), "navy").save(png, dpi=(300, 300))
+    with browser.visit(page.write(plan).resolve().as_uri(), PHONE) as seen:
+        assert seen.page.locator("img").evaluate("image => image.clientWidth") == 640
+        assert seen.overflow_px() == 0
+    with browser.visit(page.write(plan).resolve().as_uri(), DESKTOP) as seen:
+        width = "image => [image.clientWidth, image.parentElement.clientWidth]"
+        image, box = seen.page.locator("img").evaluate(width)
+        assert image <= box
 
 
 def test_wide_tables_scroll_in_their_own_box_by_keyboard(browser: Browser, url: str) -> None:
