@@ -285,7 +285,9 @@ def post(address: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_user_can_compare_runs_on_a_real_server(work: Path, browser: Browser) -> None:
+def test_a_user_can_compare_runs_on_a_real_server(
+    work: Path, request: pytest.FixtureRequest
+) -> None:
     one = settings_of("microclip")
     other = settings_of("microclip", gamma=0.3)
     variant = dataclasses.replace(other.spec, variant="gamma-0.3")
@@ -306,6 +308,7 @@ def test_a_user_can_compare_runs_on_a_real_server(work: Path, browser: Browser) 
         )
         assert {"scores.json"} <= {Path(f["path"]).name for f in json.load(listed)["files"]}
         query = f"runs=%5B%22{ids[0]}%22,%22{ids[1]}%22%5D&experiments=%5B%22{experiment}%22%5D"
+        browser: Browser = request.getfixturevalue("browser")  # all but the page needs none
         with browser.visit(f"{address}/#/compare-runs?{query}", (1500, 1100)) as seen:
             check_comparison(seen.page, [one.spec.name, variant.name], work / "compare.png")
 
