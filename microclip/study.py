@@ -11,6 +11,7 @@ from microclip import expansion, reports, settings
 from microclip.expansion import Expansion
 from microclip.methods.registry import evaluation_fields, known_methods, reads_of, recipe_of
 from microclip.runs import RunSettings, RunSpec
+from microclip.settings import ReportSelection
 
 __all__ = ["RunSettings", "RunSpec", "Study", "load", "reads_of"]
 
@@ -94,7 +95,7 @@ class Study:
             },
         }
 
-    def _selection(self, selection: settings.ReportSelection) -> dict[str, Any]:
+    def _selection(self, selection: ReportSelection) -> dict[str, Any]:
         parts = expansion.selected(self.settings, selection)
         return {key: list(part) for key, part in parts.items()} | {"is_brief": selection.is_brief}
 

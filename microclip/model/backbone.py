@@ -176,7 +176,7 @@ class Backbone(nn.Module):
     def _encode(self, images: Tensor, *, with_patches: bool) -> Tensor:
         """Return the tokens kept by the last block, computed in parts that a CPU's cache holds."""
         is_whole = torch.is_grad_enabled() or images.device.type != "cpu"
-        parts = (images,) if is_whole else images.split(_CPU_SLICE)
+        parts = (images,) if is_whole else torch.split(images, _CPU_SLICE)
         kept = [self._last_block(self._hidden(p), with_patches=with_patches) for p in parts]
         return torch.cat(kept)
 
