@@ -81,7 +81,8 @@ def check_continued(place: Path) -> None:
     assert epochs(place) == list(range(31))
     assert len(before) > 3
     client = MlflowClient(f"sqlite:///{place / 'results/mlflow.db'}")
-    [run] = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    [run] = client.search_runs([experiment], "tags.method = 'microclip'")
     assert run.info.status == "FINISHED"
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
     assert steps == list(range(1, 31))
