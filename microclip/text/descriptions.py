@@ -105,15 +105,15 @@ def _require_all(matches: Matches, where: str, vocabulary: Vocabulary) -> None:
 def location(dataset: DatasetSettings, descriptions: DescriptionSettings) -> str:
     """Return the path or web address of a dataset's descriptions, as `files` of config/llms says.
 
-    {published} is the file's name at its author's; a file named <dataset>.json in its place is
-    found as well.
+    {published} is the file's name at its author's, {published.stem} the same without ".json"; a
+    file named by the dataset in its place is found as well.
     """
     drawings = dataset.source.drawings if isinstance(dataset.source, IconSource) else dataset.name
     own = f"{dataset.name}.json"
     known = published_descriptions.published_file(descriptions.prompts, dataset.name)
     names = (own,) if known is None else (known.file, own)
     places = [
-        descriptions.files.format(dataset=dataset.name, drawings=drawings, published=name)
+        descriptions.files.format(dataset=dataset.name, drawings=drawings, published=Path(name))
         for name in names
     ]
     there = [place for place in places if published_descriptions.local_path(place).is_file()]
@@ -184,7 +184,7 @@ def write(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:
             "engine": descriptions.engine,
             "source": source.shown,
             "source_sha256": source.sha256,
-            **published_descriptions.publication(source, descriptions.prompts, dataset.name),
+            **_publication(source, found, dataset, descriptions),
             **({"keys": renamed} if renamed else {}),
             "n_sentences": sum(map(len, sentences.values())),
             "descriptions": sentences,
@@ -220,6 +220,18 @@ def _under_class_names(
         match.class_name: {"key": match.key, "rule": match.rule} for match in matches.by_rule
     }
     return Descriptions({**others, **by_class}, found.where, found.record), renamed
+
+
+def _publication(
+    source: published_descriptions.Source,
+    found: Descriptions,
+    dataset: DatasetSettings,
+    descriptions: DescriptionSettings,
+) -> dict[str, Any]:
+    """Return who published a file, as it is; a mended copy says itself what it was made of."""
+    if "cleaned" in found.record:
+        return {}
+    return published_descriptions.publication(source, descriptions.prompts, dataset.name)
 
 
 def load(dataset: DatasetSettings, descriptions: DescriptionSettings) -> dict[str, tuple[str, ...]]:

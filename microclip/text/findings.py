@@ -7,7 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,9 +91,9 @@ class Report:
     def table(self) -> str:
         """Return the table that people read."""
         counts = self.counts()
-        rows = [("check", "level", "found", "what it is", "mending", "first")]
+        rows = [("check", "level", "found", "what it is", "first")]
         rows += [
-            (kind, own.level, str(counts[kind]), own.what, own.remedy, self._example(kind))
+            (kind, own.level, str(counts[kind]), own.what, self._example(kind))
             for kind, own in KINDS.items()
         ]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -111,6 +111,7 @@ class Report:
             "n_sentences": self.n_sentences,
             "facts": dict(self.facts),
             "counts": self.counts(),
+            "kinds": {name: asdict(kind) for name, kind in KINDS.items()},
             "findings": [
                 {"level": f.level, **{k: v for k, v in vars(f).items() if v not in ("", None)}}
                 for f in self.findings

@@ -1,8 +1,9 @@
-"""Whether a sentence is English, by two rules without a model; a guess for longer sentences only.
+"""Whether a sentence is English, by two rules without a model.
 
-Letters: more than a fifth are of another script than the Latin one. Words: at least two of the
-commonest words of German, French, Spanish, Italian, Portuguese, Dutch or Swedish, and more of these
-than of the commonest English ones. Sentences of other languages without such words pass as English.
+Letters: more than a fifth are of another script than the Latin one, and fewer than three words are
+common English ones. Words: at least two are among the commonest of German, French, Spanish,
+Italian, Portuguese, Dutch or Swedish, and more than are common English ones. Sentences of other
+languages without such words pass as English.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import unicodedata
 from functools import lru_cache
 
 _OTHER_SCRIPT = 0.2  # share of letters
+_ENOUGH_ENGLISH = 3  # common words
 _MIN_WORDS = 2  # foreign words
 
 _COMMON_ENGLISH = (
@@ -39,9 +41,11 @@ def _is_latin(letter: str) -> bool:
 
 def is_foreign(text: str) -> bool:
     """Return whether a sentence is not English, as far as the two rules can tell."""
-    marks = [letter for letter in text if letter.isalpha()]
-    if marks and sum(not _is_latin(letter) for letter in marks) > _OTHER_SCRIPT * len(marks):
-        return True
     words = [word.casefold() for word in _WORD.findall(text)]
+    english = sum(word in _ENGLISH for word in words)
+    marks = [letter for letter in text if letter.isalpha()]
+    elsewhere = sum(not _is_latin(letter) for letter in marks)
+    if elsewhere > _OTHER_SCRIPT * len(marks) and english < _ENOUGH_ENGLISH:
+        return True
     foreign = sum(word in _FOREIGN for word in words)
-    return foreign >= _MIN_WORDS and foreign > sum(word in _ENGLISH for word in words)
+    return foreign >= _MIN_WORDS and foreign > english

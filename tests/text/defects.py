@@ -1,0 +1,47 @@
+"""A small set of descriptions that has every defect the doctor knows, each once if possible."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+CLASSES = ("red_disc", "green square", "Blue Bar", "grey ring", "empty box", "lost cone")
+
+LONG = "A blue bar is long" + ", and then it goes on to be longer" * 12 + "."
+
+PAIRS: list[tuple[str, list[str]]] = [
+    (
+        "red disc",
+        [
+            "A red disc is round and flat.",  # 1
+            ".",  # 2 stub
+            "See a red disc at https://www.",  # 3 url
+            "I'm sorry, I cannot say what a red disc is.",  # 4 refused
+            "Un disque red disc est rond et plat dans la boîte.",  # 5 language
+            "A red disc is round and flat.",  # 6 repeat
+            "a red disc is ROUND, and flat",  # 7 same-words
+            "A photo of a red disc.",  # 8 name-alone
+            "\n\n- A **red disc** has no corner. ",  # 9 untidy
+            "It has one colour, like blood or roses.",  # 10 unnamed
+        ],
+    ),
+    ("green square", ["A green square has four sides of the same length and four corners."]),
+    ("green square", ["A green square is as wide as it is high, and as green as young grass."]),
+    ("blue-bar", [LONG, "A blue bar has two short ends and is blue all over."]),
+    ("grey ring", ["A grey ring has a hole in it."]),
+    ("empty box", []),
+    ("moon", ["The moon is far away from here."]),
+]
+
+
+def text() -> str:
+    """Return the file's text; one key stands twice, which no mapping holds."""
+    lines = [f"{json.dumps(key)}: {json.dumps(own, ensure_ascii=False)}" for key, own in PAIRS]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def write(folder: Path) -> Path:
+    """Write the file."""
+    path = folder / "shapes.json"
+    path.write_text(text(), encoding="utf-8")
+    return path

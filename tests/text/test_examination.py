@@ -1,0 +1,174 @@
+"""The doctor on files: read as they are, reported beside them, mended to a copy for a variant."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from microclip import runtime, settings
+from microclip.settings import SettingsError
+from microclip.text import descriptions
+from microclip.text.doctor import Options
+from microclip.text.examination import (
+    check_file,
+    examine,
+    fix_file,
+    mend,
+    options_for,
+    read_raw,
+    table_10,
+)
+from tests.text import defects
+
+ROOT = Path(__file__).resolve().parents[2]
+EACH_ONCE = {  # what the file was made with
+    "missing": 1, "empty": 1, "key-twice": 1, "stub": 1, "url": 1, "refused": 1, "language": 1,
+    "too-long": 1, "repeat": 1, "same-words": 1, "name-alone": 1, "unknown": 1, "key": 1,
+    "untidy": 1, "unnamed": 2, "count": 3, "twins": 0, "shared": 0,
+}  # fmt: skip
+
+
+def test_every_defect_of_the_file_is_counted(tmp_path: Path) -> None:
+    report = check_file(defects.write(tmp_path), defects.CLASSES)
+    assert {kind: n for kind, n in report.counts().items() if kind != "count"} == {
+        kind: n for kind, n in EACH_ONCE.items() if kind != "count"
+    }
+    assert report.of_kind("key-twice")[0].class_name == "green square"
+    assert report.n_sentences == 15  # both texts under the key that stands twice are there
+
+
+def test_the_report_is_written_as_json_and_csv_beside_the_file(tmp_path: Path) -> None:
+    found = examine(defects.write(tmp_path), class_names=defects.CLASSES)
+    assert [path.name for path in found.written] == ["shapes.report.json", "shapes.report.csv"]
+    values = json.loads(found.written[0].read_text())
+    assert values["counts"]["stub"] == 1
+    assert {
+        "level": "error",
+        "kind": "stub",
+        "class_name": "red_disc",
+        "number": 2,
+        "text": ".",
+    } in (values["findings"])
+    rows = list(csv.DictReader(found.written[1].open(newline="")))
+    assert len(rows) == len(found.report.findings) == len(values["findings"])
+    assert found.text() == found.report.table()
+
+
+def test_a_mended_copy_stands_beside_the_original_with_every_change(tmp_path: Path) -> None:
+    path = defects.write(tmp_path)
+    before = path.read_bytes()
+    found = mend(path, class_names=defects.CLASSES)
+    assert path.read_bytes() == before
+    assert found.mended is not None
+    assert found.mended.path == tmp_path / "shapes.clean.json"
+    values = json.loads(found.mended.path.read_text())
+    assert values["cleaned"]["from"] == "shapes.json"
+    assert values["cleaned"]["sha256"] == runtime.sha256(path)
+    assert values["cleaned"]["changes"]["stub"] == 1
+    assert values["cleaned"]["left_out"] == ["empty box"]
+    rows = list(csv.DictReader(found.mended.changes.open(newline="")))
+    assert found.mended.changes.name == "shapes.clean.changes.csv"
+    assert len(rows) == len(found.mended.mended.changes) == 11
+    assert "mended: 1 key, 1 stub" in found.text()
+    assert found.text().count("shapes.clean.json: ") == 1
+    again = found.mended.path.read_bytes()
+    mend(path, class_names=defects.CLASSES)
+    assert found.mended.path.read_bytes() == again
+
+
+def test_the_record_of_a_file_is_kept_and_the_original_is_never_written_over(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "own.json"
+    own = {"fox": [" A fox is a red animal."]}
+    path.write_text(json.dumps({"model": "m", "descriptions": own}))
+    mended = fix_file(path, out=tmp_path / "b.json")
+    values = json.loads(mended.path.read_text())
+    assert values["model"] == "m"
+    assert values["descriptions"] == {"fox": ["A fox is a red animal."]}
+    with pytest.raises(SettingsError, match="is the file that is mended; name another one"):
+        fix_file(path, out=path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "are not JSON"),
+        ("[1]", "must map class names to lists of texts"),
+        ('{"fox": "A fox."}', "must map class names to lists of texts"),
+        ('{"fox": [1]}', "must map class names to lists of texts"),
+    ],
+)
+def test_what_is_no_descriptions_file_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "own.json"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=expected):
+        read_raw(path)
+    with pytest.raises(runtime.MissingDataError, match="do not exist"):
+        read_raw(tmp_path / "none.json")
+
+
+def test_counts_are_those_of_table_10_where_the_paper_has_the_dataset() -> None:
+    assert (table_10("cars"), table_10("fgvc"), table_10("icons-food")) == (90, 20, None)
+    known = options_for("caltech101")
+    assert known.expected == 30
+    assert known.listed["face"] == "off-center face"
+    assert options_for("cars", Options(expected=100)).expected == 100
+    assert options_for(None) == Options()
+
+
+@pytest.mark.usefixtures("own_project")
+def test_classes_and_vectors_are_those_of_the_named_dataset_and_backbone(tmp_path: Path) -> None:
+    source = descriptions.source_file(
+        settings.load_dataset("shapes"), settings.load_descriptions("shipped")
+    )
+    path = tmp_path / "shapes.json"
+    path.write_bytes(source.read_bytes())
+    report = examine(path, dataset="shapes", backbone="tiny").report
+    assert report.n_classes == 3
+    assert report.facts["most_alike"].endswith("by vectors)")
+    assert not report.of_kind("missing")
+
+
+def test_original_and_mended_copy_are_both_studied_as_variants(own_project: Path) -> None:
+    folder = own_project / "data"
+    folder.mkdir()
+    theirs = {
+        "red disc": ["A red disc is round.", "A red disc is round.", "."],
+        "green square": ["A green square has four sides."],
+        "blue bar": ["A blue bar is long and blue."],
+    }
+    (folder / "shapes.json").write_text(json.dumps(theirs))
+    mend(folder / "shapes.json", dataset="shapes")
+    counts = {}
+    for name, end in (("theirs", ""), ("theirs-clean", ".clean")):
+        values = {
+            "title": name, "engine": "file", "model": "m", "prompts": "by-hand",
+            "files": f"data/{{published.stem}}{end}.json",
+        }  # fmt: skip
+        (own_project / "config" / "llms" / f"{name}.yaml").write_text(yaml.safe_dump(values))
+        written = descriptions.write(
+            settings.load_dataset("shapes"), settings.load_descriptions(name)
+        )
+        record = json.loads(written.read_text())
+        counts[name] = record["n_sentences"]
+        assert ("cleaned" in record) == bool(end)
+    assert counts == {"theirs": 5, "theirs-clean": 3}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "resources" / "descriptions").glob("*.json")))
+def test_shipped_descriptions_have_nothing_that_must_be_mended(path: Path) -> None:
+    report = check_file(path, options=Options(frame="a picture of a {name}. {sentence}"))
+    wrong = {kind for kind, n in report.counts().items() if n} - {"count", "twins"}
+    assert not wrong
+    assert fix_file_is_idle(path)
+
+
+def fix_file_is_idle(path: Path) -> bool:
+    from microclip.text.mending import fix
+
+    return not fix(read_raw(path).sentences).changes

@@ -1,0 +1,111 @@
+"""Mending: what goes, what is cut, what stays for a writer, and the list of it all."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from microclip.settings import SettingsError
+from microclip.text.doctor import Options, check
+from microclip.text.findings import KINDS
+from microclip.text.mending import fix
+from microclip.text.token_count import CONTEXT, cut, n_tokens
+from tests.text.defects import CLASSES, LONG
+from tests.text.test_doctor import DESCRIPTIONS, GOOD
+
+
+def test_what_is_good_is_left_alone() -> None:
+    mended = fix(GOOD, ["fox", "hen"])
+    assert mended.sentences == {name: tuple(texts) for name, texts in GOOD.items()}
+    assert mended.changes == ()
+
+
+def test_each_defect_is_mended_by_its_rule_and_every_change_is_listed() -> None:
+    mended = fix(DESCRIPTIONS, CLASSES)
+    assert list(mended.sentences) == ["red_disc", "green square", "Blue Bar", "grey ring", "moon"]
+    assert mended.sentences["red_disc"] == (
+        "A red disc is round and flat.",
+        "A red disc has no corner.",
+        "It has one colour, like blood or roses.",
+    )
+    assert mended.emptied == ("empty box",)
+    listed = [(c.kind, c.class_name, c.number) for c in mended.changes]
+    assert listed == [
+        ("key", "Blue Bar", None),
+        ("stub", "red_disc", 2),
+        ("url", "red_disc", 3),
+        ("refused", "red_disc", 4),
+        ("language", "red_disc", 5),
+        ("repeat", "red_disc", 6),
+        ("same-words", "red_disc", 7),
+        ("name-alone", "red_disc", 8),
+        ("untidy", "red_disc", 9),
+        ("too-long", "Blue Bar", 1),
+        ("empty", "empty box", None),
+    ]
+
+
+def test_a_mended_set_has_only_what_needs_a_writer() -> None:
+    mended = fix(DESCRIPTIONS, CLASSES)
+    left = {finding.kind for finding in check(mended.sentences, CLASSES).findings}
+    assert left == {"missing", "count", "unknown", "unnamed"}
+    assert fix(mended.sentences, CLASSES).changes == ()
+
+
+def test_a_long_sentence_is_cut_where_a_clause_ends_within_the_frame() -> None:
+    options = Options(frame="a picture of a {name}. {sentence}")
+    kept = fix({"blue bar": [LONG]}, options=options).sentences["blue bar"][0]
+    assert LONG.startswith(kept.rstrip("."))
+    assert kept.endswith("to be longer.")
+    framed = options.frame.format(name="blue bar", sentence=kept)
+    assert CONTEXT - 12 < n_tokens(framed) <= CONTEXT
+
+
+def test_a_long_sentence_without_clauses_is_cut_after_a_word() -> None:
+    kept = cut("fox " * 100, 77)
+    assert kept == " ".join(["fox"] * 74) + "."  # 74 words, the stop, start and end
+    assert n_tokens(kept) == 77
+    assert cut("A fox.", 77) == "A fox."
+
+
+def test_long_sentences_are_dropped_or_refused_as_the_policy_says() -> None:
+    given = {"blue bar": [LONG, "A blue bar is long and thin."]}
+    dropped = fix(given, options=Options(long="drop"))
+    assert dropped.sentences == {"blue bar": ("A blue bar is long and thin.",)}
+    assert [(c.kind, c.number, c.after) for c in dropped.changes] == [("too-long", 1, None)]
+    with pytest.raises(SettingsError, match=r"sentence 1 of class 'blue bar' has \d+ tokens, 77"):
+        fix(given, options=Options(long="error"))
+
+
+def test_sentences_that_become_the_same_are_kept_once() -> None:
+    mended = fix({"fox": ["A fox is a red animal.", " A fox is\na red animal. "]})
+    assert mended.sentences["fox"] == ("A fox is a red animal.",)
+    assert [c.kind for c in mended.changes] == ["same-words"]
+
+
+def test_a_class_of_which_nothing_is_left_is_left_out_by_name() -> None:
+    mended = fix({"fox": [".", "I don't know what a fox is."], "hen": GOOD["hen"]})
+    assert list(mended.sentences) == ["hen"]
+    assert mended.emptied == ("fox",)
+    assert mended.changes[-1].before == "2 sentences"
+
+
+def test_changes_as_csv_hold_the_text_before_and_after() -> None:
+    mended = fix({"fox": [" A fox is a red\nanimal.", "."]})
+    rows = list(csv.DictReader(io.StringIO(mended.csv())))
+    assert rows == [
+        {
+            "change": "untidy",
+            "class": "fox",
+            "sentence": "1",
+            "before": " A fox is a red\nanimal.",
+            "after": "A fox is a red animal.",
+        },
+        {"change": "stub", "class": "fox", "sentence": "2", "before": ".", "after": ""},
+    ]
+
+
+def test_every_change_is_of_a_kind_that_the_report_knows() -> None:
+    assert {change.kind for change in fix(DESCRIPTIONS, CLASSES).changes} <= set(KINDS)
