@@ -146,15 +146,18 @@ def test_open_clip_knows_each_backbone_with_the_activation_of_its_weights(name: 
     assert network["vision_cfg"]["patch_size"] == size
 
 
-@pytest.mark.parametrize("name", ["cupl-gpt3", "gpt-4o-published"])
-def test_descriptions_of_others_lie_in_a_folder_of_the_user(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("cupl-gpt3", "texture_prompts_full.json"), ("gpt-4o-published", "dtd.json")],
+)
+def test_descriptions_of_others_lie_in_a_folder_of_the_user(name: str, theirs: str) -> None:
     written = settings.load_descriptions(name)
     assert written.engine == "file"
     assert written.frame == "{sentence}"
     file = descriptions.source_file(settings.load_dataset("dtd"), written)
     assert file.relative_to(Path.cwd()).parts[:2] == ("data", "descriptions")
-    assert file.name == "dtd.json"
-    with pytest.raises(settings.SettingsError, match=r"descriptions .*dtd\.json do not exist"):
+    assert file.name == theirs
+    with pytest.raises(settings.SettingsError, match=rf"descriptions .*{theirs} do not exist"):
         descriptions.read(file)
 
 

@@ -1,13 +1,24 @@
-"""A small set of descriptions that has every defect the doctor knows, each once if possible."""
+"""A small set of descriptions that has every defect the doctor knows, each once or twice."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-CLASSES = ("red_disc", "green square", "Blue Bar", "grey ring", "empty box", "lost cone")
+CLASSES = (
+    "red_disc",
+    "green square",
+    "Blue Bar",
+    "grey ring",
+    "empty box",
+    "lost cone",
+    "left arm",
+    "right arm",
+)
 
 LONG = "A blue bar is long" + ", and then it goes on to be longer" * 12 + "."
+
+SHARED = "It has a joint in the middle."
 
 PAIRS: list[tuple[str, list[str]]] = [
     (
@@ -30,6 +41,8 @@ PAIRS: list[tuple[str, list[str]]] = [
     ("blue-bar", [LONG, "A blue bar has two short ends and is blue all over."]),
     ("grey ring", ["A grey ring has a hole in it."]),
     ("empty box", []),
+    ("left arm", ["A left arm is a grey rod that ends in a hand.", SHARED]),
+    ("right arm", ["A right arm is a grey rod that ends in a hand.", SHARED]),
     ("moon", ["The moon is far away from here."]),
 ]
 

@@ -204,7 +204,7 @@ def test_a_listed_key_is_a_note_and_a_wrong_one_leaves_its_class_missing() -> No
 def test_the_table_has_a_line_for_every_check_and_says_what_was_looked_at() -> None:
     table = check(DESCRIPTIONS, CLASSES, where="shapes.json").table()
     lines = table.splitlines()
-    assert lines[0] == "shapes.json: 5 classes, 15 sentences"
+    assert lines[0] == "shapes.json: 7 classes, 19 sentences"
     assert [line.split()[0] for line in lines[4 : 4 + len(KINDS)]] == list(KINDS)
     stub = next(line for line in lines if line.startswith("stub "))
     assert stub.split()[1:3] == ["error", "1"]

@@ -15,6 +15,8 @@ from microclip.text.token_count import CONTEXT, cut, n_tokens
 from tests.text.defects import CLASSES, LONG
 from tests.text.test_doctor import DESCRIPTIONS, GOOD
 
+ARMS = ("left arm", "right arm")
+
 
 def test_what_is_good_is_left_alone() -> None:
     mended = fix(GOOD, ["fox", "hen"])
@@ -24,7 +26,7 @@ def test_what_is_good_is_left_alone() -> None:
 
 def test_each_defect_is_mended_by_its_rule_and_every_change_is_listed() -> None:
     mended = fix(DESCRIPTIONS, CLASSES)
-    assert list(mended.sentences) == ["red_disc", "green square", "Blue Bar", "grey ring", "moon"]
+    assert list(mended.sentences) == [*CLASSES[:4], *ARMS, "moon"]
     assert mended.sentences["red_disc"] == (
         "A red disc is round and flat.",
         "A red disc has no corner.",
@@ -50,7 +52,7 @@ def test_each_defect_is_mended_by_its_rule_and_every_change_is_listed() -> None:
 def test_a_mended_set_has_only_what_needs_a_writer() -> None:
     mended = fix(DESCRIPTIONS, CLASSES)
     left = {finding.kind for finding in check(mended.sentences, CLASSES).findings}
-    assert left == {"missing", "count", "unknown", "unnamed"}
+    assert left == {"missing", "count", "unknown", "unnamed", "twins", "shared"}
     assert fix(mended.sentences, CLASSES).changes == ()
 
 
