@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from pathlib import Path
 
 from microclip import paths, runtime
@@ -31,3 +32,23 @@ def read_history(folder: Path) -> list[dict[str, float]]:
             {key: float(value) for key, value in row.items() if value not in ("", None)}
             for row in csv.DictReader(stream)
         ]
+
+
+class RunClock:
+    """Seconds that a run has taken over all its processes: an interruption starts no new count."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start this process's share of the run in `folder`."""
+        self._started = time.perf_counter()
+        self._elapsed = {int(r["epoch"]): r.get("elapsed_s", 0.0) for r in read_history(folder)}
+        self._before: float | None = None
+
+    def at(self, epoch: int) -> float:
+        """Return the seconds at the end of an epoch; the first call tells where the run went on."""
+        if self._before is None:
+            self._before = self._elapsed.get(epoch - 1, 0.0)
+        return self.seconds()
+
+    def seconds(self) -> float:
+        """Return the seconds up to now."""
+        return (self._before or 0.0) + time.perf_counter() - self._started

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from microclip.data import datasets, features
 from microclip.data.datasets import LabelledImages
 from microclip.data.loading import ViewRecipe, evaluation_views
 from microclip.data.vocabulary import load_vocabulary
+from microclip.history import RunClock
 from microclip.measure.evaluation import Evaluation, collect_heads, evaluate
 from microclip.measure.monitoring import LabelMonitor, MeasuredTracker
 from microclip.methods.base import (
@@ -31,9 +31,9 @@ from microclip.methods.base import (
     Views,
     load_method,
 )
+from microclip.methods.registry import evaluation_fields
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.token_fusion import cosine_similarity
-from microclip.methods.registry import evaluation_fields
 from microclip.settings import SettingsError, read_yaml, validated
 from microclip.study import RunSettings
 from microclip.text import embedding
@@ -64,13 +64,14 @@ def run(
     Raises:
         MissingDataError: an input is not there.  SettingsError: an input is stale or damaged.
     """
-    started = time.perf_counter()
+    clock = RunClock(out)
     method = load_method(settings.spec.method)
     options = validated(method.Settings, settings.method, f"the settings of {settings.spec.name}")
     inputs = read_inputs(settings, method.reads)
     test = TestViews(inputs, settings.spec.seed)
     monitor = LabelMonitor(inputs.splits["train"].labels, inputs.splits["test"].labels, test)
-    measured = MeasuredTracker(tracker, monitor, getattr(options, "epochs", None))
+    n_epochs = getattr(options, "epochs", None)
+    measured = MeasuredTracker(tracker, monitor, n_epochs=n_epochs, clock=clock)
     zero_shot = evaluate(zero_shot_logits(inputs, test), inputs.splits["test"].labels)
     task = _task(settings, inputs, method, out / paths.RUN_CHECKPOINT, monitor)
     if weights_from is None:
@@ -91,7 +92,7 @@ def run(
         **{f"top1_{name}_pct": found[name].top1_pct for name in found if name != "fused"},
         "top1_zero_shot_pct": zero_shot.top1_pct,
         "n_test": len(inputs.splits["test"]),
-        "seconds": round(time.perf_counter() - started, 3),
+        "seconds": round(clock.seconds(), 3),
         "device": inputs.device,
     }
     _write(out, settings, inputs, classifier.trained_state(), found["fused"])
@@ -234,11 +235,8 @@ def _write(
     )
 
 
-def read_trained(
-    folder: Path, settings: RunSettings, ignored: frozenset[str]
-) -> dict[str, Tensor]:
-    """Return what a complete run has trained, if its settings differ from `settings` in how it is
-    tested alone.
+def read_trained(folder: Path, settings: RunSettings, ignored: frozenset[str]) -> dict[str, Tensor]:
+    """Return what a complete run has trained; only how it is tested may differ from `settings`.
 
     Raises:
         MissingDataError: that run is not complete.  SettingsError: it was trained otherwise.
@@ -247,8 +245,11 @@ def read_trained(
         raise runtime.MissingDataError(f"run {folder} is not complete; run `snakemake` for it")
     written = RunSettings.from_dict(read_yaml(folder / paths.RUN_SETTINGS))
     same_spec = replace(written.spec, variant=settings.spec.variant) == settings.spec
-    here, there = ({k: v for k, v in s.method.items() if k not in ignored} for s in (settings, written))
-    if not same_spec or here != there or written.recipe != settings.recipe:
+    trained = [
+        {key: value for key, value in each.method.items() if key not in ignored}
+        for each in (settings, written)
+    ]
+    if not same_spec or trained[0] != trained[1] or written.recipe != settings.recipe:
         raise SettingsError(
             f"run {folder} was trained by other settings than {settings.spec.name} needs; "
             "run it again, or train this one by itself (without --weights-from)"

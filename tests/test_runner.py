@@ -59,7 +59,7 @@ def test_history_tells_losses_pseudo_labels_and_all_heads() -> None:
     assert list(journal.rows) == [0, 1, 2]
     heads = {"test_fused_pct", "test_global_pct", "test_local_pct"}
     guesses = {"pseudo_prior_pct", "pseudo_fusion_pct", "pseudo_mix_pct"}
-    assert set(journal.rows[0]) == heads
+    assert set(journal.rows[0]) == {*heads, "elapsed_s"}
     assert set(journal.rows[2]) >= heads | guesses | {"loss", "learning_rate", "images_per_s"}
     assert journal.rows[2]["test_fused_pct"] == scores["top1_pct"]
     assert journal.rows[0]["test_global_pct"] == pytest.approx(scores["top1_zero_shot_pct"])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from jaxtyping import Int
 from torch import Tensor
 
+from microclip.history import RunClock
 from microclip.measure.evaluation import collect_heads, evaluate
 from microclip.methods.base import Classifier, Tracker, ViewPlan, Views
 
@@ -60,15 +61,18 @@ class LabelMonitor:
 class MeasuredTracker:
     """A tracker that adds the monitor's numbers to each epoch's row and shows them in a line."""
 
-    def __init__(self, tracker: Tracker, monitor: LabelMonitor, n_epochs: int | None) -> None:
+    def __init__(
+        self, tracker: Tracker, monitor: LabelMonitor, *, n_epochs: int | None, clock: RunClock
+    ) -> None:
         """Pass everything on to `tracker`."""
+        self._clock = clock
         self._tracker = tracker
         self._monitor = monitor
         self._n_epochs = n_epochs
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         """Record a row with what was measured."""
-        full = {**row, **self._monitor.take()}
+        full = {**row, **self._monitor.take(), "elapsed_s": round(self._clock.at(epoch), 3)}
         self._tracker.epoch(epoch, full)
         self._tracker.message(summary(epoch, self._n_epochs, full))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from microclip.history import RunClock, write_history
 from microclip.measure.monitoring import LabelMonitor, MeasuredTracker, summary
 from microclip.methods.base import Views
 from tests.fixtures.project import Journal
@@ -41,9 +44,9 @@ def test_every_head_is_tested() -> None:
     assert measured["test_global_pct"] == 0.0
 
 
-def test_the_tracker_gets_the_rows_and_the_method_does_not() -> None:
+def test_the_tracker_gets_the_rows_and_the_method_does_not(tmp_path: Path) -> None:
     journal, watching = Journal(), monitor()
-    tracker = MeasuredTracker(journal, watching, n_epochs=4)
+    tracker = MeasuredTracker(journal, watching, n_epochs=4, clock=RunClock(tmp_path))
     watching.evaluate(Halves())
     row = {"loss": 1.5, "seconds": 2.0}
     assert tracker.epoch(3, row) is None
@@ -54,3 +57,12 @@ def test_the_tracker_gets_the_rows_and_the_method_does_not() -> None:
 
 def test_before_training_there_is_only_a_test() -> None:
     assert summary(0, 2, {"test_fused_pct": 40.0}) == "epoch 0/2: test 40.0 %"
+
+
+def test_a_run_that_goes_on_counts_the_seconds_of_its_earlier_process(tmp_path: Path) -> None:
+    write_history(tmp_path, [{"epoch": e, "elapsed_s": 100.0 * e} for e in range(4)])
+    resumed, anew = RunClock(tmp_path), RunClock(tmp_path)
+    assert 200.0 <= resumed.at(3) < 250.0  # epochs 1 and 2 were done, 3 is made again
+    assert 200.0 <= resumed.at(4) < 250.0
+    assert 200.0 <= resumed.seconds() < 250.0
+    assert anew.at(0) < 50.0  # epoch 0 is the beginning: nothing is counted twice
