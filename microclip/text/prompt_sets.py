@@ -115,6 +115,13 @@ class PromptSet(Frozen):
     def _questions_are_templates(cls, questions: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_checked_question(question) for question in questions)
 
+    @field_validator("append")
+    @classmethod
+    def _append_is_a_template(cls, append: str | None) -> str | None:
+        if append is not None and append.replace("{name}", "").count("{"):
+            raise ValueError(f"append {append!r} may hold {{name}} alone")
+        return append
+
     @model_validator(mode="after")
     def _asks_something(self) -> PromptSet:
         if not self.questions and not self.datasets:

@@ -152,6 +152,13 @@ def test_a_question_that_cannot_be_filled_is_refused(question: str, expected: st
     assert expected in str(caught.value)
 
 
+def test_what_is_appended_may_hold_the_name_alone() -> None:
+    kept = asked("See {name}", "fox", append="Say '{name}'.")
+    assert kept == ["See fox Say 'fox'."]
+    with pytest.raises(ValueError, match="may hold {name} alone"):
+        made(questions=["{name}"], append="of {article} {name}")
+
+
 def test_a_set_that_asks_nothing_or_one_dataset_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="give `questions`"):
         made()
