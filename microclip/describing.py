@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -54,7 +54,19 @@ def describe(
     max_cost: Annotated[
         float | None, typer.Option(min=0, help="US dollars that this command may spend")
     ] = None,
+    long: Annotated[
+        Literal["trim", "drop", "error"], typer.Option(help="--fix: sentences over 77 tokens")
+    ] = "trim",
+    backbone: Annotated[
+        str, typer.Option(help="--check: compare classes by the vectors of config/backbones/NAME")
+    ] = "",
     *,
+    check: Annotated[
+        bool, typer.Option("--check", help="report on a JSON file, or on those of a dataset")
+    ] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="the same, and write a mended copy beside it")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="count, and send nothing")] = False,
     retry_quarantined: Annotated[
         bool, typer.Option("--retry-quarantined", help="ask again where no answer was usable")
@@ -71,6 +83,12 @@ def describe(
     asked = {"domain": domain, "base_url": base_url, "allow_quarantined": allow_quarantined}
     name = llm or descriptions
     written = settings.load_descriptions(name)
+    if check or fix:
+        from microclip import doctoring
+
+        wishes = doctoring.Wishes(is_fix=fix, long=long, backbone=backbone, out=out)
+        doctoring.run(targets, written, wishes)
+        return
     if not written.asks:
         _refuse_options({**changes, **asked, "max_cost": max_cost, "cancel": cancel}, name)
         for target in targets:

@@ -83,11 +83,9 @@ def _is_list_of_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def options_for(dataset: str | None, options: Options | None = None) -> Options:
+def options_for(dataset: str, options: Options | None = None) -> Options:
     """Return options with what is known of a dataset: Table 10's count, keys of published files."""
     options = options or Options()
-    if dataset is None:
-        return options
     listed = {**published_list().keys.get(dataset, {}), **options.listed}
     expected = options.expected if options.expected is not None else table_10(dataset)
     return replace(options, listed=listed, expected=expected)
@@ -171,49 +169,48 @@ class Examination:
 
 def examine(
     path: Path,
-    *,
-    dataset: str | None = None,
     class_names: Sequence[str] | None = None,
-    backbone: str | None = None,
+    *,
     options: Options | None = None,
+    backbone: str | None = None,
+    report: Path | None = None,
 ) -> Examination:
-    """Check a descriptions file, and write the report beside it.
+    """Check a descriptions file, and write `<report>.report.json` and `.csv`, or beside it.
 
-    Classes are those of `dataset` (config/datasets) unless they are given; without either, each key
-    is a class. `backbone` (config/backbones) compares classes by vectors.
+    Without `class_names` each key is a class; `of_dataset` has those of a dataset. `backbone`
+    (config/backbones) compares classes by vectors.
 
     Raises:
-        MissingDataError, SettingsError: see `read_raw`, `load_vocabulary`.
+        MissingDataError, SettingsError: see `read_raw`.
     """
-    options = options_for(dataset, options)
-    class_names = class_names or _classes_of(dataset)
     tower = None if backbone is None else load_backbone(backbone)
-    report = check_file(path, class_names, options=options, backbone=tower)
-    return Examination(report, report.write(path.with_suffix("")))
+    found = check_file(path, class_names, options=options, backbone=tower)
+    return Examination(found, found.write(report or path.with_suffix("")))
 
 
 def mend(
     path: Path,
-    *,
-    dataset: str | None = None,
     class_names: Sequence[str] | None = None,
+    *,
     options: Options | None = None,
     out: Path | None = None,
+    report: Path | None = None,
 ) -> Examination:
     """Check a file as `examine` does, and write a mended copy beside it, or to `out`.
 
     Raises:
         MissingDataError, SettingsError: see `examine`, `fix_file`.
     """
-    class_names = class_names or _classes_of(dataset)
-    found = examine(path, dataset=dataset, class_names=class_names, options=options)
-    options = options_for(dataset, options)
+    found = examine(path, class_names, options=options, report=report)
     mended = fix_file(path, class_names, options=options, out=out)
     return Examination(found.report, (*found.written, mended.path, mended.changes), mended)
 
 
-def _classes_of(dataset: str | None) -> tuple[str, ...] | None:
-    """Return the classes of `config/datasets/<dataset>.yaml`; None without a dataset."""
-    if dataset is None:
-        return None
-    return load_vocabulary(settings.load_dataset(dataset)).class_names
+def of_dataset(dataset: str, options: Options | None = None) -> tuple[tuple[str, ...], Options]:
+    """Return the classes of `config/datasets/<dataset>.yaml`, and options with what is known of it.
+
+    Raises:
+        SettingsError: no such dataset, or no class list.
+    """
+    names = load_vocabulary(settings.load_dataset(dataset)).class_names
+    return names, options_for(dataset, options)

@@ -18,6 +18,7 @@ from microclip.text.examination import (
     examine,
     fix_file,
     mend,
+    of_dataset,
     options_for,
     read_raw,
     table_10,
@@ -40,7 +41,7 @@ def test_every_defect_of_the_file_is_counted(tmp_path: Path) -> None:
 
 
 def test_the_report_is_written_as_json_and_csv_beside_the_file(tmp_path: Path) -> None:
-    found = examine(defects.write(tmp_path), class_names=defects.CLASSES)
+    found = examine(defects.write(tmp_path), defects.CLASSES)
     assert [path.name for path in found.written] == ["shapes.report.json", "shapes.report.csv"]
     values = json.loads(found.written[0].read_text())
     assert values["counts"]["stub"] == 1
@@ -54,12 +55,15 @@ def test_the_report_is_written_as_json_and_csv_beside_the_file(tmp_path: Path) -
     rows = list(csv.DictReader(found.written[1].open(newline="")))
     assert len(rows) == len(found.report.findings) == len(values["findings"])
     assert found.text() == found.report.table()
+    (tmp_path / "elsewhere").mkdir()
+    named = examine(tmp_path / "shapes.json", report=tmp_path / "elsewhere" / "x")
+    assert [path.name for path in named.written] == ["x.report.json", "x.report.csv"]
 
 
 def test_a_mended_copy_stands_beside_the_original_with_every_change(tmp_path: Path) -> None:
     path = defects.write(tmp_path)
     before = path.read_bytes()
-    found = mend(path, class_names=defects.CLASSES)
+    found = mend(path, defects.CLASSES)
     assert path.read_bytes() == before
     assert found.mended is not None
     assert found.mended.path == tmp_path / "shapes.clean.json"
@@ -74,7 +78,7 @@ def test_a_mended_copy_stands_beside_the_original_with_every_change(tmp_path: Pa
     assert "mended: 1 key, 1 stub" in found.text()
     assert found.text().count("shapes.clean.json: ") == 1
     again = found.mended.path.read_bytes()
-    mend(path, class_names=defects.CLASSES)
+    mend(path, defects.CLASSES)
     assert found.mended.path.read_bytes() == again
 
 
@@ -116,7 +120,6 @@ def test_counts_are_those_of_table_10_where_the_paper_has_the_dataset() -> None:
     assert known.expected == 30
     assert known.listed["face"] == "off-center face"
     assert options_for("cars", Options(expected=100)).expected == 100
-    assert options_for(None) == Options()
 
 
 @pytest.mark.usefixtures("own_project")
@@ -126,7 +129,8 @@ def test_classes_and_vectors_are_those_of_the_named_dataset_and_backbone(tmp_pat
     )
     path = tmp_path / "shapes.json"
     path.write_bytes(source.read_bytes())
-    report = examine(path, dataset="shapes", backbone="tiny").report
+    names, options = of_dataset("shapes")
+    report = examine(path, names, options=options, backbone="tiny").report
     assert report.n_classes == 3
     assert report.facts["most_alike"].endswith("by vectors)")
     assert not report.of_kind("missing")
@@ -141,7 +145,7 @@ def test_original_and_mended_copy_are_both_studied_as_variants(own_project: Path
         "blue bar": ["A blue bar is long and blue."],
     }
     (folder / "shapes.json").write_text(json.dumps(theirs))
-    mend(folder / "shapes.json", dataset="shapes")
+    mend(folder / "shapes.json", of_dataset("shapes")[0])
     counts = {}
     for name, end in (("theirs", ""), ("theirs-clean", ".clean")):
         values = {
