@@ -113,7 +113,9 @@ def _scrubber(key: str) -> Callable[[str], str]:
 
 def judge(error: Exception, scrub: Callable[[str], str]) -> Fault:
     """Return what an error of the client means; its text holds no key."""
-    said = scrub(" ".join(str(getattr(error, "message", "") or error).split()))[:_SHOWN]
+    body = getattr(error, "body", None)
+    told = body.get("message") if isinstance(body, dict) else None
+    said = scrub(" ".join(str(told or error).split()))[:_SHOWN]
     if isinstance(error, openai.APITimeoutError):
         return Fault("wait", "time-out", "it did not answer in time")
     if isinstance(error, openai.APIConnectionError):

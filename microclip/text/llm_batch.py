@@ -10,12 +10,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from microclip import runtime
 from microclip.llm_settings import AskSettings
 from microclip.text.answer_cache import AnswerCache
+from microclip.text.batch_parts import Part, request_of
 from microclip.text.budget import Budget, cost_usd, expected_tokens, most_tokens
 from microclip.text.llm import Caller, StoppedError, judge_code
 from microclip.text.llm_answers import (
@@ -35,18 +35,6 @@ _ENDED = ("completed", "failed", "expired", "cancelled")
 _OPEN = ("intended", "sent")
 
 
-@dataclass(frozen=True)
-class Part:
-    """Requests of one batch; `name` is its mark."""
-
-    name: str
-    requests: tuple[Request, ...]
-
-    def ids(self) -> dict[str, Request]:
-        """Return the requests by the ids that their lines carry."""
-        return {f"{self.name}-{i}": request for i, request in enumerate(self.requests)}
-
-
 class Batches:
     """The batches of one command."""
 
@@ -60,6 +48,7 @@ class Batches:
         self._cache = cache
         self._client = caller.connection.client
         self._tries: Counter[str] = Counter()
+        self._tried: set[str] = set()  # parts that were sent, heard of or not
         self.report: Callable[[str], None] = lambda _: None
 
     def ask(self, requests: Sequence[Request]) -> None:
@@ -92,7 +81,7 @@ class Batches:
             is_ours = known["service"] == self._caller.connection.service
             if known["state"] not in _OPEN or not is_ours or not any(k in wanted for k, *_ in rows):
                 continue
-            yield Part(known["part"], tuple(_request(row, wanted) for row in rows)), known
+            yield Part(known["part"], tuple(request_of(row, wanted) for row in rows)), known
 
     def _take_up(self, requests: Sequence[Request]) -> set[str]:
         """Wait for batches of an earlier command; return the keys they were asked for."""
@@ -110,9 +99,19 @@ class Batches:
         """Return the service's name of a batch, looked up by its mark if it was not noted."""
         if known.get("id"):
             return str(known["id"])
-        for batch in self._caller.call(lambda: list(self._client.batches.list(limit=100))):
-            if (batch.metadata or {}).get(_MARK) == part.name:
-                self._note(part, "sent", id=batch.id)
+        found = self._caller.call(lambda: self._marked(part.name))
+        if found is not None:
+            self._note(part, "sent", id=found)
+        return found
+
+    def _marked(self, mark: str) -> str | None:
+        """Return the service's name of the batch with a mark, if there is one."""
+        seen: set[str] = set()
+        for batch in self._client.batches.list(limit=100):
+            if batch.id in seen:  # a server that gives its first page for ever
+                return None
+            seen.add(batch.id)
+            if (batch.metadata or {}).get(_MARK) == mark:
                 return batch.id
         return None
 
@@ -164,18 +163,22 @@ class Batches:
         uploaded = self._caller.call(
             lambda: self._client.files.create(file=(name, data), purpose="batch")
         )
-        sent = self._caller.call(
-            lambda: self._client.batches.create(
-                input_file_id=uploaded.id,
-                endpoint=url,  # type: ignore[arg-type]
-                completion_window="24h",
-                metadata={_MARK: part.name},
-            )
+        sent = self._caller.call(lambda: self._made(part, uploaded.id, url))
+        self._note(part, "sent", id=sent)
+        self.report(f"sent a batch of {len(lines)} requests ({sent}); the answers may take hours")
+
+    def _made(self, part: Part, file_id: str, url: str) -> str:
+        """Make a batch, unless an earlier sending did and its answer was lost; return its id."""
+        if part.name in self._tried and (made := self._marked(part.name)):
+            return made
+        self._tried.add(part.name)
+        created = self._client.batches.create(
+            input_file_id=file_id,
+            endpoint=url,  # type: ignore[arg-type]
+            completion_window="24h",
+            metadata={_MARK: part.name},
         )
-        self._note(part, "sent", id=sent.id)
-        self.report(
-            f"sent a batch of {len(lines)} requests ({sent.id}); the answers may take hours"
-        )
+        return created.id
 
     def _note(self, part: Part, state: str, **values: Any) -> None:
         self._cache.add([{"kind": "batch", "part": part.name, "state": state, **values}])
@@ -280,10 +283,3 @@ class Batches:
             return
         self._cache.add(found)
         self._budget.charge(cost_usd(spent(request, found), self._ask.prices, is_batch=True))
-
-
-def _request(row: Sequence[Any], wanted: Mapping[str, Request]) -> Request:
-    """Return a request of an earlier command; its body is known if it is wanted today."""
-    key, class_name, sentences, *samples = row
-    body = wanted[key].body if key in wanted else {"messages": [], "model": ""}
-    return Request(key, class_name, body, tuple(samples), sentences)

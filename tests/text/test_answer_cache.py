@@ -1,0 +1,145 @@
+"""Paid answers: whole after any end of the process, shared by processes, asked for once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microclip import runtime
+from microclip.text.answer_cache import AnswerCache, file_of, question_key
+
+KEY = "0123456789abcdef0123456789abcdef"
+
+
+def answer(number: int, key: str = KEY) -> dict[str, Any]:
+    return {"kind": "answer", "key": key, "sample": 0, "request": f"r{number}", "text": str(number)}
+
+
+def test_an_answer_is_on_the_disk_when_add_returns_and_read_by_others(tmp_path: Path) -> None:
+    one, other = AnswerCache(tmp_path, "m"), AnswerCache(tmp_path, "m")
+    one.add([answer(1), answer(2)])
+    assert [r["text"] for r in one.answers(KEY, 0)] == ["1", "2"]
+    assert other.answers(KEY, 0) == []
+    other.refresh()
+    assert other.answers(KEY, 0) == one.answers(KEY, 0)
+    assert other.has_request("r2")
+    assert AnswerCache(tmp_path, "m").answers(KEY, 1) == []
+
+
+def test_lines_are_only_ever_appended(tmp_path: Path) -> None:
+    cache = AnswerCache(tmp_path, "m")
+    cache.add([answer(1)])
+    before = cache.path.read_bytes()
+    cache.add([answer(2)])
+    assert cache.path.read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize("n_lost", [1, 2, 10, 60])
+def test_a_line_that_a_crash_cut_loses_itself_alone(
+    tmp_path: Path, n_lost: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = AnswerCache(tmp_path, "m")
+    cache.add([answer(1)])
+    whole = cache.path.read_bytes()
+    cache.add([answer(2)])
+    cache.path.write_bytes(cache.path.read_bytes()[:-n_lost])
+    torn = AnswerCache(tmp_path, "m")
+    assert [r["text"] for r in torn.answers(KEY, 0)] == ["1"]
+    torn.add([answer(3)])
+    found = [r["text"] for r in AnswerCache(tmp_path, "m").answers(KEY, 0)]
+    # a line that lacks nothing but its end of line is whole once the next one begins
+    assert found == (["1", "2", "3"] if n_lost == 1 else ["1", "3"])
+    assert cache.path.read_bytes().startswith(whole)
+    assert ("holds a line that is no answer" in caplog.text) == (n_lost > 1)
+
+
+def test_a_full_disk_is_said_and_leaves_whole_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = AnswerCache(tmp_path, "m")
+    cache.add([answer(1)])
+    before = cache.path.read_bytes()
+    import os
+
+    real = os.write
+
+    def full(handle: int, data: bytes) -> int:
+        if len(data) > 20:
+            return real(handle, data[:20])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("microclip.text.answer_cache.os.write", full)
+    with pytest.raises(runtime.ResourceError, match="No space left on device; make room"):
+        cache.add([{"kind": "answer", "key": KEY, "sample": 0, "request": "r", "text": "x" * 15}])
+    assert cache.path.read_bytes() == before
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from microclip.text.answer_cache import AnswerCache
+cache = AnswerCache(Path(sys.argv[1]), "m")
+for i in range(150):
+    name = f"{sys.argv[2]}-{i}"
+    cache.add([{"kind": "answer", "key": "a" * 32, "sample": 0, "request": name, "text": name * 9}])
+"""
+
+
+def test_processes_that_write_at_once_lose_and_mix_nothing(tmp_path: Path) -> None:
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(n)]) for n in range(4)
+    ]
+    assert [writer.wait(60) for writer in writers] == [0] * 4
+    lines = file_of(tmp_path, "m").read_text().splitlines()
+    found = {json.loads(line)["request"] for line in lines}
+    assert len(lines) == 600
+    assert found == {f"{n}-{i}" for n in range(4) for i in range(150)}
+
+
+CLAIMER = """
+import sys, time
+from pathlib import Path
+from microclip.text.answer_cache import AnswerCache
+mine = AnswerCache(Path(sys.argv[1]), "m").claim(["a" * 32, "b" * 32])
+print(len(mine), flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_one_process_claims_no_other_gets_until_it_ends_even_by_kill(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CLAIMER, str(tmp_path)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "2\n"
+    cache = AnswerCache(tmp_path, "m")
+    assert cache.claim(["a" * 32, "c" * 32]) == {"c" * 32}
+    holder.kill()
+    holder.wait()
+    assert cache.claim(["a" * 32, "b" * 32]) == {"a" * 32, "b" * 32}
+    cache.release(["a" * 32, "b" * 32, "c" * 32])
+
+
+def test_a_key_names_service_model_prompt_and_parameters() -> None:
+    base = question_key("", "m", [{"role": "user", "content": "q"}], {"temperature": 0.1})
+    assert len(base) == 32
+    others = {
+        question_key("http://x/v1", "m", [{"role": "user", "content": "q"}], {"temperature": 0.1}),
+        question_key("", "n", [{"role": "user", "content": "q"}], {"temperature": 0.1}),
+        question_key("", "m", [{"role": "user", "content": "p"}], {"temperature": 0.1}),
+        question_key("", "m", ["q"], {"temperature": 0.1}),
+        question_key("", "m", [{"role": "user", "content": "q"}], {}),
+    }
+    assert len(others | {base}) == 6
+
+
+def test_a_model_of_any_name_has_a_file_of_its_own_in_the_folder(tmp_path: Path) -> None:
+    names = ["gpt-4o", "org/model:7b", "org_model_7b", "../up", "..", "ü"]
+    files = [file_of(tmp_path, name) for name in names]
+    assert files[0].name == "gpt-4o.jsonl"
+    assert len(set(files)) == len(names)
+    assert all(file.parent == tmp_path and file.name.endswith(".jsonl") for file in files)

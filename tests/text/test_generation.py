@@ -1,0 +1,298 @@
+"""Descriptions by chat and completions: every fault waited out, stopped at, or quarantined."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from microclip import runtime
+from microclip.settings import SettingsError
+from microclip.text import generated
+from microclip.text.generation import checked_outcome
+from microclip.text.llm_chat import BudgetError
+from tests.llm_server import ANSWER_FAULTS, PASSING, WIRE_FAULTS, Server
+from tests.text.asking import NAMES, Lines, order, server, work
+
+__all__ = ["server"]
+N_REQUESTS = 9  # three classes, three prompts
+
+
+def test_every_class_is_described_with_one_request_a_prompt(server: Server, tmp_path: Path) -> None:
+    asked = work(tmp_path, order(server))
+    assert asked.estimate().n_requests == N_REQUESTS
+    asked.run(Lines(), None)
+    found = asked.outcome()
+    assert list(found.sentences) == list(NAMES)
+    assert {len(own) for own in found.sentences.values()} == {30}
+    assert not found.quarantined
+    assert len(server.sent) == N_REQUESTS
+    assert (found.tokens.prompt, found.tokens.completion) == (9 * 20, 9 * 100)
+    assert found.cost_usd == pytest.approx((180 * 2.5 + 900 * 10.0) / 1e6)
+    body = server.sent[0].body
+    assert set(body) == {"model", "messages"}
+    assert [message["role"] for message in body["messages"]] == ["system", "user"]
+
+
+def test_what_is_answered_is_never_asked_again_and_needs_no_network(
+    server: Server, tmp_path: Path
+) -> None:
+    wanted = order(server)
+    work(tmp_path, wanted).run(Lines(), None)
+    server.http.shutdown()
+    again = work(tmp_path, wanted)
+    assert again.estimate().n_requests == 0
+    again.run(Lines(), None)
+    assert len(again.outcome().used) == N_REQUESTS
+    assert len(server.sent) == N_REQUESTS
+
+
+def test_a_new_class_is_asked_for_alone(server: Server, tmp_path: Path) -> None:
+    work(tmp_path, order(server)).run(Lines(), None)
+    more = work(tmp_path, order(server, names=(*NAMES, "dodo")))
+    assert more.estimate().n_requests == 3
+    more.run(Lines(), None)
+    assert len(server.sent) == N_REQUESTS + 3
+    assert all("dodo" in one.question for one in server.sent[N_REQUESTS:])
+
+
+def test_another_parameter_domain_model_or_service_is_another_question(
+    server: Server, tmp_path: Path
+) -> None:
+    work(tmp_path, order(server)).run(Lines(), None)
+    for change in (
+        {"parameters": {"temperature": 0.3}},
+        {"domain": "a kind of bird"},
+        {"model": "gpt-4o-mini"},
+        {"base_url": server.url.replace("127.0.0.1", "localhost")},
+    ):
+        assert work(tmp_path, order(server, **change)).estimate().n_requests == N_REQUESTS, change
+    assert work(tmp_path, order(server, concurrency=1)).estimate().n_requests == 0
+
+
+@pytest.mark.parametrize("fault", [*PASSING, "time-out"])
+def test_a_fault_that_passes_is_waited_out(server: Server, tmp_path: Path, fault: str) -> None:
+    server.fault = lambda number, _: fault if number in (0, 4) else None
+    asked = work(tmp_path, order(server, timeout_s=0.5))
+    asked.run(Lines(), None)
+    assert not asked.outcome().quarantined
+    assert len(server.sent) == N_REQUESTS + 2
+    assert set(server.paid().values()) == {1}
+    assert sum(asked.done.faults.values()) == 2
+
+
+def test_retry_after_is_heeded_by_all_requests(server: Server, tmp_path: Path) -> None:
+    server.fault = lambda number, _: "429-after" if number == 0 else None
+    work(tmp_path, order(server, concurrency=1)).run(Lines(), None)
+    assert server.sent[1].at - server.sent[0].at >= 0.2
+
+
+def test_a_wait_that_is_too_long_is_told_not_slept(server: Server, tmp_path: Path) -> None:
+    server.fault = lambda number, _: "429-long" if number == 2 else None
+    with pytest.raises(runtime.ServiceError, match="asks to wait 7200 s"):
+        work(tmp_path, order(server, concurrency=1)).run(Lines(), None)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [("quota", "quota is exhausted"), ("revoked", "refuses the key")]
+)
+def test_quota_and_key_stop_all_at_once(
+    server: Server, tmp_path: Path, fault: str, said: str
+) -> None:
+    server.fault = lambda number, _: fault if number >= 4 else None
+    names = tuple(f"bird {i}" for i in range(40))
+    asked = work(tmp_path, order(server, names=names, concurrency=4))
+    began = time.monotonic()
+    with pytest.raises(runtime.ServiceError, match=said) as caught:
+        asked.run(Lines(), None)
+    assert time.monotonic() - began < 5
+    assert len(server.sent) <= 8  # four answered, one of each of the four at work
+    assert "take --descriptions shipped" in str(caught.value)
+    assert len(work(tmp_path, order(server, names=names)).outcome().used) == 4
+
+
+def test_a_wrong_model_is_bad_input(server: Server, tmp_path: Path) -> None:
+    server.fault = lambda *_: "no-model"
+    with pytest.raises(SettingsError, match="status 404: no such model"):
+        work(tmp_path, order(server, concurrency=1)).run(Lines(), None)
+    assert len(server.sent) == 1
+
+
+def test_a_service_that_is_down_ends_the_command_after_few_requests(
+    server: Server, tmp_path: Path
+) -> None:
+    server.fault = lambda *_: "503"
+    names = tuple(f"bird {i}" for i in range(40))
+    with pytest.raises(runtime.ServiceError, match="did not answer 3 times"):
+        work(tmp_path, order(server, names=names, attempts=3, concurrency=2)).run(Lines(), None)
+    assert len(server.sent) <= 5 * 3
+
+
+def test_one_request_that_always_fails_leaves_the_others_their_answers(
+    server: Server, tmp_path: Path
+) -> None:
+    bad = "Describe what a marsh tit looks like in a photo."
+    server.fault = lambda _, question: "500" if question == bad else None
+    asked = work(tmp_path, order(server, attempts=2))
+    with pytest.raises(runtime.ServiceError, match="1 requests without an answer"):
+        asked.run(Lines(), None)
+    assert len(asked.outcome().used) == N_REQUESTS - 1
+    server.fault = lambda *_: None
+    asked.run(Lines(), None)
+    assert len(server.sent) == N_REQUESTS - 1 + 2 + 1
+
+
+@pytest.mark.parametrize("fault", ANSWER_FAULTS)
+def test_a_bad_answer_is_asked_for_again_and_then_quarantined_by_name(
+    server: Server, tmp_path: Path, fault: str
+) -> None:
+    server.fault = lambda _, question: fault if "marsh tit" in question else None
+    wanted = order(server, tries=2)
+    asked = work(tmp_path, wanted)
+    asked.run(Lines(), None)
+    assert len(server.sent) == 6 + 3 * 2
+    assert list(asked.outcome().quarantined) == ["marsh tit"]
+    with pytest.raises(runtime.ServiceError, match=r"1 of 3 classes are in quarantine.*marsh tit"):
+        checked_outcome(asked.outcome(), wanted)
+
+    server.fault = lambda *_: None
+    work(tmp_path, wanted).run(Lines(), None)
+    assert len(server.sent) == 12  # tries are used up: nothing more is paid
+    retried = work(tmp_path, wanted, retry_quarantined=True)
+    retried.run(Lines(), None)
+    assert len(server.sent) == 12 + 3
+    assert not retried.outcome().quarantined
+
+
+def test_a_prompt_that_the_service_refuses_counts_as_a_bad_answer(
+    server: Server, tmp_path: Path
+) -> None:
+    server.fault = lambda _, question: "policy" if "great auk" in question else None
+    asked = work(tmp_path, order(server, tries=1))
+    asked.run(Lines(), None)
+    assert asked.outcome().quarantined["great auk"].startswith("refused: 'not that'")
+
+
+def test_a_bad_answer_is_mended_by_the_next_try(server: Server, tmp_path: Path) -> None:
+    server.fault = lambda number, _: ANSWER_FAULTS[number] if number < 5 else None
+    asked = work(tmp_path, order(server, concurrency=1))
+    asked.run(Lines(), None)
+    assert not asked.outcome().quarantined
+    assert len(server.sent) == N_REQUESTS + 5
+    assert asked.outcome().n_answers == N_REQUESTS + 5  # bad ones are paid too
+
+
+def test_a_class_in_quarantine_is_described_by_templates_when_told(
+    server: Server, tmp_path: Path
+) -> None:
+    server.fault = lambda _, question: "empty" if "willow tit" in question else None
+    wanted = order(server, tries=1, allow_quarantined=True)
+    asked = work(tmp_path, wanted)
+    asked.run(Lines(), None)
+    found = checked_outcome(asked.outcome(), wanted)
+    assert found.sentences["willow_tit"] == ("a photo of a willow tit.",)
+    generated.write(tmp_path / "out.json", wanted, found)
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert list(written["quarantined"]) == ["willow_tit"]
+
+
+def test_completions_draw_ten_samples_in_one_request(server: Server, tmp_path: Path) -> None:
+    wanted = order(server, "completions", prompts="cupl-base", model="davinci")
+    asked = work(tmp_path, wanted)
+    asked.run(Lines(), None)
+    found = asked.outcome()
+    body = server.sent[0].body
+    assert set(body) == {"model", "prompt", "n", "temperature", "max_tokens", "stop"}
+    assert (body["n"], body["stop"], body["max_tokens"]) == (10, ".", 50)
+    assert len(server.sent) == N_REQUESTS
+    assert {len(own) for own in found.sentences.values()} == {30}
+    assert found.sentences["marsh tit"][0].startswith("A thing seen from side")
+
+
+def test_a_server_that_gives_fewer_samples_is_asked_for_the_rest_alone(
+    server: Server, tmp_path: Path
+) -> None:
+    server.choices_at_most = 4
+    names = ("auk", "dodo")
+    asked = work(tmp_path, order(server, "completions", names, prompts="cupl-base"))
+    asked.run(Lines(), None)
+    assert sorted(one.n for one in server.sent) == [2] * 6 + [6] * 6 + [10] * 6
+    assert not asked.outcome().quarantined
+
+
+def test_a_limit_of_cost_is_never_passed_and_all_that_was_paid_is_kept(
+    server: Server, tmp_path: Path
+) -> None:
+    each = (20 * 2.5 + 100 * 10.0) / 1e6  # an answer's true price
+    limit = 0.014
+    asked = work(tmp_path, order(server))
+    with pytest.raises(BudgetError, match=r"of 0\.0140 USD are spent.*raise --max-cost"):
+        asked.run(Lines(), limit)
+    n_paid = sum(server.paid().values())
+    assert 1 <= n_paid < N_REQUESTS
+    assert asked.done.spent_usd == pytest.approx(n_paid * each)
+    assert asked.done.spent_usd <= limit
+    assert len(asked.outcome().used) == n_paid
+    asked.run(Lines(), 1.0)
+    assert set(server.paid().values()) == {1}
+
+
+def test_a_limit_below_the_first_request_sends_nothing(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError):
+        work(tmp_path, order(server)).run(Lines(), 0.001)
+    assert not server.sent
+    with pytest.raises(SettingsError, match="--max-cost needs prices"):
+        work(tmp_path, order(server, prices=None)).run(Lines(), 1.0)
+
+
+def test_usage_that_a_server_does_not_tell_is_reckoned(server: Server, tmp_path: Path) -> None:
+    server.tells_usage = False
+    asked = work(tmp_path, order(server))
+    asked.run(Lines(), None)
+    assert asked.outcome().tokens.completion > 9 * 60
+    assert asked.outcome().tokens.prompt == asked.outcome().tokens.prompt > 9 * 50
+
+
+def test_equal_answers_give_equal_bytes(server: Server, tmp_path: Path) -> None:
+    wanted = order(server, concurrency=5)
+    asked = work(tmp_path, wanted)
+    asked.run(Lines(), None)
+    for name in ("a", "b"):
+        generated.write(tmp_path / name, wanted, work(tmp_path, wanted).outcome())
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_no_more_requests_are_under_way_than_allowed(server: Server, tmp_path: Path) -> None:
+    under_way, most = 0, 0
+    guard = threading.Lock()
+
+    def slow(*_: object) -> None:
+        nonlocal under_way, most
+        with guard:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.03)
+        with guard:
+            under_way -= 1
+
+    real = server.completion
+    server.completion = lambda *given: (slow(), real(*given))[1]  # type: ignore[method-assign]
+    work(tmp_path, order(server, concurrency=3)).run(Lines(), None)
+    assert most == 3
+
+
+@pytest.mark.parametrize("fault", WIRE_FAULTS)
+def test_a_fault_of_the_wire_is_named(server: Server, tmp_path: Path, fault: str) -> None:
+    server.fault = lambda *_: fault
+    asked = work(tmp_path, order(server, names=("auk", "dodo"), attempts=1, timeout_s=0.3))
+    said = {"time-out": "in time", "dropped": "connection failed"}.get(fault, "cut or no JSON")
+    with pytest.raises(runtime.ServiceError, match=said):
+        asked.run(Lines(), None)
+
+
+def test_classes_that_read_the_same_are_refused(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="'red_fox' and 'red fox' read the same"):
+        work(tmp_path, order(server, names=("red_fox", "red fox")))
