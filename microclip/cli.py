@@ -129,15 +129,17 @@ def export_schema() -> None:
 @app.command()
 def sync() -> None:
     """Replay complete runs that MLflow lacks, then bring its studies and sweeps up to date."""
-    from microclip import study_tracking, tracking, tracking_server
+    from microclip import description_tracking, study_tracking, tracking, tracking_server
 
     done, failed = tracking.sync(Path("results"))
     changed, not_whole = study_tracking.sync(Path("results"))
+    n_described, not_shown = description_tracking.sync(Path("results"))
     say(
         f"{done} runs replayed to {tracking_server.shown_uri()}, {failed} failed; "
-        f"{changed} studies changed, {not_whole} not whole"
+        f"{changed} studies changed, {not_whole} not whole; costs of {n_described} descriptions, "
+        f"{not_shown} not shown"
     )
-    raise typer.Exit(5 if failed or not_whole else 0)
+    raise typer.Exit(5 if failed or not_whole or not_shown else 0)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Class descriptions: the shipped files today, a language model where one is named."""
+"""Class descriptions: shipped or published files, or a language model asked for what is missing."""
 
 
 rule describe:
