@@ -111,6 +111,11 @@ def describe(
 def _gather(target: str, written: DescriptionSettings, *, dry_run: bool) -> None:
     from microclip.text import descriptions as texts
 
+    if target not in settings.known("datasets") and Path(target).is_file():
+        raise SettingsError(
+            f"{target} is a list of classes, and {written.name!r} reads a dataset's file; name a "
+            "model, as --llm gpt-4o"
+        )
     dataset = settings.load_dataset(target)
     if dry_run:
         print(f"{target}: read from {texts.location(dataset, written)}, nothing is asked")
@@ -194,14 +199,18 @@ def _generate(job: _Job, work: Generation, max_cost: float | None) -> None:
     before = work.estimate()
     say(f"{_title(job)}: {_estimate_line(job, before)}")
     limit = job.order.ask.max_cost_usd if max_cost is None else max_cost
+    is_whole = False
     try:
         work.run(say, limit)
         found = checked_outcome(work.outcome(), job.order)
         generated.write(job.target, job.order, found)
+        is_whole = True
     finally:
-        if work.done.n_sent or not generated.usage_file(job.target).is_file():
+        is_told = generated.usage_file(job.target).is_file()
+        if work.done.n_sent or (is_whole and not is_told):
             generated.write_usage(job.target, work, before)
-        _mirror(job)
+        if work.done.n_sent or is_whole:
+            _mirror(job)
     for name, why in found.quarantined.items():
         say(f"quarantined, described by what is there or by templates: {name!r} ({why})")
     n_sentences = sum(map(len, found.sentences.values()))

@@ -80,13 +80,9 @@ def usage(work: Generation, found: Outcome, before: Estimate) -> dict[str, Any]:
     }
 
 
-def write_usage(target: Path, work: Generation, before: Estimate) -> Path | None:
-    """Write what the answers that are there took, complete or not, if anything was sent."""
-    path = usage_file(target)
-    if work.done.n_sent == 0 and path.is_file():
-        return None
-    runtime.write_json(path, usage(work, work.outcome(), before))
-    return path
+def write_usage(target: Path, work: Generation, before: Estimate) -> None:
+    """Write what the answers that are there took, complete or not."""
+    runtime.write_json(usage_file(target), usage(work, work.outcome(), before))
 
 
 def write(target: Path, order: Order, found: Outcome) -> None:

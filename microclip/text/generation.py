@@ -24,6 +24,7 @@ from microclip.text.prompts import fill
 
 _SHOWN = 60  # characters of an answer or prompt in an error
 Say = Callable[[str], None]
+Send = Callable[[Sequence[Request]], None]
 _CLAIMED_S = 0.3  # between two looks at what another process is asking for
 _REPORT_S = 5.0  # between two lines of progress
 
@@ -150,12 +151,21 @@ class Generation:
         budget = Budget(max_cost_usd)
         caller = Caller(ask, connect(ask))
         keep = _Progress(self._cache, budget, say, len(self.missing()))
+        send = self._sender(caller, budget, keep)
         try:
             while missing := self.missing():
-                self._claim_and_ask(missing, caller, budget, keep)
+                self._claim_and_ask(missing, send)
         finally:
             self.done = Command(dict(caller.faults), caller.n_sent, budget.spent_usd)
             caller.connection.client.close()
+
+    def _sender(self, caller: Caller, budget: Budget, keep: _Progress) -> Send:
+        """Return what sends requests and keeps their answers."""
+        if not self.order.is_batch:
+            return Crew(self.order.ask, caller, budget, keep).ask
+        batches = Batches(self.order.ask, caller, budget, self._cache)
+        batches.report = keep.say
+        return batches.ask
 
     def cancel(self, say: Say) -> int:
         """End batches under way, keep what they have answered, return how many there were."""
@@ -164,20 +174,13 @@ class Generation:
         batches.report = say
         return batches.cancel(self.missing())
 
-    def _claim_and_ask(
-        self, missing: Sequence[Request], caller: Caller, budget: Budget, keep: _Progress
-    ) -> None:
+    def _claim_and_ask(self, missing: Sequence[Request], send: Send) -> None:
         """Ask for what no other process asks for; wait if that is nothing."""
         mine = self._cache.claim(request.key for request in missing)
         try:
             self._cache.refresh()  # what was answered before the claim
-            requests = [request for request in self.missing() if request.key in mine]
-            if requests and self.order.is_batch:
-                batches = Batches(self.order.ask, caller, budget, self._cache)
-                batches.report = keep.say
-                batches.ask(requests)
-            elif requests:
-                Crew(self.order.ask, caller, budget, keep).ask(requests)
+            if requests := [request for request in self.missing() if request.key in mine]:
+                send(requests)
         finally:
             self._cache.release(mine)
         if not mine:

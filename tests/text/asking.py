@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from microclip.settings import DescriptionSettings
 from microclip.text.answer_cache import AnswerCache
@@ -13,6 +18,7 @@ from microclip.text.generation import Generation
 from microclip.text.orders import Order
 from tests.llm_server import KEY, Server, serving
 
+ROOT = Path(__file__).resolve().parents[2]
 PRICES = {"date": "2025-06-01", "source": "a test", "input_usd": 2.5, "output_usd": 10.0}
 NAMES = ("marsh tit", "willow_tit", "great auk")
 SHORT = {
@@ -58,3 +64,36 @@ class Lines(list[str]):
 
     def __call__(self, text: str) -> None:
         self.append(text)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder with a list of three names, on the project's own configuration."""
+    monkeypatch.setenv("MICROCLIP_ROOT", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "names.txt").write_text("marsh tit\nwillow_tit\n\ngreat auk\n")
+    return tmp_path
+
+
+def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """Start the command as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "microclip", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **variables},
+    )
+
+
+def asked_project(root: Path, url: str, **ask: Any) -> None:
+    """Let a project ask the test's server about its three classes."""
+    shutil.copytree(ROOT / "config" / "prompts", root / "config" / "prompts")
+    values = {
+        "title": "asked",
+        "engine": "chat",
+        "model": "gpt-4o",
+        "prompts": "own-images",
+        "ask": {"base_url": url, "prices": PRICES, "backoff_s": 0.01, **ask},
+    }
+    (root / "config" / "llms" / "asked.yaml").write_text(yaml.safe_dump(values))

@@ -122,8 +122,10 @@ def test_a_batch_that_expires_half_done_keeps_its_half_and_asks_for_the_other(
 
 def test_batches_that_always_expire_end_the_command(server: Server, tmp_path: Path) -> None:
     server.batch_end = lambda _: "expired"
-    with pytest.raises(runtime.ServiceError, match="batches gave no answer for"):
-        work(tmp_path, order(server, "batch", ("auk", "dodo"), attempts=1)).run(Lines(), None)
+    wanted = order(server, "batch", ("auk", "dodo"), attempts=3)  # six requests, then 3, 2, 1, 1, 1
+    with pytest.raises(runtime.ServiceError, match="3 batches gave no answer for"):
+        work(tmp_path, wanted).run(Lines(), None)
+    assert len(server.batches) <= 6
 
 
 def test_a_failed_batch_says_why(server: Server, tmp_path: Path) -> None:
