@@ -19,6 +19,7 @@ from microclip import (
     reporting,  # noqa: F401  its verbs join the app
     runtime,
     settings,
+    survivor,
 )
 from microclip.stages import (
     DEFAULT_CONFIG,
@@ -228,6 +229,7 @@ def predict(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit code. Errors are one line unless `--debug` is given."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    survivor.remember(given)
     debug = "--debug" in given
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.captureWarnings(capture=True)
@@ -243,7 +245,9 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         return _explain(error)
-    if code in (INTERRUPTED, TERMINATED):  # typer turns Ctrl-C into an exit
+    if (
+        code in (INTERRUPTED, TERMINATED) and not survivor.is_worker()
+    ):  # typer turns Ctrl-C into an exit
         say("microclip: interrupted; the same command continues")
     return code
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from microclip import paths, runtime, settings
+from microclip import paths, runtime, settings, survivor
 from microclip.llm_settings import DescriptionSettings
 from microclip.settings import SettingsError
 from microclip.stages import app, say
@@ -197,6 +197,9 @@ def _generate(job: _Job, work: Generation, max_cost: float | None) -> None:
     if job.target is None:
         raise SettingsError("--out is missing; name the JSON file to write, as --out out.json")
     before = work.estimate()
+    if before.n_requests and not survivor.is_worker():
+        raise typer.Exit(survivor.work())
+    survivor.watch()
     say(f"{_title(job)}: {_estimate_line(job, before)}")
     limit = job.order.ask.max_cost_usd if max_cost is None else max_cost
     is_whole = False

@@ -17,7 +17,7 @@ LAYERS = (  # a module may import from its own layer and from those above it
     ("expansion",),
     ("study",),
     ("runtime",),
-    ("history", "provenance", "schema", "workspace"),
+    ("history", "provenance", "schema", "survivor", "workspace"),
     ("run_facts", "tracking_server"),
     ("tracking", "study_cards"),
     ("description_tracking",),

@@ -14,7 +14,8 @@ from microclip.text.budget import Budget, cost_usd, most_tokens
 from microclip.text.llm import Caller, RefusedError, StoppedError, UnansweredError
 from microclip.text.llm_answers import Request, records, refusal, send, spent
 
-_GRACE_S = 4.0  # for answers under way when all is stopped: they are paid
+_GRACE_S = 4.0  # for answers under way when a fault has stopped all: they are paid
+_LEAVE_S = 20.0  # the same, when the command is interrupted
 _UNANSWERED = 3  # requests in a row that met faults each time: the service is down
 
 
@@ -57,11 +58,13 @@ class Crew:
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(n_threads)]
         for thread in threads:
             thread.start()
+        grace_s = _LEAVE_S
         try:
             self._join(threads, None)
+            grace_s = _GRACE_S
         finally:
             self._caller.stop.set()
-            self._join(threads, _GRACE_S)
+            self._join(threads, grace_s)
         if self._failure is not None:
             raise self._failure
         if self._unanswered:

@@ -34,6 +34,7 @@ SHORT = {
 def server(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Serve on this machine, with its key in the environment."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("MICROCLIP_WORKER", "here")  # what runs in this process stays in it
     with serving() as state:
         yield state
 
@@ -70,19 +71,21 @@ class Lines(list[str]):
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in an empty folder with a list of three names, on the project's own configuration."""
     monkeypatch.setenv("MICROCLIP_ROOT", str(ROOT))
+    monkeypatch.setenv("MICROCLIP_WORKER", "here")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "names.txt").write_text("marsh tit\nwillow_tit\n\ngreat auk\n")
     return tmp_path
 
 
 def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
-    """Start the command as a process of its own."""
+    """Start the command as a process of its own, as people do."""
+    inherited = {key: value for key, value in os.environ.items() if key != "MICROCLIP_WORKER"}
     return subprocess.Popen(
         [sys.executable, "-m", "microclip", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, **variables},
+        env={**inherited, **variables},
     )
 
 
