@@ -5,7 +5,7 @@ from snakemake.utils import min_version
 min_version("9.20")
 
 
-if "study" not in config:  # a --configfile that names a study stands alone
+if not {"study", "datasets"} <= config.keys():  # a --configfile with both stands alone
 
     configfile: "config/config.yaml"
 
