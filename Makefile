@@ -34,8 +34,8 @@ run: setup  ## run the study: descriptions, self-training, scores, tables, figur
 	@snakemake $(SNAKEMAKE_FLAGS) $(if $(CONFIG),--configfile $(CONFIG))
 	@python -m microclip show $(if $(CONFIG),--config $(CONFIG))
 
-test: setup  ## run the whole test suite
-	@python -m pytest
+test: setup  ## run the whole test suite, on two CPUs where there are
+	@OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile
 
 check: setup  ## lint, types, formats, spelling
 	ruff check .
