@@ -15,6 +15,7 @@ from microclip.text.llm import Caller, RefusedError, StoppedError, UnansweredErr
 from microclip.text.llm_answers import Request, records, refusal, send, spent
 
 _GRACE_S = 4.0  # for answers under way when a fault has stopped all: they are paid
+_LOOK_S = 0.02  # between two looks at the threads
 _LEAVE_S = 20.0  # the same, when the command is interrupted
 _UNANSWERED = 3  # requests in a row that met faults each time: the service is down
 
@@ -44,6 +45,7 @@ class Crew:
         self._failure: Exception | None = None
         self._unanswered: list[UnansweredError] = []
         self._in_a_row = 0
+        self._n_working = 0
 
     def ask(self, requests: Sequence[Request]) -> None:
         """Send all requests and keep their answers.
@@ -54,17 +56,15 @@ class Crew:
             SettingsError: the service takes no such request.
         """
         self._waiting.extend(requests)
-        n_threads = min(self._ask.concurrency, len(requests))
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(n_threads)]
-        for thread in threads:
-            thread.start()
         grace_s = _LEAVE_S
         try:
-            self._join(threads, None)
+            for _ in range(min(self._ask.concurrency, len(requests))):
+                self._start()
+            self._wait_for_all(None)
             grace_s = _GRACE_S
         finally:
             self._caller.stop.set()
-            self._join(threads, grace_s)
+            self._wait_for_all(grace_s)
         if self._failure is not None:
             raise self._failure
         if self._unanswered:
@@ -72,32 +72,47 @@ class Crew:
             raise runtime.ServiceError(f"{n} requests without an answer: {self._unanswered[0]}")
         self._caller.stop.clear()
 
-    def _join(self, threads: Sequence[threading.Thread], grace_s: float | None) -> None:
-        """Wait for threads; once all is stopped by a fault, for what is under way alone."""
+    def _start(self) -> None:
+        with self._guard:
+            self._n_working += 1
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _wait_for_all(self, grace_s: float | None) -> None:
+        """Wait for the threads; once all is stopped by a fault, for what is under way alone.
+
+        Their own count says when they are done: a signal within `Thread.join` can make Python take
+        a thread that works for one that has ended.
+        """
         until = None if grace_s is None else time.monotonic() + grace_s
-        while any(thread.is_alive() for thread in threads):
+        while self._n_working:
             stopped = self._caller.stop.is_set()
             if until is not None and time.monotonic() > until:
                 return
             if until is None and stopped and not isinstance(self._failure, BudgetError):
                 return
-            for thread in threads:
-                thread.join(0.02)
+            time.sleep(_LOOK_S)
 
     def _work(self) -> None:
-        while not self._caller.stop.is_set():
+        try:
+            while not self._caller.stop.is_set() and (request := self._next()) is not None:
+                self._tried(request)
+        finally:
             with self._guard:
-                if not self._waiting:
-                    return
-                request = self._waiting.popleft()
-            try:
-                self._one(request)
-            except StoppedError:
-                return
-            except UnansweredError as error:
-                self._note(error)
-            except Exception as error:  # noqa: BLE001  told by the thread that waits for this one
-                self._fail(error)
+                self._n_working -= 1
+
+    def _next(self) -> Request | None:
+        with self._guard:
+            return self._waiting.popleft() if self._waiting else None
+
+    def _tried(self, request: Request) -> None:
+        try:
+            self._one(request)
+        except StoppedError:
+            return
+        except UnansweredError as error:
+            self._note(error)
+        except Exception as error:  # noqa: BLE001  told by the thread that waits for this one
+            self._fail(error)
 
     def _one(self, request: Request) -> None:
         body = request.whole_body()
