@@ -91,9 +91,7 @@ def progress(
             pending.append(spec)
     if any(spec.method not in taken for spec in pending):
         return done, pending, None
-    left = sum(
-        sum(taken[s.method]) / len(taken[s.method]) * _n_images(s.dataset) for s in pending
-    )
+    left = sum(sum(taken[s.method]) / len(taken[s.method]) * _n_images(s.dataset) for s in pending)
     return done, pending, left / jobs
 
 
