@@ -267,14 +267,16 @@ def test_equal_answers_give_equal_bytes(server: Server, tmp_path: Path) -> None:
 
 def test_no_more_requests_are_under_way_than_allowed(server: Server, tmp_path: Path) -> None:
     under_way, most = 0, 0
-    guard = threading.Lock()
+    guard = threading.Condition()
 
     def slow(*_: object) -> None:
         nonlocal under_way, most
         with guard:
             under_way += 1
             most = max(most, under_way)
-        time.sleep(0.03)
+            guard.notify_all()
+            guard.wait_for(lambda: most >= 3, timeout=20)  # a busy machine sends them late
+        time.sleep(0.03)  # time for one too many
         with guard:
             under_way -= 1
 
