@@ -36,47 +36,61 @@ class _Job:
     is_tracked: bool
 
 
+TargetsArgument = Annotated[
+    list[str], typer.Argument(help="datasets of config/datasets, or a file: one name a line")
+]
+AuthorOption = Annotated[str, typer.Option(help="name of a file in config/llms")]
+LlmOption = Annotated[str, typer.Option(help="the same, for one's own classes")]
+PromptsOption = Annotated[str, typer.Option(help="name of a file in config/prompts")]
+DomainOption = Annotated[str, typer.Option(help='what the classes are: "a kind of bird"')]
+ModelOption = Annotated[str, typer.Option(help="the model's name at its service")]
+UrlOption = Annotated[str, typer.Option(help="a service that speaks OpenAI's protocol")]
+OutOption = Annotated[Path | None, typer.Option(help="JSON file to write")]
+AnswersOption = Annotated[
+    Path, typer.Option(help="folder of paid answers", envvar="MICROCLIP_ANSWERS")
+]
+CostOption = Annotated[float | None, typer.Option(min=0, help="dollars this command may spend")]
+LongOption = Annotated[
+    Literal["trim", "drop", "error"], typer.Option(help="--fix: sentences over 77 tokens")
+]
+VectorsOption = Annotated[
+    str, typer.Option(help="--check: compare classes by the vectors of config/backbones/NAME")
+]
+CheckFlag = Annotated[bool, typer.Option("--check", help="report on a JSON file or a dataset's")]
+FixFlag = Annotated[bool, typer.Option("--fix", help="the same, and mend a copy beside it")]
+DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="count, and send nothing")]
+RetryFlag = Annotated[
+    bool, typer.Option("--retry-quarantined", help="ask again where no answer was usable")
+]
+AllowFlag = Annotated[
+    bool, typer.Option("--allow-quarantined", help="templates where no answer is usable")
+]
+CancelFlag = Annotated[
+    bool, typer.Option("--cancel", help="end batches under way; keep what they answered")
+]
+
+
 @app.command()
 def describe(
-    targets: Annotated[
-        list[str], typer.Argument(help="datasets of config/datasets, or a file: one name a line")
-    ],
-    descriptions: Annotated[str, typer.Option(help="name of a file in config/llms")] = "shipped",
-    llm: Annotated[str, typer.Option(help="the same, for one's own classes")] = "",
-    prompts: Annotated[str, typer.Option(help="name of a file in config/prompts")] = "",
-    domain: Annotated[str, typer.Option(help='what the classes are: "a kind of bird"')] = "",
-    model: Annotated[str, typer.Option(help="the model's name at its service")] = "",
-    base_url: Annotated[str, typer.Option(help="a service that speaks OpenAI's protocol")] = "",
-    out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
-    answers: Annotated[
-        Path, typer.Option(help="folder of paid answers", envvar="MICROCLIP_ANSWERS")
-    ] = Path(paths.ANSWERS),
-    max_cost: Annotated[
-        float | None, typer.Option(min=0, help="US dollars that this command may spend")
-    ] = None,
-    long: Annotated[
-        Literal["trim", "drop", "error"], typer.Option(help="--fix: sentences over 77 tokens")
-    ] = "trim",
-    backbone: Annotated[
-        str, typer.Option(help="--check: compare classes by the vectors of config/backbones/NAME")
-    ] = "",
+    targets: TargetsArgument,
+    descriptions: AuthorOption = "shipped",
+    llm: LlmOption = "",
+    prompts: PromptsOption = "",
+    domain: DomainOption = "",
+    model: ModelOption = "",
+    base_url: UrlOption = "",
+    out: OutOption = None,
+    answers: AnswersOption = Path(paths.ANSWERS),
+    max_cost: CostOption = None,
+    long: LongOption = "trim",
+    backbone: VectorsOption = "",
     *,
-    check: Annotated[
-        bool, typer.Option("--check", help="report on a JSON file, or on those of a dataset")
-    ] = False,
-    fix: Annotated[
-        bool, typer.Option("--fix", help="the same, and write a mended copy beside it")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="count, and send nothing")] = False,
-    retry_quarantined: Annotated[
-        bool, typer.Option("--retry-quarantined", help="ask again where no answer was usable")
-    ] = False,
-    allow_quarantined: Annotated[
-        bool, typer.Option("--allow-quarantined", help="templates where no answer is usable")
-    ] = False,
-    cancel: Annotated[
-        bool, typer.Option("--cancel", help="end batches under way; keep what they answered")
-    ] = False,
+    check: CheckFlag = False,
+    fix: FixFlag = False,
+    dry_run: DryRunFlag = False,
+    retry_quarantined: RetryFlag = False,
+    allow_quarantined: AllowFlag = False,
+    cancel: CancelFlag = False,
 ) -> None:
     """Describe the classes of a dataset, or those of a list, by sentences."""
     changes = {"prompts": prompts, "model": model}
