@@ -26,7 +26,7 @@ $(READY): pyproject.toml
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot create environments; install its venv module (Debian: apt install python3-venv)" >&2; exit 2; }
 	@echo "setting up $(VENV) with $(PYTHON); this takes a few minutes once"
 	@"$(PYTHON)" -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,export,heif,video]'
 	@touch $@
 
 run: setup  ## run the study: descriptions, self-training, scores, tables, figures, page

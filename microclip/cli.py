@@ -5,28 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 import yaml
 
 from microclip import (
     describing,  # noqa: F401  its verb joins the app
+    interruption,
     paths,
     reporting,  # noqa: F401  its verbs join the app
     runtime,
     settings,
     survivor,
 )
+from microclip.interruption import INTERRUPTED, TERMINATED, Terminated
 from microclip.stages import (
     DEFAULT_CONFIG,
     BackboneOption,
     ConfigOption,
     StudyOption,
-    Terminated,
     app,
     read_plan,
     say,
@@ -42,15 +42,6 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (ValueError, 2),
     (ArithmeticError, 1),  # a loss that is no number: the run failed, the message says where
 )
-TERMINATED = 143
-INTERRUPTED = 130
-_MAIN = os.getpid()
-
-
-def _on_sigterm(_signal: int, _frame: Any) -> NoReturn:
-    if os.getpid() != _MAIN:  # a worker that inherited this
-        os._exit(TERMINATED)
-    raise Terminated
 
 
 def _study_of(config: Path) -> str:
@@ -233,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in given
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.captureWarnings(capture=True)
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    interruption.listen()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve a shared machine
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 MANIFEST = "results/data/{dataset}/manifest.csv"
 STORE = "results/data/{dataset}/store.json"
+PASSPORT = "results/data/{dataset}/passport.json"
 DESCRIPTIONS = "results/descriptions/{descriptions}/{dataset}.json"
 PUBLISHED_DESCRIPTIONS = "results/downloads/{sha256}.json"
 CLASSIFIER = "results/classifiers/{backbone}/{descriptions}/{dataset}.safetensors"

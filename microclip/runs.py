@@ -49,7 +49,7 @@ class RunSettings:
         """Return plain values, ready for YAML or JSON; without what changes no number."""
         return {
             "spec": asdict(self.spec),
-            "dataset": self.dataset.model_dump(mode="json", exclude={"title", "methods"}),
+            "dataset": self.dataset.model_dump(mode="json", exclude={"title", "methods", "card"}),
             "backbone": self.backbone.model_dump(mode="json", exclude={"title"}),
             "descriptions": self.descriptions.identity(),
             "method": self.method,

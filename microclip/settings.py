@@ -19,6 +19,12 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from microclip import paths
+from microclip.dataset_settings import DatasetCard as DatasetCard
+from microclip.dataset_settings import DatasetSettings as DatasetSettings
+from microclip.dataset_settings import FolderSource as FolderSource
+from microclip.dataset_settings import HubRoute as HubRoute
+from microclip.dataset_settings import IconSource as IconSource
+from microclip.dataset_settings import PublicSource as PublicSource
 from microclip.frozen import Frozen as Frozen
 from microclip.frozen import Name as Name
 from microclip.llm_settings import SECRET
@@ -29,53 +35,6 @@ Model = TypeVar("Model", bound=BaseModel)
 
 class SettingsError(ValueError):
     """A setting that cannot be used; the message says what, where and how to mend it."""
-
-
-class IconSource(Frozen):
-    """Scenes rendered from the shipped drawings (`resources/icons/<drawings>`)."""
-
-    kind: Literal["icons"] = "icons"
-    drawings: Name = Field(description="icon set, a folder of resources/icons")
-    classes: int | None = Field(None, ge=2, description="classes taken, None = all")
-    train_scenes: int = Field(ge=1, description="training scenes per class")
-    test_scenes: int = Field(ge=1, description="test scenes per class")
-    difficulty: float = Field(
-        0.5, ge=0, le=1, description="0 large and clean, 1 small, cluttered, tinted and occluded"
-    )
-    size_px: int = Field(96, ge=32, le=448, description="side of a scene")
-    seed: int = Field(0, ge=0, description="seed of the renderer")
-
-
-class FolderSource(Frozen):
-    """Images in `train/<class>/` and `test/<class>/` under one folder."""
-
-    kind: Literal["folder"] = "folder"
-    folder: Path = Field(description="folder that holds train/ and test/")
-
-
-class DatasetSettings(Frozen):
-    """One dataset: where its images come from and how its classes are named in prompts."""
-
-    name: Name
-    title: str = Field(description="as printed in tables")
-    source: IconSource | FolderSource = Field(discriminator="kind")
-    templates: tuple[str, ...] = Field(min_length=1, description="prompt templates, one {} each")
-    methods: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="settings of a method for this dataset alone"
-    )
-
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the images and classes, as plain values."""
-        return {"name": self.name, "source": self.source.model_dump(mode="json")}
-
-    @model_validator(mode="after")
-    def _one_slot_a_template(self) -> DatasetSettings:
-        for template in self.templates:
-            if template.count("{}") != 1:
-                raise ValueError(
-                    f"template {template!r} must hold {{}} once; got {template.count('{}')}"
-                )
-        return self
 
 
 class BackboneSettings(Frozen):
@@ -214,6 +173,23 @@ def _load(kind: str, name: str, model: type[BaseModel], root: Path) -> BaseModel
 def load_dataset(name: str) -> DatasetSettings:
     """Return `config/datasets/<name>.yaml`."""
     return load_named("datasets", name, DatasetSettings)
+
+
+def load_card(source: PublicSource) -> DatasetCard:
+    """Return the card that a public dataset names.
+
+    Raises: SettingsError if that file has none, or its card has no such split.
+    """
+    where = f"config/datasets/{source.dataset}.yaml"
+    card = load_dataset(source.dataset).card
+    if card is None:
+        raise SettingsError(f"{where} has no card; name the file of a public dataset")
+    if source.split not in card.splits:
+        raise SettingsError(
+            f"unknown split {source.split!r} of {source.dataset}; {where} has "
+            f"{', '.join(card.splits)}"
+        )
+    return card
 
 
 def load_backbone_settings(name: str) -> BackboneSettings:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from microclip import paths, runtime, settings
+from microclip.interruption import Terminated
 from microclip.settings import SettingsError
 
 app = typer.Typer(
@@ -23,10 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Adapt CLIP to fine-grained images without labels; reproduce and compare.",
 )
-
-
-class Terminated(BaseException):
-    """SIGTERM: the scheduler wants this process to end."""
 
 
 DatasetArgument = Annotated[str, typer.Argument(help="name of a file in config/datasets")]

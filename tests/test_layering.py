@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "microclip"
 LAYERS = (  # a module may import from its own layer and from those above it
-    ("frozen", "llm_settings", "paths", "settings"),
+    ("frozen", "dataset_settings", "llm_settings", "paths", "settings"),
     ("reports", "runs", "text.prompts", "text.prompt_sets", "text.class_keys"),
     ("text.sentences", "text.answers", "text.language", "text.token_count"),
     ("text.similar_classes",),
@@ -17,7 +17,7 @@ LAYERS = (  # a module may import from its own layer and from those above it
     ("expansion",),
     ("study",),
     ("runtime",),
-    ("history", "provenance", "schema", "survivor", "workspace"),
+    ("history", "interruption", "provenance", "schema", "survivor", "workspace"),
     ("run_facts", "tracking_server"),
     ("tracking", "study_cards"),
     ("description_tracking",),

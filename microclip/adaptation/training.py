@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microclip import runtime
+from microclip import interruption, runtime
 from microclip.adaptation import checkpoint
 from microclip.adaptation.bookkeeping import EpochTotals, FiniteGuard, Progress
 from microclip.adaptation.losses import (
@@ -132,6 +132,7 @@ class Trainer:
         self.fusion.train()
         rate = 0.0
         for step, batch in enumerate(islice(batches, n_steps)):
+            interruption.heed()
             rate = self._set_rate((epoch - 1) * n_steps + step)
             losses = self._step(batch, watcher, totals, generator)
             guard.note(step, cross_entropy=losses.cross_entropy, fairness=losses.fairness)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -18,7 +19,13 @@ from torch import Tensor
 from microclip import paths, runtime
 from microclip.data.store import ImageStore, Pixels, open_store
 from microclip.data.vocabulary import Vocabulary, load_vocabulary
-from microclip.settings import DatasetSettings, FolderSource, IconSource, SettingsError
+from microclip.settings import (
+    DatasetSettings,
+    FolderSource,
+    IconSource,
+    PublicSource,
+    SettingsError,
+)
 
 SPLITS = ("train", "test")
 COLUMNS = ("split", "file", "label", "class", "sha256")
@@ -87,12 +94,37 @@ def fetch(dataset: DatasetSettings) -> Path:
             from microclip.icons.scenes import write_dataset  # the renderer is needed here alone
 
             write_dataset(source, manifest.parent)
+        case PublicSource():
+            from microclip.data import public  # readers of layouts are needed here alone
+
+            names = load_vocabulary(dataset).class_names
+            split = public.read(dataset).split
+            _write_rows(
+                manifest,
+                [*COLUMNS, "key"],
+                [
+                    (
+                        part,
+                        str(i.path.resolve()),
+                        i.label,
+                        names[i.label],
+                        runtime.sha256(i.path),
+                        i.key,
+                    )
+                    for part, items in (("train", split.train), ("test", split.test))
+                    for i in items
+                ],
+            )
         case FolderSource() as source:
             rows = list(_folder_rows(source.folder, load_vocabulary(dataset)))
-            stream = io.StringIO()
-            csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *rows])
-            runtime.write_text(manifest, stream.getvalue())
+            _write_rows(manifest, COLUMNS, rows)
     return manifest
+
+
+def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
+    runtime.write_text(path, stream.getvalue())
 
 
 def read_manifest(dataset_name: str) -> Manifest:

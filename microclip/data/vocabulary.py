@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from microclip import paths
-from microclip.settings import DatasetSettings, FolderSource, IconSource, SettingsError
+from microclip.settings import (
+    DatasetSettings,
+    FolderSource,
+    IconSource,
+    PublicSource,
+    SettingsError,
+)
 
 CLASS_FILE = "classes.txt"
 CLASS_LISTS = "resources/classes"  # <dataset>.txt: a name a line; "_" at the end is not read out
@@ -29,9 +35,10 @@ class Vocabulary:
 def load_vocabulary(dataset: DatasetSettings) -> Vocabulary:
     """Return the classes of `dataset`.
 
-    Icons: as many lines of `resources/icons/<drawings>/classes.txt` as the source asks for. A
-    folder: `resources/classes/<dataset>.txt` if the project has it, else the folder's own
-    `classes.txt`, else the sorted names below its `train/`.
+    A public dataset: its list in `resources/classes`. Icons: as many lines of
+    `resources/icons/<drawings>/classes.txt` as the source asks for. A folder:
+    `resources/classes/<dataset>.txt` if the project has it, else the folder's own `classes.txt`,
+    else the sorted names below its `train/`.
 
     Raises:
         SettingsError: no class list, fewer names than asked for, or a name that stands twice.
@@ -42,6 +49,10 @@ def load_vocabulary(dataset: DatasetSettings) -> Vocabulary:
 
             names = class_names(source.drawings, source.classes, source.seed)
             return checked(names, f"resources/icons/{source.drawings}/{CLASS_FILE}")
+        case PublicSource() as source:
+            listed = f"{CLASS_LISTS}/{source.dataset}.txt"
+            names = _lines(paths.project_root() / listed)
+            return replace(checked(names, listed), is_benchmark=True)
         case FolderSource() as source:
             listed = f"{CLASS_LISTS}/{dataset.name}.txt"
             if (paths.project_root() / listed).is_file():

@@ -1,0 +1,49 @@
+"""The datasets of the paper: from whichever files are here to the images of a split."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from microclip.data import sources, splits
+from microclip.data.layouts.base import load_layout
+from microclip.data.splits import Split
+from microclip.data.vocabulary import load_vocabulary
+from microclip.dataset_settings import HubRoute, PartsRule
+from microclip.settings import DatasetSettings, PublicSource, load_card
+
+logger = logging.getLogger(__name__)
+_LAID_OUT = PartsRule(rule="parts", train=("train",), test=("test",))
+
+
+@dataclass(frozen=True)
+class PublicImages:
+    """A split of a public dataset, and where its files came from."""
+
+    split: Split
+    found: sources.Found
+    notes: tuple[str, ...]  # what was odd about the files and the split
+
+
+def read(dataset: DatasetSettings) -> PublicImages:
+    """Return the images of the split that a dataset's settings name; they are fetched if need be.
+
+    Raises:
+        MissingDataError: not here, and not to be had without the user.
+        ServiceError: not to be had today.  SettingsError: files that contradict the class list.
+    """
+    source = dataset.source
+    assert isinstance(source, PublicSource)
+    card = load_card(source)
+    found = sources.get(source.dataset, card)
+    names = load_vocabulary(dataset).class_names
+    route = next(
+        (r for r in card.routes if isinstance(r, HubRoute) and r.layout == found.layout), None
+    )
+    listing = load_layout(found.layout).read(found.folder, names, route)
+    rule = _LAID_OUT if found.layout == sources.IMAGE_FOLDER else card.splits[source.split]
+    split = splits.divide(listing, rule, folder=found.folder, seed=source.seed)
+    notes = (*listing.notes, *split.notes)
+    for note in notes:
+        logger.info("%s: %s", dataset.name, note)
+    return PublicImages(split, found, notes)
