@@ -7,16 +7,18 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 
 from microclip import (
-    describing,  # noqa: F401  its verb joins the app
+    adapting,  # noqa: F401  each of these adds verbs to the app
+    data_commands,  # noqa: F401
+    describing,  # noqa: F401
     interruption,
     paths,
-    reporting,  # noqa: F401  its verbs join the app
+    predicting,  # noqa: F401
+    reporting,  # noqa: F401
     runtime,
     settings,
     survivor,
@@ -24,7 +26,6 @@ from microclip import (
 from microclip.interruption import INTERRUPTED, TERMINATED, Terminated
 from microclip.stages import (
     DEFAULT_CONFIG,
-    BackboneOption,
     ConfigOption,
     StudyOption,
     app,
@@ -156,65 +157,6 @@ def doctor() -> None:
         print(f"{'ok' if there else 'missing':8} {text}".rstrip())
     print(f"{'ok':8} python {record['python']}, {record['cpus']} CPUs, {gpu}")
     raise typer.Exit(0 if all(there for _, there in found) else 3)
-
-
-@app.command()
-def adapt(
-    folder: Annotated[Path, typer.Argument(help="folder of images, no labels needed")],
-    classes: Annotated[Path, typer.Option(help="one class name a line")],
-    out: Annotated[Path, typer.Option(help="folder for the adapted model")],
-    descriptions: Annotated[Path | None, typer.Option(help="JSON, class to sentences")] = None,
-    backbone: BackboneOption = "icon-clip",
-    method: Annotated[str, typer.Option(help="name of a file in config/methods")] = "microclip",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="a setting, as gamma=0.3; repeatable")
-    ] = None,
-) -> None:
-    """Adapt to a folder of unlabelled images."""
-    import microclip
-
-    logging.getLogger("microclip").setLevel(logging.INFO)
-    if not classes.is_file():
-        raise runtime.MissingDataError(f"--classes {classes} is no file; give one name a line")
-    names = [line.strip() for line in classes.read_text(encoding="utf-8").splitlines()]
-    runtime.use_all_cpus()
-    adapted = microclip.adapt(
-        folder,
-        [name for name in names if name],
-        descriptions=descriptions,
-        backbone=backbone,
-        method=method,
-        **_pairs(set_ or []),
-    )
-    say(f"wrote {adapted.save(out)}; classify with `microclip predict {out} IMAGES`")
-
-
-def _pairs(texts: list[str]) -> dict[str, Any]:
-    """Return `key=value` texts as settings; values are read as YAML."""
-    pairs = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise settings.SettingsError(f"--set {text!r} lacks '='; write it as key=value")
-        pairs[key.strip()] = yaml.safe_load(value)
-    return pairs
-
-
-@app.command()
-def predict(
-    adapted: Annotated[Path, typer.Argument(help="folder of an adapted model")],
-    images: Annotated[list[Path], typer.Argument(help="image files or one folder")],
-) -> None:
-    """Classify images with an adapted model; CSV on standard output."""
-    import csv
-
-    import microclip
-
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["file", "class", "confidence"])
-    chosen = images[0] if len(images) == 1 and images[0].is_dir() else images
-    for found in microclip.load(adapted).predict(chosen):
-        writer.writerow([found.file, found.class_name, f"{found.confidence:.4f}"])
 
 
 def main(arguments: list[str] | None = None) -> int:

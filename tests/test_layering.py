@@ -41,10 +41,12 @@ LAYERS = (  # a module may import from its own layer and from those above it
     ("measure",),
     ("runner",),
     ("icons",),
+    ("own_images",),
     ("api",),
+    ("export",),
     ("stages",),
     ("doctoring",),
-    ("describing", "reporting"),
+    ("adapting", "data_commands", "describing", "predicting", "reporting"),
     ("cli",),
     ("__main__",),
 )
