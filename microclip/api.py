@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from microclip.data.vocabulary import Vocabulary, checked
 from microclip.measure.evaluation import CONFIDENCE_SCALE
 from microclip.methods.base import Classifier, Supervision, Task, Views, load_method
 from microclip.model.backbone import Backbone, load_backbone
-from microclip.runner import write_weights
+from microclip.own_images.record import RECORD, TEXTS, WEIGHTS, Record, write_adapted
 from microclip.settings import Frozen, SettingsError, load_backbone_settings, validated
 from microclip.text import descriptions as description_files
 from microclip.text import embedding
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 TEMPLATES = ("a photo of a {}.",)  # unless others are given
 _BATCH = 128
-_RECORD, _WEIGHTS, _TEXTS = "adapted.json", "adapted.safetensors", "class_vectors.safetensors"
 
 Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -46,18 +45,6 @@ class Prediction(NamedTuple):
     file: str
     class_name: str
     confidence: float
-
-
-@dataclass(frozen=True)
-class Record:
-    """What an adapted classifier was made from: enough to build it again."""
-
-    class_names: tuple[str, ...]
-    backbone: str
-    backbone_key: str
-    method: str
-    settings: Mapping[str, Any]
-    seed: int
 
 
 class Adapted:
@@ -95,10 +82,7 @@ class Adapted:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the classifier into `folder`, without the backbone's own weights; return it."""
         target = Path(folder)
-        state = self._classifier.trained_state()
-        write_weights(target / _WEIGHTS, state, {"method": self.record.method})
-        embedding.save_classifiers(target / _TEXTS, self._texts, {})
-        runtime.write_json(target / _RECORD, asdict(self.record))
+        write_adapted(target, self.record, self._texts, self._classifier)
         return target
 
     def _views(self, images: UnlabelledImages) -> Iterator[Views]:
@@ -173,8 +157,8 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
     """
     source = Path(folder)
     try:
-        values = json.loads((source / _RECORD).read_text(encoding="utf-8"))
-        state = load_file(source / _WEIGHTS)
+        values = json.loads((source / RECORD).read_text(encoding="utf-8"))
+        state = load_file(source / WEIGHTS)
         record = Record(**{**values, "class_names": tuple(values["class_names"])})
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise SettingsError(
@@ -188,10 +172,10 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
             f"got {key}; restore those weights or adapt again"
         )
     chosen_device = str(runtime.choose_device(device))
-    texts, _ = embedding.load_classifiers(source / _TEXTS)
+    texts, _ = embedding.load_classifiers(source / TEXTS)
     texts, tower = texts.to(chosen_device), load_backbone(record.backbone, chosen_device)
     method = load_method(record.method)
-    settings = validated(method.Settings, record.settings, str(source / _RECORD))
+    settings = validated(method.Settings, record.settings, str(source / RECORD))
     classifier = method.restore(_task(record, texts, tower), settings, state)
     return Adapted(record, texts, tower, classifier)
 
