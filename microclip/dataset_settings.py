@@ -62,6 +62,17 @@ class RemoteFile(Frozen):
     md5: str | None = Field(None, description="as the publisher or torchvision states it")
     sha256: str | None = None
     unpack: bool = Field(default=True, description="False: the file itself is read, as it is")
+    into: str = Field("", description="folder below data/<dataset>/ that it is unpacked into")
+    inner: tuple[str, ...] = Field(
+        (), description="paths of archives in it, unpacked into the same folder, then removed"
+    )
+
+    @model_validator(mode="after")
+    def _below_the_folder(self) -> RemoteFile:
+        for path in (self.name, self.into, *self.inner):
+            if path.startswith("/") or "\\" in path or ".." in path.split("/"):
+                raise ValueError(f"{path!r} must be a path below the dataset's folder")
+        return self
 
 
 class ArchiveRoute(Frozen):
