@@ -70,8 +70,15 @@ def load_layout(name: str) -> Layout:
 
 
 def lacking(folder: Path, needs: Sequence[str]) -> list[str]:
-    """Return the needed paths or patterns that nothing below `folder` matches."""
-    return [need for need in needs if next(folder.glob(need), None) is None]
+    """Return the needed paths or patterns that nothing below `folder` matches, in any case."""
+    return [need for need in needs if next(folder.glob(_in_any_case(need)), None) is None]
+
+
+def _in_any_case(pattern: str) -> str:
+    """Return a glob pattern that upper and lower letters match; one with brackets stays."""
+    if "[" in pattern:
+        return pattern
+    return re.sub("[A-Za-z]", lambda found: f"[{found[0].lower()}{found[0].upper()}]", pattern)
 
 
 def lines(path: Path) -> list[str]:
