@@ -10,8 +10,10 @@ import os
 from pathlib import Path
 
 MANIFEST = "results/data/{dataset}/manifest.csv"
+ORIGIN = "results/data/{dataset}/origin.json"
 STORE = "results/data/{dataset}/store.json"
 PASSPORT = "results/data/{dataset}/passport.json"
+ZERO_SHOT = "results/data/{dataset}/zero-shot-{backbone}.json"
 DESCRIPTIONS = "results/descriptions/{descriptions}/{dataset}.json"
 PUBLISHED_DESCRIPTIONS = "results/downloads/{sha256}.json"
 CLASSIFIER = "results/classifiers/{backbone}/{descriptions}/{dataset}.safetensors"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from microclip import paths, runtime
+from microclip.data import origin
 from microclip.data.store import ImageStore, Pixels, open_store
 from microclip.data.vocabulary import Vocabulary, load_vocabulary
 from microclip.settings import (
@@ -27,8 +28,12 @@ from microclip.settings import (
     SettingsError,
 )
 
+if TYPE_CHECKING:
+    from microclip.data.public import PublicImages
+
 SPLITS = ("train", "test")
 COLUMNS = ("split", "file", "label", "class", "sha256")
+UNKNOWN = -1  # label of a training image whose class nobody said; its class is empty
 
 
 class UnlabelledImages:
@@ -48,6 +53,10 @@ class UnlabelledImages:
     def pixels(self, index: int) -> Pixels:
         """Return an image as RGB bytes, read-only."""
         return self._store.pixels(self._rows[index])
+
+    def part(self, indices: Sequence[int]) -> UnlabelledImages:
+        """Return some of the images."""
+        return UnlabelledImages(self._store, tuple(self._rows[index] for index in indices))
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class Manifest:
     names: tuple[str, ...]  # as written: relative to `folder`, or absolute
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
+    file_sha256: tuple[str, ...]
     images_sha256: str  # of the names and contents of the images, in order; labels left out
 
     @property
@@ -89,6 +99,7 @@ def fetch(dataset: DatasetSettings) -> Path:
             of a benchmark with a class that has no image.
     """
     manifest = Path(paths.MANIFEST.format(dataset=dataset.name))
+    images: PublicImages | None = None
     match dataset.source:
         case IconSource() as source:
             from microclip.icons.scenes import write_dataset  # the renderer is needed here alone
@@ -98,7 +109,8 @@ def fetch(dataset: DatasetSettings) -> Path:
             from microclip.data import public  # readers of layouts are needed here alone
 
             names = load_vocabulary(dataset).class_names
-            split = public.read(dataset).split
+            images = public.read(dataset)
+            split = images.split
             _write_rows(
                 manifest,
                 [*COLUMNS, "key"],
@@ -118,6 +130,7 @@ def fetch(dataset: DatasetSettings) -> Path:
         case FolderSource() as source:
             rows = list(_folder_rows(source.folder, load_vocabulary(dataset)))
             _write_rows(manifest, COLUMNS, rows)
+    origin.write(dataset, manifest, images)
     return manifest
 
 
@@ -145,10 +158,12 @@ def read_manifest(dataset_name: str) -> Manifest:
             raise SettingsError(f"{path} lacks the columns {lacking}; fetch {dataset_name} again")
         rows = list(reader)
     for line, row in enumerate(rows, start=2):
-        if row["split"] not in SPLITS or not row["label"].isdecimal():
+        is_unknown = (row["split"], row["label"], row["class"]) == ("train", str(UNKNOWN), "")
+        if row["split"] not in SPLITS or not (row["label"].isdecimal() or is_unknown):
             raise SettingsError(
-                f"line {line} of {path}: expected split in {SPLITS} and a label >= 0, got "
-                f"{row['split']!r} and {row['label']!r}; fetch {dataset_name} again"
+                f"line {line} of {path}: expected split in {SPLITS} and a label >= 0 (or {UNKNOWN} "
+                f"and no class for training images without one), got {row['split']!r} and "
+                f"{row['label']!r}; fetch {dataset_name} again"
             )
     return Manifest(
         folder=path.parent,
@@ -156,6 +171,7 @@ def read_manifest(dataset_name: str) -> Manifest:
         names=tuple(row["file"] for row in rows),
         labels=tuple(int(row["label"]) for row in rows),
         class_names=tuple(row["class"] for row in rows),
+        file_sha256=tuple(row["sha256"] for row in rows),
         images_sha256=hashlib.sha256(
             "".join(f"{row['file']}\0{row['sha256']}\n" for row in rows).encode()
         ).hexdigest(),
@@ -273,6 +289,8 @@ def _check_labels(manifest: Manifest, vocabulary: Vocabulary) -> None:
     for file, label, name in zip(
         manifest.names, manifest.labels, manifest.class_names, strict=True
     ):
+        if label == UNKNOWN:
+            continue
         if label >= len(names) or names[label] != name:
             expected = names[label] if label < len(names) else f"fewer than {label + 1} classes"
             raise SettingsError(

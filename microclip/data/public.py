@@ -9,7 +9,7 @@ from microclip.data import sources, splits
 from microclip.data.layouts.base import load_layout
 from microclip.data.splits import Split
 from microclip.data.vocabulary import load_vocabulary
-from microclip.dataset_settings import HubRoute, PartsRule
+from microclip.dataset_settings import HubRoute, PartsRule, SplitRule
 from microclip.settings import DatasetSettings, PublicSource, load_card
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ class PublicImages:
 
     split: Split
     found: sources.Found
+    rule: SplitRule  # that made the split
     notes: tuple[str, ...]  # what was odd about the files and the split
 
 
@@ -41,9 +42,12 @@ def read(dataset: DatasetSettings) -> PublicImages:
         (r for r in card.routes if isinstance(r, HubRoute) and r.layout == found.layout), None
     )
     listing = load_layout(found.layout).read(found.folder, names, route)
-    rule = _LAID_OUT if found.layout == sources.IMAGE_FOLDER else card.splits[source.split]
+    rule, notes = card.splits[source.split], listing.notes
+    if found.layout == sources.IMAGE_FOLDER:
+        rule = _LAID_OUT
+        notes += (f"laid out by hand as train/ and test/, taken as split {source.split!r}",)
     split = splits.divide(listing, rule, folder=found.folder, seed=source.seed)
-    notes = (*listing.notes, *split.notes)
+    notes += split.notes
     for note in notes:
         logger.info("%s: %s", dataset.name, note)
-    return PublicImages(split, found, notes)
+    return PublicImages(split, found, rule, notes)

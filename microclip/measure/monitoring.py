@@ -15,7 +15,11 @@ TestBatches = Callable[[ViewPlan], Iterable[Views]]
 
 
 class LabelMonitor:
-    """Measures pseudo-labels of training images and the accuracy on test images."""
+    """Measures pseudo-labels of training images and the accuracy on test images.
+
+    A training label of -1 is unknown: such images do not count, and without any known label there
+    is no number of pseudo-labels.
+    """
 
     def __init__(
         self,
@@ -49,10 +53,13 @@ class LabelMonitor:
         total: dict[str, int] = {}
         for indices, guesses in self._guesses:
             truth = self._train_labels[indices]
+            is_known = truth >= 0
             for name, labels in guesses.items():
-                right[name] = right.get(name, 0) + int((labels.cpu() == truth).sum())
-                total[name] = total.get(name, 0) + len(truth)
-        rates = {f"pseudo_{name}_pct": 100 * right[name] / total[name] for name in right}
+                right[name] = right.get(name, 0) + int((labels.cpu() == truth)[is_known].sum())
+                total[name] = total.get(name, 0) + int(is_known.sum())
+        rates = {
+            f"pseudo_{name}_pct": 100 * right[name] / total[name] for name in right if total[name]
+        }
         measured = {**rates, **self._measured}
         self._guesses, self._measured = [], {}
         return measured
