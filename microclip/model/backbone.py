@@ -191,7 +191,7 @@ class Backbone(nn.Module):
             )
         visual = self.visual
         patches = visual.conv1(images).flatten(2).mT
-        cls = visual.class_embedding.expand(len(images), 1, -1)
+        cls = visual.class_embedding.expand(images.shape[0], 1, -1)
         place = visual.positional_embedding
         # adding the places in their own precision keeps the residual stream float32 under autocast
         hidden: Tensor = visual.ln_pre(torch.cat([cls + place[:1], patches + place[1:]], dim=1))

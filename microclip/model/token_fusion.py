@@ -156,7 +156,10 @@ class TokenFusion(nn.Module):
             ValueError: a mask for a query that has none; query "random" without generator.
         """
         tokens = self.backbone.encode_image(images)
-        saliency = self._salient_patches(tokens, mask, generator)
+        return self.read(tokens, self._salient_patches(tokens, mask, generator))
+
+    def read(self, tokens: ImageTokens, saliency: Saliency) -> FusionOutput:
+        """Return what `forward` does, of encoded images whose salient patches are known."""
         pooled, attention = self._pool(tokens, saliency.mask)
         local_embedding = unit_norm(self.backbone.project(pooled))
         local_logits = cosine_similarity(local_embedding, self.classifier)
