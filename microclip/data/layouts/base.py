@@ -6,6 +6,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -42,9 +43,9 @@ class Layout(Protocol):
     """A module of this package.
 
     `NEEDS` are paths or glob patterns below the dataset's folder that must be there (each matched
-    by at least one path); `read` lists the images. A layout whose images are no files (parquet,
-    shards, videos) writes them below `folder / "images"` first, whole or not at all, and only those
-    that are not there yet.
+    by at least one path, "a|b" by either); `read` lists the images. A layout whose images are no
+    files (parquet, shards, videos) writes them below `folder / "images"` first, whole or not at
+    all, and only those that are not there yet.
     """
 
     NEEDS: tuple[str, ...]
@@ -71,7 +72,11 @@ def load_layout(name: str) -> Layout:
 
 def lacking(folder: Path, needs: Sequence[str]) -> list[str]:
     """Return the needed paths or patterns that nothing below `folder` matches, in any case."""
-    return [need for need in needs if next(folder.glob(_in_any_case(need)), None) is None]
+    return [
+        need
+        for need in needs
+        if all(next(folder.glob(_in_any_case(one)), None) is None for one in need.split("|"))
+    ]
 
 
 def _in_any_case(pattern: str) -> str:
@@ -120,6 +125,11 @@ def any_case(folder: Path, name: str) -> Path:
         return folder / name
     same = [path for path in folder.iterdir() if path.name.casefold() == name.casefold()]
     return same[0] if len(same) == 1 else folder / name
+
+
+def place(folder: Path, name: str) -> Path:
+    """Return `folder / name`, each part of `name` (with "/") in whatever case it is written."""
+    return reduce(any_case, name.split("/"), folder)
 
 
 def labels_by_name(
