@@ -87,10 +87,18 @@ def _in_any_case(pattern: str) -> str:
 
 
 def lines(path: Path) -> list[str]:
-    """Return the stripped, non-empty lines of a list. Raises MissingDataError if it is gone."""
+    """Return the stripped, non-empty lines of a list.
+
+    Raises: MissingDataError if it is gone, or is no text.
+    """
     if not path.is_file():
         raise runtime.MissingDataError(f"{path} is not there; get the dataset again")
-    text = path.read_text(encoding="utf-8-sig", errors="strict")
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="strict")
+    except UnicodeDecodeError as error:
+        raise runtime.MissingDataError(
+            f"{path} is no text (byte {error.start}); get the dataset again"
+        ) from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
