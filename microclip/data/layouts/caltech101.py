@@ -1,0 +1,91 @@
+"""Caltech-101: a folder a class with numbered images; two of the 102 folders are no class here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from microclip import runtime
+from microclip.data.layouts.base import Item, Listing, images_below, labels_by_name
+from microclip.settings import HubRoute, SettingsError
+
+_ROOT = "101_ObjectCategories"
+_LEFT_OUT = ("BACKGROUND_Google", "Faces_easy")  # the paper's 100 classes are without them
+_CLASSES = {  # the folders whose names are not those of the classes, by OpenAI and the paper
+    "airplanes": "airplane",
+    "Faces": "face",
+    "Leopards": "leopard",
+    "Motorbikes": "motorbike",
+}
+_WRITTEN = {name.casefold(): name for name in (*_LEFT_OUT, *_CLASSES)}  # all others: no capitals
+_NUMBERED = re.compile(r"image_(\d{4})\.jpg", re.IGNORECASE)
+NEEDS = (f"**/{_ROOT}",)
+
+
+def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
+    """Return the images of all classes; the release has no parts.
+
+    Raises:
+        MissingDataError: no such folder, or an image is not there: they are numbered from 1.
+        SettingsError: classes other than ours, or a folder that stands twice.
+    """
+    root = _root(folder)
+    numbered: dict[str, dict[int, Path]] = {}
+    left_out: dict[str, int] = {}
+    extra: list[Path] = []
+    for path in images_below(root):
+        key = _written(path.relative_to(root).parts[0])
+        number = _NUMBERED.fullmatch(path.name)
+        if key in _LEFT_OUT:
+            left_out[key] = left_out.get(key, 0) + 1
+        elif number is None or path.parent.parent != root:
+            extra.append(path)
+        else:
+            _add(numbered.setdefault(key, {}), int(number[1]), path)
+    labels = labels_by_name(numbered, class_names, str(root), aliases=_CLASSES)
+    items = [
+        Item(path, f"{key}/image_{number:04}.jpg", labels[key], key)
+        for key in numbered
+        for number, path in _whole(numbered[key], root / key)
+    ]
+    notes = [f"{key} is no class: {count} images left out" for key, count in left_out.items()]
+    if extra:
+        notes.append(f"{len(extra)} images that the release has not were left out: {extra[0]}, …")
+    return Listing(tuple(sorted(items, key=lambda item: item.name)), tuple(notes))
+
+
+def _root(folder: Path) -> Path:
+    """Return the folder of the classes, wherever the archive was unpacked below `folder`."""
+    found = [
+        path
+        for path in folder.glob("**/*")
+        if path.name.casefold() == _ROOT.casefold() and path.is_dir()
+    ]
+    if not found:
+        raise runtime.MissingDataError(
+            f"{folder} has no folder {_ROOT}; unpack {_ROOT}.tar.gz there"
+        )
+    return min(found, key=lambda path: (len(path.parts), path.name != _ROOT, str(path)))
+
+
+def _written(folder: str) -> str:
+    """Return a class folder's name as the release writes it."""
+    return _WRITTEN.get(folder.casefold(), folder.casefold())
+
+
+def _add(images: dict[int, Path], number: int, path: Path) -> None:
+    if number in images:
+        raise SettingsError(f"{images[number]} and {path} are one image of the release; keep one")
+    images[number] = path
+
+
+def _whole(images: dict[int, Path], where: Path) -> list[tuple[int, Path]]:
+    """Return the images in their order. Raises MissingDataError if a number is not there."""
+    gone = sorted(set(range(1, max(images) + 1)) - set(images))
+    if gone:
+        raise runtime.MissingDataError(
+            f"{where} ends with image {max(images)} and lacks {len(gone)} before it: "
+            f"image_{gone[0]:04}.jpg, …; the archive was cut or files were removed, get it again"
+        )
+    return sorted(images.items())

@@ -1,0 +1,75 @@
+"""Stanford Cars: flat folders of images, labels in MATLAB files, the order of ids in another.
+
+The layout is the one that torchvision's `StanfordCars` reads. Copies on the web have the images one
+folder deeper (`cars_train/cars_train`) or the test labels in `devkit`: both are read as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from microclip import runtime
+from microclip.data import matlab
+from microclip.data.layouts.base import Item, Listing, check_order
+from microclip.data.official_lists import ImageFiles, inside, labels_of_ids, listing
+from microclip.settings import HubRoute
+
+_ROOT = "stanford_cars"
+_TEST_LABELS = "cars_test_annos_withlabels.mat"
+NEEDS = (
+    f"{_ROOT}/cars_train",
+    f"{_ROOT}/cars_test",
+    f"{_ROOT}/devkit/cars_meta.mat",
+    f"{_ROOT}/devkit/cars_train_annos.mat",
+    f"{_ROOT}/**/{_TEST_LABELS}",
+)
+
+
+def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
+    """Return the images of both parts; a class is an id, its name stands in `cars_meta.mat`.
+
+    Raises:
+        MissingDataError: a file or a listed image is not there, or is damaged.
+        SettingsError: the official order of names is not ours, or an id is of no class.
+    """
+    root = inside(folder, _ROOT)
+    devkit = inside(root, "devkit")
+    meta = inside(devkit, "cars_meta.mat")
+    official = [str(name) for name in matlab.variable(meta, "class_names")]
+    check_order(official, class_names, str(meta))
+    test_labels = inside(root, _TEST_LABELS)
+    if not test_labels.is_file():
+        test_labels = inside(devkit, _TEST_LABELS)
+    items: list[Item] = []
+    files = []
+    for part, labelled in (
+        ("train", inside(devkit, "cars_train_annos.mat")),
+        ("test", test_labels),
+    ):
+        images = ImageFiles.below(_images(root, part))
+        files.append(images)
+        items += _items(images, part, labelled, official)
+    return listing(items, files, "cars")
+
+
+def _images(root: Path, part: str) -> Path:
+    """Return the folder of a part's images, one deeper if the copy has it so."""
+    folder = inside(root, f"cars_{part}")
+    deeper = inside(folder, f"cars_{part}")
+    return deeper if deeper.is_dir() else folder
+
+
+def _items(
+    images: ImageFiles, part: str, labelled: Path, official: Sequence[str]
+) -> Iterator[Item]:
+    rows = matlab.variable(labelled, "annotations")
+    if not {"fname", "class"} <= set(rows.dtype.names or ()):
+        raise runtime.MissingDataError(
+            f"{labelled} has no labels (fields {', '.join(rows.dtype.names or ())}); place "
+            f"{_TEST_LABELS}, not the test list of devkit"
+        )
+    labels = labels_of_ids(rows["class"], official, labelled)
+    for file, label in zip(rows["fname"], labels, strict=True):
+        name = f"cars_{part}/{file}"
+        yield Item(images.path(str(file)), name, label, official[label], part)

@@ -1,0 +1,73 @@
+"""FGVC-Aircraft 2013b: a flat folder of images, variants in lists; some names hold a slash.
+
+The official order is `variants.txt`. Folders sorted by name, as the paper's code had them, put
+`BAE-125` before `BAE 146-200` and so rotate three labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from microclip import runtime
+from microclip.data.layouts.base import Item, Listing, check_order, lines
+from microclip.data.official_lists import ImageFiles, check_same, inside, listing, part_of_each
+from microclip.settings import HubRoute, SettingsError
+
+_DATA = "fgvc-aircraft-2013b/data"
+_PARTS = ("train", "val", "test")
+NEEDS = (
+    f"{_DATA}/images",
+    f"{_DATA}/variants.txt",
+    *(f"{_DATA}/images_variant_{part}.txt" for part in _PARTS),
+)
+
+
+def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
+    """Return the images of the three parts; a class is a variant, `F-16A/B` among them.
+
+    Raises:
+        MissingDataError: a list or a listed image is not there, or a list was cut.
+        SettingsError: variants in another order than ours, an unknown one, an image of two parts.
+    """
+    data = inside(folder, *_DATA.split("/"))
+    variants = inside(data, "variants.txt")
+    official = lines(variants)
+    check_order(official, class_names, str(variants))
+    labels = {name: label for label, name in enumerate(official)}
+    rows = {part: _rows(inside(data, f"images_variant_{part}.txt"), labels) for part in _PARTS}
+    parts = part_of_each({part: list(keys) for part, keys in rows.items()}, data)
+    joined = inside(data, "images_variant_trainval.txt")
+    if joined.is_file():
+        check_same(
+            rows["train"] | rows["val"],
+            _rows(joined, labels),
+            of="the train and val lists",
+            other=joined,
+        )
+    images = ImageFiles.below(inside(data, "images"))
+    return listing(
+        (
+            Item(images.path(f"{image}.jpg"), f"{image}.jpg", labels[key], key, part)
+            for image, part in parts.items()
+            for key in [rows[part][image]]
+        ),
+        [images],
+        "fgvc",
+    )
+
+
+def _rows(path: Path, labels: dict[str, int]) -> dict[str, str]:
+    """Return the variant of each image of a list: "1025794 707-320"."""
+    variants: dict[str, str] = {}
+    for row in lines(path):
+        image, _, variant = row.partition(" ")
+        if variant not in labels:
+            raise runtime.MissingDataError(
+                f"{path} has a line {row!r}, expected an image and a name of variants.txt; it was "
+                "cut or changed, get the dataset again"
+            )
+        if image in variants:
+            raise SettingsError(f"image {image} stands twice in {path}; get the dataset again")
+        variants[image] = variant
+    return variants

@@ -1,0 +1,63 @@
+"""Oxford Flowers 102: numbered images, labels and official parts in two MATLAB files.
+
+No file of the release names its classes: id n is the n-th name of our list, which the tests hold
+against torchvision's. CoOp's file is a rule of the split, not a layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from microclip.data import matlab
+from microclip.data.layouts.base import Item, Listing
+from microclip.data.official_lists import (
+    ImageFiles,
+    check_same,
+    inside,
+    labels_of_ids,
+    listing,
+    part_of_each,
+)
+from microclip.settings import HubRoute
+
+_ROOT = "flowers-102"
+_PARTS = {"train": "trnid", "val": "valid", "test": "tstid"}  # setid.mat's names
+NEEDS = (f"{_ROOT}/jpg", f"{_ROOT}/imagelabels.mat", f"{_ROOT}/setid.mat")
+
+
+def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
+    """Return the images of the three parts; a class is an id from 1.
+
+    Raises:
+        MissingDataError: a file or a listed image is not there, or is damaged.
+        SettingsError: an image of two parts, or ids other than those of our classes.
+    """
+    root = inside(folder, _ROOT)
+    label_file, part_file = inside(root, "imagelabels.mat"), inside(root, "setid.mat")
+    ids = matlab.variable(label_file, "labels")
+    labels = {
+        _file(number): label
+        for number, label in enumerate(labels_of_ids(ids, class_names, label_file), start=1)
+    }
+    parts = part_of_each(
+        {
+            part: [_file(int(number)) for number in matlab.variable(part_file, name)]
+            for part, name in _PARTS.items()
+        },
+        part_file,
+    )
+    check_same(labels, parts, of=str(label_file), other=part_file)
+    images = ImageFiles.below(inside(root, "jpg"))
+    return listing(
+        (
+            Item(images.path(name), name, labels[name], str(labels[name] + 1), part)
+            for name, part in parts.items()
+        ),
+        [images],
+        "flowers",
+    )
+
+
+def _file(number: int) -> str:
+    return f"image_{number:05}.jpg"

@@ -1,0 +1,72 @@
+"""Food-101: images by class, both parts as a text list and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from microclip import runtime
+from microclip.data.layouts.base import Item, Listing, check_order, labels_by_name, lines
+from microclip.data.official_lists import ImageFiles, check_same, inside, listing, part_of_each
+from microclip.settings import HubRoute
+
+_ROOT = "food-101"
+_PARTS = ("train", "test")
+NEEDS = (
+    f"{_ROOT}/images",
+    f"{_ROOT}/meta/classes.txt",
+    *(f"{_ROOT}/meta/{part}.*" for part in _PARTS),
+)
+
+
+def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
+    """Return the images that `meta/{train,test}` name, as text, JSON or both; a class is a folder.
+
+    Raises:
+        MissingDataError: a list or a listed image is not there, or a list was cut.
+        SettingsError: classes other than ours or in another order, an image of two parts.
+    """
+    root = inside(folder, _ROOT)
+    meta = inside(root, "meta")
+    classes = inside(meta, "classes.txt")
+    check_order(lines(classes), class_names, str(classes))
+    parts = part_of_each({part: _images(meta, part) for part in _PARTS}, meta)
+    labels = labels_by_name((name.split("/")[0] for name in parts), class_names, str(meta))
+    images = ImageFiles.below(inside(root, "images"))
+    return listing(
+        (
+            Item(images.path(f"{name}.jpg"), f"{name}.jpg", labels[key], key, part)
+            for name, part in parts.items()
+            for key in [name.split("/")[0]]
+        ),
+        [images],
+        "food101",
+    )
+
+
+def _images(meta: Path, part: str) -> list[str]:
+    """Return the images of a part: "apple_pie/1005649"; two lists must name the same ones."""
+    as_text, as_json = inside(meta, f"{part}.txt"), inside(meta, f"{part}.json")
+    if not as_json.is_file():
+        return lines(as_text)
+    names = _of_json(as_json)
+    if as_text.is_file():
+        check_same(names, lines(as_text), of=str(as_json), other=as_text)
+    return names
+
+
+def _of_json(path: Path) -> list[str]:
+    try:
+        classes = json.loads(path.read_bytes())
+        return [name for names in classes.values() for name in map(_text, names)]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise runtime.MissingDataError(
+            f"{path} is damaged ({' '.join(str(error).split())}); get the dataset again"
+        ) from None
+
+
+def _text(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"expected names of images, got {name!r}")
+    return name

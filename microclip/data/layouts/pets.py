@@ -1,0 +1,87 @@
+"""Oxford-IIIT Pets: a flat folder of images, breeds and their ids in two lists.
+
+Cat breeds are written with capitals and dog breeds without, so folders sorted by name have another
+order than the ids: ids are held against our list by the breed in each image's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from microclip import runtime
+from microclip.data.layouts.base import Item, Listing, check_order, lines
+from microclip.data.official_lists import ImageFiles, check_same, inside, listing, part_of_each
+from microclip.settings import HubRoute, SettingsError
+
+_ROOT = "oxford-iiit-pet"
+_LISTS = {"train": "trainval.txt", "test": "test.txt"}
+NEEDS = (f"{_ROOT}/images", *(f"{_ROOT}/annotations/{name}" for name in _LISTS.values()))
+
+
+def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
+    """Return the images of `trainval.txt` and `test.txt`; a class is a breed with an id from 1.
+
+    Raises:
+        MissingDataError: a list or a listed image is not there, or a list was cut.
+        SettingsError: an image of two parts, a breed of two ids, or ids in another order than ours.
+    """
+    root = inside(folder, _ROOT)
+    annotations = inside(root, "annotations")
+    rows = {part: _rows(inside(annotations, name)) for part, name in _LISTS.items()}
+    parts = part_of_each({part: list(ids) for part, ids in rows.items()}, annotations)
+    ids = rows["train"] | rows["test"]
+    whole = inside(annotations, "list.txt")
+    if whole.is_file():
+        check_same(parts, _rows(whole), of="trainval.txt with test.txt", other=whole)
+    labels = _labels(ids, class_names, annotations)
+    images = ImageFiles.below(inside(root, "images"))
+    return listing(
+        (
+            Item(images.path(f"{image}.jpg"), f"{image}.jpg", labels[key], key, part)
+            for image, part in parts.items()
+            for key in [_breed(image)]
+        ),
+        [images],
+        "pets",
+    )
+
+
+def _rows(path: Path) -> dict[str, int]:
+    """Return the class id of each image of a list: "Abyssinian_100 1 1 1", "#" is a remark."""
+    ids: dict[str, int] = {}
+    for row in lines(path):
+        if row.startswith("#"):
+            continue
+        fields = row.split()
+        if len(fields) != 4 or not fields[1].isdecimal():
+            raise runtime.MissingDataError(
+                f"{path} has a line {row!r}, expected an image and three numbers; it was cut or "
+                "changed, get the dataset again"
+            )
+        if fields[0] in ids:
+            raise SettingsError(f"{fields[0]} stands twice in {path}; get the dataset again")
+        ids[fields[0]] = int(fields[1])
+    return ids
+
+
+def _breed(image: str) -> str:
+    return image.rpartition("_")[0]
+
+
+def _labels(ids: dict[str, int], class_names: Sequence[str], where: Path) -> dict[str, int]:
+    """Return the label of each breed, once the order of ids is known to be that of our list."""
+    id_of: dict[str, int] = {}
+    for image, number in ids.items():
+        if id_of.setdefault(_breed(image), number) != number:
+            raise SettingsError(
+                f"{image} has class id {number} below {where}, other images of "
+                f"{_breed(image)} have {id_of[_breed(image)]}; get the dataset again"
+            )
+    if sorted(id_of.values()) != list(range(1, len(id_of) + 1)):
+        raise SettingsError(
+            f"{where} has {len(id_of)} breeds with ids {sorted(id_of.values())[:4]}…, expected 1 "
+            f"to {len(id_of)}, one each; get the dataset again"
+        )
+    check_order(sorted(id_of, key=id_of.__getitem__), class_names, str(where))
+    return {breed: number - 1 for breed, number in id_of.items()}
