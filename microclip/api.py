@@ -2,49 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
-from microclip import runtime
+from microclip import prediction, runtime
 from microclip.data.datasets import UnlabelledImages, image_files
 from microclip.data.features import embeddings
-from microclip.data.loading import ViewRecipe, evaluation_views
-from microclip.data.store import open_store, write_store
 from microclip.data.vocabulary import Vocabulary, checked
-from microclip.measure.evaluation import CONFIDENCE_SCALE
-from microclip.methods.base import Classifier, Supervision, Task, Views, load_method
+from microclip.methods.base import Classifier, Supervision, Task, load_method
 from microclip.model.backbone import Backbone, load_backbone
-from microclip.own_images.record import RECORD, TEXTS, WEIGHTS, Record, write_adapted
+from microclip.model.state import difference
+from microclip.own_images.record import RECORD, WEIGHTS, Record, read_adapted, write_adapted
+from microclip.prediction import Images, Prediction
 from microclip.settings import Frozen, SettingsError, load_backbone_settings, validated
 from microclip.text import descriptions as description_files
 from microclip.text import embedding
 from microclip.text.prompts import fill
 
+__all__ = ["Adapted", "Prediction", "adapt", "load"]
+
 logger = logging.getLogger(__name__)
 
 TEMPLATES = ("a photo of a {}.",)  # unless others are given
-_BATCH = 128
-
-Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-
-
-class Prediction(NamedTuple):
-    """What was seen in a file; `confidence` is a probability."""
-
-    file: str
-    class_name: str
-    confidence: float
 
 
 class Adapted:
@@ -63,39 +46,37 @@ class Adapted:
         self._backbone = backbone
         self._classifier = classifier
 
-    def predict(self, images: Images) -> list[Prediction]:
-        """Return the class of each image: a folder (searched below), a file, or a list of files.
+    @property
+    def backbone(self) -> Backbone:
+        """Return the network beneath the classifier."""
+        return self._backbone
+
+    @property
+    def classifier(self) -> Classifier:
+        """Return what turns views of images into similarities."""
+        return self._classifier
+
+    def predict(
+        self, images: Images, *, top: int = prediction.TOP, skip_bad: bool = False
+    ) -> list[Prediction]:
+        """Return the classes of each image, the `top` likeliest of them with their probabilities.
+
+        `images` are a folder (searched below), a file, or a list of both. With `skip_bad` files
+        that cannot be read are left out, each with a warning in the log.
 
         Raises:
             SettingsError: no image, or images that cannot be read, by name.
         """
-        files = _files(images)
-        predictions = []
-        with _stored(files) as unlabelled:
-            logits = torch.cat([self._classifier.logits(v).cpu() for v in self._views(unlabelled)])
-        confidences, labels = (CONFIDENCE_SCALE * logits).softmax(dim=-1).max(dim=-1)
-        for file, label, confidence in zip(files, labels, confidences, strict=True):
-            name = self.record.class_names[int(label)]
-            predictions.append(Prediction(str(file), name, float(confidence)))
-        return predictions
+        files = prediction.usable(images, skip_bad=skip_bad)
+        with prediction.stored(files) as unlabelled:
+            found = prediction.heads(self._classifier, self._backbone, unlabelled, self.record.seed)
+        return prediction.told(files, found, self.record.class_names, top)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the classifier into `folder`, without the backbone's own weights; return it."""
         target = Path(folder)
         write_adapted(target, self.record, self._texts, self._classifier)
         return target
-
-    def _views(self, images: UnlabelledImages) -> Iterator[Views]:
-        plan, tower = self._classifier.views, self._backbone
-        if plan.kind == "embedding":
-            for batch in torch.split(embeddings(tower, images).to(tower.device), _BATCH):
-                yield Views(embeddings=batch)
-            return
-        recipe = ViewRecipe(self.record.seed, tower.image_size, tower.mean, tower.std)
-        for batch in evaluation_views(
-            images, recipe, crop=plan.crop, batch_size=_BATCH, device=tower.device
-        ):
-            yield Views(images=batch)
 
 
 class Options(Frozen):
@@ -143,7 +124,7 @@ def adapt(
         seed=options.seed,
     )
     task = replace(_task(record, texts, tower), precision=options.precision)
-    with _stored(_files(images)) as unlabelled:
+    with prediction.stored(_files(images)) as unlabelled:
         given = _with_images(task, chosen, tower, unlabelled)
         classifier = chosen.adapt(given, method_settings, _LogTracker())
     return Adapted(record, texts, tower, classifier)
@@ -153,18 +134,11 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
     """Return what `Adapted.save` wrote.
 
     Raises:
-        SettingsError: incomplete or damaged, or its backbone has other weights today.
+        SettingsError: incomplete, damaged or pickled; files that do not belong together (other
+            classes, tensors or shapes); its backbone has other weights today.
     """
     source = Path(folder)
-    try:
-        values = json.loads((source / RECORD).read_text(encoding="utf-8"))
-        state = load_file(source / WEIGHTS)
-        record = Record(**{**values, "class_names": tuple(values["class_names"])})
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        raise SettingsError(
-            f"{source} holds no complete classifier ({' '.join(str(error).split())}); "
-            "expected the folder that Adapted.save wrote"
-        ) from error
+    record, texts, state = read_adapted(source)
     key = embedding.backbone_key(load_backbone_settings(record.backbone))
     if key != record.backbone_key:
         raise SettingsError(
@@ -172,11 +146,22 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
             f"got {key}; restore those weights or adapt again"
         )
     chosen_device = str(runtime.choose_device(device))
-    texts, _ = embedding.load_classifiers(source / TEXTS)
     texts, tower = texts.to(chosen_device), load_backbone(record.backbone, chosen_device)
     method = load_method(record.method)
     settings = validated(method.Settings, record.settings, str(source / RECORD))
-    classifier = method.restore(_task(record, texts, tower), settings, state)
+    task = _task(record, texts, tower)
+    try:
+        classifier = method.restore(task, settings, state)
+        differs = difference(classifier.trained_state(), state)
+    except ValueError as error:
+        raise SettingsError(
+            f"{source / WEIGHTS} does not fit {source / RECORD}: {error}"
+        ) from error
+    if differs is not None:
+        raise SettingsError(
+            f"{source / WEIGHTS} does not fit {source / RECORD}: it holds {differs}; restore both "
+            "files from one run"
+        )
     return Adapted(record, texts, tower, classifier)
 
 
@@ -243,11 +228,3 @@ def _files(images: Images) -> list[Path]:
     if not files:
         raise SettingsError("expected at least one image, got an empty list; name some files")
     return files
-
-
-@contextmanager
-def _stored(files: Sequence[Path]) -> Iterator[UnlabelledImages]:
-    """Yield the images of some files, decoded into a store that lasts as long as the block."""
-    with tempfile.TemporaryDirectory(prefix="microclip-") as name:
-        write_store(files, Path(name), source_sha256="")
-        yield UnlabelledImages(open_store(Path(name)), tuple(range(len(files))))

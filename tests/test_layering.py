@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "microclip"
 LAYERS = (  # a module may import from its own layer and from those above it
     ("frozen", "dataset_settings", "llm_settings", "paths", "settings"),
+    ("safe_files",),
     ("reports", "runs", "text.prompts", "text.prompt_sets", "text.class_keys"),
     ("text.sentences", "text.answers", "text.language", "text.token_count"),
     ("text.similar_classes",),
@@ -41,6 +42,7 @@ LAYERS = (  # a module may import from its own layer and from those above it
     ("measure",),
     ("runner",),
     ("icons",),
+    ("prediction",),
     ("own_images",),
     ("api",),
     ("export",),

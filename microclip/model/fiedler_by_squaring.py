@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from microclip.model.saliency import Threshold, affinity, laplacian, salient_side
+from microclip.model.saliency import affinity, laplacian, salient_side
+from microclip.model.token_fusion import FusionOptions
 
 # 2**20 powers leave exp(-2**20 * gap / 2) of the third vector: 1e-228 at the gap of 1e-3 below
 # which no cut is defined, and 1e-16 still at a gap of 7e-5.
@@ -42,19 +43,19 @@ def fiedler_by_squaring(
 
 
 def cut_by_squaring(
-    tokens: Float[Tensor, "batch patch width"],
-    *,
-    tau: float | int,
-    eps: float,
-    threshold: Threshold,
-    normalize: bool,
-    min_gap: float | int,
+    tokens: Float[Tensor, "batch patch width"], options: FusionOptions
 ) -> Bool[Tensor, "batch patch"]:
-    """Return the mask of `saliency.normalized_cut` with `sign="seed"`, without an eigensolver."""
-    weights = affinity(tokens, tau=tau, eps=eps, normalize=normalize)
+    """Return the mask of `saliency.normalized_cut`, without an eigensolver.
+
+    Raises:
+        ValueError: sign "as-computed", which is a property of the eigensolver.
+    """
+    if options.sign != "seed":
+        raise ValueError(f"a cut by squaring has sign 'seed', got {options.sign!r}")
+    weights = affinity(tokens, tau=options.tau, eps=options.eps, normalize=options.normalize)
     vector, gap = fiedler_by_squaring(weights.double())
-    mask, _ = salient_side(vector, threshold=threshold, sign="seed")
-    return mask | (gap < min_gap)[:, None]
+    mask, _ = salient_side(vector, threshold=options.threshold, sign="seed")
+    return mask | (gap < options.min_gap)[:, None]
 
 
 def _dominant(

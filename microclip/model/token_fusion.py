@@ -13,6 +13,7 @@ from torch.nn import functional
 from microclip.model.attention_pooling import AttentionPooling
 from microclip.model.backbone import Backbone, ImageTokens, unit_norm
 from microclip.model.saliency import Saliency, SignRule, Threshold, normalized_cut
+from microclip.model.state import difference
 
 Query = Literal["ncut", "mean", "random", "cls"]
 Pooling = Literal["attention", "query-average"]
@@ -209,14 +210,11 @@ class TokenFusion(nn.Module):
             ValueError: names or shapes differ from those of this network.
         """
         expected = self.trained_parameters()
-        differing = sorted(expected.keys() ^ state.keys()) or sorted(
-            name for name in expected if expected[name].shape != state[name].shape
-        )
-        if differing:
+        differs = difference(expected, state)
+        if differs is not None:
             raise ValueError(
-                f"the state to load differs in {len(differing)} tensor(s) from the {len(expected)} "
-                f"trained ones, first '{differing[0]}'; use the backbone, classes and options it "
-                "was trained with"
+                f"the state to load holds {differs}; use the backbone, classes and options it was "
+                "trained with"
             )
         for name, parameter in expected.items():
             parameter.copy_(state[name])

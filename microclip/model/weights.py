@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from microclip.paths import project_root
+from microclip.safe_files import refuse_pickle
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -192,6 +193,7 @@ def _load_weights(
     """Load a safetensors file that must fit the network exactly."""
     if not path.is_file():
         raise FileNotFoundError(f"weights {path} do not exist; fetch them or correct 'weights'")
+    refuse_pickle(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"weights must be a .safetensors file, got {path}; convert it first")
     if sha256 is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from microclip import paths, provenance, runtime
 from microclip.data.vocabulary import Vocabulary, load_vocabulary
+from microclip.safe_files import refuse_pickle
 from microclip.settings import DatasetSettings, DescriptionSettings, IconSource, SettingsError
 from microclip.text import published_descriptions
 from microclip.text.class_keys import Matches, match_keys
@@ -39,6 +40,7 @@ def read(path: Path) -> Descriptions:
     Raises:
         SettingsError: missing file, not JSON, or not lists of non-empty sentences.
     """
+    refuse_pickle(path, "JSON, class name to sentences")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
