@@ -15,7 +15,7 @@ from microclip.data.vocabulary import load_vocabulary
 from microclip.expansion import unavailable
 from microclip.measure import published
 from microclip.methods.registry import known_methods
-from microclip.settings import FolderSource
+from microclip.settings import FolderSource, PublicSource
 from microclip.text import descriptions
 from microclip.text.prompts import fill, readable
 
@@ -60,7 +60,10 @@ def test_the_datasets_are_the_columns_of_the_papers_tables() -> None:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_dataset_has_the_papers_classes_and_the_released_prompts(name: str) -> None:
     dataset = settings.load_dataset(name)
-    assert dataset.source == FolderSource(folder=Path("data") / name)
+    assert dataset.source in (
+        PublicSource(dataset=name),
+        FolderSource(folder=Path("data") / name),
+    )
     assert len(set(dataset.templates)) == len(dataset.templates) == TEMPLATES[name]
     vocabulary = load_vocabulary(dataset)
     assert vocabulary.where == f"resources/classes/{name}.txt"
