@@ -1,0 +1,271 @@
+"""A copy of the Hugging Face hub: parquet files below `hub/`, images and labels in two columns.
+
+Labels are matched by their names. Images are written once below `images/`, as the bytes they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from microclip import runtime
+from microclip.data import extracted
+from microclip.data.hub_names import HEADER, label_names
+from microclip.data.layouts.base import Item, Listing, labels_by_name
+from microclip.settings import HubRoute, SettingsError
+
+logger = logging.getLogger(__name__)
+HUB = "hub"
+NEEDS = (f"{HUB}/**/*.parquet",)
+_ROWS = 32  # images in memory at a time
+_SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<total>\d{5})")
+
+
+@dataclass(frozen=True)
+class _Shard:
+    path: Path
+    split: str  # as the copy calls it
+    part: str  # as we do
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}/{self.path.stem}"
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a shard says of its images, the images left out."""
+
+    keys: tuple[str, ...]
+    paths: tuple[str, ...]  # "" where none is written
+
+
+def read(folder: Path, class_names: Sequence[str], route: HubRoute | None) -> Listing:
+    """Return the images of the parts that `route` names, all if it names none.
+
+    An image is named by the path that the copy keeps of it, where these are all different: rules
+    that draw from sorted names then draw as from the publisher's files.
+
+    Raises:
+        MissingDataError: a file is cut, or one of several is not there.
+        SettingsError: a column is not there, integers without names, classes other than ours.
+    """
+    if route is None:
+        raise SettingsError(
+            f"{folder / HUB} holds parquet files, and no hub route of the card names their "
+            "columns; add one with layout hub_parquet"
+        )
+    shards, ignored = _shards(folder / HUB, route)
+    names = _integer_names(folder / HUB, shards, route)
+    rows = {shard: _rows(shard, route, names) for shard in shards}
+    labels = labels_by_name(
+        names or {key for said in rows.values() for key in said.keys},
+        class_names,
+        str(folder / HUB),
+        spell=_without_letter,
+    )
+    counts = Counter(path for said in rows.values() for path in said.paths)
+    by_path = "" not in counts and max(counts.values(), default=0) == 1
+    items = [
+        Item(
+            path,
+            said.paths[row] if by_path else f"{shard.name}/{extracted.name_of(row)}",
+            labels[said.keys[row]],
+            said.keys[row],
+            shard.part,
+        )
+        for shard, said in rows.items()
+        for row, path in enumerate(_write(shard, folder, route, n_rows=len(said.keys)))
+    ]
+    return Listing(
+        tuple(sorted(items, key=lambda item: item.name)),
+        extracted.parts_note(ignored, route.parts),
+    )
+
+
+def _without_letter(key: str) -> str:
+    """Return a class's name without the letter folder that SUN's paths start with: /a/abbey."""
+    return re.sub(r"^/?([a-z])/(?=\1)", "", key)
+
+
+def _shards(hub: Path, route: HubRoute) -> tuple[list[_Shard], list[str]]:
+    """Return the files of the parts in use, and the names of the parts that are not."""
+    shards, ignored = [], []
+    for path in sorted(hub.rglob("*.parquet"), key=lambda p: p.relative_to(hub).as_posix()):
+        if any(part.startswith(".") for part in path.relative_to(hub).parts):
+            continue  # the downloader's own
+        named = _SHARD.match(path.stem)
+        # The hub's conversions are <split>/0000.parquet, other copies <split>-00000-of-00003-<id>.
+        split = named["split"] if named else path.stem
+        split = path.parent.name if split.isdecimal() else split
+        if not route.parts or split in route.parts:
+            shards.append(_Shard(path, split, route.parts.get(split, "")))
+        else:
+            ignored.append(split)
+    _check_complete(hub, shards)
+    for split in route.parts:
+        if split not in {shard.split for shard in shards}:
+            raise runtime.MissingDataError(
+                f"no parquet file of part {split!r} in {hub}; get the dataset again"
+            )
+    return shards, ignored
+
+
+def _check_complete(hub: Path, shards: Sequence[_Shard]) -> None:
+    """Hold the numbers in file names (`train-00001-of-00004`) against the files there are."""
+    numbers: dict[tuple[Path, str, int], list[int]] = {}
+    for shard in shards:
+        named = _SHARD.match(shard.path.stem)
+        if named:
+            series = (shard.path.parent, shard.split, int(named["total"]))
+            numbers.setdefault(series, []).append(int(named["number"]))
+    if not shards:
+        raise runtime.MissingDataError(f"no parquet file in {hub}; get the dataset again")
+    for (parent, split, total), there in numbers.items():
+        lacking = sorted(set(range(total)) - set(there))
+        if lacking:
+            raise runtime.MissingDataError(
+                f"{len(lacking)} of {total} files {parent / split}-*-of-{total:05} are not there, "
+                f"first number {lacking[0]:05}; get the dataset again"
+            )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, runtime.MissingDataError):
+            raise
+        raise runtime.MissingDataError(
+            f"{path} is cut or no parquet file ({' '.join(str(error).split())[:120]}); delete it "
+            "and get the dataset again"
+        ) from error
+
+
+def _column(schema: pa.Schema, name: str, path: Path) -> Any:
+    if name not in schema.names:
+        raise SettingsError(
+            f"{path} has no column {name!r}, only {', '.join(schema.names)}; mend the card's "
+            "image_column and label_column"
+        )
+    return schema.field(name).type
+
+
+def _integer_names(hub: Path, shards: Sequence[_Shard], route: HubRoute) -> tuple[str, ...]:
+    """Return the names of integer labels, `()` if labels are names themselves."""
+    headers: dict[Path, bytes | None] = {}
+    for shard in shards:
+        with _opened(shard.path) as file:
+            kind = _column(file.schema_arrow, route.label_column, shard.path)
+            if pa.types.is_integer(kind):
+                headers[shard.path] = (file.schema_arrow.metadata or {}).get(HEADER)
+            elif not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise SettingsError(
+                    f"column {route.label_column!r} of {shard.path} holds {kind}, neither "
+                    "integers nor names; mend the card's label_column"
+                )
+    if headers and len(headers) < len(shards):
+        raise SettingsError(
+            f"column {route.label_column!r} of {hub} holds integers in some files and names in "
+            "others; they are of two copies, get the dataset again"
+        )
+    return label_names(hub, route.label_column, headers) if headers else ()
+
+
+def _rows(shard: _Shard, route: HubRoute, names: Sequence[str]) -> _Rows:
+    with _opened(shard.path) as file:
+        image = _column(file.schema_arrow, route.image_column, shard.path)
+        has_path = pa.types.is_struct(image) and image.get_field_index("path") >= 0
+        columns = [route.label_column, *([f"{route.image_column}.path"] if has_path else [])]
+        table = file.read(columns=columns)
+    said = table.column(route.label_column).to_pylist()
+    wrong = [
+        row
+        for row, label in enumerate(said)
+        if label is None or (names and not 0 <= label < len(names))
+    ]
+    if wrong:
+        raise SettingsError(
+            f"row {wrong[0]} of {shard.path} has label {said[wrong[0]]}, of {len(names)} classes; "
+            f"{len(wrong)} rows are so: leave this part out, or get the dataset again"
+        )
+    images = table.column(route.image_column).to_pylist() if has_path else [None] * len(said)
+    return _Rows(
+        tuple(names[label] if names else str(label) for label in said),
+        tuple((image or {}).get("path") or "" for image in images),
+    )
+
+
+def _write(shard: _Shard, folder: Path, route: HubRoute, *, n_rows: int) -> list[Path]:
+    """Write the shard's images that are not there yet and return the paths of all, by row."""
+    target = folder / extracted.FOLDER / _identity(shard, folder)
+    target.mkdir(parents=True, exist_ok=True)
+    there = extracted.written(target)
+    if len(there) < n_rows:
+        logger.info("%s: %d images to write", shard.name, n_rows - len(there))
+        for row, content in _contents(shard, route, there):
+            name = extracted.name_of(row)
+            there[name] = extracted.write(target / f"{name}{extracted.suffix_of(content)}", content)
+    return [there[extracted.name_of(row)] for row in range(n_rows)]
+
+
+def _identity(shard: _Shard, folder: Path) -> str:
+    """Return a folder name that another revision of the same file does not have."""
+    with shard.path.open("rb") as stream:
+        stream.seek(-8, 2)
+        length = int.from_bytes(stream.read(4), "little")
+        stream.seek(-8 - length, 2)
+        footer = stream.read(length)
+    where = shard.path.relative_to(folder).as_posix().encode()
+    return f"{shard.path.stem}-{hashlib.sha256(where + footer).hexdigest()[:8]}"
+
+
+def _contents(
+    shard: _Shard, route: HubRoute, there: dict[str, Path]
+) -> Iterator[tuple[int, bytes]]:
+    """Yield the rows that are not there yet with their images' bytes, a few rows in memory."""
+    with _opened(shard.path) as file:
+        column = _bytes_column(file.schema_arrow, route, shard.path)
+        row = 0
+        for group in range(file.num_row_groups):
+            rows = range(row, row + file.metadata.row_group(group).num_rows)
+            row = rows.stop
+            if all(extracted.name_of(one) in there for one in rows):
+                continue
+            numbers = iter(rows)
+            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[column]):
+                for value, number in zip(batch.column(0), numbers, strict=False):
+                    if extracted.name_of(number) not in there:
+                        yield number, _content(value.as_py(), number, shard.path)
+
+
+def _bytes_column(schema: pa.Schema, route: HubRoute, path: Path) -> str:
+    """Return the column that holds the files of the images."""
+    kind = _column(schema, route.image_column, path)
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        return f"{route.image_column}.bytes"
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return route.image_column
+    raise SettingsError(
+        f"column {route.image_column!r} of {path} holds {kind}, no images; mend the card's "
+        "image_column"
+    )
+
+
+def _content(value: Any, row: int, path: Path) -> bytes:
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if not content:
+        raise SettingsError(f"row {row} of {path} has no image; the copy is incomplete")
+    return bytes(content)
