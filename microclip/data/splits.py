@@ -24,7 +24,9 @@ from microclip.dataset_settings import CoopRule, DrawnRule, PartsRule, SplitRule
 from microclip.settings import SettingsError
 
 Shuffle = Callable[[Sequence[Item]], list[Item]]
-_COOP_DRAW = DrawnRule(rule="drawn", train=0.5, val=0.2, rounding="half-even")
+_COOP_DRAW = DrawnRule(
+    rule="drawn", train=0.5, val=0.2, rounding="half-even", draws=1, generator="python", seed=None
+)
 _NUMPY_SEEDS = 2**32
 
 
