@@ -5,21 +5,22 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
-from PIL import Image
 from torch import Tensor
 
 from microclip import paths, runtime
-from microclip.data import origin
-from microclip.data.store import ImageStore, Pixels, open_store
+from microclip.data import bad_files, origin
+from microclip.data.decoding import Pixels
+from microclip.data.folder_layout import label_of_folder as label_of_folder
+from microclip.data.store import ImageStore, open_store
 from microclip.data.vocabulary import Vocabulary, load_vocabulary
+from microclip.data.walking import image_files as image_files
 from microclip.settings import (
     DatasetSettings,
     FolderSource,
@@ -128,8 +129,10 @@ def fetch(dataset: DatasetSettings) -> Path:
                 ],
             )
         case FolderSource() as source:
-            rows = list(_folder_rows(source.folder, load_vocabulary(dataset)))
-            _write_rows(manifest, COLUMNS, rows)
+            from microclip.data import folders
+
+            listed = manifest.parent / bad_files.NAME
+            _write_rows(manifest, COLUMNS, folders.rows(source, load_vocabulary(dataset), listed))
     origin.write(dataset, manifest, images)
     return manifest
 
@@ -183,16 +186,22 @@ def load(dataset: DatasetSettings) -> dict[str, LabelledImages]:
 
     Raises:
         MissingDataError: not fetched or not stored.
-        SettingsError: manifest and class list disagree, an empty split, or a stale store.
+        SettingsError: manifest and class list disagree, an empty split, a stale store, or a
+            manifest, class list or split other than the passport's.
     """
+    from microclip.data import passport  # it reads manifests: no import cycle
+
     manifest = read_manifest(dataset.name)
     _check_labels(manifest, load_vocabulary(dataset))
     store = open_store(manifest.folder, manifest.images_sha256)
+    passport.check(dataset)
+    check_left(manifest, store.skipped)
+    skipped = set(store.skipped)
     splits = {}
     for split in SPLITS:
-        rows = tuple(row for row, name in enumerate(manifest.splits) if name == split)
-        if not rows:
-            raise SettingsError(f"no {split} image in {manifest.folder}/manifest.csv; add some")
+        rows = tuple(
+            row for row, name in enumerate(manifest.splits) if name == split and row not in skipped
+        )
         splits[split] = LabelledImages(
             images=UnlabelledImages(store, rows),
             labels=torch.tensor([manifest.labels[row] for row in rows]),
@@ -201,86 +210,26 @@ def load(dataset: DatasetSettings) -> dict[str, LabelledImages]:
     return splits
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Return the images below `folder`, sorted, hidden files left out.
+def check_left(manifest: Manifest, skipped: Collection[int]) -> None:
+    """Refuse a split, or a class of one, that has no image when those skipped are left out.
 
-    Raises:
-        SettingsError: the folder is missing or holds no image.
+    Raises: SettingsError, which names it.
     """
-    if not folder.is_dir():
-        raise SettingsError(f"image folder {folder} is no folder; give one that holds images")
-    suffixes = set(Image.registered_extensions())
-    others: set[str] = set()
-    found = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir() or path.name.startswith("."):
-            continue
-        if path.suffix.lower() in suffixes:
-            found.append(path)
-        else:
-            others.add(path.suffix or path.name)
-    if not found:
-        seen = f", only {', '.join(sorted(others)[:5])}" if others else ""
-        raise SettingsError(f"no image in {folder}{seen}; expected jpg, png, webp or the like")
-    return found
-
-
-def _folder_rows(folder: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, str, int, str, str]]:
-    """Yield the manifest rows of `<folder>/{train,test}/<class>/`, all folders checked first."""
-    found = {split: _labelled_files(folder / split, vocabulary) for split in SPLITS}
-    for split, files in found.items():
-        for path, label in files.items():
-            name = vocabulary.class_names[label]
-            yield split, str(path.resolve()), label, name, runtime.sha256(path)
-
-
-def _labelled_files(folder: Path, vocabulary: Vocabulary) -> dict[Path, int]:
-    """Return the images of one split with the labels that their class folders stand for."""
-    names = vocabulary.class_names
-    if vocabulary.is_benchmark and not folder.is_dir():
-        raise runtime.MissingDataError(
-            f"images {folder}/<class>/ are not there, for the {len(names)} classes of "
-            f"{vocabulary.where}; lay them out as docs/reproduce-the-paper.md says"
-        )
-    label_of: dict[str, int | None] = {}
-    labels = {}
-    for path in image_files(folder):
-        name = path.relative_to(folder).parts[0]
-        if name not in label_of:
-            label_of[name] = label_of_folder(name, names)
-        label = label_of[name]
-        if label is None:
+    left_out = set(skipped)
+    classes: dict[str, dict[str, int]] = {split: {} for split in SPLITS}  # class -> images left
+    for row, (split, name) in enumerate(zip(manifest.splits, manifest.class_names, strict=True)):
+        classes[split][name] = classes[split].get(name, 0) + (row not in left_out)
+    for split, n_left in classes.items():
+        if not sum(n_left.values()):
             raise SettingsError(
-                f"{path} lies in class {name!r}, which {vocabulary.where} lacks; "
-                "move it, or add the class"
+                f"no {split} image in {manifest.folder}/manifest.csv that can be read; add some"
             )
-        labels[path] = label
-    lacking = [names[label] for label in sorted(set(range(len(names))) - set(labels.values()))]
-    if vocabulary.is_benchmark and lacking:
-        raise SettingsError(
-            f"{folder} has no image of {len(lacking)} of the {len(names)} classes in "
-            f"{vocabulary.where}, first {lacking[0]!r}; add or rename its folder"
-        )
-    return labels
-
-
-def label_of_folder(folder_name: str, class_names: Sequence[str]) -> int | None:
-    """Return the label of the class that a folder stands for, or None if there is none.
-
-    It is named as its class is written, or with any of space, underscore, hyphen and slash for
-    another, since no folder's name holds a slash and some copies have no spaces: `F-A-18` is
-    "F/A-18", `pink_primrose` is "pink primrose". Of classes that differ in these signs alone, only
-    the one that is written so is meant.
-    """
-    if folder_name in class_names:
-        return class_names.index(folder_name)
-    wanted = _one_separator(folder_name)
-    same = [label for label, name in enumerate(class_names) if _one_separator(name) == wanted]
-    return same[0] if len(same) == 1 else None
-
-
-def _one_separator(name: str) -> str:
-    return re.sub("[ _/-]", "-", name)
+        empty = [name for name, n in n_left.items() if n == 0]
+        if empty:
+            raise SettingsError(
+                f"no {split} image of class {empty[0]!r} can be read ({len(empty)} such classes): "
+                f"all are in {manifest.folder / bad_files.NAME}; replace one, or take the class out"
+            )
 
 
 def _check_labels(manifest: Manifest, vocabulary: Vocabulary) -> None:

@@ -2,72 +2,41 @@
 
 `pixels.bin` holds the images one after another, `index.npy` where each begins and its size, and
 `store.json`, written last, the hashes of both and of the list that they were made from. Neither
-file names nor classes are in the store: who holds it cannot read a label.
+file names nor classes are in the store: who holds it cannot read a label. Images that cannot be
+read are named in `bad_files.csv` beside it; where they are skipped, they are rows without pixels,
+so that rows and labels never shift. All of it can be deleted at any time and is made again with
+the same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from microclip import paths, runtime
-from microclip.settings import SettingsError
+from microclip.data import bad_files, decoders
+from microclip.data.bad_files import BadFile
+from microclip.data.decoding import RULE, Pixels, UnreadableError
+from microclip.dataset_settings import BadImages
+from microclip.settings import SettingsError, known, load_dataset
 
 logger = logging.getLogger(__name__)
 
-MAX_SHORTER_SIDE_PX = 448
-_PIXELS, _INDEX, _RECORD = "pixels.bin", "index.npy", "store.json"
-_SHOWN = 3  # unreadable images named in an error
+_PIXELS, _INDEX, _RECORD, _LOCK = "pixels.bin", "index.npy", "store.json", ".store.lock"
 _verified: set[tuple[str, int, int]] = set()  # stores whose bytes this process has hashed
-
-Pixels = UInt8[np.ndarray, "height width 3"]
-
-
-def decode(path: Path) -> tuple[Pixels, str]:
-    """Return an image as RGB bytes, and the Pillow mode that it was stored in.
-
-    EXIF orientation is applied. The first frame of an animation is taken. Rule for modes:
-    transparency (RGBA, LA, PA, a transparent palette entry) is laid on white; 16-bit grey is
-    divided by 257; other integer and float grey is cut to [0, 255]; the rest (L, P, 1, CMYK,
-    YCbCr, LAB, HSV) is Pillow's conversion. A shorter side above 448 px is reduced, bicubic.
-
-    Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: Pillow cannot read the file.
-    """
-    with Image.open(path) as opened:
-        mode = opened.mode
-        image = to_rgb(ImageOps.exif_transpose(opened))
-    shorter = min(image.size)
-    if shorter > MAX_SHORTER_SIDE_PX:
-        size = [max(1, round(side * MAX_SHORTER_SIDE_PX / shorter)) for side in image.size]
-        image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
-    return np.asarray(image), mode
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode as RGB, by the rule of `decode`."""
-    if image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in {"I", "F"}:
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -80,6 +49,11 @@ class ImageStore:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self._index)
+
+    @property
+    def skipped(self) -> tuple[int, ...]:
+        """Return the rows of images that could not be read: they have no pixels."""
+        return tuple(int(row) for row in np.flatnonzero(self._index[:, 1] == 0))
 
     def pixels(self, row: int) -> Pixels:
         """Return one image as a read-only view of the file."""
@@ -104,108 +78,208 @@ class ImageStore:
         self.__dict__.update(state)
 
 
-def build(dataset_name: str) -> Path:
+def build(dataset_name: str, bad_images: BadImages | None = None) -> Path:
     """Decode a fetched dataset into its store and return `store.json`.
+
+    `bad_images` is what the dataset's settings say unless it is given.
 
     Raises:
         MissingDataError: the dataset is not fetched, or an image is gone.
-        SettingsError: images that cannot be read, by name.
+        SettingsError: images that cannot be read, by name; with "skip", if a split or a class of
+            it has no other.
     """
-    from microclip.data.datasets import read_manifest  # datasets reads stores: no import cycle
+    from microclip.data.datasets import check_left, read_manifest  # datasets reads stores
 
     manifest = read_manifest(dataset_name)
     folder = Path(paths.STORE.format(dataset=dataset_name)).parent
-    return write_store(manifest.files, folder, manifest.images_sha256)
+    policy = bad_images or _policy(dataset_name)
+    remedy = (
+        f"all are named in {folder / bad_files.NAME}: replace or remove them and fetch the dataset "
+        "again, or say `bad_images: skip` in its source"
+    )
+    record = write_store(
+        manifest.files, folder, manifest.images_sha256, bad_images=policy, remedy=remedy
+    )
+    check_left(manifest, open_store(folder).skipped)
+    return record
 
 
-def write_store(files: Sequence[Path], folder: Path, source_sha256: str) -> Path:
+def _policy(dataset_name: str) -> BadImages:
+    source = load_dataset(dataset_name).source if dataset_name in known("datasets") else None
+    policy: BadImages = getattr(source, "bad_images", "error")
+    return policy
+
+
+def write_store(
+    files: Sequence[Path],
+    folder: Path,
+    source_sha256: str,
+    *,
+    bad_images: BadImages = "error",
+    remedy: str = "replace or remove them",
+) -> Path:
     """Decode `files` in order into a store in `folder`; `source_sha256` names their list.
+
+    One process writes at a time; one that waited, or comes later, finds the store whole and does
+    nothing. Bad files are all named in `folder / "bad_files.csv"`, whatever the policy; `remedy`
+    ends the error.
 
     Raises:
         MissingDataError: a file is gone.  SettingsError: files that cannot be read, by name.
+        ResourceError: the disk is full, or a process that decodes was ended.
     """
-    record = folder / _RECORD
-    record.unlink(missing_ok=True)
-    sha256, offset = hashlib.sha256(), 0
-    index: list[tuple[int, int, int]] = []
-    modes: Counter[str] = Counter()
-    unreadable: list[str] = []
+    with _one_writer(folder):
+        if _is_whole(folder, source_sha256, bad_images):
+            logger.info("image store %s is whole", folder)
+            return folder / _RECORD
+        _clear(folder)
+        try:
+            done, pixels_sha256 = _write_pixels(files, folder, bad_images, remedy)
+            with runtime.atomic_path(folder / _INDEX) as target, target.open("wb") as stream:
+                np.save(stream, np.array(done.index, dtype=np.int64).reshape(-1, 3))
+            return _record(folder, source_sha256, done, pixels_sha256)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise runtime.ResourceError(
+                f"no room left on the disk of {folder}; free some and run the command again"
+            ) from error
+
+
+@dataclass
+class _Progress:
+    """What was decoded so far."""
+
+    index: list[tuple[int, int, int]] = field(default_factory=list)
+    bad: list[tuple[int, BadFile]] = field(default_factory=list)
+    modes: Counter[str] = field(default_factory=Counter)
+    traits: Counter[str] = field(default_factory=Counter)
+    n_bytes: int = 0
+
+
+def _write_pixels(
+    files: Sequence[Path], folder: Path, bad_images: BadImages, remedy: str
+) -> tuple[_Progress, str]:
+    """Write the pixels; return what was decoded and their hash."""
+    done, sha256 = _Progress(), hashlib.sha256()
     with runtime.atomic_path(folder / _PIXELS) as target:
-        with target.open("wb") as stream:
-            for file in files:
-                pixels = _decoded(file, modes, unreadable)
-                if pixels is None or unreadable:
+        with target.open("wb") as stream, contextlib.closing(decoders.decode_all(files)) as results:
+            for row, result in enumerate(results):
+                if isinstance(result, UnreadableError):
+                    done.bad.append((row, BadFile(files[row], str(result))))
+                    done.index.append((done.n_bytes, 0, 0))
                     continue
-                data = pixels.tobytes()
-                index.append((offset, pixels.shape[0], pixels.shape[1]))
-                offset += stream.write(data)
+                done.modes[result.mode] += 1
+                done.traits.update(result.traits)
+                if done.bad and bad_images == "error":
+                    continue  # nothing is kept; the other bad ones are looked for
+                data = result.pixels.tobytes()
+                done.index.append((done.n_bytes, *result.pixels.shape[:2]))
+                done.n_bytes += stream.write(data)
                 sha256.update(data)
-        if unreadable:
-            raise SettingsError(_complaint(unreadable, len(files)))
-    with runtime.atomic_path(folder / _INDEX) as target, target.open("wb") as stream:
-        np.save(stream, np.array(index, dtype=np.int64).reshape(-1, 3))
-    logger.info("decoded %d images (%.1f MiB), modes %s", len(index), offset / 2**20, dict(modes))
+        bad = [file for _, file in done.bad]
+        bad_files.write(bad, folder / bad_files.NAME, step="decode")
+        if bad and bad_images == "error":
+            raise SettingsError(f"{bad_files.complaint(bad, len(files))}; {remedy}")
+    return done, sha256.hexdigest()
+
+
+def _record(folder: Path, source_sha256: str, done: _Progress, pixels_sha256: str) -> Path:
+    """Write `store.json`, which says that the store is whole."""
+    logger.info(
+        "decoded %d images (%.1f MiB), modes %s%s",
+        len(done.index) - len(done.bad),
+        done.n_bytes / 2**20,
+        dict(done.modes),
+        f"; {len(done.bad)} skipped, see {folder / bad_files.NAME}" if done.bad else "",
+    )
     runtime.write_json(
-        record,
+        folder / _RECORD,
         {
-            "n_images": len(index),
-            "bytes": offset,
-            "pixels_sha256": sha256.hexdigest(),
+            "n_images": len(done.index),
+            "bytes": done.n_bytes,
+            "pixels_sha256": pixels_sha256,
             "index_sha256": runtime.sha256(folder / _INDEX),
             "source_sha256": source_sha256,
-            "modes": dict(sorted(modes.items())),
+            "rule": RULE,
+            "modes": dict(sorted(done.modes.items())),
+            "traits": dict(sorted(done.traits.items())),
+            "skipped": [{"row": row, "reason": file.reason} for row, file in done.bad],
         },
     )
-    return record
+    return folder / _RECORD
+
+
+@contextlib.contextmanager
+def _one_writer(folder: Path) -> Iterator[IO[str]]:
+    """Hold a store's lock; it goes with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            logger.info("another process is writing image store %s; waiting for it", folder)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield stream
+
+
+def _is_whole(folder: Path, source_sha256: str, bad_images: BadImages) -> bool:
+    """Return whether a store is what would be written now, its bytes checked."""
+    try:
+        open_store(folder, source_sha256)
+        said = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except (runtime.MissingDataError, SettingsError):
+        return False
+    return "rule" in said and (bad_images == "skip" or not said["skipped"])
+
+
+def _clear(folder: Path) -> None:
+    """Take away the record, and what a process that was killed left."""
+    (folder / _RECORD).unlink(missing_ok=True)
+    for name in (_PIXELS, _INDEX, _RECORD):
+        path = Path(name)
+        for left in folder.glob(f".{path.stem}-*{path.suffix}"):
+            left.unlink(missing_ok=True)
 
 
 def open_store(folder: Path, source_sha256: str | None = None) -> ImageStore:
     """Return a store, its size and source checked now and its bytes once a process.
 
     Raises:
-        MissingDataError: there is none.
-        SettingsError: made from another list of images, cut short or altered.
+        MissingDataError: there is none, or its pixels were deleted.
+        SettingsError: made from another list of images or by another rule, cut short or altered.
     """
-    record = folder / _RECORD
-    if not record.is_file():
-        raise runtime.MissingDataError(
-            f"image store {record} is not there; run `microclip store-images {folder.name}`"
-        )
-    said = json.loads(record.read_text(encoding="utf-8"))
+    record, pixels = folder / _RECORD, folder / _PIXELS
+    for path in (record, pixels, folder / _INDEX):
+        if not path.is_file():
+            raise runtime.MissingDataError(
+                f"image store {path} is not there; run `microclip store-images {folder.name}`"
+            )
+    said = _read(record)
     if source_sha256 is not None and said["source_sha256"] != source_sha256:
         raise SettingsError(
             f"image store {folder} was made from other images (expected {source_sha256[:12]}, "
             f"got {said['source_sha256'][:12]}); run `microclip store-images {folder.name}` again"
         )
-    pixels = folder / _PIXELS
-    size = pixels.stat().st_size if pixels.is_file() else 0
-    if size != said["bytes"]:
-        raise _damaged(pixels, f"{said['bytes']} bytes", f"{size} bytes")
+    if said.get("rule", 1) != RULE:
+        raise SettingsError(
+            f"image store {folder} was decoded by rule {said['rule']}, today's is {RULE}; "
+            f"run `microclip store-images {folder.name}` again"
+        )
+    if pixels.stat().st_size != said["bytes"]:
+        raise _damaged(pixels, f"{said['bytes']} bytes", f"{pixels.stat().st_size} bytes")
     _verify_once(pixels, said["pixels_sha256"])
     _verify_once(folder / _INDEX, said["index_sha256"])
     return ImageStore(folder, said["pixels_sha256"])
 
 
-def _decoded(file: Path, modes: Counter[str], unreadable: list[str]) -> Pixels | None:
-    """Return an image, or note why it cannot be read."""
-    if not file.is_file():
-        raise runtime.MissingDataError(f"image {file} is gone; fetch the dataset again")
+def _read(record: Path) -> dict[str, Any]:
     try:
-        pixels, mode = decode(file)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        unreadable.append(f"{file} ({' '.join(str(error).split())})")
-        return None
-    modes[mode] += 1
-    return pixels
-
-
-def _complaint(unreadable: list[str], n_files: int) -> str:
-    shown = "; ".join(unreadable[:_SHOWN])
-    more = ", …" if len(unreadable) > _SHOWN else ""
-    return (
-        f"{len(unreadable)} of {n_files} images cannot be read: {shown}{more}; "
-        "replace or remove them, then fetch the dataset again"
-    )
+        said: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        {key: said[key] for key in ("bytes", "pixels_sha256", "index_sha256", "source_sha256")}
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(record, "the hashes of a store", "something else") from None
+    return said
 
 
 def _verify_once(path: Path, sha256: str) -> None:

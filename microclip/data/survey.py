@@ -2,41 +2,73 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from microclip.data.store import decode
-
-
-@dataclass(frozen=True)
-class BadFile:
-    """A file that looks like an image and cannot be used, or one that is not followed."""
-
-    path: Path
-    reason: str  # for people: what is wrong with it, with its size and the limit
+from microclip import runtime
+from microclip.data import bad_files, decoders
+from microclip.data.bad_files import BadFile as BadFile
+from microclip.data.decoding import UnreadableError
+from microclip.data.walking import Walk, walk
 
 
 @dataclass(frozen=True)
 class Survey:
     """The files of a folder, sorted; every bad one is named."""
 
-    images: tuple[Path, ...]
+    images: tuple[Path, ...]  # that can be read
     bad: tuple[BadFile, ...] = ()
     modes: Mapping[str, int] = field(
         default_factory=dict
-    )  # "RGB", "CMYK", "RGB, rotated" -> how many
+    )  # "RGB", "CMYK", then "rotated", "animated", "other suffix" (counted again) -> how many
     others: Mapping[str, int] = field(default_factory=dict)  # suffix of no image -> how many
+    duplicates: int = 0  # images with the bytes of an earlier one
+
+    def told(self) -> str:
+        """Return the counts for people: "RGB 780, CMYK 2, rotated 7"."""
+        return ", ".join(f"{kind} {n}" for kind, n in self.modes.items())
 
 
-def survey(files: Sequence[Path]) -> Survey:
-    """Return which of the files can be decoded, in their order; nothing is changed or kept."""
-    good, bad = [], []
+def survey(where: Path | Sequence[Path]) -> Survey:
+    """Return which images of a folder, or of a list of files, can be read; nothing is kept.
+
+    Every image is decoded, side by side with others as for the store.
+
+    Raises:
+        SettingsError: `where` is a path and no folder.
+        MissingDataError: a file is gone.  ResourceError: see `decoders.decode_all`.
+    """
+    found = walk(where) if isinstance(where, Path) else Walk(tuple(where), (), {})
+    good: list[Path] = []
+    bad = list(found.bad)
+    modes: Counter[str] = Counter()
+    traits: Counter[str] = Counter()
+    results = decoders.decode_all(found.images, has_pixels=False)
+    for path, result in zip(found.images, results, strict=True):
+        if isinstance(result, UnreadableError):
+            bad.append(BadFile(path, str(result)))
+            continue
+        good.append(path)
+        modes[result.mode] += 1
+        traits.update(result.traits)
+    counts = {**dict(modes.most_common()), **dict(sorted(traits.items()))}
+    return Survey(tuple(good), tuple(bad), counts, found.others, _duplicates(good))
+
+
+def write_bad_files(found: Survey, path: Path) -> None:
+    """Write the bad files to a CSV with columns file, reason and step; no bad file, no list."""
+    bad_files.write(found.bad, path, step="survey")
+
+
+def _duplicates(files: Sequence[Path]) -> int:
+    """Return how many files have the bytes of an earlier one; only those of a size are read."""
+    of_size: dict[int, list[Path]] = defaultdict(list)
     for path in files:
-        try:
-            decode(path)
-        except (OSError, ValueError, SyntaxError) as error:
-            bad.append(BadFile(path, " ".join(str(error).split())))
-        else:
-            good.append(path)
-    return Survey(tuple(good), tuple(bad))
+        of_size[path.stat().st_size].append(path)
+    return sum(
+        len(same) - len({runtime.sha256(path) for path in same})
+        for same in of_size.values()
+        if len(same) > 1
+    )

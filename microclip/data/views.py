@@ -17,8 +17,8 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from microclip import runtime
+from microclip.data.decoding import Pixels
 from microclip.data.resize import Window
-from microclip.data.store import Pixels
 
 Crop = Literal["center", "random"]
 

@@ -82,7 +82,7 @@ def test_an_image_of_an_unknown_class_is_refused(own_project: Path) -> None:
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(SettingsError, match=r"no image in .*, only \.txt"):
+    with pytest.raises(SettingsError, match=r"No images in .*; found 1 \.txt\)"):
         image_files(tmp_path)
     with pytest.raises(SettingsError, match="is no folder"):
         image_files(tmp_path / "nothing")
