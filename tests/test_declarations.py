@@ -35,6 +35,9 @@ TEMPLATES = {  # prompts of each of the 13 datasets, counted in the released cod
     "sun397": 2,
     "ucf101": 48,
 }
+PUBLIC = [
+    name for name in TEMPLATES if isinstance(settings.load_dataset(name).source, PublicSource)
+]
 TABLES = [f"table{number}" for number in range(1, 13)]
 TO_COME = sorted(set(settings.known("methods")) - set(known_methods()))
 
@@ -229,3 +232,26 @@ def test_figures_6a_and_6b_are_figure_6_for_one_dataset_each() -> None:
         points = tuple(point for point in whole.published if point.dataset == dataset)
         assert figure.plot == whole.model_copy(update={"published": points})
         assert figure.title == f"Figure 6{letter}"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_card_has_the_counts_of_table_10_or_says_why_not(name: str) -> None:
+    card = settings.load_card(PublicSource(dataset=name))
+    assert "paper" in card.splits
+    assert set(card.counts) | set(card.flags) | set(card.allowed_overlap) <= set(card.splits)
+    paper, printed = card.counts["paper"], table10()[name]
+    assert paper.classes == len(load_vocabulary(settings.load_dataset(name)))
+    for column in ("classes", "train", "test"):
+        if getattr(paper, column) != int(printed[column]):
+            assert any(f"{int(printed[column]):,}" in line for line in card.deviations), column
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_card_ends_with_what_a_person_can_do_without_a_network(name: str) -> None:
+    card = settings.load_card(PublicSource(dataset=name))
+    last = card.routes[-1]
+    assert last.kind == "local"
+    assert f"data/{name}" in last.recipe
+    assert "\n" not in last.recipe
+    layouts = [route.layout for route in card.routes if route.kind == "hub"]
+    assert len(set(layouts)) == len(layouts)  # a layout tells which copy's columns are meant
