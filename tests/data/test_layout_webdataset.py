@@ -103,7 +103,7 @@ def test_a_label_of_no_name_is_refused(folder: Path, label: bytes) -> None:
         read(folder)
 
 
-def test_names_in_another_order_give_other_labels_and_other_names_are_refused(folder: Path) -> None:
+def test_names_other_than_ours_are_refused(folder: Path) -> None:
     (folder / "hub/classnames.txt").write_text("\n".join((*copy.ORDER[:2], "Fiat 500")))
     with pytest.raises(SettingsError, match="not in the class list: 'Fiat 500'"):
         read(folder)

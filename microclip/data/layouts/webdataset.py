@@ -26,6 +26,7 @@ NAMES = "classnames.txt"
 NEEDS = (f"{HUB}/{NAMES}", f"{HUB}/*/*.tar")
 _BLOCK = 512  # bytes of a tar's blocks; two empty ones end it
 _LONGEST_LABEL = 32  # bytes
+_READ = 1 << 20  # bytes after the end that must be empty
 
 
 @dataclass
@@ -112,7 +113,7 @@ def _walk(archive: tarfile.TarFile, shard: _Shard) -> None:
             samples.setdefault(key, _Sample(key)).label = content.decode("ascii", "replace").strip()
     if archive.fileobj is not None:  # tarfile takes any header that is none for the end
         archive.fileobj.seek(archive.offset)
-        if any(archive.fileobj.read()):
+        if any(archive.fileobj.read(_READ)):
             raise tarfile.ReadError(f"what follows byte {archive.offset} is no member")
     shard.samples.extend(samples.values())
 
