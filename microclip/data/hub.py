@@ -1,0 +1,195 @@
+"""A dataset's copy on the Hugging Face hub, at one commit: listed, fetched, checked.
+
+The commit is the card's, or that of `main` when the copy was first asked for: it is written down
+before anything is fetched, so that a download which goes on tomorrow is of the same files.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub import HfApi, errors, get_token
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from microclip import runtime
+from microclip.data.archive_members import name_problem
+from microclip.data.downloads import check_space
+from microclip.data.hub_listing import LISTING, CopiedFile, read
+from microclip.data.progress import in_words, tell
+from microclip.dataset_settings import HubRoute
+from microclip.settings import SettingsError
+
+_ALWAYS = ("README.md",)  # tells the names of classes
+_REFUSED = (401, 403)
+_SHOWN = 3
+
+Answer = TypeVar("Answer")
+
+
+def fetch(route: HubRoute, folder: Path, *, again: bool = False) -> str:
+    """Bring the files of a copy into `folder` and return the commit that they are of.
+
+    Files that are here are known by their sizes; with `again` their bytes are hashed too.
+
+    Raises:
+        MissingDataError: the terms of the copy must be accepted by a person first.
+        ServiceError: the hub cannot be reached, or has no such files.
+        SettingsError: the folder holds another copy.  ResourceError: the disk is too small.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    api = HfApi(endpoint=endpoint)
+    commit = _pinned(api, route, folder)
+    files = _list(api, route, commit)
+    rest = [file for file in files if not _is_there(folder, file, hashed=again)]
+    check_space(folder, sum(file.size for file in rest), f"the copy {route.repository}")
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    for number, file in enumerate(rest, len(files) - len(rest) + 1):
+        tell(f"{route.repository}: {file.path}, {in_words(file.size)}, {number} of {len(files)}")
+        _fetch_one(api, route, commit, folder, file)
+    stated = [vars(file) for file in files]
+    runtime.write_json(
+        folder / LISTING, {"repository": route.repository, "revision": commit, "files": stated}
+    )
+    return commit
+
+
+def _pinned(api: HfApi, route: HubRoute, folder: Path) -> str:
+    """Return the commit to fetch, written down in the folder before the first file is."""
+    said = read(folder)
+    wanted = route.revision or said.get("revision")
+    had = (said.get("repository"), said.get("revision"))
+    if said and had != (route.repository, wanted):
+        raise SettingsError(
+            f"{folder} holds {had[0]} at {had[1]}, the card wants {route.repository} at {wanted}; "
+            "move the folder away, or pin the card to what is there"
+        )
+    if wanted is None:
+        info = _asked(route, lambda: api.dataset_info(route.repository, revision="main"))
+        wanted = str(info.sha)
+        tell(
+            f"{route.repository} is not pinned; its commit of today is kept. To pin it for all, "
+            f"write this into the card: revision: {wanted}"
+        )
+    if not said:
+        begun = {"repository": route.repository, "revision": wanted}
+        runtime.write_json(folder / LISTING, begun)
+    return str(wanted)
+
+
+def _list(api: HfApi, route: HubRoute, commit: str) -> list[CopiedFile]:
+    """Return the wanted files of a commit, sorted."""
+    tree = _asked(
+        route,
+        lambda: list(
+            api.list_repo_tree(
+                route.repository, recursive=True, revision=commit, repo_type="dataset"
+            )
+        ),
+    )
+    known = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    names = sorted(
+        path
+        for path in known
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in (*route.files, *_ALWAYS))
+    )
+    if not set(names) - set(_ALWAYS):
+        raise runtime.ServiceError(
+            f"{route.repository} at {commit} has no file that matches {', '.join(route.files)}; it "
+            f"has {', '.join(sorted(known)[:_SHOWN]) or 'none'}; correct the card"
+        )
+    _refuse_paths(route, names)
+    return [
+        CopiedFile(name, entry.size, entry.lfs.sha256 if entry.lfs else None)
+        for name in names
+        for entry in [known[name]]
+    ]
+
+
+def _refuse_paths(route: HubRoute, names: Sequence[str]) -> None:
+    for name in names:
+        problem = name_problem(name)
+        if problem:
+            raise runtime.MissingDataError(f"{route.repository}: {name!r} {problem}; refused")
+
+
+def _is_there(folder: Path, file: CopiedFile, *, hashed: bool) -> bool:
+    """Return whether the file is here with the stated size and, if asked for, hash."""
+    path = folder / file.path
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    return not hashed or file.sha256 is None or runtime.sha256(path) == file.sha256
+
+
+def _fetch_one(api: HfApi, route: HubRoute, commit: str, folder: Path, file: CopiedFile) -> None:
+    """Bring one file; the library continues what was broken off."""
+    path = folder / file.path
+    path.unlink(missing_ok=True)  # not the stated one: the library would take it as it is
+    _asked(
+        route,
+        lambda: api.hf_hub_download(
+            route.repository,
+            file.path,
+            repo_type="dataset",
+            revision=commit,
+            local_dir=folder,
+        ),
+    )
+    if not _is_there(folder, file, hashed=True):
+        path.unlink(missing_ok=True)
+        raise runtime.ServiceError(
+            f"{file.path} of {route.repository} came with other bytes than the hub states and was "
+            "removed; run the same command again"
+        )
+
+
+def _asked(route: HubRoute, ask: Callable[[], Answer]) -> Answer:
+    """Return what the hub answers; its errors become one line without the token."""
+    page = f"https://huggingface.co/datasets/{route.repository}"
+    try:
+        return ask()
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
+        status = _status(error)
+        if isinstance(error, errors.GatedRepoError) or (
+            status in _REFUSED and not isinstance(error, errors.RepositoryNotFoundError)
+        ):
+            raise runtime.MissingDataError(
+                f"{route.repository} is given only to those who accepted its terms: accept them at "
+                f"{page}, set HF_TOKEN to a token of yours, then run the same command again"
+            ) from error
+        if isinstance(error, errors.RepositoryNotFoundError):
+            raise runtime.ServiceError(
+                f"{page} does not exist, or is not shown without a token (HF_TOKEN)"
+            ) from error
+        raise runtime.ServiceError(_failed(route, error)) from error
+    except (httpx2.HTTPError, OSError) as error:
+        raise runtime.ServiceError(_failed(route, error)) from error
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status at the root of an error of the library."""
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        if response is not None:
+            return int(response.status_code)
+        cause = cause.__cause__
+    return None
+
+
+def _failed(route: HubRoute, error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    token = get_token()
+    if token:
+        text = text.replace(token, "***")
+    return (
+        f"the hub did not give {route.repository}: {type(error).__name__}: {text[:300]}; the same "
+        "command continues"
+    )

@@ -1,0 +1,154 @@
+"""A file that has come in part: what is on disk, its hashes so far, and how the rest is asked for.
+
+What has come lies beside the file as `<name>.part`; `<name>.part.json` says from where.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from microclip import runtime
+from microclip.dataset_settings import RemoteFile
+
+_CHUNK = 1 << 20
+_BLOCK = 1 << 16  # of what is sent: at most this much is lost when a connection breaks
+_PAGE = (b"<!doctype html", b"<html")
+_MAGIC = {
+    ".gz": b"\x1f\x8b",
+    ".tgz": b"\x1f\x8b",
+    ".zip": b"PK",
+    ".xz": b"\xfd7zXZ",
+    ".bz2": b"BZh",
+}
+
+
+class MirrorError(Exception):
+    """A mirror does not give the file; the message is the reason, for people."""
+
+
+class PassingError(MirrorError):
+    """Likewise, but the same request may work a moment later."""
+
+
+@dataclass
+class PartFile:
+    """What has come of a file, with its hashes so far."""
+
+    path: Path
+    file: RemoteFile
+    digests: dict[str, Any] = field(default_factory=dict)
+    size: int = 0
+
+    @property
+    def _origin(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.json")
+
+    def read(self) -> None:
+        """Take up what is on disk, hashed again."""
+        self._forget()
+        if self.path.is_file():
+            with self.path.open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    self._count(chunk)
+
+    def clear(self) -> None:
+        """Begin from nothing."""
+        self.path.unlink(missing_ok=True)
+        self._origin.unlink(missing_ok=True)
+        self._forget()
+
+    def append(self, response: requests.Response, advance: Callable[[int], None]) -> None:
+        """Write what a mirror sends, as it is sent: an encoding is never undone."""
+        with self.path.open("ab") as stream:
+            for chunk in response.raw.stream(_BLOCK, decode_content=False):
+                if self.size == 0:
+                    _check_kind(self.file.name, chunk)
+                stream.write(chunk)
+                self._count(chunk)
+                advance(len(chunk))
+
+    def began(self, url: str, response: requests.Response) -> None:
+        """Write down where the part is from, so that only the same file is resumed."""
+        tag = response.headers.get("ETag", "")
+        mark = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
+        runtime.write_json(self._origin, {"url": url, "validator": mark})
+
+    def resuming(self, url: str) -> dict[str, str]:
+        """Return the headers that ask for the rest; cleared first if it could be another file."""
+        if not self.size:
+            return {}
+        mark = None
+        with contextlib.suppress(OSError, ValueError):
+            said = json.loads(self._origin.read_text(encoding="utf-8"))
+            mark = said["validator"] if said["url"] == url else None
+        if mark is None and not (self.file.md5 or self.file.sha256):
+            self.clear()  # nothing would show that two halves are of two files
+            return {}
+        return {"Range": f"bytes={self.size}-", **({"If-Range": mark} if mark else {})}
+
+    def is_proven(self) -> bool:
+        """Return whether it is the whole file by the hashes stated for it."""
+        return bool(self.size and (self.file.md5 or self.file.sha256)) and not self.wrong()
+
+    def wrong(self) -> str:
+        """Return how the hashes differ from those stated, or an empty text."""
+        return difference(self.file, {n: d.hexdigest() for n, d in self.digests.items()})
+
+    def finish(self, target: Path) -> str:
+        """Put the file in its place and return its SHA-256."""
+        with self.path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        self.path.replace(target)
+        self._origin.unlink(missing_ok=True)
+        return str(self.digests["sha256"].hexdigest())
+
+    def _forget(self) -> None:
+        self.digests = _digests()
+        self.size = 0
+
+    def _count(self, chunk: bytes) -> None:
+        self.size += len(chunk)
+        for digest in self.digests.values():
+            digest.update(chunk)
+
+
+def hashes(path: Path) -> dict[str, str]:
+    """Return the MD5 and SHA-256 of a file."""
+    digests = _digests()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            for digest in digests.values():
+                digest.update(chunk)
+    return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def _check_kind(name: str, begin: bytes) -> None:
+    """Refuse a page, or what is no archive, by its first bytes."""
+    if begin.lstrip()[:20].lower().startswith(_PAGE) and not name.endswith((".html", ".htm")):
+        raise MirrorError("an HTML page instead of the file")
+    magic = _MAGIC.get(Path(name).suffix.lower(), b"")
+    if not begin.startswith(magic):
+        raise MirrorError(f"no {Path(name).suffix} file (it begins with {begin[:8]!r})")
+
+
+def difference(file: RemoteFile, found: dict[str, str]) -> str:
+    """Return how hashes that were found differ from those stated for a file, or an empty text."""
+    stated = {"md5": file.md5, "sha256": file.sha256}
+    return "; ".join(
+        f"{name} {found[name]}, expected {value.lower()}"
+        for name, value in stated.items()
+        if value is not None and value.lower() != found[name]
+    )
+
+
+def _digests() -> dict[str, Any]:
+    return {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}
