@@ -35,6 +35,11 @@ class LinearClassifier:
         """Classify by cosine with `vectors`."""
         self._vectors = vectors
 
+    @property
+    def vectors(self) -> Float[Tensor, "classes embedding"]:
+        """Return the class vectors."""
+        return self._vectors
+
     def logits(self, views: Views) -> Float[Tensor, "batch classes"]:
         """Return cosine similarities."""
         if views.embeddings is None:

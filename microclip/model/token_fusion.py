@@ -252,7 +252,7 @@ class TokenFusion(nn.Module):
                 min_gap=options.min_gap,
             )
         if mask is None:
-            mask = _uncut_mask(options.query, patches, generator)
+            mask = uncut_mask(options.query, patches, generator)
         return Saliency(mask=mask, fiedler=torch.zeros_like(mask, dtype=torch.float32))
 
     def _pool(
@@ -271,7 +271,7 @@ class TokenFusion(nn.Module):
         return query, functional.pad(average, (0, 1))
 
 
-def _uncut_mask(
+def uncut_mask(
     query: Query, patches: Float[Tensor, "batch patch width"], generator: torch.Generator | None
 ) -> Bool[Tensor, "batch patch"]:
     """Return the patches of a query that needs no cut: all, one at random, or none."""

@@ -1,0 +1,1 @@
+"""Adapted classifiers in formats that others read: ONNX, and MLflow's models."""

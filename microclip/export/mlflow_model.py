@@ -1,0 +1,197 @@
+"""An adapted classifier in MLflow's model format, and what MLflow runs when it serves one.
+
+The folder carries all that it needs beside the packages it names: this package's code, the
+classifier, and the backbone's own files. Nothing in it is pickled: the model is code
+(`served.py`), its arrays are safetensors. MLflow asks for a subclass of its own class, hence this
+is, besides `tracking` and `study_tracking`, the one module that imports MLflow.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.pyfunc.model import PythonModel
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array, Object, Property
+from PIL import Image
+
+from microclip import paths, prediction, tracking_server
+from microclip.api import Adapted, load
+from microclip.settings import load_backbone_settings
+
+IMAGE, TOP = "image", "top"  # the input's column, and the parameter and column of the answer
+_CODE = '''"""What MLflow runs: an adapted classifier."""
+
+from mlflow.models import set_model
+
+from microclip.export.mlflow_model import ServedClassifier
+
+set_model(ServedClassifier())
+'''
+_UNNEEDED = frozenset({"snakemake", "openai", "matplotlib"})  # nothing of a served model asks them
+
+
+class ServedClassifier(PythonModel):  # type: ignore[misc]  # untyped
+    """Answers with classes; see `signature` for what goes in and comes out."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the classifier with the backbone that lies beside it."""
+        with _project(Path(context.artifacts["project"])):
+            self._adapted = load(context.artifacts["adapted"])
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Return class, confidence and the likeliest classes of each image.
+
+        Raises:
+            MlflowException: a bad request: no image, or bytes that are none.
+        """
+        del context
+        top = int((params or {}).get(TOP, prediction.TOP))
+        try:
+            with tempfile.TemporaryDirectory(prefix="microclip-") as name:
+                for row, image in enumerate(model_input[IMAGE]):
+                    Path(name, f"image-{row:06}").write_bytes(_bytes(image))
+                found = self._adapted.predict(sorted(Path(name).iterdir()), top=top)
+        except ValueError as error:
+            said = re.sub(r"\S*/image-0*(\d+)", r"image \1", str(error))
+            said = said.rpartition("; ")[0] or said  # the remedy is for the command line
+            raise MlflowException(said, error_code=BAD_REQUEST) from error
+        return pd.DataFrame(
+            {
+                "class": [one.class_name for one in found],
+                "confidence": [one.confidence for one in found],
+                TOP: [[{"class": n, "confidence": c} for n, c in one.top] for one in found],
+            }
+        )
+
+
+def write_model(adapted: Adapted, folder: Path) -> None:
+    """Write MLflow's model folder; `mlflow models serve -m FOLDER` answers from it."""
+    _be_quiet()
+    with _parts(adapted) as parts:
+        mlflow.pyfunc.save_model(path=str(folder), **parts)
+
+
+def log_model(adapted: Adapted, name: str, experiment: str) -> str:
+    """Log the model into the tracking store under a registered name; return its address."""
+    _be_quiet()
+    mlflow.set_tracking_uri(tracking_server.tracking_uri())
+    with _parts(adapted) as parts, mlflow.start_run(experiment_id=experiment, run_name=name):
+        logged = mlflow.pyfunc.log_model(name=name, registered_model_name=name, **parts)
+    return f"models:/{name}/{logged.registered_model_version}"
+
+
+def _be_quiet() -> None:
+    tracking_server.be_quiet()
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+
+def signature() -> ModelSignature:
+    """Return input and output: a column of image files' bytes (base64 in JSON), a row an answer."""
+    likeliest = Object(
+        [Property("class", DataType.string), Property("confidence", DataType.double)]
+    )
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, IMAGE)]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "class"),
+                ColSpec(DataType.double, "confidence"),
+                ColSpec(Array(likeliest), TOP),
+            ]
+        ),
+        params=ParamSchema([ParamSpec(TOP, DataType.long, prediction.TOP)]),
+    )
+
+
+@contextlib.contextmanager
+def _parts(adapted: Adapted) -> Iterator[dict[str, Any]]:
+    """Yield what the model is made of, laid out in a folder that lasts as long as the block."""
+    with tempfile.TemporaryDirectory(prefix="microclip-") as name:
+        root = Path(name)
+        (root / "served.py").write_text(_CODE, encoding="utf-8")
+        _copy_backbone(adapted.record.backbone, root / "project")
+        package = Path(__file__).resolve().parents[1]
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(package, root / "microclip", ignore=ignored)
+        yield {
+            "python_model": str(root / "served.py"),
+            "artifacts": {
+                "adapted": str(adapted.save(root / "adapted")),
+                "project": str(root / "project"),
+            },
+            "code_paths": [str(root / "microclip")],
+            "signature": signature(),
+            "input_example": pd.DataFrame({IMAGE: [_example(root)]}),
+            "pip_requirements": requirements(),
+            "metadata": {
+                "method": adapted.record.method,
+                "backbone": adapted.record.backbone,
+                "classes": list(adapted.record.class_names),
+            },
+        }
+
+
+def requirements() -> list[str]:
+    """Return this package's own pins, without those that only studies need."""
+    found = [text for text in metadata.requires("microclip") or [] if "extra ==" not in text]
+    return [text for text in found if re.split(r"[=<>!~\[ ;]", text)[0] not in _UNNEEDED]
+
+
+def _copy_backbone(name: str, root: Path) -> None:
+    """Copy a backbone's description and local files, so that `root` can stand for the project."""
+    settings = load_backbone_settings(name)
+    content = settings.model_dump(mode="json", exclude={"name"}, exclude_none=True)
+    for field in ("config", "weights"):
+        if content.get(field) is not None:
+            source = paths.project_root() / content[field]
+            target = root / "resources" / source.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+            content[field] = str(target.relative_to(root))
+    file = root / "config" / "backbones" / f"{name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _project(root: Path) -> Iterator[None]:
+    """Let `root` be the project's root as long as the block lasts."""
+    before = os.environ.get("MICROCLIP_ROOT")
+    os.environ["MICROCLIP_ROOT"] = str(root)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MICROCLIP_ROOT"]
+        else:
+            os.environ["MICROCLIP_ROOT"] = before
+
+
+def _example(folder: Path) -> bytes:
+    """Return a small PNG, to show what a request holds."""
+    Image.new("RGB", (64, 64), (200, 120, 40)).save(folder / "example.png")
+    return (folder / "example.png").read_bytes()
+
+
+def _bytes(image: Any) -> bytes:
+    """Return an image file's bytes; text is taken for base64."""
+    return base64.b64decode(image, validate=False) if isinstance(image, str) else bytes(image)
