@@ -156,10 +156,7 @@ def _asked(route: HubRoute, ask: Callable[[], Answer]) -> Answer:
     try:
         return ask()
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
-        status = _status(error)
-        if isinstance(error, errors.GatedRepoError) or (
-            status in _REFUSED and not isinstance(error, errors.RepositoryNotFoundError)
-        ):
+        if _is_refused(route, error):
             raise runtime.MissingDataError(
                 f"{route.repository} is given only to those who accepted its terms: accept them at "
                 f"{page}, set HF_TOKEN to a token of yours, then run the same command again"
@@ -173,15 +170,19 @@ def _asked(route: HubRoute, ask: Callable[[], Answer]) -> Answer:
         raise runtime.ServiceError(_failed(route, error)) from error
 
 
-def _status(error: BaseException) -> int | None:
-    """Return the HTTP status at the root of an error of the library."""
+def _is_refused(route: HubRoute, error: BaseException) -> bool:
+    """Return whether a person must do something first; a 401 also stands for what is not there."""
+    causes = []
     cause: BaseException | None = error
     while cause is not None:
-        response = getattr(cause, "response", None)
-        if response is not None:
-            return int(response.status_code)
+        causes.append(cause)
         cause = cause.__cause__
-    return None
+    if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
+        return True
+    responses = [getattr(cause, "response", None) for cause in causes]
+    is_denied = any(r is not None and r.status_code in _REFUSED for r in responses)
+    is_absent = any(isinstance(cause, errors.RepositoryNotFoundError) for cause in causes)
+    return is_denied and (route.is_gated or not is_absent)
 
 
 def _failed(route: HubRoute, error: BaseException) -> str:
