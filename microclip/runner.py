@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from microclip import paths, runtime
-from microclip.data import datasets, features
+from microclip.data import datasets, features, passport
 from microclip.data.datasets import LabelledImages
 from microclip.data.loading import ViewRecipe, evaluation_views
 from microclip.data.vocabulary import load_vocabulary
@@ -221,11 +221,13 @@ def _write(
             "shared_recipe": SHARED_RECIPE,
             "inputs": {
                 "images": datasets.read_manifest(settings.dataset.name).images_sha256,
+                "passport": passport.file_sha256(settings.dataset.name),
                 "backbone": embedding.backbone_key(settings.backbone),
                 "class_vectors": embedding.file_sha256(
                     settings.dataset, settings.backbone, settings.descriptions
                 ),
             },
+            "is_transductive": passport.check(settings.dataset).is_transductive,
             "n_truncated_sentences": inputs.texts.n_truncated,
             "class_accuracy_pct": [
                 None if value != value else round(value, 4)  # NaN: a class without images

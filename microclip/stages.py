@@ -81,11 +81,39 @@ def fetch_dataset(dataset: DatasetArgument) -> None:
 
 
 @app.command()
-def store_images(dataset: DatasetArgument) -> None:
-    """Decode a dataset's images once."""
-    from microclip.data import store
+def store_images(
+    dataset: DatasetArgument,
+    *,
+    is_overlap_allowed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-overlap",
+            envvar="MICROCLIP_ALLOW_OVERLAP",
+            help="one's own images may be in train and test; results are marked transductive",
+        ),
+    ] = False,
+) -> None:
+    """Decode a dataset's images once, and write its split passport."""
+    from microclip.data import issuing, store
 
+    declared = settings.load_dataset(dataset)
     say(f"wrote {store.build(dataset)}")
+    say(f"wrote {issuing.issue(declared, allow_overlap=is_overlap_allowed)}")
+
+
+@app.command()
+def passport(
+    dataset: DatasetArgument,
+    *,
+    is_json: Annotated[bool, typer.Option("--json", help="as the file has it")] = False,
+) -> None:
+    """Print a dataset's split passport: images, classes, counts, overlap, what is odd."""
+    from microclip.data import passport as passports
+
+    found = passports.check(settings.load_dataset(dataset))
+    lines = [found.model_dump_json(indent=1)] if is_json else passports.described(found)
+    for line in lines:
+        print(line)
 
 
 @app.command()

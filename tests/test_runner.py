@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from microclip import runner
-from microclip.data import datasets, features, store
+from microclip.data import datasets, features, issuing, store
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError
 from microclip.tracking import open_tracker
@@ -42,7 +42,8 @@ def test_a_run_writes_its_files_and_scores_last(method: str) -> None:
     assert list(table) == ["file", "label", "prediction", "confidence", "correct"]
     assert 100 * table["correct"].mean() == pytest.approx(scores["top1_pct"])
     record = json.loads((folder / "run.json").read_text())
-    assert set(record["inputs"]) == {"images", "backbone", "class_vectors"}
+    assert set(record["inputs"]) == {"images", "passport", "backbone", "class_vectors"}
+    assert record["is_transductive"] is False
     assert len(record["class_accuracy_pct"]) == len(CLASSES)
     with safe_open(folder / "adapted.safetensors", framework="pt") as opened:
         assert json.loads(opened.metadata()["microclip"])["digest"] == settings.digest()
@@ -94,6 +95,8 @@ def test_permuted_labels_give_identical_weights() -> None:
     writer.writerows(rows)
     assert stream.getvalue() != manifest.read_text()
     manifest.write_text(stream.getvalue())
+    (manifest.parent / "origin.json").unlink()
+    issuing.issue(settings.dataset)
     scores = runner.run(settings, Path("second"), Journal())
     first, second = (Path(name) / "adapted.safetensors" for name in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
@@ -122,6 +125,7 @@ def test_other_images_make_the_store_and_the_features_stale(own_project: Path) -
     with pytest.raises(SettingsError, match="other images"):
         runner.run(settings, Path("run"), Journal())
     store.build("shapes")
+    issuing.issue(settings.dataset)
     with pytest.raises(SettingsError, match="other images or another backbone"):
         runner.run(settings, Path("run"), Journal())
 

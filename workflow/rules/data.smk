@@ -21,11 +21,12 @@ rule store_images:
         manifest=paths.MANIFEST,
     output:
         store=paths.STORE,
+        passport=paths.PASSPORT,
     log:
         "logs/store_images/{dataset}.log",
     conda:
         "../../environment.yml"
     message:
-        "decode the images of {wildcards.dataset}"
+        "decode the images of {wildcards.dataset} and issue their passport"
     shell:
         "python -m microclip store-images {wildcards.dataset} 2>&1 | tee -i {log}"
