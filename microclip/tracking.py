@@ -14,9 +14,9 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
@@ -27,7 +27,7 @@ from microclip.tracking_server import be_quiet, failure, shown_uri, tracking_uri
 
 log = logging.getLogger(__name__)
 
-_ARTIFACTS = (
+_FILES = (
     paths.RUN_SETTINGS,
     paths.RUN_HISTORY,
     paths.RUN_PREDICTIONS,
@@ -97,6 +97,9 @@ def complete_runs(client: Any) -> dict[str, Any]:
 class Mirror:
     """One MLflow run, found again by its name; every failure ends the mirroring, not the run."""
 
+    files: ClassVar[Sequence[str]] = _FILES  # of a run's folder: its artifacts
+    hint: ClassVar[str] = "the run goes on, `microclip sync` later"  # if MLflow fails
+
     def __init__(self, settings: RunSettings, study: str) -> None:
         """Find the run of the same settings or create it."""
         self._alive = True
@@ -112,8 +115,7 @@ class Mirror:
             action()
         except Exception as error:  # noqa: BLE001  a mirror must never stop a run
             self._alive = False
-            hint = "the run goes on, `microclip sync` later"
-            log.warning("MLflow at %s: %s; %s", *failure(error), hint)
+            log.warning("MLflow at %s: %s; %s", *failure(error), self.hint)
         return self._alive
 
     def _open(self, study: str) -> None:
@@ -175,7 +177,7 @@ class Mirror:
             last = {"epoch": max(self.last_epoch, 0), **numbers}
             self._log([last])
             self._mlflow.set_tag(self.run_id, "artifacts", "incomplete")
-            files = [folder / name for name in _ARTIFACTS if (folder / name).is_file()]
+            files = [folder / name for name in self.files if (folder / name).is_file()]
             for file in files:
                 self._mlflow.log_artifact(self.run_id, str(file))
             there = {item.path for item in self._mlflow.list_artifacts(self.run_id)}
@@ -228,7 +230,8 @@ class RunTracker:
 
     def finish(self, scores: Mapping[str, Any]) -> None:
         """Close the mirrored run; remember that the mirror is whole."""
-        self._journal({"event": "finished", "top1_pct": scores["top1_pct"]})
+        told = {name: scores[name] for name in ("top1_pct", "verdict") if name in scores}
+        self._journal({"event": "finished", **told})
         if self._mirror.finish(scores, self._folder):
             marker = self._folder / paths.RUN_MIRRORED
             runtime.write_json(marker, mirrored(scores, self._mirror.run_id))
@@ -257,13 +260,15 @@ def held(folder: Path, digest: str, there: Mapping[str, Any]) -> Any | None:
     return there.get(run_id) if known == mirrored({"digest": digest}, run_id) else None
 
 
-def open_tracker(settings: RunSettings, folder: Path, study: str) -> RunTracker:
+def open_tracker(
+    settings: RunSettings, folder: Path, study: str, mirror: type[Mirror] = Mirror
+) -> RunTracker:
     """Return the tracker of a run whose folder it creates; `settings.yaml` is written first."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / paths.RUN_MIRRORED).unlink(missing_ok=True)  # until this run is mirrored itself
     values = {"digest": settings.digest(), "study": study, **settings.as_dict()}
     runtime.write_text(folder / paths.RUN_SETTINGS, yaml.safe_dump(values, sort_keys=False))
-    return RunTracker(folder, Mirror(settings, study))
+    return RunTracker(folder, mirror(settings, study))
 
 
 def sync(results: Path) -> tuple[int, int]:

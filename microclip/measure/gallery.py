@@ -15,12 +15,12 @@ from pathlib import Path, PurePath
 
 import torch
 from jaxtyping import Float
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 from torch import Tensor
 
 from microclip import paths, runtime
-from microclip.data.store import Pixels
+from microclip.data.decoding import Pixels
 from microclip.measure.attention_maps import TokenMaps, min_max, token_maps
 from microclip.measure.evaluation import CONFIDENCE_SCALE
 from microclip.measure.trained_runs import FusedRun, TestedRun, read
@@ -154,9 +154,9 @@ def _looks(run: FusedRun, indices: Sequence[int]) -> _Looks:
     for images in _batches(run.each_view(indices)):
         maps = token_maps(run.after.fusion, images, run.generator())
         looks.top.extend(_top_classes(maps, run.tested.class_names))
-        looks.global_map.extend(_as_text(min_max(maps.global_map)))
-        looks.local_map.extend(_as_text(min_max(maps.local_map)))
-        looks.mask.extend(_as_text(maps.mask.float(), n_levels=2))
+        looks.global_map.extend(as_text(min_max(maps.global_map)))
+        looks.local_map.extend(as_text(min_max(maps.local_map)))
+        looks.mask.extend(as_text(maps.mask.float(), n_levels=2))
     return looks
 
 
@@ -178,9 +178,7 @@ def _top_classes(
         yield tuple(zip(names, own_values, strict=True))
 
 
-def _as_text(
-    maps: Float[Tensor, "batch row column"], n_levels: int = len(_LEVELS)
-) -> Iterator[str]:
+def as_text(maps: Float[Tensor, "batch row column"], n_levels: int = len(_LEVELS)) -> Iterator[str]:
     """Yield maps with values in [0, 1] as a character a patch."""
     for levels in ((n_levels - 1) * maps).round().long().flatten(1).tolist():
         yield "".join(_LEVELS[level] for level in levels)
@@ -194,8 +192,8 @@ def _data_uri(picture: Pixels, size: int, quality: int) -> str:
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def _render(tested: TestedRun, cards: Sequence[Card], n_columns: int) -> str:
-    """Return the page; every word in it is escaped. Maps have `n_columns` patches a row."""
+def template(name: str) -> Template:
+    """Return a template of this folder; what it is filled with is escaped."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -203,7 +201,12 @@ def _render(tested: TestedRun, cards: Sequence[Card], n_columns: int) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("gallery.html").render(
+    return environment.get_template(name)
+
+
+def _render(tested: TestedRun, cards: Sequence[Card], n_columns: int) -> str:
+    """Return the page; every word in it is escaped. Maps have `n_columns` patches a row."""
+    return template("gallery.html").render(
         spec=tested.settings.spec,
         cards=cards,
         classes=sorted({card.class_name for card in cards}, key=str.casefold),

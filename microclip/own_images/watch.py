@@ -5,9 +5,8 @@ A `methods.base.Monitor`: it takes guesses and a classifier, and gives the metho
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,20 +16,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from microclip import runtime
+from microclip import prediction, runtime
 from microclip.data.datasets import UnlabelledImages
-from microclip.data.features import embeddings
-from microclip.data.loading import ViewRecipe, evaluation_views
 from microclip.history import RunClock
-from microclip.measure.evaluation import CONFIDENCE_SCALE, collect_heads
+from microclip.measure.evaluation import CONFIDENCE_SCALE
 from microclip.measure.gallery import spread
-from microclip.methods.base import Classifier, Tracker, ViewPlan, Views
+from microclip.methods.base import Classifier, Tracker
 from microclip.model.backbone import Backbone
 from microclip.settings import SettingsError
 
 MAX_LOOKED_AT = 2048  # images that are classified at each epoch's end; of more, every k-th
 GUESSES = "guesses.safetensors"  # of the last two epochs, beside the checkpoint
-_BATCH = 128
+_START = -1  # in place of an epoch: the classes before training
 
 
 @dataclass(frozen=True)
@@ -76,23 +73,10 @@ def signs(
     return Signs(
         confidence=float(confidence.mean()),
         entropy=min(1.0, entropy),
-        classes_seen_pct=100 * len(predicted.unique()) / at_most,
+        classes_seen_pct=100 * len(set(predicted.tolist())) / at_most,
         kept_pct=_share(predicted == zero_shot),
         agreement_pct=agreement,
     )
-
-
-def views(images: UnlabelledImages, tower: Backbone, plan: ViewPlan, seed: int) -> Iterator[Views]:
-    """Yield images in batches, in order, as a ViewPlan asks for them."""
-    if plan.kind == "embedding":
-        for batch in torch.split(embeddings(tower, images).to(tower.device), _BATCH):
-            yield Views(embeddings=batch)
-        return
-    recipe = ViewRecipe(seed, tower.image_size, tower.mean, tower.std)
-    for drawn in evaluation_views(
-        images, recipe, crop=plan.crop, batch_size=_BATCH, device=tower.device
-    ):
-        yield Views(images=drawn)
 
 
 class Watch:
@@ -118,7 +102,10 @@ class Watch:
         self._file = None if folder is None else folder / GUESSES
         self._new: list[tuple[Tensor, Tensor]] = []
         self._signs: dict[str, float] = {}
-        self._guesses = {} if self._file is None else _read_guesses(self._file)
+        self._predicted: Tensor | None = None
+        kept = {} if self._file is None else _read_guesses(self._file)
+        self._start = kept.pop(_START, None)  # classes before training
+        self._guesses = kept
 
     def pseudo_labels(
         self, indices: Int[Tensor, " batch"], guesses: Mapping[str, Int[Tensor, " batch"]]
@@ -128,12 +115,21 @@ class Watch:
 
     def evaluate(self, classifier: Classifier) -> None:
         """Look at what the classifier says of the images."""
-        batches: Iterable[Views] = views(self._images, self._tower, classifier.views, self._seed)
-        self._signs = signs(collect_heads(classifier, batches), self._zero_shot).row()
+        heads = prediction.heads(classifier, self._tower, self._images, self._seed)
+        self._predicted = heads["fused"].argmax(dim=-1)
+        self._signs = signs(heads, self._zero_shot).row()
 
     def take(self, epoch: int) -> dict[str, float]:
-        """Return what was seen of an epoch, by column of history."""
+        """Return what was seen of an epoch, by column of history.
+
+        `churn_pct`: pseudo-labels that differ from the last epoch's. `moved_pct`: images whose
+        class differs from what the network said before training.
+        """
         found = dict(self._signs)
+        if epoch == 0:
+            self._start, self._guesses = self._predicted, {}
+        elif self._start is not None and self._predicted is not None:
+            found["moved_pct"] = _share(self._predicted != self._start)
         if self._new:
             guesses = torch.full((self._n_images,), -1)
             for indices, labels in self._new:
@@ -142,9 +138,9 @@ class Watch:
                 found["churn_pct"] = _share(guesses != before)
             kept = {e: g for e, g in self._guesses.items() if e == epoch - 1}
             self._guesses = {**kept, epoch: guesses}
-            if self._file is not None:
-                _write_guesses(self._file, self._guesses)
-        self._new, self._signs = [], {}
+        if self._file is not None and self._start is not None:
+            _write_guesses(self._file, {_START: self._start, **self._guesses})
+        self._new, self._signs, self._predicted = [], {}, None
         return found
 
 
@@ -152,15 +148,29 @@ class WatchedTracker:
     """A tracker that adds what was seen to each epoch's row, and shows it in a line."""
 
     def __init__(
-        self, tracker: Tracker, watch: Watch, *, n_epochs: int | None, clock: RunClock
+        self,
+        tracker: Tracker,
+        watch: Watch,
+        clock: RunClock,
+        *,
+        n_epochs: int | None,
+        past: Sequence[Mapping[str, float]] = (),
     ) -> None:
-        """Pass everything on to `tracker`."""
+        """Pass everything on to `tracker`; `past` is what an interrupted process recorded."""
         self._tracker, self._watch = tracker, watch
         self._n_epochs, self._clock = n_epochs, clock
+        self._rows = {int(row["epoch"]): dict(row) for row in past}
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """Return the history, epoch by epoch."""
+        return [self._rows[epoch] for epoch in sorted(self._rows)]
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         """Record a row with what was seen."""
         full = {**row, **self._watch.take(epoch), "elapsed_s": round(self._clock.at(epoch), 3)}
+        self._rows = {e: r for e, r in self._rows.items() if e < epoch}
+        self._rows[epoch] = {"epoch": epoch, **full}
         self._tracker.epoch(epoch, full)
         self._tracker.message(summary(epoch, self._n_epochs, full))
 
@@ -192,10 +202,8 @@ def _share(is_so: Tensor) -> float:
 
 
 def _write_guesses(path: Path, guesses: Mapping[int, Tensor]) -> None:
-    text = json.dumps(sorted(guesses))
     with runtime.atomic_path(path) as target:
-        tensors = {str(epoch): labels.contiguous() for epoch, labels in guesses.items()}
-        target.write_bytes(save(tensors, metadata={"epochs": text}))
+        target.write_bytes(save({str(e): labels.contiguous() for e, labels in guesses.items()}))
 
 
 def _read_guesses(path: Path) -> dict[int, Tensor]:

@@ -1,0 +1,63 @@
+"""The sentences of one's own classes: filled templates, a file, or what a language model wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from microclip.data.vocabulary import Vocabulary
+from microclip.safe_files import refuse_pickle
+from microclip.settings import SettingsError
+from microclip.text import descriptions, examination
+from microclip.text.embedding import TextClassifiers
+from microclip.text.findings import Report
+from microclip.text.prompts import fill
+from microclip.text.similar_classes import Pair, most_similar, pairs_above
+
+BLOCKING = ("missing", "empty", "key-twice", "stub", "url", "refused")
+ALIKE = 0.97  # cosine of two class vectors from which their names are worth a look
+_TWINS = 0.999  # cosine from which two classes cannot be told apart
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Sentences by class, in label order, where they are from, and what is odd about them."""
+
+    sentences: dict[str, tuple[str, ...]]
+    where: str
+    findings: Report | None = None
+    notes: tuple[str, ...] = ()
+    if unused:
+        notes = (f"{unused} descriptions of other classes are not used",)
+    odd = {kind: n for kind, n in counts.items() if n and kind not in ("unknown", "unnamed")}
+    if odd:
+        listed = ", ".join(f"{n} x {kind}" for kind, n in odd.items())
+        notes += (f"the doctor notes {listed}: `microclip describe --check {path}` shows them",)
+    given = {name: own for name, own in raw.sentences.items() if own}
+    sentences = descriptions.select(descriptions.checked(given, str(path)), vocabulary)
+    return Texts(sentences, str(path), report, notes)
+
+
+def _complaint(report: Report, wrong: dict[str, int], path: Path) -> str:
+    shown = []
+    for kind, n in wrong.items():
+        first = report.of_kind(kind)[0]
+        example = first.class_name if kind in ("missing", "empty", "key-twice") else first.text
+        shown.append(f"{kind} {n} (first {example.strip()[:40]!r})")
+    is_mendable = set(wrong) - {"missing", "empty"}
+    mend = (
+        f"`microclip describe --fix {path}` writes a mended copy"
+        if is_mendable
+        else "write the sentences that lack"
+    )
+    return (
+        f"descriptions {path} of {report.n_classes} classes must not be encoded: "
+        f"{', '.join(shown)}; {mend}, `microclip describe --check {path}` shows all"
+    )
+
+
+def closest(class_names: Sequence[str], vectors: TextClassifiers) -> tuple[Pair, list[Pair]]:
+    """Return the two classes whose sentences are most alike, and all that cannot be told apart."""
+    cosines = (vectors.uniform @ vectors.uniform.T).cpu().numpy()
+    return most_similar(cosines, class_names), pairs_above(cosines, class_names, _TWINS)
