@@ -124,6 +124,8 @@ def _grey(values: np.ndarray) -> Image.Image:
 
 
 def _decode(path: Path) -> Decoded:
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise UnreadableError("a folder" if path.is_dir() else "a pipe or a device, no file")
     with Image.open(path, formats=formats()) as opened:
         _check_size(*opened.size)
         mode, is_rotated = opened.mode, _orientation(opened) in range(2, 9)
@@ -177,8 +179,6 @@ def _reason(path: Path, error: Exception) -> str:
     match error:
         case PermissionError():
             return "no permission to read it"
-        case IsADirectoryError():
-            return "a folder"
         case Image.DecompressionBombError():
             number = re.search(r"\((\d+) pixels\)", str(error))
             n_pixels = int(number[1]) if number else 2 * MAX_PIXELS
