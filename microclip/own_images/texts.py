@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from microclip.data.vocabulary import Vocabulary
@@ -16,7 +16,7 @@ from microclip.text.prompts import fill
 from microclip.text.similar_classes import Pair, most_similar, pairs_above
 
 BLOCKING = ("missing", "empty", "key-twice", "stub", "url", "refused")
-ALIKE = 0.97  # cosine of two class vectors from which their names are worth a look
+ALIKE = 0.9  # cosine of two class vectors from which their names are worth a look
 _TWINS = 0.999  # cosine from which two classes cannot be told apart
 
 
@@ -27,6 +27,36 @@ class Texts:
     sentences: dict[str, tuple[str, ...]]
     where: str
     findings: Report | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_sentences(self) -> int:
+        """Return the number of sentences."""
+        return sum(map(len, self.sentences.values()))
+
+
+def from_templates(vocabulary: Vocabulary, templates: Sequence[str]) -> Texts:
+    """Return filled templates. Raises ValueError: a template without exactly one {}."""
+    prompts = fill(templates, vocabulary.class_names)
+    sentences = dict(zip(vocabulary.class_names, map(tuple, prompts), strict=True))
+    return Texts(sentences, "templates")
+
+
+def from_file(path: Path, vocabulary: Vocabulary) -> Texts:
+    """Return the sentences of a descriptions file, looked at by the doctor.
+
+    Raises:
+        MissingDataError: no such file.
+        SettingsError: no descriptions, or with defects that must not be encoded, by their counts.
+    """
+    refuse_pickle(path, "JSON, class name to sentences")
+    raw = examination.read_raw(path)
+    report = examination.check_file(path, vocabulary.class_names)
+    counts = report.counts()
+    wrong = {kind: counts[kind] for kind in BLOCKING if counts[kind]}
+    if wrong:
+        raise SettingsError(_complaint(report, wrong, path))
+    unused = counts["unknown"]
     notes: tuple[str, ...] = ()
     if unused:
         notes = (f"{unused} descriptions of other classes are not used",)
