@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torchvision import datasets as theirs
 from microclip import runtime, settings
 from microclip.data import splits
 from microclip.data.layouts.base import Listing, lacking, load_layout
-from microclip.dataset_settings import PublicSource
+from microclip.dataset_settings import CoopRule, PublicSource
 from microclip.settings import SettingsError
 from tests.data.layouts import pictures
 
@@ -28,6 +29,16 @@ IMAGE = {  # a listed image, which is neither the first nor the last
     "flowers": "flowers-102/jpg/image_00007.jpg",
     "food101": "food-101/images/apple_pie/1005649.jpg",
     "pets": "oxford-iiit-pet/images/Bengal_4.jpg",
+}
+
+
+COOPS = {  # the same images as CoOp's files write them: below the folder that its code joins
+    "caltech101": "Leopards/image_0007.jpg",
+    "cars": "cars_test/00002.jpg",
+    "dtd": "banded/banded_0003.jpg",
+    "flowers": "image_00007.jpg",
+    "food101": "apple_pie/1005649.jpg",
+    "pets": "Bengal_4.jpg",
 }
 
 
@@ -104,6 +115,21 @@ def test_a_class_more_or_less_than_ours_is_refused(name: str, tmp_path: Path) ->
         with pytest.raises(SettingsError) as raised:
             read(name, tmp_path, wrong)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", COOPS, indirect=True)
+def test_images_are_named_as_coops_split_names_them(name: str, tmp_path: Path) -> None:
+    """A split listed with CoOp's own numbers of classes, which are not ours, is found whole."""
+    items = read(name, tmp_path).items
+    assert COOPS[name] in {item.name for item in items}
+    rows = [[item.name, 1000 - item.label, "worded otherwise"] for item in items]
+    whole = {"train": rows[::3], "val": rows[1::3], "test": rows[2::3]}
+    rule = settings.load_card(PublicSource(dataset=name)).splits["coop"]
+    assert isinstance(rule, CoopRule)
+    (tmp_path / rule.file).write_text(json.dumps(whole))
+    made = splits.divide(read(name, tmp_path), rule, folder=tmp_path, seed=0)
+    assert {item.name for item in made.train} == {row[0] for row in whole["train"]}
+    assert {item.name for item in made.test} == {row[0] for row in whole["test"]}
 
 
 @pytest.mark.parametrize("name", ORDERED, indirect=True)
