@@ -146,11 +146,11 @@ def _take_first(
     for route in routes:
         try:
             return remember(dataset, route, _take(home(dataset), route, how))
-        except (runtime.ServiceError, runtime.MissingDataError) as error:
+        except (runtime.ServiceError, runtime.MissingDataError, SettingsError) as error:
             failures.append(error)
             told.append(f"{route.kind}: {error}")
             tell(f"{dataset} by {told[-1]}")
-    is_for_user = all(isinstance(error, runtime.MissingDataError) for error in failures)
+    is_for_user = not any(isinstance(error, runtime.ServiceError) for error in failures)
     kind = runtime.MissingDataError if is_for_user else runtime.ServiceError
     raise kind(f"no route to {dataset} worked: {'; '.join(told)}; {recipe(dataset, card)}")
 
