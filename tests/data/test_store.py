@@ -1,20 +1,23 @@
-"""Decoding once: modes, orientation, damage."""
+"""The decoded store: whole or absent, whoever writes and whatever ends them."""
 
 from __future__ import annotations
 
+import csv
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from microclip.data import store
-from microclip.data.decoding import decode, to_rgb
+from microclip.data import datasets, store
 from microclip.data.store import open_store, write_store
 from microclip.runtime import MissingDataError
-from microclip.settings import SettingsError
+from microclip.settings import SettingsError, load_dataset
+from tests.data import odd_files
 
 
 def write_noise(path: Path, size: tuple[int, int], seed: int = 0) -> Path:
@@ -42,37 +45,6 @@ def test_a_pickled_store_maps_the_file_again(tmp_path: Path) -> None:
     data = pickle.dumps(opened)
     assert len(data) < 500
     np.testing.assert_array_equal(pickle.loads(data).pixels(0), opened.pixels(0))
-
-
-def test_a_shorter_side_above_448_is_reduced(tmp_path: Path) -> None:
-    pixels, *_ = decode(write_noise(tmp_path / "big.png", (900, 600)))
-    assert pixels.shape == (448, 672, 3)
-
-
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    image = Image.new("RGB", (20, 10), "red")
-    exif = image.getexif()
-    exif[0x0112] = 6  # turned a quarter
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    assert decode(tmp_path / "turned.jpg")[0].shape == (20, 10, 3)
-
-
-def test_transparency_is_laid_on_white() -> None:
-    clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
-    assert to_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
-    palette = Image.new("P", (2, 2), 0)
-    palette.info["transparency"] = 0
-    assert to_rgb(palette).getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_sixteen_bits_become_eight() -> None:
-    grey = Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16))
-    assert [to_rgb(grey).getpixel((x, 0)) for x in range(3)] == [(v,) * 3 for v in (0, 100, 255)]
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
-    assert to_rgb(Image.new(mode, (3, 2))).mode == "RGB"
 
 
 def test_a_corrupt_image_is_named_and_nothing_is_left(tmp_path: Path) -> None:
@@ -113,3 +85,201 @@ def test_the_record_counts_modes(tmp_path: Path) -> None:
     Image.new("L", (9, 9)).save(tmp_path / "grey.png")
     record = write_store([tmp_path / "grey.png"], tmp_path / "store", "made")
     assert json.loads(record.read_text())["modes"] == {"L": 1}
+
+
+def test_skipped_images_are_empty_rows_and_named_beside_the_store(tmp_path: Path) -> None:
+    good, bad = odd_files.write_all(tmp_path / "odd")
+    files = sorted([*good, *bad])
+    record = write_store(files, tmp_path / "store", "made", bad_images="skip")
+    opened = open_store(tmp_path / "store", "made")
+    assert len(opened) == len(files)
+    assert {files[row] for row in opened.skipped} == set(bad)
+    for row, file in enumerate(files):
+        shape = opened.pixels(row).shape
+        assert (shape == (0, 0, 3)) == (file in bad), file
+    said = json.loads(record.read_text())
+    assert [entry["row"] for entry in said["skipped"]] == list(opened.skipped)
+    assert not any(file.name in record.read_text() for file in bad)  # a name may tell a class
+    with (tmp_path / "store" / "bad_files.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["file"] for row in rows] == [str(path) for path in bad]
+    assert all(row["reason"] and row["step"] == "decode" for row in rows)
+
+
+def test_with_error_all_bad_images_are_found_and_the_first_three_shown(tmp_path: Path) -> None:
+    good, bad = odd_files.write_all(tmp_path / "odd")
+    with pytest.raises(SettingsError) as caught:
+        write_store([*good, *bad], tmp_path / "store", "made")
+    print(caught.value)
+    assert f"{len(bad)} of {len(good) + len(bad)} images cannot be read: " in str(caught.value)
+    assert str(caught.value).count(str(tmp_path)) == 3
+    with (tmp_path / "store" / "bad_files.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == len(bad)
+    with pytest.raises(MissingDataError):
+        open_store(tmp_path / "store")
+
+
+def test_a_list_of_bad_files_goes_when_they_are_mended(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    file.touch()
+    write_store([file], tmp_path / "store", "empty", bad_images="skip")
+    assert (tmp_path / "store" / "bad_files.csv").is_file()
+    write_noise(file, (30, 30))
+    write_store([file], tmp_path / "store", "mended", bad_images="skip")
+    assert not (tmp_path / "store" / "bad_files.csv").exists()
+    assert open_store(tmp_path / "store", "mended").skipped == ()
+
+
+def test_a_store_with_skipped_images_does_not_pass_where_they_are_errors(tmp_path: Path) -> None:
+    files = [write_noise(tmp_path / "a.png", (30, 30)), tmp_path / "b.png"]
+    files[1].touch()
+    write_store(files, tmp_path / "store", "made", bad_images="skip")
+    with pytest.raises(SettingsError, match="1 of 2 images cannot be read"):
+        write_store(files, tmp_path / "store", "made")
+
+
+def test_processes_write_the_same_bytes_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [
+        write_noise(tmp_path / "images" / f"{k:03}.png", (20 + k % 9, 30), k)
+        for k in range(2 * store.decoders.FILES_A_PROCESS)
+    ]
+    written = []
+    for threads in ("1", "2"):
+        monkeypatch.setenv("MICROCLIP_THREADS", threads)
+        assert store.decoders.count(len(files)) == (0 if threads == "1" else 2)
+        write_store(files, tmp_path / threads, "made")
+        names = ("pixels.bin", "index.npy", "store.json")
+        written.append([(tmp_path / threads / name).read_bytes() for name in names])
+    assert written[0] == written[1]
+
+
+def test_a_whole_store_is_left_alone_and_a_deleted_one_comes_back(tmp_path: Path) -> None:
+    files = [write_noise(tmp_path / f"{k}.png", (30, 30), k) for k in range(3)]
+    folder = tmp_path / "store"
+    write_store(files, folder, "made")
+    pixels = folder / "pixels.bin"
+    before, written = pixels.read_bytes(), pixels.stat().st_mtime_ns
+    write_store(files, folder, "made")
+    assert pixels.stat().st_mtime_ns == written
+    pixels.unlink()
+    with pytest.raises(MissingDataError, match=r"pixels\.bin is not there; run `microclip store-"):
+        open_store(folder, "made")
+    write_store(files, folder, "made")
+    assert pixels.read_bytes() == before
+
+
+def test_a_store_of_another_rule_is_refused_and_made_anew(tmp_path: Path) -> None:
+    files = [write_noise(tmp_path / "a.png", (30, 30))]
+    record = write_store(files, tmp_path / "store", "made")
+    said = json.loads(record.read_text())
+    record.write_text(json.dumps({**said, "rule": 0}))
+    with pytest.raises(SettingsError, match="by rule 0, today's is 1"):
+        open_store(tmp_path / "store")
+    write_store(files, tmp_path / "store", "made")
+    assert json.loads(record.read_text()) == said
+    record.write_text("{}")
+    with pytest.raises(SettingsError, match=r"store\.json is damaged"):
+        open_store(tmp_path / "store")
+
+
+WRITER = """
+import logging, sys
+from pathlib import Path
+from microclip.data.store import write_store
+logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
+write_store(40 * sorted(Path("images").glob("*.png")), Path("store"), "made")
+"""
+
+
+def start_writer(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER], cwd=folder, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_of_two_writers_the_second_waits_and_does_nothing(tmp_path: Path) -> None:
+    for k in range(4):
+        write_noise(tmp_path / "images" / f"{k}.png", (100, 80), k)
+    writers = [start_writer(tmp_path) for _ in range(2)]
+    said = [writer.communicate(timeout=120)[0] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert sum("decoded 160 images" in text for text in said) == 1
+    assert sum("is whole" in text for text in said) == 1
+    assert len(open_store(tmp_path / "store", "made")) == 160
+
+
+def test_a_killed_writer_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
+    for k in range(8):
+        write_noise(tmp_path / "images" / f"{k}.png", (300, 200), k)
+    writer = start_writer(tmp_path)
+    while not any(left.stat().st_size for left in (tmp_path / "store").glob(".pixels-*.bin")):
+        assert writer.poll() is None, "it ended before it could be killed"
+    writer.kill()
+    writer.communicate()
+    assert any((tmp_path / "store").glob(".pixels-*.bin"))
+    with pytest.raises(MissingDataError):
+        open_store(tmp_path / "store")
+    write_store(sorted((tmp_path / "images").glob("*.png")), tmp_path / "store", "made")
+    left = {path.name for path in (tmp_path / "store").iterdir()}
+    assert left == {"pixels.bin", "index.npy", "store.json", ".store.lock"}
+    assert len(open_store(tmp_path / "store", "made")) == 8
+
+
+def spoil(folder: Path, *places: str) -> None:
+    for place in places:
+        path = folder / place
+        path.write_bytes(path.read_bytes()[:60])
+
+
+def set_policy(root: Path, policy: str) -> None:
+    path = root / "config" / "datasets" / "shapes.yaml"
+    path.write_text(
+        path.read_text().replace("kind: folder", f"kind: folder\n  bad_images: {policy}")
+    )
+
+
+def test_skipped_images_leave_their_splits_and_labels_do_not_shift(own_project: Path) -> None:
+    set_policy(own_project, "skip")
+    spoil(own_project / "images", "train/red_disc/1.png", "test/blue bar/0.png")
+    dataset = load_dataset("shapes")
+    datasets.fetch(dataset)
+    store.build("shapes")
+    splits = datasets.load(dataset)
+    for split, lacking in (("train", "red_disc/1.png"), ("test", "blue bar/0.png")):
+        folder = own_project / "images" / split
+        places = [Path(file).relative_to(folder) for file in splits[split].files]
+        assert lacking not in map(str, places)
+        labels = ["red_disc", "green square", "blue bar"]
+        expected = [labels.index(place.parts[0]) for place in places]
+        assert splits[split].labels.tolist() == expected
+        assert all(splits[split].images.pixels(k).size for k in range(len(splits[split])))
+    bad = Path("results/data/shapes/bad_files.csv").read_text()
+    assert "red_disc/1.png" in bad
+    assert "blue bar/0.png" in bad
+
+
+def test_a_class_left_without_images_is_an_error(own_project: Path) -> None:
+    set_policy(own_project, "skip")
+    spoil(own_project / "images", *(f"test/blue bar/{k}.png" for k in range(4)))
+    datasets.fetch(load_dataset("shapes"))
+    with pytest.raises(
+        SettingsError, match="no test image of class 'blue bar' can be read"
+    ) as said:
+        store.build("shapes")
+    print(said.value)
+    assert "results/data/shapes/bad_files.csv" in str(said.value)
+    with pytest.raises(SettingsError, match="'blue bar'"):
+        datasets.load(load_dataset("shapes"))
+
+
+def test_a_dataset_with_bad_images_says_where_all_are_named(own_project: Path) -> None:
+    spoil(own_project / "images", *(f"train/red_disc/{k}.png" for k in range(5)))
+    datasets.fetch(load_dataset("shapes"))
+    with pytest.raises(SettingsError) as said:
+        store.build("shapes")
+    print(said.value)
+    assert str(said.value).startswith("5 of 27 images cannot be read: ")
+    assert "all are named in results/data/shapes/bad_files.csv: replace" in str(said.value)
+    assert "`bad_images: skip`" in str(said.value)
