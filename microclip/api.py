@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from microclip import prediction, runtime
-from microclip.data.datasets import UnlabelledImages, image_files
-from microclip.data.features import embeddings
 from microclip.data.vocabulary import Vocabulary, checked
-from microclip.methods.base import Classifier, Supervision, Task, load_method
+from microclip.history import RunClock
+from microclip.methods.base import Classifier, load_method
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.state import difference
+from microclip.own_images import core, training
 from microclip.own_images.record import RECORD, WEIGHTS, Record, read_adapted, write_adapted
 from microclip.prediction import Images, Prediction
-from microclip.settings import Frozen, SettingsError, load_backbone_settings, validated
+from microclip.settings import SettingsError, load_backbone_settings, validated
 from microclip.text import descriptions as description_files
 from microclip.text import embedding
 from microclip.text.prompts import fill
@@ -26,8 +26,6 @@ from microclip.text.prompts import fill
 __all__ = ["Adapted", "Prediction", "adapt", "load"]
 
 logger = logging.getLogger(__name__)
-
-TEMPLATES = ("a photo of a {}.",)  # unless others are given
 
 
 class Adapted:
@@ -79,15 +77,6 @@ class Adapted:
         return target
 
 
-class Options(Frozen):
-    """Settings of `adapt` that belong to no method."""
-
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "fp32"
-    templates: tuple[str, ...] = TEMPLATES
-
-
 def adapt(
     images: Images,
     class_names: Sequence[str],
@@ -100,18 +89,20 @@ def adapt(
 
     `descriptions` are sentences by class name, or a JSON file of them; without, the filled
     templates stand in. `settings` are fields of the method's Settings, and `seed`, `device`
-    ("auto", "cpu", "cuda"), `precision` ("fp32", "bf16"), `templates` (each with one {}).
+    ("auto", "cpu", "cuda"), `precision` ("fp32", "bf16"), `templates` (each with one {}),
+    `skip_bad` (leave out images that cannot be read). `Adapted.record.about` holds a verdict told
+    without labels; where it is "collapsed", zero-shot is returned in place of what was trained.
 
     Raises:
         SettingsError: unknown backbone, method or setting; a class without description; images
             that cannot be read.
     """
-    own = {name: settings.pop(name) for name in tuple(settings) if name in Options.model_fields}
-    options = validated(Options, own, "the arguments of microclip.adapt")
-    chosen = load_method(method)
-    method_settings = validated(chosen.Settings, settings, f"the arguments for method {method!r}")
+    skip_bad = bool(settings.pop("skip_bad", False))
+    where = "the arguments of microclip.adapt"
+    chosen, method_settings, options = core.resolved(method, settings, where)
     vocabulary = checked(list(class_names), "class_names")
     sentences = _sentences(descriptions, vocabulary, options.templates)
+    files = prediction.usable(images, skip_bad=skip_bad)
     device = str(runtime.choose_device(options.device))
     tower = load_backbone(backbone, device)
     texts = embedding.classifiers(tower, sentences, options.templates).to(device)
@@ -123,11 +114,15 @@ def adapt(
         settings=method_settings.model_dump(mode="json"),
         seed=options.seed,
     )
-    task = replace(_task(record, texts, tower), precision=options.precision)
-    with prediction.stored(_files(images)) as unlabelled:
-        given = _with_images(task, chosen, tower, unlabelled)
-        classifier = chosen.adapt(given, method_settings, _LogTracker())
-    return Adapted(record, texts, tower, classifier)
+    start = training.Start(record, texts, tower, chosen, method_settings, options.precision)
+    place = training.Place(_LogTracker(), RunClock())
+    with prediction.stored(files) as unlabelled:
+        made = training.adapt_images(start, unlabelled, place)
+    logger.info("%s", made.verdict.line())
+    if made.verdict.keeps_zero_shot:
+        logger.warning("adaptation %s; zero-shot is kept", made.verdict.line())
+    about = {"images": {"n": len(files)}, **made.verdict.as_dict(), "asked_method": method}
+    return Adapted(replace(made.record, about=about), texts, made.tower, made.classifier)
 
 
 def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
@@ -149,7 +144,7 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
     texts, tower = texts.to(chosen_device), load_backbone(record.backbone, chosen_device)
     method = load_method(record.method)
     settings = validated(method.Settings, record.settings, str(source / RECORD))
-    task = _task(record, texts, tower)
+    task = core.task_of(record, texts, tower)
     try:
         classifier = method.restore(task, settings, state)
         differs = difference(classifier.trained_state(), state)
@@ -176,32 +171,6 @@ class _LogTracker:
         logger.info("%s", text)
 
 
-def _task(record: Record, texts: embedding.TextClassifiers, tower: Backbone) -> Task:
-    return Task(
-        class_names=record.class_names,
-        texts=texts,
-        seed=record.seed,
-        device=str(tower.device),
-        precision="fp32",
-        backbone=tower,
-    )
-
-
-def _with_images(task: Task, method: Any, tower: Backbone, images: UnlabelledImages) -> Task:
-    """Return the task with what the method may see of the images."""
-    match method.supervision:
-        case Supervision.NONE:
-            return task
-        case Supervision.UNLABELLED | Supervision.TRANSDUCTIVE:
-            if method.reads == "images":
-                return replace(task, images=images)
-            return replace(task, embeddings=embeddings(tower, images).to(task.device))
-        case _:
-            raise SettingsError(
-                f"method needs labels ({method.supervision}), adapt has none; use another method"
-            )
-
-
 def _sentences(
     descriptions: Mapping[str, Sequence[str]] | str | os.PathLike[str] | None,
     vocabulary: Vocabulary,
@@ -217,14 +186,3 @@ def _sentences(
         case _:
             found = description_files.read(Path(descriptions))
     return description_files.select(found, vocabulary)
-
-
-def _files(images: Images) -> list[Path]:
-    """Return the image files that were named."""
-    if isinstance(images, str | os.PathLike):
-        path = Path(images)
-        return [path] if path.is_file() else image_files(path)
-    files = [Path(image) for image in images]
-    if not files:
-        raise SettingsError("expected at least one image, got an empty list; name some files")
-    return files

@@ -37,10 +37,11 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 class RunClock:
     """Seconds that a run has taken over all its processes: an interruption starts no new count."""
 
-    def __init__(self, folder: Path) -> None:
-        """Start this process's share of the run in `folder`."""
+    def __init__(self, folder: Path | None = None) -> None:
+        """Start this process's share of the run in `folder`; None: the run has no other share."""
         self._started = time.perf_counter()
-        self._elapsed = {int(r["epoch"]): r.get("elapsed_s", 0.0) for r in read_history(folder)}
+        past = [] if folder is None else read_history(folder)
+        self._elapsed = {int(r["epoch"]): r.get("elapsed_s", 0.0) for r in past}
         self._before: float | None = None
 
     def at(self, epoch: int) -> float:

@@ -63,7 +63,7 @@ def test_a_single_file_and_a_list_are_images_too(folder: Path) -> None:
         ({"backbone": "ViT-Z"}, "ViT-Z"),
         ({"method": "clop"}, "unknown method"),
         ({"images": []}, "empty list"),
-        ({"images": "nowhere"}, "no folder"),
+        ({"images": "nowhere"}, "does not exist"),
         ({"templates": ["no slot"]}, "once"),
     ],
 )
