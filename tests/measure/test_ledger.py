@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from microclip import cli, paths, reports, runtime, settings, study
+from microclip import cli, reports, runtime, settings, study
 from microclip.measure import comparison, ledger
 from microclip.measure.comparison import Entry
 from microclip.settings import SettingsError
-from tests.measure.reports import plan, scores, write_scores
+from tests.measure.reports import plan, scores, write_passport, write_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 SIX = ("cars", "dtd", "fgvc", "flowers", "pets", "ucf101")
@@ -103,10 +103,7 @@ def test_a_derived_average_is_marked_with_its_sentence() -> None:
 
 
 def test_counts_of_datasets_match_exactly_or_differ() -> None:
-    lines = ["split,file,label,class,sha256"]
-    lines += [f"train,a{i},{i % 37},c{i % 37},0" for i in range(3680)]
-    lines += [f"test,b{i},{i % 37},c{i % 37},0" for i in range(3668)]
-    runtime.write_text(Path(paths.MANIFEST.format(dataset="pets")), "\n".join(lines) + "\n")
+    write_passport("pets", classes=37, train=3680, test=3668)
     found = compared("table10", of_default({"pets": [90.0]}), datasets=["pets", "dtd"])
     told = {column: found["pets", column] for column in ("classes", "train", "test")}
     assert {column: cell.verdict for column, cell in told.items()} == {

@@ -15,7 +15,7 @@ from microclip.measure import dataset_counts, layout, tables
 from microclip.reports import TableSettings
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError
-from tests.measure.reports import plan, scores, write_scores
+from tests.measure.reports import plan, scores, write_passport, write_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 TITLES = {"cats": "Cats & Dogs", "cars": "Cars_100%"}
@@ -319,10 +319,9 @@ def test_datasets_are_counted_beside_the_paper_s_numbers(
 ) -> None:
     monkeypatch.setenv("MICROCLIP_ROOT", str(ROOT))
     monkeypatch.chdir(tmp_path)
-    lines = ["split,file,label,class,sha256"]
-    lines += [f"train,a{i},{i % 100},c{i % 100},0" for i in range(3334)]
-    lines += [f"test,b{i},{i % 100},c{i % 100},0" for i in range(3300)]
-    runtime.write_text(Path(paths.MANIFEST.format(dataset="fgvc")), "\n".join(lines) + "\n")
+    write_passport(
+        "fgvc", classes=100, train=3334, test=3300, differences=("3300 test images, expected 3333",)
+    )
     for dataset, sentences in {"fgvc": [["s"] * 20] * 2, "pets": [["s"] * 19, ["s"] * 21]}.items():
         texts = {f"class {number}": own for number, own in enumerate(sentences)}
         target = Path(paths.DESCRIPTIONS.format(descriptions="d", dataset=dataset))
@@ -333,12 +332,13 @@ def test_datasets_are_counted_beside_the_paper_s_numbers(
     )
     assert cells_of(layout.to_markdown(table))[2:] == [
         ["FGVC", "20", "20", "100", "≠ 102", "3334", "3334", "3300", "≠ 3333"],
-        ["Pets", "19–21", "≠ 20", "—", "37", "—", "3680", "—", "3669"],
-        ["DTD", "—", "60", "—", "47", "—", "3760", "—", "1880"],
+        ["Pets", "19–21", "≠ 20", "37*", "37", "3680*", "3680", "3669*", "3669"],
+        ["DTD", "—", "60", "47*", "47", "3760*", "3760", "1880*", "1880"],
         ["Food", "—", "", "—", "", "—", "", "—", ""],
     ]
-    assert table.notes == (
-        "Pets, DTD, Food: not fetched",
-        "DTD, Food: descriptions not gathered",
-    )
+    assert table.notes[:2] == ("Food: not fetched", "DTD, Food: descriptions not gathered")
+    assert table.notes[2].startswith("* declared by the dataset's card, not counted here: Pets (")
+    assert "; DTD (Table 10; train1 and val1 of the release)" in table.notes[2]
+    assert "FGVC: 3300 test images, expected 3333" in table.notes
+    assert "FGVC: Table 10 prints 102 classes; the release has 100 variants" in table.notes
     assert r"\cmidrule(lr){2-3} \cmidrule(lr){4-5}" in tables.FORMATS["tex"](table)

@@ -1,0 +1,81 @@
+"""Table 10 from small copies of the public datasets, each in its true layout, and from cards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from microclip import reports, settings
+from microclip.data import passport
+from microclip.measure import dataset_counts, layout
+from microclip.measure.layout import Table
+from tests.data import public_project
+from tests.data.public_project import COPIES, ROOT
+from tests.measure.reports import plan
+
+PAPER = tuple(settings.read_yaml(ROOT / "config/paper.yaml")["datasets"])
+
+
+def table10(names: tuple[str, ...]) -> Table:
+    titles = {name: settings.load_dataset(name).title for name in names}
+    selection = plan("table10", titles)["tables"]["table10"]
+    return dataset_counts.build(reports.load_table("table10"), titles, selection, "paper")
+
+
+def cells(table: Table, title: str) -> list[str]:
+    [row] = [row for row in table.rows if row.label == title]
+    return [cell.text for cell in row.cells]
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_copy_goes_from_its_layout_to_its_counts(
+    name: str, own_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fetched, stored, examined, tabulated: classes in label order, sizes as the rule has them."""
+    public_project.lay_out(own_project, name, monkeypatch=monkeypatch)
+    for file in ("tables/table10.yaml", "published/table10.csv"):
+        (own_project / "config" / file).parent.mkdir(exist_ok=True)
+        (own_project / "config" / file).write_bytes((ROOT / "config" / file).read_bytes())
+    public_project.bring(name)
+    copy, declared = public_project.copy_of(name), settings.load_dataset(name)
+    found = passport.check(declared)
+    assert found.classes == tuple(copy.CLASSES)
+    if "paper" in copy.SPLITS:
+        assert (found.train, found.test) == copy.SPLITS["paper"]
+    row = cells(table10((name,)), declared.title)
+    assert row[2::2] == [str(len(copy.CLASSES)), str(found.train), str(found.test)]
+    assert all(text.startswith("≠ ") for text in row[3::2])  # a copy is smaller than the paper's
+    assert len(found.differences) == 3 - [found.expected.train, found.expected.test].count(None)
+    notes = table10((name,)).notes
+    assert all(f"{declared.title}: {line}" in notes for line in found.differences)
+
+
+@pytest.fixture
+def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
+    """Return the table of the shipped cards where nothing was fetched."""
+    monkeypatch.setenv("MICROCLIP_ROOT", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    return table10(PAPER)
+
+
+def test_what_cannot_be_had_shows_its_card_s_counts_marked_with_their_source(
+    declared: Table,
+) -> None:
+    for row in declared.rows:
+        ours = [cell.text for cell in row.cells[2::2]]
+        assert all(text.endswith("*") for text in ours if text), row.label
+        assert row.cells[2].text, row.label
+    [sources] = [note for note in declared.notes if note.startswith("* declared by")]
+    assert all(f"{settings.load_dataset(name).title} (" in sources for name in PAPER)
+
+
+def test_the_paper_s_slips_are_marked_and_told(declared: Table) -> None:
+    assert cells(declared, "FGVC")[2:4] == ["100*", "≠ 102"]
+    assert cells(declared, "Caltech101")[4:] == ["3000*", "≠ 4403", "5242*", "≠ 6645"]
+    told = "\n".join(declared.notes)
+    assert "Table 10 prints 102 classes; the release has 100 variants" in told
+    assert "at least 2,806 must be in both sets" in told
+    assert "are CoOp's split, not VISSL's" in told
+    assert "Birdsnap: " in told
+    assert "| Caltech101 " in "\n".join(layout.to_markdown(declared))
