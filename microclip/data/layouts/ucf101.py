@@ -1,0 +1,176 @@
+"""UCF101 as its archives unpack: videos or middle frames, and the three official splits' lists.
+
+`UCF-101/<Class>/v_<Class>_g01_c01.avi` are the videos: the middle frame of each is written once
+below `images/`. `UCF-101-midframes/<Class_With_Underscores>/v_<Class>_g01_c01.jpg`, as CoOp hands
+them out, are read as they are. Split 1 (`ucfTrainTestlist/{train,test}list01.txt`) names the clips.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from microclip import runtime
+from microclip.data import extracted
+from microclip.data.frames import CutVideoError, middle_frame
+from microclip.data.layouts.base import (
+    SUFFIXES,
+    Item,
+    Listing,
+    labels_by_name,
+    lines,
+    place,
+)
+from microclip.settings import HubRoute, SettingsError
+
+logger = logging.getLogger(__name__)
+VIDEOS, FRAMES, LISTS = "UCF-101", "UCF-101-midframes", "ucfTrainTestlist"
+_LIST_OF = {"train": "trainlist01.txt", "test": "testlist01.txt"}
+NEEDS = (
+    f"{FRAMES}|{VIDEOS}",
+    f"{LISTS}/classInd.txt",
+    *(f"{LISTS}/{name}" for name in _LIST_OF.values()),
+)
+_VIDEO_SUFFIXES = frozenset({".avi"})
+_REPORT_EVERY = 500
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """A line of a list: ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1."""
+
+    key: str  # the class as classInd.txt writes it
+    stem: str
+    part: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.key}/{self.stem}"
+
+    @property
+    def fold(self) -> str:
+        """The name by which a file is found: v_HandStandPushups lies in HandstandPushups."""
+        return _fold(self.key, self.stem)
+
+
+def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
+    """Return the middle frames of split 1's clips.
+
+    Raises:
+        MissingDataError: a list or a clip is not there, or a video is cut.
+        SettingsError: lists that contradict each other or our classes.
+        ResourceError: videos and no PyAV.
+    """
+    keys = _classes(place(folder, f"{LISTS}/classInd.txt"))
+    labels = labels_by_name(keys.values(), class_names, str(folder / LISTS), spell=_words)
+    clips = _clips(folder, keys)
+    root = place(folder, FRAMES)
+    suffixes = SUFFIXES
+    if not root.is_dir():
+        root, suffixes = place(folder, VIDEOS), _VIDEO_SUFFIXES
+    files = _files(root, suffixes)
+    gone = [clip.name for clip in clips if clip.fold not in files]
+    if gone:
+        raise runtime.MissingDataError(
+            f"{len(gone)} of {len(clips)} clips of split 1 are not below {root}: "
+            f"{', '.join(gone[:_SHOWN])}; the archive was cut or files were removed, get it again"
+        )
+    if suffixes is _VIDEO_SUFFIXES:
+        files = _write(clips, files, folder / extracted.FOLDER)
+    n_others = len(set(files) - {clip.fold for clip in clips})
+    note = f"{n_others} clips that split 1 does not name were left out"
+    return Listing(
+        tuple(
+            Item(files[clip.fold], clip.name, labels[clip.key], clip.key, clip.part)
+            for clip in sorted(clips, key=lambda clip: clip.name)
+        ),
+        (note,) if n_others else (),
+    )
+
+
+def _words(key: str) -> str:
+    """Return a class's name in words: ApplyEyeMakeup is "Apply Eye Makeup"."""
+    return " ".join(re.findall("[A-Z][^A-Z]*", key)) or key
+
+
+def _fold(folder: str, stem: str) -> str:
+    return f"{folder.replace('_', '')}/{stem}".casefold()
+
+
+def _classes(path: Path) -> dict[str, str]:
+    """Return the classes by their numbers, "1" for the first."""
+    keys: dict[str, str] = {}
+    for line in lines(path):
+        number, _, key = line.partition(" ")
+        key = key.strip()
+        if not number.isdecimal() or not key or number in keys or key in keys.values():
+            raise SettingsError(
+                f"{path} says {line!r}; expected a number and a class a line, each once: "
+                "get the lists again"
+            )
+        keys[number] = key
+    return keys
+
+
+def _clips(folder: Path, keys: Mapping[str, str]) -> list[_Clip]:
+    """Return the clips of both lists; the number that training clips have must be their class's."""
+    clips: dict[str, _Clip] = {}
+    own = {key.casefold(): key for key in keys.values()}
+    for part, name in _LIST_OF.items():
+        path = place(folder, f"{LISTS}/{name}")
+        for line in lines(path):
+            file, _, number = line.partition(" ")
+            key, _, video = file.replace("\\", "/").partition("/")
+            key = own.get(key.casefold(), key)
+            if not video or keys.get(number.strip(), key) != key or key.casefold() not in own:
+                raise SettingsError(
+                    f"{path} says {line!r}, which classInd.txt contradicts; get the lists again"
+                )
+            clip = _Clip(key, Path(video).stem, part)
+            if clip.fold in clips:
+                raise SettingsError(f"{clip.name} stands twice in the lists; get them again")
+            clips[clip.fold] = clip
+    return list(clips.values())
+
+
+def _files(root: Path, suffixes: frozenset[str]) -> dict[str, Path]:
+    """Return the files of the classes' folders by folded name; two of one name are refused."""
+    files: dict[str, Path] = {}
+    for path in sorted(root.glob("*/*")):
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+            fold = _fold(path.parent.name, path.stem)
+            if fold in files:
+                raise SettingsError(f"{files[fold]} and {path} are one clip; remove one")
+            files[fold] = path
+    return files
+
+
+def _write(clips: Sequence[_Clip], videos: Mapping[str, Path], folder: Path) -> dict[str, Path]:
+    """Write the middle frames that are not there yet; return all files by folded name."""
+    frames = dict(videos)
+    cut: list[str] = []
+    there: dict[str, dict[str, Path]] = {}
+    for number, clip in enumerate(clips, start=1):
+        target = folder / clip.key
+        if clip.key not in there:
+            target.mkdir(parents=True, exist_ok=True)
+            there[clip.key] = extracted.written(target)
+        path = target / f"{clip.stem}.png"
+        if clip.stem not in there[clip.key]:
+            try:
+                extracted.write(path, extracted.png(middle_frame(videos[clip.fold])))
+            except CutVideoError as error:
+                cut.append(f"{videos[clip.fold]} ({error})")
+            if number % _REPORT_EVERY == 0:
+                logger.info("middle frames of %d of %d clips", number, len(clips))
+        frames[clip.fold] = path
+    if cut:
+        raise runtime.MissingDataError(
+            f"{len(cut)} of {len(clips)} videos cannot be used: {', '.join(cut[:_SHOWN])}; get "
+            "them again, what was written is kept"
+        )
+    return frames
