@@ -8,6 +8,7 @@ from pathlib import Path
 
 from microclip import runtime
 from microclip.data.layouts.base import Item, Listing, images_below, labels_by_name
+from microclip.data.official_lists import inside
 from microclip.settings import HubRoute, SettingsError
 
 _ROOT = "101_ObjectCategories"
@@ -20,7 +21,8 @@ _CLASSES = {  # the folders whose names are not those of the classes, by OpenAI 
 }
 _WRITTEN = {name.casefold(): name for name in (*_LEFT_OUT, *_CLASSES)}  # all others: no capitals
 _NUMBERED = re.compile(r"image_(\d{4})\.jpg", re.IGNORECASE)
-NEEDS = (f"**/{_ROOT}",)
+_PLACES = ("", "caltech-101/", "caltech101/")  # as unpacked here, by hand, by torchvision
+NEEDS = ("|".join(f"{place}{_ROOT}" for place in _PLACES),)
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
@@ -56,17 +58,12 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
 
 
 def _root(folder: Path) -> Path:
-    """Return the folder of the classes, wherever the archive was unpacked below `folder`."""
-    found = [
-        path
-        for path in folder.glob("**/*")
-        if path.name.casefold() == _ROOT.casefold() and path.is_dir()
-    ]
-    if not found:
-        raise runtime.MissingDataError(
-            f"{folder} has no folder {_ROOT}; unpack {_ROOT}.tar.gz there"
-        )
-    return min(found, key=lambda path: (len(path.parts), path.name != _ROOT, str(path)))
+    """Return the folder of the classes, in the first place that has one."""
+    for place in _PLACES:
+        found = inside(folder, *place.split("/")[:-1], _ROOT)
+        if found.is_dir():
+            return found
+    raise runtime.MissingDataError(f"{folder} has no folder {_ROOT}; unpack {_ROOT}.tar.gz there")
 
 
 def _written(folder: str) -> str:

@@ -22,7 +22,7 @@ NEEDS = (
     f"{_ROOT}/cars_test",
     f"{_ROOT}/devkit/cars_meta.mat",
     f"{_ROOT}/devkit/cars_train_annos.mat",
-    f"{_ROOT}/**/{_TEST_LABELS}",
+    f"{_ROOT}/{_TEST_LABELS}|{_ROOT}/devkit/{_TEST_LABELS}",
 )
 
 
