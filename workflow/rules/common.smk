@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from microclip import paths, provenance, runtime, settings, study
+from microclip.data import sources
 from microclip.text import descriptions
 
 try:
@@ -50,6 +52,13 @@ REPORT = [
     path.format(study=STUDY_NAME)
     for path in (paths.ALL_TABLES, paths.PAGE, paths.STUDY_MIRRORED)
 ]
+MISSING = sources.notice(
+    [settings.load_dataset(name) for name in STUDY.names("dataset")]
+    if workflow.is_main_process  # said once, not by each job
+    else []
+)
+if MISSING:
+    logger.info(MISSING)
 
 
 def write_plan():

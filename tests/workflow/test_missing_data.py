@@ -1,0 +1,38 @@
+"""A dry run says which public datasets are missing, before anything is started."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.data.layouts import dtd
+from tests.workflow import folder
+from tests.workflow.folder import MACHINE
+
+
+def notice(where: Path, *arguments: str) -> list[str]:
+    done = folder.snakemake(where, "--dry-run", *MACHINE, *arguments)
+    assert done.returncode == 0, done.stdout
+    return [line for line in done.stdout.splitlines() if line.startswith("public datasets:")]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = folder.write(
+        tmp_path_factory.mktemp("mixed") / "study",
+        datasets=["tiny", "dtd", "cars", "caltech101"],
+        runs=[{"methods": ["clip"]}],
+        tables=[],
+    )
+    dtd.build(where / "data/dtd")
+    return where
+
+
+def test_what_is_missing_is_said_once_with_the_way_to_have_it(mixed: Path) -> None:
+    assert notice(mixed) == [
+        "public datasets: 1 of 3 here; missing: cars (hub), caltech101 (archive); "
+        "`microclip data list` tells how to get them"
+    ]
+
+
+def test_a_study_without_public_datasets_says_nothing(tmp_path: Path) -> None:
+    assert notice(folder.write(tmp_path / "icons")) == []
