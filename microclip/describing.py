@@ -132,7 +132,10 @@ def _gather(target: str, written: DescriptionSettings, *, dry_run: bool) -> None
         )
     dataset = settings.load_dataset(target)
     if dry_run:
-        print(f"{target}: read from {texts.location(dataset, written)}, nothing is asked")
+        where = (
+            texts.location(dataset, written) if written.reads_file else "the dataset's templates"
+        )
+        print(f"{target}: read from {where}, nothing is asked")
         return
     say(f"wrote {texts.write(dataset, written)}")
 

@@ -91,7 +91,7 @@ def _of_dataset(target: str, written: DescriptionSettings, options: Options) -> 
         return None
     dataset = settings.load_dataset(target)
     kept = Path(paths.DESCRIPTIONS.format(descriptions=written.name, dataset=target))
-    path = kept if written.asks else texts.source_file(dataset, written)
+    path = texts.source_file(dataset, written) if written.reads_file else kept
     if not path.is_file():
         raise runtime.MissingDataError(
             f"descriptions {path} are not there; run "

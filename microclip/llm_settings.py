@@ -12,9 +12,10 @@ from pydantic_core import PydanticCustomError
 
 from microclip.frozen import Frozen, Name
 
-Engine = Literal["shipped", "file", "chat", "batch", "completions"]
+Engine = Literal["shipped", "file", "templates", "chat", "batch", "completions"]
 AnswerMode = Literal["strict", "official", "single"]
 ASKING = ("chat", "batch", "completions")
+READING = ("shipped", "file")  # "templates" needs neither: the dataset's prompts, filled
 # Set from the prompts, or what would change the form of an answer or who pays for it.
 SECRET = "secret"  # type of an error whose input must not be shown
 _SECRET_HINT = "a key stands in an environment variable, which `key_variable` names; not here"
@@ -129,6 +130,11 @@ class DescriptionSettings(Frozen):
         """Return whether a language model is asked, not a file read."""
         return self.engine in ASKING
 
+    @property
+    def reads_file(self) -> bool:
+        """Return whether the sentences stand in a file that is given."""
+        return self.engine in READING
+
     def identity(self) -> dict[str, Any]:
         """Return what decides the sentences, as plain values; what is not used is left out."""
         values = self.model_dump(mode="json", exclude={"title", "ask"})
@@ -153,7 +159,11 @@ class DescriptionSettings(Frozen):
     @model_validator(mode="after")
     def _has_what_its_engine_needs(self) -> DescriptionSettings:
         if not self.asks and self.ask is not None:
-            raise ValueError(f"engine {self.engine!r} reads a file and takes no 'ask'")
-        if not self.asks and not self.files:
+            raise ValueError(f"engine {self.engine!r} asks no one and takes no 'ask'")
+        if self.engine == "templates" and self.files:
+            raise ValueError(
+                "engine 'templates' fills the dataset's templates and takes no 'files'"
+            )
+        if self.reads_file and not self.files:
             raise ValueError(f"engine {self.engine!r} needs 'files', where the descriptions are")
         return self

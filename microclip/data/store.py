@@ -2,10 +2,9 @@
 
 `pixels.bin` holds the images one after another, `index.npy` where each begins and its size, and
 `store.json`, written last, the hashes of both and of the list that they were made from. Neither
-file names nor classes are in the store: who holds it cannot read a label. Images that cannot be
-read are named in `bad_files.csv` beside it; where they are skipped, they are rows without pixels,
-so that rows and labels never shift. All of it can be deleted at any time and is made again with
-the same bytes.
+file names nor classes are in the store: who holds it cannot read a label. Images that cannot be read
+are named in `bad_files.csv` beside it; skipped ones are rows without pixels, so that labels never
+shift. All of it can be deleted at any time and is made again with the same bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ from numpy.typing import NDArray
 from microclip import paths, runtime
 from microclip.data import bad_files, decoders
 from microclip.data.bad_files import BadFile
-from microclip.data.decoding import RULE, Pixels, UnreadableError
+from microclip.data.decoding import RULE, UnreadableError
+from microclip.data.decoding import Pixels as Pixels
 from microclip.dataset_settings import BadImages
 from microclip.settings import SettingsError, known, load_dataset
 
@@ -236,9 +236,8 @@ def _is_whole(folder: Path, source_sha256: str, bad_images: BadImages) -> bool:
 def _clear(folder: Path) -> None:
     """Take away the record, and what a process that was killed left."""
     (folder / _RECORD).unlink(missing_ok=True)
-    for name in (_PIXELS, _INDEX, _RECORD):
-        path = Path(name)
-        for left in folder.glob(f".{path.stem}-*{path.suffix}"):
+    for stem in ("pixels", "index", "store"):
+        for left in folder.glob(f".{stem}-*"):
             left.unlink(missing_ok=True)
 
 

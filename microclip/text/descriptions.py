@@ -15,7 +15,7 @@ from microclip.safe_files import refuse_pickle
 from microclip.settings import DatasetSettings, DescriptionSettings, IconSource, SettingsError
 from microclip.text import published_descriptions
 from microclip.text.class_keys import Matches, match_keys
-from microclip.text.prompts import readable
+from microclip.text.prompts import fill, readable
 
 logger = logging.getLogger(__name__)
 
@@ -143,17 +143,16 @@ def identity(dataset: DatasetSettings, descriptions: DescriptionSettings) -> lis
     """Return what decides the texts of a dataset, as plain values.
 
     Its templates, who describes it, and the file that is read; of a language model's descriptions,
-    the prompts and the classes instead of a file.
+    the prompts and the classes instead of a file; of filled templates, the classes alone.
     """
     author = {"title": descriptions.title, **descriptions.identity()}
-    if not descriptions.asks:
+    if descriptions.reads_file:
         is_fetched = is_remote(dataset, descriptions)  # its hash stands in its name
         read_from = "" if is_fetched else provenance.content(source_file(dataset, descriptions))
         return [dataset.templates, author, read_from]
     prompts = paths.project_root() / "config" / "prompts"
-    written = [
-        provenance.content(prompts / f"{descriptions.prompts}{end}") for end in ("", ".yaml")
-    ]
+    ends = ("", ".yaml") if descriptions.asks else ()
+    written = [provenance.content(prompts / f"{descriptions.prompts}{end}") for end in ends]
     try:
         names: tuple[str, ...] = load_vocabulary(dataset).class_names
     except SettingsError:
@@ -167,6 +166,8 @@ def write(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:
     Raises:
         SettingsError: see `read` and `select`.
     """
+    if descriptions.engine == "templates":
+        return _write_templates(dataset, descriptions)
     source = published_descriptions.fetch(
         location(dataset, descriptions), _known_hash(dataset, descriptions)
     )
@@ -190,6 +191,26 @@ def write(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:
             **({"keys": renamed} if renamed else {}),
             "n_sentences": sum(map(len, sentences.values())),
             "descriptions": sentences,
+        },
+    )
+    return target
+
+
+def _write_templates(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:
+    """Write a dataset's templates, filled with each class's name: what no one need describe."""
+    names = load_vocabulary(dataset).class_names
+    filled = dict(zip(names, fill(dataset.templates, names), strict=True))
+    target = _target(dataset, descriptions)
+    runtime.write_json(
+        target,
+        {
+            "model": descriptions.model,
+            "prompts": descriptions.prompts,
+            "dataset": dataset.name,
+            "engine": descriptions.engine,
+            "templates": dataset.templates,
+            "n_sentences": sum(map(len, filled.values())),
+            "descriptions": filled,
         },
     )
     return target

@@ -111,3 +111,30 @@ def test_a_frame_without_the_sentence_is_refused(frame: str) -> None:
     values = {"name": "x", "title": "x", "model": "x", "prompts": "x", "files": "x", "frame": frame}
     with pytest.raises(ValueError, match=r"must hold \{sentence\}, and may hold \{name\}"):
         DescriptionSettings.model_validate(values)
+
+
+@pytest.mark.usefixtures("project")
+def test_templates_need_neither_a_file_nor_a_language_model() -> None:
+    dataset = load_dataset("shapes")
+    author = DescriptionSettings.model_validate(
+        {"name": "templates", "title": "t", "engine": "templates", "model": "none", "prompts": "t"}
+    )
+    assert not author.asks
+    assert not descriptions.is_remote(dataset, author)
+    assert not descriptions.source_file(dataset, author).is_file()
+    descriptions.write(dataset, author)
+    assert descriptions.load(dataset, author) == {
+        "red_disc": ("a picture of a red disc", "an icon of a red disc"),
+        "green square": ("a picture of a green square", "an icon of a green square"),
+        "blue bar": ("a picture of a blue bar", "an icon of a blue bar"),
+    }
+    other = dataset.model_copy(update={"templates": ("a drawing of a {}",)})
+    assert descriptions.identity(other, author) != descriptions.identity(dataset, author)
+
+
+def test_templates_of_a_dataset_are_an_author_of_the_project() -> None:
+    author = load_descriptions("templates")
+    assert (author.engine, author.files, author.ask) == ("templates", "", None)
+    values = author.model_dump(exclude={"files", "ask"})
+    with pytest.raises(ValueError, match="takes no 'files'"):
+        DescriptionSettings.model_validate({**values, "files": "a.json"})
