@@ -152,6 +152,27 @@ def encode_images(
     say(f"wrote {written}")
 
 
+@app.command()
+def check_zero_shot(
+    dataset: DatasetArgument,
+    backbone: BackboneOption = "icon-clip",
+    device: DeviceOption = None,
+) -> None:
+    """Hold CLIP's accuracy on a dataset against the printed one; exit code 6 if it is far off."""
+    from microclip.measure import zero_shot_gate
+
+    runtime.use_all_cpus()
+    written = zero_shot_gate.check(
+        settings.load_dataset(dataset),
+        settings.load_backbone_settings(backbone),
+        str(runtime.choose_device(device or "auto")),
+    )
+    said = json.loads(written.read_text(encoding="utf-8"))
+    printed = said["printed"]
+    beside = "nothing is printed" if printed is None else f"printed: {printed['top1_pct']:.2f} %"
+    say(f"CLIP has {said['top1_pct']:.2f} % on {dataset}; {beside}; wrote {written}")
+
+
 def _read_run_settings(text: str) -> Any:
     from microclip.study import RunSettings
 

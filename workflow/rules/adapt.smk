@@ -6,6 +6,7 @@ rule adapt:
         images=run_inputs,
         classifier=paths.CLASSIFIER,
         weights=run_weights,
+        gate=zero_shot_gate,
     output:
         scores=paths.SCORES,
     log:

@@ -1,5 +1,7 @@
 """What rules read, and what names it: functions of wildcards; no science."""
 
+from microclip.measure import zero_shot_figures
+
 
 def spec_of(wildcards):
     """Return the run that the wildcards name."""
@@ -15,6 +17,13 @@ def run_inputs(wildcards):
     """Return what a run reads: images for a method that looks at them, else frozen embeddings."""
     reads = study.reads_of(wildcards.method)
     return paths.STORE if reads == "images" else paths.FEATURES
+
+
+def zero_shot_gate(wildcards):
+    """Return the check of CLIP's accuracy that a run waits for, where the paper prints one."""
+    dataset = settings.load_dataset(wildcards.dataset)
+    printed = zero_shot_figures.figure(dataset, wildcards.backbone)
+    return [] if printed is None else paths.ZERO_SHOT
 
 
 def run_weights(wildcards):
@@ -61,6 +70,11 @@ def description_digest(wildcards):
     dataset = settings.load_dataset(wildcards.dataset)
     written = settings.load_descriptions(wildcards.descriptions)
     return settings.digest(descriptions.identity(dataset, written))
+
+
+def template_digest(wildcards):
+    """Return what names a dataset's prompt templates."""
+    return settings.digest(settings.load_dataset(wildcards.dataset).templates)
 
 
 def backbone_digest(wildcards):

@@ -1,0 +1,23 @@
+"""CLIP's own accuracy against the printed one, before anything is trained on a public dataset."""
+
+
+rule check_zero_shot:
+    input:
+        features=paths.FEATURES,
+    output:
+        gate=paths.ZERO_SHOT,
+    log:
+        "logs/check_zero_shot/{backbone}.{dataset}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        gpu=gpu_slots,
+    params:
+        dataset=dataset_digest,
+        templates=template_digest,
+        published=PUBLISHED,
+    message:
+        "hold CLIP's accuracy on {wildcards.dataset} with {wildcards.backbone} against the paper's"
+    shell:
+        "python -m microclip check-zero-shot {wildcards.dataset}"
+        " --backbone {wildcards.backbone} 2>&1 | tee -i {log}"
