@@ -2,8 +2,8 @@
 
 `pixels.bin` holds the images one after another, `index.npy` where each begins and its size, and
 `store.json`, written last, the hashes of both and of the list that they were made from. Neither
-file names nor classes are in the store: who holds it cannot read a label. Images that cannot be read
-are named in `bad_files.csv` beside it; skipped ones are rows without pixels, so that labels never
+file names nor classes are in it: who holds it cannot read a label. Images that cannot be read are
+named in `bad_files.csv` beside it; skipped ones are rows without pixels, so that labels never
 shift. All of it can be deleted at any time and is made again with the same bytes.
 """
 
