@@ -1,0 +1,264 @@
+"""`microclip adapt FOLDER` as people type it: what it prints, writes, continues and refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+import microclip
+from microclip import cli
+from microclip.own_images.card import FILES
+from tests.fixtures.project import CLASSES, SENTENCES, draw
+from tests.fixtures.tracking import client, runs
+from tests.own_images.folder import N_IMAGES, SHORT, adapt, place, read, write_labels, write_photos
+from tests.text.asking import asked_project, server
+
+__all__ = ["place", "server"]
+TIMES = ("images_per_s", "seconds", "elapsed_s", "peak_memory_mib")
+
+
+def numbers(out: Path) -> list[dict[str, str]]:
+    """Return the history without what the clock says."""
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read(out / "history.csv")]
+
+
+def test_a_folder_with_odd_files_is_adapted_and_told_of(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(0, 77).convert("CMYK").save(place / "photos" / "print.jpg")
+    (place / "photos" / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    (place / "photos" / "empty.png").touch()
+    (place / "photos" / "notes.txt").write_text("not an image")
+    assert adapt("--skip-bad", "--json") == 0
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if line and not line[0].isspace()]
+    print(said.err)
+    assert lines[0] == "16 images of 3 classes in photos: RGB 15, CMYK 1; no labels (fine)"
+    assert "passed over, no images: 1 .txt" in said.err
+    assert "left out, cannot be used: 2, listed in adapted/bad_files.csv" in said.err
+    assert "texts: 3 classes x 1 sentences from templates; 0 longer" in said.err
+    assert "plan: microclip on tiny, seed 0, cpu; about " in said.err
+    assert "epoch 2/2: loss" in said.err
+    assert lines[-3].startswith("done in ")
+    assert lines[-1].startswith("next: open adapted/gallery.html, then `microclip predict adapted")
+    found = json.loads(said.out)
+    assert (found["images"]["n"], found["images"]["bad"], found["n_classes"]) == (16, 2, 3)
+    assert found["verdict"] in ("healthy", "no evidence", "collapsed")
+    out = place / "adapted"
+    written = {path.name for path in out.iterdir()}
+    unnamed = {"README.md", "mirrored.json", ".lock"}
+    assert written == {name for name, _ in FILES} - {"scores.json"} | unnamed
+    bad = {Path(row["file"]).name for row in read(out / "bad_files.csv")}
+    assert bad == {"torn.jpg", "empty.png"}
+
+
+def test_what_is_written_agrees_with_what_is_loaded(place: Path) -> None:
+    assert adapt("--label-first", "5") == 0
+    rows = read(place / "adapted" / "predictions.csv")
+    loaded = microclip.load(place / "adapted", device="cpu").predict(place / "photos")
+    assert len(rows) == N_IMAGES
+    assert [(r["class"], r["second_class"], r["fg_class"], r["cls_class"]) for r in rows] == [
+        (one.class_name, one.second_class, one.fg_class, one.cls_class) for one in loaded
+    ]
+    assert [float(r["confidence"]) for r in rows] == pytest.approx(
+        [one.confidence for one in loaded], abs=1e-4
+    )
+    first = read(place / "adapted" / "label_these_first.csv")
+    assert [row["rank"] for row in first] == ["1", "2", "3", "4", "5"]
+    margins = {row["file"]: float(row["margin"]) for row in rows}
+    assert all(float(row["margin"]) == margins[row["file"]] for row in first)
+    card = (place / "adapted" / "README.md").read_text()
+    assert "adapted to 15 images without labels" in card
+    assert "| epochs | 2 |" in card
+
+
+def test_a_complete_folder_is_left_alone_and_another_command_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert adapt() == 0
+    before = {path: path.stat().st_mtime_ns for path in (place / "adapted").iterdir()}
+    capsys.readouterr()
+    assert adapt() == 0
+    assert "adapted is complete already" in capsys.readouterr().err
+    assert adapt("--set", "gamma=0.3") == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "belongs to another command (gamma was 0.5, is 0.3); name another folder" in said[0]
+    draw(1, 99).save(place / "photos" / "new.png")
+    assert adapt() == 2
+    assert "belongs to another command (other images)" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (place / "adapted").iterdir()} == before
+    (place / "mine").mkdir()
+    (place / "mine" / "thesis.tex").touch()
+    assert adapt(out="mine") == 2
+    assert "--out mine holds other files, first 'thesis.tex'" in capsys.readouterr().err
+
+
+def test_labels_score_and_never_reach_the_training(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = write_photos(place / "photos")
+    write_labels(place / "labels.csv", truth)
+    files, names = list(truth), list(truth.values())
+    turned = dict(zip(files, names[5:] + names[:5], strict=True))
+    write_labels(place / "turned.csv", turned)
+    assert adapt(out="none") == 0
+    assert adapt("--labels", "labels.csv", out="true") == 0
+    assert "labels, for scoring alone" in capsys.readouterr().err
+    assert adapt("--labels", "turned.csv", out="turned") == 0
+    weights = [(place / out / "adapted.safetensors").read_bytes() for out in ("none", "true")]
+    assert weights[0] == weights[1] == (place / "turned" / "adapted.safetensors").read_bytes()
+    assert numbers(place / "none") == numbers(place / "true") == numbers(place / "turned")
+    rows = read(place / "true" / "predictions.csv")
+    for out, labels in (("true", truth), ("turned", turned)):
+        scores = json.loads((place / out / "scores.json").read_text())
+        right = sum(row["class"] == labels[row["file"]] for row in rows)
+        assert scores["top1_pct"] == pytest.approx(100 * right / N_IMAGES, abs=1e-3)
+    assert not (place / "none" / "scores.json").exists()
+
+
+def test_names_may_be_those_of_folders_or_of_labels(place: Path) -> None:
+    for path in sorted((place / "photos").rglob("*.png")):
+        target = place / "sorted" / CLASSES[int(path.stem[6])] / "below"
+        target.mkdir(parents=True, exist_ok=True)
+        path.rename(target / path.name)
+    given = ["adapt", "sorted", "--backbone", "tiny", "--method", "clip"]
+    assert cli.main([*given, "--classes-from-folders", "--out", "one"]) == 0
+    record = json.loads((place / "one" / "adapted.json").read_text())
+    assert record["class_names"] == sorted(CLASSES)
+    assert record["about"]["verdict"] == "untrained"
+    files = [path.relative_to(place / "sorted") for path in (place / "sorted").rglob("*.png")]
+    write_labels(place / "labels.csv", {str(file): file.parts[0] for file in files})
+    assert cli.main([*given, "--labels", "labels.csv", "--out", "two"]) == 0
+    assert json.loads((place / "two" / "scores.json").read_text())["n_labelled"] == N_IMAGES
+
+
+@pytest.mark.parametrize("rate", ["3.0", "1.0e30"])
+def test_a_collapse_keeps_zero_shot_and_says_so_everywhere(
+    place: Path, capsys: pytest.CaptureFixture[str], rate: str
+) -> None:
+    assert adapt("--set", f"learning_rate={rate}", "--set", "epochs=4") == 0
+    said = capsys.readouterr().err
+    assert "; collapsed: " in said
+    assert "ZERO-SHOT IS KEPT" in said
+    out = place / "adapted"
+    record = json.loads((out / "adapted.json").read_text())
+    assert (record["method"], record["about"]["kept"]) == ("cupl", "zero-shot")
+    assert record["about"]["asked_method"] == "microclip"
+    assert "what is saved here is the zero-shot classifier" in (out / "README.md").read_text()
+    assert "Adaptation collapsed, this is zero-shot:" in (out / "gallery.html").read_text()
+    assert load_file(out / "adapted.safetensors") == {}
+    rows = read(out / "predictions.csv")
+    assert all(row["class"] == row["zero_shot_class"] for row in rows)
+    loaded = microclip.load(out, device="cpu").predict(place / "photos")
+    assert [one.class_name for one in loaded] == [row["class"] for row in rows]
+    assert adapt("--method", "cupl", out="cupl") == 0
+    assert [r["class"] for r in read(place / "cupl" / "predictions.csv")] == [
+        row["class"] for row in rows
+    ]
+
+
+def test_a_killed_command_goes_on_and_gives_the_numbers_of_an_unbroken_one(place: Path) -> None:
+    more = ("--set", "epochs=6", "--set", "batch_size=2", "--labels", "labels.csv")
+    write_labels(place / "labels.csv", write_photos(place / "photos"))
+    assert adapt(*more, out="whole") == 0
+    command = [sys.executable, "-m", "microclip", "adapt", "photos", "--classes", "names.txt"]
+    command += ["--out", "broken", "--backbone", "tiny", "--set", "device=cpu", *SHORT, *more]
+    worker = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    checkpoint = place / "broken" / "checkpoint" / "last.safetensors"
+    while not checkpoint.is_file():
+        assert worker.poll() is None
+        time.sleep(0.005)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    assert not (place / "broken" / "adapted.json").exists()
+    assert adapt(*more, out="broken") == 0
+    assert numbers(place / "broken") == numbers(place / "whole")
+    for name in ("adapted.safetensors", "predictions.csv", "gallery.html", "scores.json"):
+        assert (place / "broken" / name).read_bytes() == (place / "whole" / name).read_bytes(), name
+    assert not checkpoint.parent.exists()
+    assert len(runs("own-images")) == 1  # the same command: another folder, the same run
+
+
+def test_the_run_is_in_mlflow_with_its_settings_signs_and_files(place: Path) -> None:
+    assert adapt("--set", "epochs=4") == 0
+    (run,) = runs("own-images")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["epochs"] == "4"
+    assert {"churn_pct", "entropy", "kept_pct", "n_images"} <= run.data.metrics.keys()
+    assert run.data.metrics["n_images"] == N_IMAGES
+    files = {item.path for item in client().list_artifacts(run.info.run_id)}
+    assert {"README.md", "gallery.html", "predictions.csv", "adapted.json"} <= files
+
+
+def test_a_dead_tracking_server_stops_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert adapt() == 0
+    assert (place / "adapted" / "adapted.json").is_file()
+    assert "its folder will be whole without it" in caplog.text
+
+
+def test_few_images_run_with_a_warning_about_the_fairness_term(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in sorted((place / "photos").rglob("*.png"))[2:]:
+        path.unlink()
+    assert adapt("--set", "epochs=4") == 0
+    said = capsys.readouterr().err
+    assert "fewer images than a batch of 8: each step sees all 2" in said
+    assert "warning: the fairness term wants all 3 classes equally often" in said
+    assert "0.7 images a class are too few to judge by" in said or "collapsed" in said
+    assert len(read(place / "adapted" / "predictions.csv")) == 2
+
+
+def test_a_file_of_descriptions_is_read(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "own.json").write_text(json.dumps({**SENTENCES, "yak": ["A yak has long hair."]}))
+    assert adapt("--descriptions", "own.json") == 0
+    said = capsys.readouterr().err
+    assert "texts: 3 classes x 2 sentences from own.json" in said
+    assert "1 descriptions of other classes are not used" in said
+
+
+def test_a_language_model_describes_the_classes_once(
+    server: object, own_project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked_project(own_project, server.url)  # type: ignore[attr-defined]
+    write_photos(Path("photos"))
+    Path("names.txt").write_text("\n".join(CLASSES) + "\n")
+    assert adapt("--llm", "asked", "--domain", "a shape", "--method", "cupl") == 0
+    said = capsys.readouterr().err
+    assert "9 requests to send" in said
+    assert "texts: 3 classes x 30 sentences from adapted/descriptions.json" in said
+    asked = {one.question for one in server.sent}  # type: ignore[attr-defined]
+    assert any("a red disc, a shape," in question for question in asked)
+    assert adapt("--llm", "asked", "--domain", "a shape", "--method", "cupl") == 0
+    assert "complete already" in capsys.readouterr().err
+    assert len(server.sent) == 9  # type: ignore[attr-defined]
+
+
+def test_two_commands_do_not_share_a_folder(place: Path) -> None:
+    from microclip import workspace
+
+    with workspace.exclusive(place / "adapted"):
+        assert adapt() == 2
+    assert not (place / "adapted" / "settings.yaml").exists()
+
+
+def test_an_image_is_an_image_whatever_its_mode(place: Path) -> None:
+    for mode in ("L", "RGBA", "P", "1", "I;16"):
+        Image.new(mode, (40, 40)).save(place / "photos" / f"mode-{mode.replace(';', '')}.png")
+    assert adapt("--method", "cupl") == 0
+    kinds = json.loads((place / "adapted" / "adapted.json").read_text())["about"]["images"]["kinds"]
+    assert {"RGB", "L", "RGBA", "P", "1", "I;16"} <= kinds.keys()
