@@ -36,6 +36,14 @@ def test_guesses_are_counted_by_image_index_and_kind() -> None:
     assert watching.take() == {}
 
 
+def test_images_whose_class_nobody_said_do_not_count() -> None:
+    guesses = {"mix": torch.tensor([2, 2, 2])}
+    for known, expected in (([2, -1, 0], {"pseudo_mix_pct": 50.0}), ([-1, -1, -1], {})):
+        watching = LabelMonitor(torch.tensor(known), torch.tensor([0]), lambda _: [])
+        watching.pseudo_labels(torch.tensor([0, 1, 2]), guesses)
+        assert watching.take() == expected
+
+
 def test_every_head_is_tested() -> None:
     watching = monitor()
     assert watching.evaluate(Halves()) is None
