@@ -102,10 +102,19 @@ def test_other_columns_and_names_for_integers_are_read(
 
 def test_images_without_paths_are_named_by_file_and_row(tmp_path: Path) -> None:
     copy.build(tmp_path, copy.Shape(is_struct=False))
-    assert [i.name for i in read(tmp_path)][:2] == [
+    listing = hub_parquet.read(tmp_path, copy.CLASSES, copy.ROUTE)
+    assert [i.name for i in listing.items][:2] == [
         "test/test-00000-of-00001/0000000",
         "test/test-00000-of-00001/0000001",
     ]
+    assert listing.notes[1].startswith("the copy keeps no file names that are all different")
+
+
+def test_paths_that_two_images_share_are_not_their_names(folder: Path) -> None:
+    rows = [("train_001.jpg", "airplane"), ("train_001.jpg", "sea_ice")]
+    copy.write_shard(folder / DATA / "test-00000-of-00001.parquet", rows, copy.Shape())
+    names = [i.name for i in read(folder) if i.part == "test"]
+    assert names == ["test/test-00000-of-00001/0000000", "test/test-00000-of-00001/0000001"]
 
 
 def test_the_hubs_own_conversion_is_read_by_its_folders(folder: Path) -> None:

@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 HUB = "hub"
 NEEDS = (f"{HUB}/**/*.parquet",)
 _ROWS = 32  # images in memory at a time
+_NO_NAMES = (
+    "the copy keeps no file names that are all different, images are named by file and row: splits "
+    "that are drawn from names are others than the publisher's files give"
+)
 _SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<total>\d{5})")
 
 
@@ -89,7 +93,7 @@ def read(folder: Path, class_names: Sequence[str], route: HubRoute | None) -> Li
     ]
     return Listing(
         tuple(sorted(items, key=lambda item: item.name)),
-        extracted.parts_note(ignored, route.parts),
+        (*extracted.parts_note(ignored, route.parts), *([] if by_path else [_NO_NAMES])),
     )
 
 
