@@ -52,6 +52,56 @@ def test_a_class_that_stands_twice_is_refused_by_name_and_entry() -> None:
         checked(["owl", "wren", "owl"], "birds.txt")
 
 
+def listed(tmp_path: Path, content: bytes) -> DatasetSettings:
+    (tmp_path / "names.txt").write_bytes(content)
+    source = FolderSource(folder=tmp_path, classes=tmp_path / "names.txt")
+    return DatasetSettings(name="own", title="Own", source=source, templates=("a {}",))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"crane\n\nmissile\n\ncrane\n", "B3 class 'crane' stands twice in {} (lines 1 and 5)"),
+        (b"owl\n", "B4 expected at least 2 classes, got 1 in {}"),
+        (b"\n\n", "B4 expected at least 2 classes, got 0 in {}"),
+        (b"owl\n" + b"x" * 300 + b"\n", "B5 line 2 of {}: a class name of 300 characters"),
+        (b"owl\nwren\there\n", "B5 line 2 of {}: a class name holds a tab, a line break"),
+        (b"owl\nwren\x00\n", "B5 line 2 of {}: a class name holds a tab, a line break"),
+        ("owl\nwren\u2028two\n".encode(), "B5 line 2 of {}: a class name holds a tab, a line"),
+        (b"owl\ncaf\xe9\n", "B5 class list {} cannot be read as UTF-8 text"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "B5 class list {} cannot be read as UTF-8 text"),
+    ],
+)
+def test_a_class_list_that_cannot_be_used_names_its_line(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    case, _, expected = said.partition(" ")
+    with pytest.raises(SettingsError) as caught:
+        load_vocabulary(listed(tmp_path, content))
+    print(f"{case}: {caught.value}")
+    assert expected.replace("{}", str(tmp_path / "names.txt")) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_b3_doubled_names_can_be_told_apart_by_a_sign_that_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="write 'crane_' for one, which is read the same"):
+        load_vocabulary(listed(tmp_path, b"crane\ncrane\n"))
+    assert load_vocabulary(listed(tmp_path, b"crane\ncrane_\n")).class_names == ("crane", "crane_")
+
+
+def test_b5_odd_names_are_data(tmp_path: Path) -> None:
+    names = ("F/A-18", 'it\'s "so"', "\U0001f98a fox", "two  blanks", "x" * 200)
+    content = "\ufeff" + "\r\n".join(f"  {name} " for name in names)
+    assert load_vocabulary(listed(tmp_path, content.encode())).class_names == names
+
+
+def test_a_list_that_is_named_and_not_there_is_refused(tmp_path: Path) -> None:
+    source = FolderSource(folder=tmp_path, classes=Path("gone.txt"))
+    dataset = DatasetSettings(name="own", title="Own", source=source, templates=("a {}",))
+    with pytest.raises(SettingsError, match=r"class list gone\.txt does not exist; create it"):
+        load_vocabulary(dataset)
+
+
 def test_one_class_is_too_few() -> None:
     with pytest.raises(SettingsError, match="at least 2 classes, got 1"):
         checked(["owl"], "birds.txt")
