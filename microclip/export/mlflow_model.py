@@ -47,7 +47,7 @@ set_model(ServedClassifier())
 _UNNEEDED = frozenset({"snakemake", "openai", "matplotlib"})  # nothing of a served model asks them
 
 
-class ServedClassifier(PythonModel):  # type: ignore[misc]  # untyped
+class ServedClassifier(PythonModel):
     """Answers with classes; see `signature` for what goes in and comes out."""
 
     def load_context(self, context: Any) -> None:

@@ -1,0 +1,135 @@
+"""MLflow's own server answers real requests from the model folder and from the store."""
+
+import base64
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from microclip import cli
+from tests.export.conftest import Icons
+from tests.fixtures.tracking import free_port
+
+
+@contextlib.contextmanager
+def served(model: str, folder: Path, **environment: str) -> Iterator[str]:
+    """Run `mlflow models serve` in an empty folder and yield its address."""
+    port, programs = free_port(), str(Path(sys.executable).parent)
+    unset = ("MICROCLIP_ROOT", "MLFLOW_TRACKING_URI", "PYTHONPATH")
+    own = {k: v for k, v in os.environ.items() if k not in unset}
+    own["PATH"] = f"{programs}{os.pathsep}{own['PATH']}"  # as in an environment that is active
+    folder.mkdir()
+    command = [*("-m", "mlflow", "models", "serve", "-m", model), "--env-manager", "local"]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, *command, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=folder,
+            env={**own, **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            for _ in range(1200):
+                assert server.poll() is None, (folder / "server.log").read_text()
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                    break
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}/invocations"
+        finally:
+            os.killpg(server.pid, 15)
+            try:
+                server.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, 9)
+                server.wait()
+
+
+def ask(address: str, images: list[bytes], **params: int) -> Any:
+    """Return the answer to image files, sent as a user of the REST interface sends them."""
+    rows = [[base64.b64encode(image).decode()] for image in images]
+    body = {"dataframe_split": {"columns": ["image"], "data": rows}, "params": params}
+    request = urllib.request.Request(
+        address, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)["predictions"]
+
+
+@pytest.mark.slow
+def test_a_served_folder_answers_real_requests_with_the_classes_of_predict(
+    icons: Icons, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    command = ["export", str(icons.folder), "--format", "mlflow", "--out", str(out)]
+    assert cli.main(command) == 0
+    pickled = {".pkl", ".pickle", ".pt", ".pth", ".joblib"}
+    assert not [p for p in out.rglob("*") if p.suffix in pickled]
+    assert (out / "artifacts" / "adapted" / "adapted.json").is_file()
+    asked = list(icons.test)[::10]
+    expected = icons.adapted.predict(asked, top=2)
+    right = sum(one.class_name == icons.test[Path(one.file)] for one in expected)
+    assert right >= len(asked) // 2  # it has learnt something: the answers below mean something
+    with served(str(out), tmp_path / "elsewhere") as address:
+        found = ask(address, [file.read_bytes() for file in asked], top=2)
+        assert [row["class"] for row in found] == [one.class_name for one in expected]
+        for row, one in zip(found, expected, strict=True):
+            assert row["confidence"] == pytest.approx(one.confidence, abs=1e-4)
+            assert [entry["class"] for entry in row["top"]] == [name for name, _ in one.top]
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask(address, [asked[0].read_bytes(), b"no image"])
+        assert refused.value.code == 400
+        said = refused.value.read().decode()
+        assert "1 of 2 images cannot be read: image 1" in said
+        assert "microclip-" not in said  # no path of the server
+
+
+@pytest.mark.slow
+def test_a_registered_model_is_served_from_the_store(
+    icons: Icons, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = f"sqlite:///{work / 'results' / 'mlflow.db'}"
+    monkeypatch.delenv("MICROCLIP_ROOT")
+    command = ["export", str(icons.folder), "--format", "mlflow", "--out", "model"]
+    assert cli.main([*command, "--log", "food-icons"]) == 0
+    assert "registered as models:/food-icons/1" in capsys.readouterr().err
+    own = {"MLFLOW_TRACKING_URI": store}
+    with served("models:/food-icons/1", work / "elsewhere", **own) as address:
+        file = next(iter(icons.test))
+        (row,) = ask(address, [file.read_bytes()])
+        assert row["class"] == icons.adapted.predict(file)[0].class_name
+        assert len(row["top"]) == 5
+
+
+def test_the_model_names_its_input_output_and_pinned_packages(
+    icons: Icons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from microclip.export import writing
+
+    writing.to_mlflow(icons.adapted, tmp_path / "model")
+    told = yaml.safe_load((tmp_path / "model" / "MLmodel").read_text())
+    assert json.loads(told["signature"]["inputs"])[0] == {
+        "type": "binary",
+        "name": "image",
+        "required": True,
+    }
+    names = [column["name"] for column in json.loads(told["signature"]["outputs"])]
+    assert names == ["class", "confidence", "top"]
+    assert told["metadata"]["classes"] == list(icons.adapted.record.class_names)
+    example = json.loads((tmp_path / "model" / "serving_input_example.json").read_text())
+    assert example["dataframe_split"]["columns"] == ["image"]
+    pins = (tmp_path / "model" / "requirements.txt").read_text().split()
+    assert any(pin.startswith("torch==") for pin in pins)
+    assert not any(pin.startswith("microclip") for pin in pins)  # its code is in the folder
+    assert (tmp_path / "model" / "code" / "microclip" / "api.py").is_file()
