@@ -66,8 +66,9 @@ def plan(wishes: Wishes, estimate: Estimate | None, device: str) -> Iterator[str
     if estimate is None:
         yield f"{told}; going on where it was interrupted"
     else:
+        seconds = duration(max(1.0, estimate.seconds))
         yield (
-            f"{told}; about {duration(estimate.seconds)} (measured on {estimate.n_measured} "
+            f"{told}; about {seconds} (measured on {estimate.n_measured} "
             f"images), {estimate.peak_memory_mib / 1024:.1f} GiB memory, "
             f"{estimate.store_mib:.0f} MiB disk meanwhile, 0 USD"
         )

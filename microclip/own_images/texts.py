@@ -10,12 +10,14 @@ from microclip.data.vocabulary import Vocabulary
 from microclip.safe_files import refuse_pickle
 from microclip.settings import SettingsError
 from microclip.text import descriptions, examination
+from microclip.text.doctor import Options
 from microclip.text.embedding import TextClassifiers
 from microclip.text.findings import Report
 from microclip.text.prompts import fill
 from microclip.text.similar_classes import Pair, most_similar, pairs_above
 
 BLOCKING = ("missing", "empty", "key-twice", "stub", "url", "refused")
+STUB_CHARACTERS = 8  # sentences of one's own may be short: "It is red."; a language model's are not
 ALIKE = 0.9  # cosine of two class vectors from which their names are worth a look
 _TWINS = 0.999  # cosine from which two classes cannot be told apart
 
@@ -51,7 +53,8 @@ def from_file(path: Path, vocabulary: Vocabulary) -> Texts:
     """
     refuse_pickle(path, "JSON, class name to sentences")
     raw = examination.read_raw(path)
-    report = examination.check_file(path, vocabulary.class_names)
+    options = Options(min_characters=STUB_CHARACTERS)
+    report = examination.check_file(path, vocabulary.class_names, options=options)
     counts = report.counts()
     wrong = {kind: counts[kind] for kind in BLOCKING if counts[kind]}
     if wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from microclip import prediction, runtime
+from microclip.adaptation.bookkeeping import NonFiniteLossError
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.own_images.core import task_of, with_images
 from microclip.own_images.record import Record
@@ -91,9 +93,12 @@ def _measure(  # noqa: PLR0913  what a training takes
     with prediction.stored(sample) as images:
         decoded = time.perf_counter()
         task = with_images(task_of(record, texts, tower), method, tower, images)
-        classifier = method.adapt(task, short, _Silence())
+        classifier = None
+        with contextlib.suppress(NonFiniteLossError):  # the training itself will tell of it
+            classifier = method.adapt(task, short, _Silence())
         trained = time.perf_counter()
-        prediction.heads(classifier, tower, images, record.seed)
+        if classifier is not None:
+            prediction.heads(classifier, tower, images, record.seed)
         looked = time.perf_counter()
         mib = sum(images.pixels(i).nbytes for i in range(len(images))) / 2**20
     seconds = {

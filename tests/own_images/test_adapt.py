@@ -26,9 +26,12 @@ __all__ = ["place", "server"]
 TIMES = ("images_per_s", "seconds", "elapsed_s", "peak_memory_mib")
 
 
-def numbers(out: Path) -> list[dict[str, str]]:
+def numbers(out: Path) -> list[dict[str, float]]:
     """Return the history without what the clock says."""
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read(out / "history.csv")]
+    return [
+        {name: float(value) for name, value in row.items() if value and name not in TIMES}
+        for row in read(out / "history.csv")
+    ]
 
 
 def test_a_folder_with_odd_files_is_adapted_and_told_of(

@@ -80,7 +80,11 @@ def link(name: str, target: Path | str) -> Callable[[], object]:
 
 
 def pickled(name: str) -> Callable[[], object]:
-    return lambda: Path(name).write_bytes(pickle.dumps({"weights": [1.0]}))
+    def write() -> None:
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(pickle.dumps({"weights": [1.0]}))
+
+    return write
 
 
 def without(*options: str) -> tuple[str, ...]:
@@ -140,7 +144,7 @@ CASES = (
     ),
     Case("B8 one pixel", image_of("dot.png", 1, 1), ["dot.png: ", "1 x 1"]),
     Case("B8 a line", image_of("line.png", 30000, 2), ["line.png: ", "30000 x 2"]),
-    Case("B8 bomb", bomb, ["bomb.png: ", "30000 x 30000"]),
+    Case("B8 bomb", bomb, ["bomb.png: 900 megapixels; at most 120 megapixels are read"]),
     Case(
         "B9 HTML",
         bytes_of("page.jpg", b"<!doctype html><html>404</html>"),
@@ -204,7 +208,7 @@ CASES = (
     ),
     Case(
         "B18 predict",
-        lambda: (Path("model").mkdir(), pickled("model/adapted.pth")()),
+        pickled("model/adapted.pth"),
         ["model/adapted.pth is a pickled file, which may run code", "safetensors"],
         instead=("predict", "model", "photos"),
     ),
