@@ -23,8 +23,10 @@ def refuse_pickle(path: Path, wanted: str = TENSORS) -> None:
     if not path.is_file():
         return
     with path.open("rb") as stream:
-        head = stream.read(4)
-    if path.suffix.lower() in _SUFFIXES or head == _ZIP or head[:2] in _PROTOCOLS:
+        head = stream.read(9)
+    # the length that opens a safetensors file may look like a pickle's beginning; JSON follows it
+    is_pickle = head[:2] in _PROTOCOLS and head[8:] != b"{"
+    if path.suffix.lower() in _SUFFIXES or head.startswith(_ZIP) or is_pickle:
         raise SettingsError(
             f"{path} is a pickled file, which may run code when it is loaded, and was not loaded; "
             f"give {wanted}"
