@@ -9,7 +9,7 @@ import numpy as np
 from tests.data.layouts import pictures
 
 CLASSES = ("apple", "aquarium fish", "willow tree")
-SPLITS = {"paper": (18, 9)}
+SPLITS = {"paper": (18, 9), "official": (18, 9)}
 _OF_CLASS = {"train": 6, "test": 3}
 
 
