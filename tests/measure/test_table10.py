@@ -78,4 +78,8 @@ def test_the_paper_s_slips_are_marked_and_told(declared: Table) -> None:
     assert "at least 2,806 must be in both sets" in told
     assert "are CoOp's split, not VISSL's" in told
     assert "Birdsnap: " in told
-    assert "| Caltech101 " in "\n".join(layout.to_markdown(declared))
+    assert "\n| Caltech101 " in layout.to_markdown(declared)
+
+
+def test_every_dataset_of_the_paper_has_a_copy() -> None:
+    assert set(COPIES) == set(PAPER)
