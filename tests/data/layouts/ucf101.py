@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import av
@@ -20,7 +19,6 @@ KEYS = (
 )  # as classInd.txt has them
 SPLITS = {"paper": (16, 8), "official": (16, 8)}
 PER_CLASS = 6  # four of which train
-_PATTERN = 8  # as much above as below the grey: clips differ, and their means do not
 _LEVELS = 20  # grey of frame n is 20 n: told apart after compression
 
 
