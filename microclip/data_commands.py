@@ -23,6 +23,12 @@ NamesArgument = Annotated[
     list[str] | None, typer.Argument(help="names of files in config/datasets that have a card")
 ]
 _LICENCE_WIDTH = 34
+_FAILURES = (  # of one dataset among several: the others are still tried
+    runtime.MissingDataError,
+    runtime.ServiceError,
+    runtime.ResourceError,
+    SettingsError,
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def get(
     for dataset, card in chosen:
         try:
             _get(dataset, card, _Wishes(route or "", is_offline, is_again))
-        except (runtime.MissingDataError, runtime.ServiceError, runtime.ResourceError) as error:
+        except _FAILURES as error:
             if len(chosen) == 1:
                 raise
             say(f"{dataset.name}: {error}")

@@ -15,7 +15,7 @@ import torchvision
 from microclip import runtime, settings
 from microclip.data import datasets, downloads, hub_listing, sources, verification
 from microclip.data.unpacking import temporary_of
-from microclip.dataset_settings import ArchiveRoute, LocalRoute, RemoteFile
+from microclip.dataset_settings import ArchiveRoute, HubRoute, LocalRoute, RemoteFile
 from microclip.settings import PublicSource, SettingsError
 from tests.data.downloadable import (
     ARCHIVE,
@@ -290,6 +290,14 @@ def test_addresses_and_hashes_are_those_of_torchvision(name: str) -> None:
             for file in route.files:
                 assert any(is_stated(url, text) for url in file.urls), file.urls
                 assert file.md5 is None or file.md5 in text, file.name
+
+
+@pytest.mark.parametrize("name", public_cards())
+def test_copies_of_a_dataset_are_told_apart_by_their_layouts(name: str) -> None:
+    source = settings.load_dataset(name).source
+    assert isinstance(source, PublicSource)
+    layouts = [r.layout for r in settings.load_card(source).routes if isinstance(r, HubRoute)]
+    assert len(layouts) == len(set(layouts))  # a reader finds its route by its layout
 
 
 def module_of(name: str) -> str:
