@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
@@ -12,7 +11,6 @@ import typer
 
 from microclip import runtime, settings
 from microclip.data import sources
-from microclip.data.progress import in_words
 from microclip.settings import DatasetCard, DatasetSettings, PublicSource, SettingsError
 from microclip.stages import app, say
 
@@ -136,13 +134,6 @@ class _Wishes:
 
 def _get(dataset: DatasetSettings, card: DatasetCard, wishes: _Wishes) -> None:
     name = _files_of(dataset)
-    folder = sources.home(name)
-    if sources.locate(name, card) is None or wishes.is_again:
-        base = next(path for path in (folder, *folder.resolve().parents) if path.is_dir())
-        say(
-            f"{dataset.name}: {card.size or 'size unknown'} to fetch and about as much unpacked, "
-            f"{in_words(shutil.disk_usage(base).free)} free in {base}; licence: {card.licence}"
-        )
     found = sources.get(
         name, card, only=wishes.route, offline=wishes.is_offline, again=wishes.is_again
     )

@@ -183,7 +183,9 @@ def test_a_dataset_by_hand_is_exit_3_with_the_recipe(
     dataset.card()
     code, _, err = typed(capsys, "get", NAME)
     assert code == 3
-    assert err.splitlines()[-1].startswith(f"microclip: {NAME} is not in {FOLDER}; {RECIPE} (rese")
+    assert err.splitlines()[-1].startswith(
+        f"microclip: {NAME} is not in {FOLDER}; {RECIPE}; homepage: http"
+    )
     assert (
         f"`microclip data get {NAME} --route local` says what to place"
         in (typed(capsys, "list")[1])

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from microclip import runtime
 from microclip.data import downloads, hub_listing, unpacking
 from microclip.data.layouts.base import lacking, load_layout
-from microclip.data.progress import tell
+from microclip.data.progress import in_words, tell
 from microclip.dataset_settings import (
     ArchiveRoute,
     DatasetCard,
@@ -129,6 +130,12 @@ def get(
     with _alone(home(dataset)):
         found = None if again else locate(dataset, card)  # another process may have been first
         how = _How(offline=offline or is_offline(), again=again)
+        if found is None:
+            tell(
+                f"{dataset}: {card.size or 'size unknown'} to fetch and about as much unpacked, "
+                f"{in_words(shutil.disk_usage(home(dataset)).free)} free in {home(dataset)}; "
+                f"licence: {card.licence}"
+            )
         return found or _take_first(dataset, card, automatic, how)
 
 
@@ -210,7 +217,8 @@ def recipe(dataset: str, card: DatasetCard) -> str:
     """Return what a person does to have the dataset, one line."""
     by_hand = [route.recipe for route in card.routes if isinstance(route, LocalRoute)]
     what = "; or ".join(by_hand) or f"`microclip data get {dataset}` fetches it"
-    return f"{dataset} is not in {home(dataset)}; {what} ({card.licence})"
+    page = f"; homepage: {card.homepage}" if card.homepage else ""
+    return f"{dataset} is not in {home(dataset)}; {what}{page} ({card.licence})"
 
 
 def recipe_lines(dataset: str, card: DatasetCard) -> list[str]:
