@@ -1,5 +1,9 @@
 """CIFAR-100's layout: the binary release, its names in order, its records as images."""
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +52,32 @@ def test_images_are_written_once_and_only_those_that_are_gone(folder: Path) -> N
     changed = [n for n, i in enumerate(again) if i.path.stat().st_mtime_ns != times[n]]
     assert changed == [4, 5]
     assert items[5].path.stat().st_size > 0
+
+
+def test_a_killed_process_leaves_only_whole_images_and_the_rest_is_written_then(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / ROOT
+    copy.build(tmp_path)
+    for name in ("train.bin", "test.bin"):
+        (root / name).write_bytes((root / name).read_bytes() * 60)
+    code = (
+        "import pathlib; from microclip.data.layouts import cifar100\n"
+        f"cifar100.read(pathlib.Path({str(tmp_path)!r}), {copy.CLASSES!r}, None)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment) as process:
+        while process.poll() is None and not list((tmp_path / "images").glob("test/00000[2-9]*")):
+            time.sleep(0.02)
+        process.kill()
+    images = [p for p in (tmp_path / "images").glob("*/*") if not p.name.startswith(".")]
+    assert 0 < len(images) < 1620
+    for path in images:
+        with Image.open(path) as image:
+            image.load()
+    kept = images[0].stat().st_mtime_ns
+    assert len(cifar100.read(tmp_path, copy.CLASSES, None).items) == 1620
+    assert images[0].stat().st_mtime_ns == kept
 
 
 def test_other_capitalisation_is_read(folder: Path) -> None:

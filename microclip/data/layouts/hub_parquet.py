@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 HUB = "hub"
 NEEDS = (f"{HUB}/**/*.parquet",)
 _ROWS = 32  # images in memory at a time
+_BUFFER = 1 << 20  # bytes; else all of a row group is read before any of it is decoded
 _NO_NAMES = (
     "the copy keeps no file names that are all different, images are named by file and row: splits "
     "that are drawn from names are others than the publisher's files give"
@@ -147,7 +148,7 @@ def _check_complete(hub: Path, shards: Sequence[_Shard]) -> None:
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
+        with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, runtime.MissingDataError):
