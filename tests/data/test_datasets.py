@@ -34,7 +34,7 @@ def test_a_folder_becomes_two_splits_with_labels() -> None:
 
 def test_unlabelled_images_offer_pixels_and_a_length_alone() -> None:
     public = {name for name in dir(UnlabelledImages) if not name.startswith("_")}
-    assert public == {"pixels"}
+    assert public == {"part", "pixels"}  # a part is of the same kind
     assert UnlabelledImages.__slots__ == ("_rows", "_store")
 
 
