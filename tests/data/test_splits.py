@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from microclip.data.layouts.base import Item, Listing
+from microclip.data.layouts.base import Item, Listing, load_layout
 from microclip.data.splits import Split, divide
 from microclip.dataset_settings import CoopRule, DrawnRule, PartsRule, SubsetRule
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError
+from tests.data import public_project
 
 NOWHERE = Path("nowhere")
 # Sizes of the 100 classes of Caltech101 that are used, recalled from its public listing: they sum
@@ -285,3 +288,38 @@ def test_without_the_file_a_draw_of_the_same_sizes_is_made_only_where_the_card_s
     assert sizes(split) == (6, 3)  # of four: round(2.0), round(0.8), and what is left
     assert "50/20/30 of each class were drawn with seed 0" in split.notes[0]
     assert "not the same ones" in split.notes[0]
+
+
+def coop_frame(name: str) -> str:
+    """Return a clip as CoOp's middle frames are named: Apply_Eye_Makeup/v_ApplyEyeMakeup_….jpg."""
+    key, clip = name.split("/")
+    return f"{re.sub('(?<=[a-z])(?=[A-Z])', '_', key)}/{clip}.jpg"
+
+
+@pytest.mark.parametrize(
+    ("name", "spell"),
+    [
+        ("caltech101", str),
+        ("cars", str),
+        ("dtd", str),
+        ("flowers", str),
+        ("food101", str),
+        ("pets", str),
+        ("sun397", str),
+        ("ucf101", coop_frame),
+    ],
+)
+def test_coop_s_spelling_of_each_dataset_s_images_is_found(
+    name: str, spell: Callable[[str], str], tmp_path: Path
+) -> None:
+    copy = public_project.copy_of(name)
+    copy.build(tmp_path)
+    found = load_layout(name).read(tmp_path, copy.CLASSES, None)
+    parts: dict[str, list[list[object]]] = {"train": [], "val": [], "test": []}
+    for number, item in enumerate(found.items):
+        part = ("train", "val", "test")[number % 3]
+        parts[part].append([spell(item.name), item.label + 5, item.key])
+    coop_file(tmp_path, parts)
+    split = divide(found, COOP, folder=tmp_path, seed=0)
+    assert names(split.train) == names(found.items[0::3])
+    assert names(split.test) == names(found.items[2::3])
