@@ -46,6 +46,8 @@ class Answer:
     body: bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    cut_at: int | None = None  # bytes after which the connection is closed
+    stalls: bool = False  # instead of closing it, nothing comes any more
 
 
 class FileServer:
@@ -90,7 +92,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.state.asked.append(asked)
         own = self.state.answer(self.command, self.path, headers)
         if own is not None:
-            self._reply(own.status, {"Content-Length": str(len(own.body)), **own.headers}, own.body)
+            headers_sent = {"Content-Length": str(len(own.body)), **own.headers}
+            self._reply(own.status, headers_sent, own.body[: own.cut_at])
+            self._break_off(own)
             return
         name = self.path.lstrip("/")
         faults = self.state.faults.get(name, [])
@@ -102,6 +106,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(200, {"Content-Type": kind}, _PAGE)
         else:
             self._send(asked, self.state.files[name], fault)
+
+    def _break_off(self, own: Answer) -> None:
+        if own.cut_at is None or self.command == "HEAD":
+            return
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.flush()
+            if own.stalls:
+                self.connection.settimeout(60)
+                self.connection.recv(1)  # returns when the client is gone
 
     def _send(self, asked: Asked, content: bytes, fault: str) -> None:
         if fault == "slow":

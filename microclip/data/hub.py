@@ -36,7 +36,8 @@ Answer = TypeVar("Answer")
 def fetch(route: HubRoute, folder: Path, *, again: bool = False) -> str:
     """Bring the files of a copy into `folder` and return the commit that they are of.
 
-    Files that are here are known by their sizes; with `again` their bytes are hashed too.
+    Files that are here are known by their sizes; with `again` their bytes are hashed too. A
+    process that is killed loses the one file it was at: the library resumes within its process.
 
     Raises:
         MissingDataError: the terms of the copy must be accepted by a person first.
@@ -45,6 +46,7 @@ def fetch(route: HubRoute, folder: Path, *, again: bool = False) -> str:
     """
     endpoint = os.environ.get("HF_ENDPOINT") or None
     api = HfApi(endpoint=endpoint)
+    _clear(folder)
     commit = _pinned(api, route, folder)
     files = _list(api, route, commit)
     rest = [file for file in files if not _is_there(folder, file, hashed=again)]
@@ -59,6 +61,12 @@ def fetch(route: HubRoute, folder: Path, *, again: bool = False) -> str:
         folder / LISTING, {"repository": route.repository, "revision": commit, "files": stated}
     )
     return commit
+
+
+def _clear(folder: Path) -> None:
+    """Remove what killed processes left: the library never takes up another process's file."""
+    for path in sorted((folder / ".cache/huggingface/download").rglob("*.incomplete")):
+        path.unlink()
 
 
 def _pinned(api: HfApi, route: HubRoute, folder: Path) -> str:

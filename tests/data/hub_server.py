@@ -24,11 +24,13 @@ class HubCopy:
     refusal: tuple[int, str] = (0, "")  # status and X-Error-Code of all files
     is_absent: bool = False
     lies: set[str] = field(default_factory=set)  # files that are sent with other bytes
+    cut: list[str] = field(default_factory=list)  # files of which the next answer breaks off
+    stalls: bool = False  # such an answer stays open
 
     def __post_init__(self) -> None:
         self.server.answer = self.answer
 
-    def answer(self, _method: str, path: str, _headers: dict[str, str]) -> Answer | None:
+    def answer(self, method: str, path: str, headers: dict[str, str]) -> Answer | None:
         """Answer the client's calls; files themselves are left to the server of files."""
         path = urllib.parse.unquote(path.partition("?")[0])
         api = f"/api/datasets/{REPOSITORY}"
@@ -40,7 +42,7 @@ class HubCopy:
             return _json([self._entry(name) for name in sorted(self.files)])
         resolve = f"/datasets/{REPOSITORY}/resolve/{self.commit}/"
         if path.startswith(resolve):
-            return self._file(path.removeprefix(resolve))
+            return self._file(method, path.removeprefix(resolve), headers.get("range", ""))
         return Answer(status=404, headers={"X-Error-Code": "RevisionNotFound"})
 
     def _entry(self, name: str) -> dict[str, object]:
@@ -56,7 +58,7 @@ class HubCopy:
             entry["lfs"] = {"size": len(content), "oid": sha256, "pointerSize": 130}
         return entry
 
-    def _file(self, name: str) -> Answer | None:
+    def _file(self, method: str, name: str, wanted: str) -> Answer | None:
         status, code = self.refusal
         if status:
             return Answer(status=status, headers={"X-Error-Code": code})
@@ -70,7 +72,15 @@ class HubCopy:
             "ETag": f'"{digest(content).hexdigest()}"',
             "Content-Type": "application/octet-stream",
         }
-        return Answer(body=sent, headers=headers)
+        answer = Answer(body=sent, headers=headers)
+        if wanted:
+            begin = int(wanted.removeprefix("bytes=").partition("-")[0])
+            headers["Content-Range"] = f"bytes {begin}-{len(sent) - 1}/{len(sent)}"
+            answer.body, answer.status = sent[begin:], 206
+        if name in self.cut and method == "GET":
+            self.cut.remove(name)
+            answer.cut_at, answer.stalls = len(answer.body) // 2, self.stalls
+        return answer
 
 
 def _json(value: object) -> Answer:

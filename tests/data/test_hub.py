@@ -1,8 +1,13 @@
 """Copies from the hub, by its real client from a server of this machine."""
 
 import json
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,10 +97,48 @@ def test_files_that_are_here_are_not_fetched_again(copy: HubCopy, folder: Path) 
     (folder / WANTED[1]).unlink()
     copy.server.asked.clear()
     hub.fetch(route(), folder)
-    fetched = {asked.path for asked in copy.server.asked if asked.method == "GET"}
-    assert [path.rpartition(f"{COMMIT}/")[2] for path in fetched if "/resolve/" in path] == [
-        WANTED[1]
+    assert fetched(copy) == [(WANTED[1], "")]
+
+
+def fetched(copy: HubCopy) -> list[tuple[str, str]]:
+    """Return the files that were asked for, and the parts of them."""
+    return [
+        (asked.path.rpartition(f"{COMMIT}/")[2], asked.headers.get("range", ""))
+        for asked in copy.server.asked
+        if asked.method == "GET" and "/resolve/" in asked.path
     ]
+
+
+def test_a_file_that_is_cut_goes_on_where_it_was(copy: HubCopy, folder: Path) -> None:
+    copy.files[WANTED[2]] = bytes(24 << 20)  # the library keeps pieces of 10 MiB
+    copy.cut = [WANTED[2]]
+    hub.fetch(route(), folder)
+    ranges = [wanted for name, wanted in fetched(copy) if name == WANTED[2]]
+    assert ranges == ["", f"bytes={10 << 20}-"]
+    assert (folder / WANTED[2]).read_bytes() == copy.files[WANTED[2]]
+
+
+def test_a_process_that_is_killed_loses_one_file(copy: HubCopy, folder: Path) -> None:
+    copy.cut, copy.stalls = [WANTED[2]], True
+    script = (
+        "import sys; from pathlib import Path; from microclip.data import hub; "
+        "from microclip.dataset_settings import HubRoute; "
+        "hub.fetch(HubRoute.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", script, route().model_dump_json(), str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while copy.cut or not list(folder.rglob("*.incomplete")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    assert here(folder) == WANTED[:2]
+    assert hub_listing.is_partial(folder)
+    copy.server.asked.clear()
+    hub.fetch(route(), folder)
+    assert fetched(copy) == [(WANTED[2], "")]
+    assert here(folder) == WANTED
+    assert not list(folder.rglob("*.incomplete"))
 
 
 def test_altered_bytes_are_fetched_again_when_asked(copy: HubCopy, folder: Path) -> None:
