@@ -7,12 +7,16 @@ power cut may leave it, counts as not there.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from PIL import Image
+
+from microclip import runtime
 
 FOLDER = "images"  # below the dataset's folder
 _STARTS = (
@@ -24,6 +28,7 @@ _STARTS = (
     (b"MM\x00*", ".tif"),
 )
 _NO_IMAGE = ".bin"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def suffix_of(content: bytes) -> str:
@@ -50,11 +55,21 @@ def written(folder: Path) -> dict[str, Path]:
 
 
 def write(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all; its folder must be there."""
+    """Write a file whole or not at all; its folder must be there.
+
+    Raises: ResourceError if the disk or the quota is full.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise runtime.ResourceError(
+            f"no room for {path} ({error.strerror}, {shutil.disk_usage(path.parent).free} bytes "
+            "free); free some and run it again, the images written so far are kept"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path

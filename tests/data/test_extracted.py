@@ -1,0 +1,64 @@
+"""Images written out of other files: suffixes by content, whole files, a full disk."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from microclip.data import extracted
+from tests.data.layouts import pictures
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [
+        ("JPEG", ".jpg"),
+        ("PNG", ".png"),
+        ("WEBP", ".webp"),
+        ("GIF", ".gif"),
+        ("BMP", ".bmp"),
+        ("TIFF", ".tif"),
+    ],
+)
+def test_a_suffix_is_that_of_the_content(kind: str, suffix: str) -> None:
+    stream = io.BytesIO()
+    pictures.picture("a").save(stream, kind)
+    assert extracted.suffix_of(stream.getvalue()) == suffix
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"RIFF\0\0\0\0AVI LIST"])
+def test_what_is_no_image_says_so_by_its_suffix(content: bytes) -> None:
+    assert extracted.suffix_of(content) == ".bin"
+
+
+def test_a_png_loses_nothing() -> None:
+    image = pictures.picture("a")
+    with Image.open(io.BytesIO(extracted.png(image))) as again:
+        assert again.tobytes() == image.tobytes()
+
+
+def test_hidden_and_empty_files_count_as_not_there(tmp_path: Path) -> None:
+    for name, content in ((".0000001.png.77", b"x"), ("0000002.png", b""), ("0000003.png", b"x")):
+        (tmp_path / name).write_bytes(content)
+    assert extracted.written(tmp_path) == {"0000003": tmp_path / "0000003.png"}
+    assert extracted.written(tmp_path / "elsewhere") == {}
+
+
+def test_a_disk_that_is_full_is_named_and_leaves_no_half_file(tmp_path: Path) -> None:
+    """A real process whose files may not be longer than a kilobyte."""
+    code = (
+        "import pathlib, resource; from microclip.data import extracted\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
+        f"extracted.write(pathlib.Path({str(tmp_path)!r}) / 'a.png', b'x' * 4096)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert "ResourceError: no room for" in done.stderr
+    assert "the images written so far are kept" in done.stderr
+    assert list(tmp_path.iterdir()) == []
