@@ -82,6 +82,7 @@ def adapt(
     """Adapt to a folder of unlabelled images; the same command continues an interrupted one."""
     from microclip.own_images.materials import Wishes
 
+    given = {"seed": seed, **_pairs(set_ or [])}
     wishes = Wishes(
         folder=folder,
         out=out,
@@ -93,8 +94,8 @@ def adapt(
         domain=domain,
         backbone=backbone,
         method=method,
-        settings={"seed": seed, **_pairs(set_ or [])},
-        seed=seed,
+        settings=given,
+        seed=given["seed"],
         n_label_first=label_first,
         skip_bad=skip_bad,
         allow_duplicates=allow_duplicates,
@@ -121,8 +122,9 @@ def _adapt(wishes: Wishes, *, is_asked: bool) -> dict[str, Any]:
     texts = _texts(wishes, given, options)
     with workspace.exclusive(wishes.out):
         prepared = _prepare(wishes, given, texts, named)
-        if is_asked and not typer.confirm("go?", default=True, err=True):
-            raise typer.Abort
+        if is_asked and not _is_wanted():
+            say("nothing was started")
+            raise typer.Exit(0)
         results = _run(prepared, wishes.out)
     _say_all(_done_lines(results, wishes.out))
     return results.as_dict()
@@ -205,6 +207,15 @@ def _run(prepared: Prepared, out: Path) -> Results:
     except Exception as error:
         tracker.fail("FAILED", " ".join(str(error).split()))
         raise
+
+
+def _is_wanted() -> bool:
+    """Return whether whoever sits there wants the plan to be carried out."""
+    try:
+        return typer.confirm("go?", default=True, err=True)
+    except typer.Abort:  # Ctrl-C or the end of the input
+        say("")
+        return False
 
 
 def _done_lines(results: Results, out: Path) -> Iterable[str]:

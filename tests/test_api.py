@@ -53,6 +53,35 @@ def test_a_single_file_and_a_list_are_images_too(folder: Path) -> None:
     assert one[0].class_name == two[0].class_name
 
 
+def test_a_verdict_is_told_without_labels_and_saved(folder: Path, tmp_path: Path) -> None:
+    adapted = microclip.adapt(folder, CLASSES, backbone="tiny", seed=3, **SHORT)
+    about = adapted.record.about
+    assert about["images"] == {"n": 15}
+    assert about["verdict"] == "no evidence"  # an epoch is too little
+    assert about["signs"]["classes_seen_pct"] > 0
+    loaded = microclip.load(adapted.save(tmp_path / "own"), device="cpu")
+    assert loaded.record.about == about
+    assert loaded.record.seed == 3
+
+
+def test_what_collapsed_gives_way_to_zero_shot(folder: Path) -> None:
+    wild = {**SHORT, "epochs": 4, "learning_rate": 3.0}
+    adapted = microclip.adapt(folder, CLASSES, backbone="tiny", **wild)
+    assert (adapted.record.method, adapted.record.about["kept"]) == ("cupl", "zero-shot")
+    zero_shot = microclip.adapt(folder, CLASSES, backbone="tiny", method="cupl")
+    assert adapted.predict(folder) == zero_shot.predict(folder)
+
+
+def test_bad_images_are_left_out_if_asked_for(folder: Path, tmp_path: Path) -> None:
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"x")
+    images = [folder, torn]
+    with pytest.raises(SettingsError, match=r"torn\.png"):
+        microclip.adapt(images, CLASSES, backbone="tiny", method="cupl")
+    adapted = microclip.adapt(images, CLASSES, backbone="tiny", method="cupl", skip_bad=True)
+    assert adapted.record.about["images"] == {"n": 15}
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

@@ -31,8 +31,10 @@ class OwnSettings(RunSettings):
     inputs: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for YAML or JSON."""
-        return {**super().as_dict(), "inputs": self.inputs}
+        """Return plain values, ready for YAML or JSON; without where the images lie."""
+        values = super().as_dict()
+        values["dataset"]["source"] = {"kind": "folder"}
+        return {**values, "inputs": self.inputs}
 
 
 def named(
@@ -153,6 +155,6 @@ def _author(wishes: Wishes, texts: dict[str, Any]) -> DescriptionSettings:
         "engine": "file",
         "model": "none",
         "prompts": "none",
-        "files": str(wishes.descriptions or "none"),
+        "files": "none" if wishes.descriptions is None else wishes.descriptions.name,
     }
     return settings.validated(DescriptionSettings, values, "the descriptions")

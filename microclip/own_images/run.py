@@ -57,6 +57,7 @@ def run(prepared: Prepared, out: Path, tracker: RunTracker) -> Results:
     start, materials = prepared.start, prepared.materials
     clock, folder = RunClock(out), out / paths.RUN_CHECKPOINT
     past = read_history(out) if (folder / "last.safetensors").is_file() else []
+    bad_files.write(materials.survey.bad, out / bad_files.NAME, step="survey")
     images = _stored(materials, folder / _STORE)
     outcome = adapt_images(start, images, Place(tracker, clock, folder, past))
     pair, _ = closest(start.record.class_names, start.texts)
@@ -97,7 +98,6 @@ def _write(results: Results, images: UnlabelledImages, start: Start, out: Path) 
     }
     for name, text in written.items():
         runtime.write_text(out / name, text)
-    bad_files.write(results.materials.survey.bad, out / bad_files.NAME, step="survey")
     if (scores := results.scores()) is not None:
         runtime.write_json(out / paths.RUN_SCORES, scores)
     record = replace(results.outcome.record, about=results.as_dict())

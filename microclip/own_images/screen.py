@@ -9,7 +9,7 @@ from microclip.adaptation.bookkeeping import duration
 from microclip.data import bad_files
 from microclip.own_images.materials import Materials, Wishes
 from microclip.own_images.results import Results
-from microclip.own_images.texts import ALIKE, Texts, closest
+from microclip.own_images.texts import Texts, closest
 from microclip.own_images.timing import Estimate
 from microclip.text.embedding import TextClassifiers
 
@@ -39,10 +39,9 @@ def texts(given: Texts, vectors: TextClassifiers, names: tuple[str, ...]) -> Ite
         f"{vectors.n_truncated} longer than the text tower reads"
     )
     pair, twins = closest(names, vectors)
-    if pair.cosine >= ALIKE:
-        yield f"  {pair.first!r} and {pair.second!r} read {100 * pair.cosine:.1f} % alike" + (
-            f"; {len(twins)} such pairs cannot be told apart by text" if twins else ""
-        )
+    yield f"  most alike: {pair.first!r} and {pair.second!r} read {100 * pair.cosine:.0f} % alike"
+    if twins:
+        yield f"  warning: {len(twins)} pairs of classes cannot be told apart by their texts"
     yield from (f"  {note}" for note in given.notes)
 
 

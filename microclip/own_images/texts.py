@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from microclip.text.similar_classes import Pair, most_similar, pairs_above
 
 BLOCKING = ("missing", "empty", "key-twice", "stub", "url", "refused")
 STUB_CHARACTERS = 8  # sentences of one's own may be short: "It is red."; a language model's are not
-ALIKE = 0.9  # cosine of two class vectors from which their names are worth a look
 _TWINS = 0.999  # cosine from which two classes cannot be told apart
 
 
@@ -68,7 +68,9 @@ def from_file(path: Path, vocabulary: Vocabulary) -> Texts:
         listed = ", ".join(f"{n} x {kind}" for kind, n in odd.items())
         notes += (f"the doctor notes {listed}: `microclip describe --check {path}` shows them",)
     given = {name: own for name, own in raw.sentences.items() if own}
-    sentences = descriptions.select(descriptions.checked(given, str(path)), vocabulary)
+    sentences = descriptions.select(
+        descriptions.checked(given, str(path)), vocabulary, unused_level=logging.INFO
+    )
     return Texts(sentences, str(path), report, notes)
 
 

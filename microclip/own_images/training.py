@@ -88,9 +88,12 @@ def adapt_images(start: Start, images: UnlabelledImages, place: Place) -> Outcom
     )
     given = with_images(task, start.method, start.tower, images)
     given = replace(given, checkpoints=folder, monitor=watch)
-    stopped, classifier = "", None
+    stopped, classifier, heads = "", None, untrained
     try:
         classifier = start.method.adapt(given, start.settings, watched)
+        heads = prediction.heads(classifier, start.tower, images, record.seed)
+        if not bool(torch.isfinite(heads["fused"]).all()):
+            stopped = "similarities of some images are no numbers"
     except NonFiniteLossError as error:
         stopped = str(error)
     verdict = judge(
@@ -108,9 +111,6 @@ def adapt_images(start: Start, images: UnlabelledImages, place: Place) -> Outcom
             zero_shot=zero_shot,
             verdict=verdict,
         )
-    heads = prediction.heads(classifier, start.tower, images, record.seed)
-    if not bool(torch.isfinite(heads["fused"]).all()):
-        raise NonFiniteLossError("expected finite similarities of all images, got others")
     return Outcome(record, classifier, start.tower, heads, zero_shot, verdict)
 
 

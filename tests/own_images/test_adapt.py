@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from microclip.own_images.card import FILES
 from tests.fixtures.project import CLASSES, SENTENCES, draw
 from tests.fixtures.tracking import client, runs
 from tests.own_images.folder import N_IMAGES, SHORT, adapt, place, read, write_labels, write_photos
-from tests.text.asking import asked_project, server
+from tests.text.asking import asked_project, server, start
 
 __all__ = ["place", "server"]
 TIMES = ("images_per_s", "seconds", "elapsed_s", "peak_memory_mib")
@@ -240,15 +241,57 @@ def test_a_language_model_describes_the_classes_once(
     asked_project(own_project, server.url)  # type: ignore[attr-defined]
     write_photos(Path("photos"))
     Path("names.txt").write_text("\n".join(CLASSES) + "\n")
-    assert adapt("--llm", "asked", "--domain", "a shape", "--method", "cupl") == 0
-    said = capsys.readouterr().err
+    command = [
+        "adapt",
+        "photos",
+        "--classes",
+        "names.txt",
+        "--out",
+        "adapted",
+        "--backbone",
+        "tiny",
+    ]
+    command += ["--llm", "asked", "--domain", "a shape", "--method", "cupl"]
+    worker = start(*command, "--set", "device=cpu")  # asks in a process that outlives this one
+    said, _ = worker.communicate(timeout=300)
+    assert worker.returncode == 0, said
     assert "9 requests to send" in said
+    assert said.count("15 images of 3 classes") == 1
     assert "texts: 3 classes x 30 sentences from adapted/descriptions.json" in said
     asked = {one.question for one in server.sent}  # type: ignore[attr-defined]
     assert any("a red disc, a shape," in question for question in asked)
     assert adapt("--llm", "asked", "--domain", "a shape", "--method", "cupl") == 0
     assert "complete already" in capsys.readouterr().err
     assert len(server.sent) == 9  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("answer", "is_begun"), [("n\n", False), ("y\n", True), ("", False)])
+def test_whoever_sits_there_is_asked_first(place: Path, answer: str, *, is_begun: bool) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "microclip", "adapt", "photos", "--classes", "names.txt"]
+    command += ["--out", "adapted", "--backbone", "tiny", "--method", "cupl"]
+    worker = subprocess.Popen(command, stdin=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    os.write(ours, answer.encode() or b"\x04")
+    said = worker.communicate(timeout=300)[1]
+    os.close(ours)
+    assert worker.returncode == 0, said
+    assert "go? [Y/n]" in said
+    assert ("nothing was started" in said) == (not is_begun)
+    assert (place / "adapted" / "adapted.json").exists() == is_begun
+
+
+def test_the_same_images_elsewhere_are_the_same_command(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert adapt("--method", "cupl") == 0
+    (place / "moved").mkdir()
+    (place / "photos").rename(place / "moved" / "photos")
+    capsys.readouterr()
+    given = ["adapt", "moved/photos", "--classes", "names.txt", "--out", "adapted"]
+    given += ["--backbone", "tiny", "--method", "cupl", "--set", "device=cpu"]
+    assert cli.main(given) == 0
+    assert "complete already" in capsys.readouterr().err
 
 
 def test_two_commands_do_not_share_a_folder(place: Path) -> None:
