@@ -53,7 +53,7 @@ def test_the_list_says_what_is_missing_and_what_to_do_next(
         row.split()
         == (
             f"{NAME} 3 missing archive 0.1 MB | hub | by hand paper 9 9 "
-            "research only, and a licence whos…"
+            "research only; all the terms are …"
         ).split()
     )
     assert last == (

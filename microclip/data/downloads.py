@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import socket
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -49,17 +50,9 @@ def fetch(file: RemoteFile, target: Path, *, is_offline: bool = False) -> str:
             f"place {file.name} there, or allow the network"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    failures = []
-    for url in file.urls:
-        try:
-            _from_mirror(part, url)
-        except MirrorError as error:
-            failures.append(f"{urlsplit(url).netloc}: {error}")
-            tell(f"{file.name}: {failures[-1]}")
-            if not part.size:
-                part.clear()
-        else:
-            return part.finish(target)
+    failures = _from_mirrors(part)
+    if len(failures) < len(file.urls):
+        return part.finish(target)
     raise runtime.ServiceError(
         f"{file.name} could not be had ({'; '.join(failures)}); the same command continues, or "
         f"place the file at {target}"
@@ -74,6 +67,22 @@ def check_space(folder: Path, needed: int, what: str) -> None:
             f"{what} needs {needed} bytes ({in_words(needed)}) in {folder}, {free} "
             f"({in_words(free)}) are free; make room, or set MICROCLIP_DATA to a larger disk"
         )
+
+
+def _from_mirrors(part: PartFile) -> list[str]:
+    """Complete the part from the first mirror that can; return how those before it failed."""
+    failures = []
+    for url in part.file.urls:
+        try:
+            _from_mirror(part, url)
+        except MirrorError as error:
+            failures.append(f"{urlsplit(url).netloc}: {error}")
+            tell(f"{part.file.name}: {failures[-1]}")
+            if not part.size:
+                part.clear()
+        else:
+            break
+    return failures
 
 
 def _from_mirror(part: PartFile, url: str) -> None:
@@ -108,7 +117,11 @@ def _ask(part: PartFile, url: str) -> None:
     except requests.exceptions.InvalidSchema as error:
         raise MirrorError(f"no address that can be fetched: {error}") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise PassingError(_in_short(error)) from error
+        reason = _root(error)
+        is_nobody = isinstance(reason, (socket.gaierror, ConnectionRefusedError))
+        kind = MirrorError if is_nobody else PassingError  # a name or machine that is not there
+        text = " ".join(str(reason).split()) or " ".join(str(error).split())
+        raise kind(f"{type(error).__name__}: {text}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise runtime.ResourceError(
@@ -160,10 +173,8 @@ def _move_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
-def _in_short(error: Exception) -> str:
-    """Return the innermost reason that a request failed, one line."""
-    inner: BaseException = error
-    while (below := inner.__cause__ or inner.__context__) is not None:
-        inner = below
-    text = " ".join(str(inner).split()) or " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"
+def _root(error: BaseException) -> BaseException:
+    """Return the innermost reason that a request failed."""
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
+    return error

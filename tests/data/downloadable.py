@@ -95,7 +95,7 @@ def _values(server: FileServer) -> dict[str, Any]:
         "source": {"kind": "public", "dataset": NAME, "split": "paper"},
         "templates": ["a photo of a {} texture."],
         "card": {
-            "licence": "research only, and a licence whose text is longer than a line has room for",
+            "licence": "research only; all the terms are on the page, and longer than a line",
             "homepage": "https://textures.example/",
             "size": "0.1 MB",
             "routes": [
