@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from microclip import paths, runtime, settings, survivor
+from microclip.dataset_settings import TEMPLATES
 from microclip.llm_settings import DescriptionSettings
 from microclip.settings import SettingsError
 from microclip.stages import app, say
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from microclip.text.orders import Order
 
 _OWN_PROMPTS = "own-images"
-_OWN_TEMPLATES = ("a photo of a {}.",)
 _HEAD = ("classes of", "requests", "answered", "prompt tokens", "answer tokens", "USD", "at most")
 
 
@@ -132,9 +132,7 @@ def _gather(target: str, written: DescriptionSettings, *, dry_run: bool) -> None
         )
     dataset = settings.load_dataset(target)
     if dry_run:
-        where = (
-            texts.location(dataset, written) if written.reads_file else "the dataset's templates"
-        )
+        where = texts.location(dataset, written) if written.reads_file else "its templates"
         print(f"{target}: read from {where}, nothing is asked")
         return
     say(f"wrote {texts.write(dataset, written)}")
@@ -180,7 +178,7 @@ def _job(
     names = vocabulary.checked([line for line in lines if line], target).class_names
     own = {**changes, "prompts": changes["prompts"] or _OWN_PROMPTS}
     return _Job(
-        Order(names, _changed(written, own, asked), None, _OWN_TEMPLATES), out, is_tracked=False
+        Order(names, _changed(written, own, asked), None, TEMPLATES), out, is_tracked=False
     )
 
 
