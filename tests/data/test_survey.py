@@ -195,7 +195,7 @@ def test_b10_what_may_not_be_read_is_named(readable_by_all: Path) -> None:
 def test_b9_pipes_and_names_of_no_text_are_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     picture().save(tmp_path / "a.png")
-    shutil.copy(tmp_path / "a.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    shutil.copy(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
     found = survey(tmp_path)
     assert found.images == (tmp_path / "a.png",)
     assert sorted(file.reason for file in found.bad) == [
@@ -203,4 +203,4 @@ def test_b9_pipes_and_names_of_no_text_are_named(tmp_path: Path) -> None:
         "its name is not UTF-8; rename it",
     ]
     write_bad_files(found, tmp_path / "bad_files.csv")
-    assert r"caf\udce9.png" in (tmp_path / "bad_files.csv").read_text()
+    assert r"\udcff.png" in (tmp_path / "bad_files.csv").read_text()
