@@ -99,27 +99,23 @@ def _files(card: DatasetCard) -> list[RemoteFile]:
 
 
 def get(
-    dataset: str,
-    card: DatasetCard,
-    *,
-    only: str = "",
-    offline: bool = False,
-    again: bool = False,
+    dataset: str, card: DatasetCard, *, only: str = "", offline: bool = False, again: bool = False
 ) -> Found:
     """Return a dataset's files, brought here by the first route that works.
 
     `only` names the one kind of route to take; `offline` (or MICROCLIP_OFFLINE) forbids the
-    network; `again` goes through a route though the files seem to be here, and so brings back what
-    was removed from them.
+    network; `again` goes through the route that the files came by and brings back what is gone.
 
     Raises:
         MissingDataError: no route can be taken without the user; the message is the recipe.
         ServiceError: routes failed; the message tells how each did.
         ResourceError: the disk is too small.  SettingsError: the card has no such route.
     """
-    found = None if again else locate(dataset, card)
-    if found is not None:
+    found = locate(dataset, card)
+    if found is not None and not again:
         return found
+    if found is not None and found.route != "local":
+        only = only or found.route  # files of two routes are not mixed
     routes = [route for route in card.routes if only in ("", route.kind)]
     if not routes:
         kinds = ", ".join(dict.fromkeys(route.kind for route in card.routes))
@@ -159,7 +155,8 @@ def _take_first(
             tell(f"{dataset} by {told[-1]}")
     is_for_user = not any(isinstance(error, runtime.ServiceError) for error in failures)
     kind = runtime.MissingDataError if is_for_user else runtime.ServiceError
-    raise kind(f"no route to {dataset} worked: {'; '.join(told)}; {recipe(dataset, card)}")
+    by_hand = "" if how.again else f"; {recipe(dataset, card)}"
+    raise kind(f"no route to {dataset} worked: {'; '.join(told)}{by_hand}")
 
 
 def _take(folder: Path, route: ArchiveRoute | HubRoute, how: _How) -> str:

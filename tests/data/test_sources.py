@@ -217,6 +217,17 @@ def test_what_was_removed_is_unpacked_again(dataset: Downloadable) -> None:
     assert len(dataset.server.asked) == 1
 
 
+def test_an_altered_image_is_named_and_no_other_route_mixed_in(
+    dataset: Downloadable, tmp_path: Path
+) -> None:
+    get(dataset)
+    copy_on_hub(dataset.server, tmp_path / "scratch")
+    (FOLDER / "dtd/images/banded/banded_0000.jpg").write_bytes(b"altered")
+    with pytest.raises(runtime.MissingDataError, match=r"banded_0000\.jpg is in the way and diff"):
+        get(dataset, again=True)
+    assert not (FOLDER / "hub").exists()
+
+
 def test_two_processes_fetch_a_dataset_once(dataset: Downloadable) -> None:
     dataset.server.faults[ARCHIVE] = ["slow"]
     command = [sys.executable, "-m", "microclip", "data", "get", NAME]
