@@ -46,6 +46,7 @@ def test_a_copy_goes_from_its_layout_to_its_counts(
     row = cells(table10((name,)), declared.title)
     assert row[2::2] == [str(len(copy.CLASSES)), str(found.train), str(found.test)]
     assert all(text.startswith("≠ ") for text in row[3::2])  # a copy is smaller than the paper's
+    assert found.expected is not None
     assert len(found.differences) == 3 - [found.expected.train, found.expected.test].count(None)
     notes = table10((name,)).notes
     assert all(f"{declared.title}: {line}" in notes for line in found.differences)

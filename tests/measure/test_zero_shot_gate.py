@@ -21,7 +21,13 @@ from tests.data import public_project
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = IconSource(
-    drawings="food", classes=6, train_scenes=1, test_scenes=10, size_px=64, difficulty=0.2
+    drawings="food",
+    classes=6,
+    train_scenes=1,
+    test_scenes=10,
+    difficulty=0.2,
+    size_px=64,
+    seed=0,
 )
 GATE = Path("results/data/fruit/zero-shot-icon-clip.json")
 REFUSAL = Path("results/data/fruit/zero-shot-icon-clip.refused.json")

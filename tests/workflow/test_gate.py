@@ -18,7 +18,9 @@ from tests.workflow import folder
 from tests.workflow.folder import MACHINE, ROOT
 
 pytestmark = pytest.mark.slow
-SOURCE = IconSource(drawings="food", classes=4, train_scenes=2, test_scenes=4, size_px=64)
+SOURCE = IconSource.model_validate(
+    {"drawings": "food", "classes": 4, "train_scenes": 2, "test_scenes": 4, "size_px": 64}
+)
 DATASET = {
     "title": "Fruit",
     "source": {"kind": "public", "dataset": "fruit", "split": "paper"},
