@@ -177,9 +177,7 @@ def _job(
     lines = [line.strip() for line in Path(target).read_text(encoding="utf-8").splitlines()]
     names = vocabulary.checked([line for line in lines if line], target).class_names
     own = {**changes, "prompts": changes["prompts"] or _OWN_PROMPTS}
-    return _Job(
-        Order(names, _changed(written, own, asked), None, TEMPLATES), out, is_tracked=False
-    )
+    return _Job(Order(names, _changed(written, own, asked), None, TEMPLATES), out, is_tracked=False)
 
 
 def _changed(
