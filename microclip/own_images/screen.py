@@ -82,7 +82,7 @@ def done(results: Results, out: Path) -> Iterator[str]:
     """Yield how it went; the last line says what to do next."""
     verdict = results.outcome.verdict
     kept = {
-        "healthy": "the adapted model is recommended",
+        "healthy": "the adapted model is kept; only labels can tell whether it is better",
         "no evidence": "nothing says that the adapted model is better than zero-shot; it is kept",
         "collapsed": "the adapted model is put aside, ZERO-SHOT IS KEPT",
         "untrained": "nothing was trained",

@@ -80,15 +80,16 @@ def _complaint(report: Report, wrong: dict[str, int], path: Path) -> str:
         first = report.of_kind(kind)[0]
         example = first.class_name if kind in ("missing", "empty", "key-twice") else first.text
         shown.append(f"{kind} {n} (first {example.strip()[:40]!r})")
-    is_mendable = set(wrong) - {"missing", "empty"}
-    mend = (
-        f"`microclip describe --fix {path}` writes a mended copy"
-        if is_mendable
-        else "write the sentences that lack"
-    )
+    remedies = []
+    if {"missing", "empty"} & set(wrong):
+        remedies.append("write the sentences that lack")
+    if set(wrong) - {"missing", "empty"}:
+        remedies.append(
+            f"`microclip describe --check {path}` shows the rest, --fix writes a mended copy"
+        )
     return (
         f"descriptions {path} of {report.n_classes} classes must not be encoded: "
-        f"{', '.join(shown)}; {mend}, `microclip describe --check {path}` shows all"
+        f"{', '.join(shown)}; {'; '.join(remedies)}"
     )
 
 

@@ -178,7 +178,7 @@ CASES = (
     Case(
         "B13 missing class",
         sentences({name: own for name, own in SENTENCES.items() if name != "blue bar"}),
-        ["own.json", "missing 1 (first 'blue bar')", "`microclip describe --check own.json`"],
+        ["own.json", "missing 1 (first 'blue bar'); write the sentences"],
         DESCRIBED,
     ),
     Case(
@@ -190,7 +190,12 @@ CASES = (
     Case(
         "B13 stubs",
         sentences({**SENTENCES, "blue bar": [".", "1.", "See www.bars.com for blue bars."]}),
-        ["stub 2 (first '.')", "url 1", "`microclip describe --fix own.json` writes a mended copy"],
+        [
+            "stub 2 (first '.')",
+            "url 1",
+            "`microclip describe --check own.json`",
+            "--fix writes a mended copy",
+        ],
         DESCRIBED,
     ),
     Case(
