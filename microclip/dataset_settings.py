@@ -174,6 +174,9 @@ class DatasetCard(Frozen):
     licence: str
     homepage: str = ""
     size: str = Field("", description="of the download")
+    ask_first: bool = Field(
+        default=False, description="too large for a study to fetch by itself: `microclip data get`"
+    )
     routes: tuple[Route, ...] = Field(min_length=1, description="in order of preference")
     splits: dict[Name, SplitRule]
     counts: dict[Name, Counts] = Field(default_factory=dict, description="by split")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from microclip import runtime
 from microclip.data import sources, splits
 from microclip.data.layouts.base import load_layout
 from microclip.data.splits import Split
@@ -36,7 +37,13 @@ def read(dataset: DatasetSettings) -> PublicImages:
     source = dataset.source
     assert isinstance(source, PublicSource)
     card = load_card(source)
-    found = sources.get(source.dataset, card)
+    found = sources.locate(source.dataset, card)
+    if found is None and card.ask_first:
+        raise runtime.MissingDataError(
+            f"{source.dataset} is not in {sources.home(source.dataset)}, and its {card.size} are not "
+            f"fetched unasked; run `microclip data get {source.dataset}`"
+        )
+    found = found or sources.get(source.dataset, card)
     names = load_vocabulary(dataset).class_names
     route = next(
         (r for r in card.routes if isinstance(r, HubRoute) and r.layout == found.layout), None

@@ -156,11 +156,14 @@ def _generator(kind: str, seed: int, draw: int) -> Shuffle:
 
 
 def _by_class(items: Iterable[Item]) -> list[tuple[str, list[Item]]]:
-    """Return the images of each class in the order of their names, classes by the source's key."""
-    found: dict[tuple[str, int], list[Item]] = {}
+    """Return the key and the images of each class, in the order of their names.
+
+    Classes come by their labels, which are the same whatever a copy calls its folders.
+    """
+    found: dict[int, list[Item]] = {}
     for item in _sorted(items):
-        found.setdefault((item.key, item.label), []).append(item)
-    return [(key, found[key, label]) for key, label in sorted(found)]
+        found.setdefault(item.label, []).append(item)
+    return [(found[label][0].key, found[label]) for label in sorted(found)]
 
 
 def _sorted(items: Iterable[Item]) -> tuple[Item, ...]:

@@ -70,6 +70,15 @@ def test_a_fetched_dataset_is_one_of_the_workflow(dataset: Downloadable) -> None
     assert len(manifest.read_text().splitlines()) == 1 + 9 + 9
 
 
+def test_a_study_does_not_fetch_unasked_what_is_very_large(dataset: Downloadable) -> None:
+    dataset.values["card"] |= {"ask_first": True, "size": "63 GB"}
+    dataset.write()
+    with pytest.raises(runtime.MissingDataError, match=r"its 63 GB .* `microclip data get text"):
+        datasets.fetch(settings.load_dataset(NAME))
+    get(dataset)
+    assert datasets.fetch(settings.load_dataset(NAME)).is_file()
+
+
 def test_the_next_route_is_taken_when_one_fails(
     dataset: Downloadable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -323,3 +323,14 @@ def test_coop_s_spelling_of_each_dataset_s_images_is_found(
     split = divide(found, COOP, folder=tmp_path, seed=0)
     assert names(split.train) == names(found.items[0::3])
     assert names(split.test) == names(found.items[2::3])
+
+
+def test_a_copy_that_names_its_classes_otherwise_gets_the_same_draw() -> None:
+    names = [f"{label}/{number}.jpg" for label in range(3) for number in range(10)]
+    one, other = (
+        Listing(tuple(Item(Path(n), n, int(n[0]), keys[int(n[0])]) for n in names))
+        for keys in ("abc", "zyx")
+    )
+    rule = DrawnRule(rule="drawn", train=0.5)
+    drawn = [divide(x, rule, folder=NOWHERE, seed=0).train for x in (one, other)]
+    assert [i.name for i in drawn[0]] == [i.name for i in drawn[1]]
