@@ -40,8 +40,8 @@ def read(dataset: DatasetSettings) -> PublicImages:
     found = sources.locate(source.dataset, card)
     if found is None and card.ask_first:
         raise runtime.MissingDataError(
-            f"{source.dataset} is not in {sources.home(source.dataset)}, and its {card.size} are not "
-            f"fetched unasked; run `microclip data get {source.dataset}`"
+            f"{source.dataset} is not in {sources.home(source.dataset)}, and its {card.size} are "
+            f"not fetched unasked; run `microclip data get {source.dataset}`"
         )
     found = found or sources.get(source.dataset, card)
     names = load_vocabulary(dataset).class_names

@@ -2,8 +2,8 @@
 
 Rules are declared a dataset in `config/datasets/*.yaml`; the paper's Table 10, VISSL's scripts and
 CoOp's files are what they follow (docs/datasets.md). A draw walks over the classes in the order of
-the publisher's keys, and over a class in the order of its names, with one generator: neither the
-order of files on a disk nor the order of a list matters.
+their labels, and over a class in the order of its names, with one generator: neither the order of
+files on a disk nor the order of a list matters.
 """
 
 from __future__ import annotations

@@ -326,11 +326,10 @@ def test_coop_s_spelling_of_each_dataset_s_images_is_found(
 
 
 def test_a_copy_that_names_its_classes_otherwise_gets_the_same_draw() -> None:
-    names = [f"{label}/{number}.jpg" for label in range(3) for number in range(10)]
+    files = [f"{label}/{number}.jpg" for label in range(3) for number in range(10)]
     one, other = (
-        Listing(tuple(Item(Path(n), n, int(n[0]), keys[int(n[0])]) for n in names))
+        Listing(tuple(Item(Path(n), n, int(n[0]), keys[int(n[0])]) for n in files))
         for keys in ("abc", "zyx")
     )
-    rule = DrawnRule(rule="drawn", train=0.5)
-    drawn = [divide(x, rule, folder=NOWHERE, seed=0).train for x in (one, other)]
-    assert [i.name for i in drawn[0]] == [i.name for i in drawn[1]]
+    first, second = (draw(listed, drawn(0.5)).train for listed in (one, other))
+    assert [i.name for i in first] == [i.name for i in second]
