@@ -108,7 +108,7 @@ def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
         (["collect-scores", "--study", "s", "--out", "x"], 3, "plan.json does not exist"),
         (["nonsense"], 2, "No such command 'nonsense'"),
         (["run"], 2, "Missing option '--settings'"),
-        (["adapt", ".", "--classes", "none.txt", "--out", "x"], 3, "none.txt is no file"),
+        (["adapt", "photos", "--classes", "none.txt", "--out", "x"], 3, "none.txt is no file"),
         (["predict", "nothing", "a.png"], 2, "holds no complete classifier"),
     ],
 )
