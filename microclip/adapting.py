@@ -82,7 +82,7 @@ def adapt(
     """Adapt to a folder of unlabelled images; the same command continues an interrupted one."""
     from microclip.own_images.materials import Wishes
 
-    given = {"seed": seed, **_pairs(set_ or [])}
+    given = {"seed": seed, **_templates(domain), **_pairs(set_ or [])}
     wishes = Wishes(
         folder=folder,
         out=out,
@@ -104,6 +104,15 @@ def adapt(
     found = _adapt(wishes, is_asked=not yes and sys.stdin.isatty())
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=1), flush=True)
+
+
+def _templates(domain: str) -> dict[str, Any]:
+    """Return the template that tells what the classes are, as CLIP's own for birds or pets do."""
+    if not domain:
+        return {}
+    if "{" in domain or "}" in domain:
+        raise settings.SettingsError(f'--domain {domain!r} holds braces; write "a kind of bird"')
+    return {"templates": (f"a photo of a {{}}, {domain}.",)}
 
 
 def _adapt(wishes: Wishes, *, is_asked: bool) -> dict[str, Any]:

@@ -97,8 +97,6 @@ def _check_places(wishes: Wishes) -> None:
         raise SettingsError("--classes and --classes-from-folders exclude each other; give one")
     if wishes.descriptions is not None and wishes.llm:
         raise SettingsError("--descriptions and --llm exclude each other; give one")
-    if wishes.domain and not wishes.llm:
-        raise SettingsError("--domain says how a language model is asked; name one with --llm")
     if wishes.out.exists() and not wishes.out.is_dir():
         raise SettingsError(f"--out {wishes.out} is a file; name a folder")
     out, folder = wishes.out.resolve(), wishes.folder.resolve()

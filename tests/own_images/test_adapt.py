@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -233,6 +234,12 @@ def test_a_file_of_descriptions_is_read(place: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().err
     assert "texts: 3 classes x 2 sentences from own.json" in said
     assert "1 descriptions of other classes are not used" in said
+
+
+def test_a_domain_joins_the_template(place: Path) -> None:
+    assert adapt("--domain", "a kind of shape", "--method", "cupl") == 0
+    written = yaml.safe_load((place / "adapted" / "settings.yaml").read_text())
+    assert written["dataset"]["templates"] == ["a photo of a {}, a kind of shape."]
 
 
 def test_a_language_model_describes_the_classes_once(

@@ -221,7 +221,7 @@ CASES = (
     Case("a backbone", nothing, ["unknown backbone 'RN50'"], ("--backbone", "RN50")),
     Case("out within", nothing, ["lies within the images' folder"], ("--out", "photos/out")),
     Case("both", nothing, ["exclude each other"], (*DESCRIBED, "--llm", "gpt-4o")),
-    Case("domain", nothing, ["name one with --llm"], ("--domain", "a bird")),
+    Case("domain", nothing, ["holds braces", "a kind of bird"], ("--domain", "a {}")),
     Case("no model", nothing, ["reads a file and asks no model"], ("--llm", "shipped")),
 )
 
