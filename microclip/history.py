@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from microclip import paths, runtime
@@ -53,3 +54,14 @@ class RunClock:
     def seconds(self) -> float:
         """Return the seconds up to now."""
         return (self._before or 0.0) + time.perf_counter() - self._started
+
+
+def epoch_line(
+    epoch: int, n_epochs: int | None, row: Mapping[str, float], shown: Mapping[str, str]
+) -> str:
+    """Return an epoch's row for people: what it has of `shown` (column: format), the time left."""
+    parts = [form.format(row[name]) for name, form in shown.items() if name in row]
+    if n_epochs and "seconds" in row:
+        parts.append(f"about {round((n_epochs - epoch) * row['seconds'])} s left")
+    total = "" if n_epochs is None else f"/{n_epochs}"
+    return f"epoch {epoch}{total}: " + ", ".join(parts)

@@ -7,9 +7,18 @@ from collections.abc import Callable, Iterable, Mapping
 from jaxtyping import Int
 from torch import Tensor
 
-from microclip.history import RunClock
+from microclip.history import RunClock, epoch_line
 from microclip.measure.evaluation import collect_heads, evaluate
 from microclip.methods.base import Classifier, Tracker, ViewPlan, Views
+
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "pseudo_mix_pct": "pseudo-labels {:.1f} %",
+    "test_fused_pct": "test {:.1f} %",
+    "test_global_pct": "global {:.1f}",
+    "test_local_pct": "local {:.1f}",
+    "images_per_s": "{:.0f} images/s",
+}  # of an epoch's row, for people
 
 TestBatches = Callable[[ViewPlan], Iterable[Views]]
 
@@ -81,26 +90,8 @@ class MeasuredTracker:
         """Record a row with what was measured."""
         full = {**row, **self._monitor.take(), "elapsed_s": round(self._clock.at(epoch), 3)}
         self._tracker.epoch(epoch, full)
-        self._tracker.message(summary(epoch, self._n_epochs, full))
+        self._tracker.message(epoch_line(epoch, self._n_epochs, full, _SHOWN))
 
     def message(self, text: str) -> None:
         """Show a line."""
         self._tracker.message(text)
-
-
-def summary(epoch: int, n_epochs: int | None, row: Mapping[str, float]) -> str:
-    """Return an epoch's row as a line for people."""
-    shown = {
-        "loss": "loss {:.3f}",
-        "pseudo_mix_pct": "pseudo-labels {:.1f} %",
-        "test_fused_pct": "test {:.1f} %",
-        "test_global_pct": "global {:.1f}",
-        "test_local_pct": "local {:.1f}",
-        "images_per_s": "{:.0f} images/s",
-    }
-    parts = [form.format(row[name]) for name, form in shown.items() if name in row]
-    if n_epochs and "seconds" in row:
-        left = (n_epochs - epoch) * row["seconds"]
-        parts.append(f"about {round(left)} s left")
-    total = "" if n_epochs is None else f"/{n_epochs}"
-    return f"epoch {epoch}{total}: " + ", ".join(parts)

@@ -18,12 +18,21 @@ from torch import Tensor
 
 from microclip import prediction, runtime
 from microclip.data.datasets import UnlabelledImages
-from microclip.history import RunClock
+from microclip.history import RunClock, epoch_line
 from microclip.measure.evaluation import CONFIDENCE_SCALE
 from microclip.measure.gallery import spread
 from microclip.methods.base import Classifier, Tracker
 from microclip.model.backbone import Backbone
 from microclip.settings import SettingsError
+
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "churn_pct": "{:.1f} % of the pseudo-labels changed",
+    "agreement_pct": "[FG] and [CLS] agree on {:.0f} %",
+    "confidence": "confidence {:.2f}",
+    "classes_seen_pct": "{:.0f} % of the classes predicted",
+    "images_per_s": "{:.0f} images/s",
+}  # of an epoch's row, for people
 
 MAX_LOOKED_AT = 2048  # images that are classified at each epoch's end; of more, every k-th
 GUESSES = "guesses.safetensors"  # of the last two epochs, beside the checkpoint
@@ -172,28 +181,11 @@ class WatchedTracker:
         self._rows = {e: r for e, r in self._rows.items() if e < epoch}
         self._rows[epoch] = {"epoch": epoch, **full}
         self._tracker.epoch(epoch, full)
-        self._tracker.message(summary(epoch, self._n_epochs, full))
+        self._tracker.message(epoch_line(epoch, self._n_epochs, full, _SHOWN))
 
     def message(self, text: str) -> None:
         """Show a line."""
         self._tracker.message(text)
-
-
-def summary(epoch: int, n_epochs: int | None, row: Mapping[str, float]) -> str:
-    """Return an epoch's row as a line for people."""
-    shown = {
-        "loss": "loss {:.3f}",
-        "churn_pct": "{:.1f} % of the pseudo-labels changed",
-        "agreement_pct": "[FG] and [CLS] agree on {:.0f} %",
-        "confidence": "confidence {:.2f}",
-        "classes_seen_pct": "{:.0f} % of the classes predicted",
-        "images_per_s": "{:.0f} images/s",
-    }
-    parts = [form.format(row[name]) for name, form in shown.items() if name in row]
-    if n_epochs and "seconds" in row:
-        parts.append(f"about {round((n_epochs - epoch) * row['seconds'])} s left")
-    total = "" if n_epochs is None else f"/{n_epochs}"
-    return f"epoch {epoch}{total}: " + ", ".join(parts)
 
 
 def _share(is_so: Tensor) -> float:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from microclip.history import RunClock, write_history
-from microclip.measure.monitoring import LabelMonitor, MeasuredTracker, summary
+from microclip.history import RunClock, epoch_line, write_history
+from microclip.measure.monitoring import LabelMonitor, MeasuredTracker
 from microclip.methods.base import Views
 from tests.fixtures.project import Journal
 from tests.measure.test_evaluation import Halves
@@ -64,7 +64,9 @@ def test_the_tracker_gets_the_rows_and_the_method_does_not(tmp_path: Path) -> No
 
 
 def test_before_training_there_is_only_a_test() -> None:
-    assert summary(0, 2, {"test_fused_pct": 40.0}) == "epoch 0/2: test 40.0 %"
+    shown = {"test_fused_pct": "test {:.1f} %"}
+    row = {"test_fused_pct": 40.0, "seconds": 3.0}
+    assert epoch_line(0, 2, row, shown) == "epoch 0/2: test 40.0 %, about 6 s left"
 
 
 def test_a_run_that_goes_on_counts_the_seconds_of_its_earlier_process(tmp_path: Path) -> None:
