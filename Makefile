@@ -35,7 +35,7 @@ run: setup  ## run the study: descriptions, self-training, scores, tables, figur
 	@python -m microclip show $(if $(CONFIG),--config $(CONFIG))
 
 test: setup  ## run the whole test suite, on two CPUs where there are
-	@OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile
+	@OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: setup  ## lint, types, formats, spelling
 	ruff check .

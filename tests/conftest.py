@@ -2,6 +2,8 @@
 
 import signal
 
+import pytest
+
 from tests.browser import browser
 from tests.fixtures.project import own_project, project, project_source
 from tests.fixtures.tracking import empty_database, work
@@ -10,3 +12,10 @@ __all__ = ["browser", "empty_database", "own_project", "project", "project_sourc
 
 # A shell that starts the suite in the background makes it, and all it starts, deaf to Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_LONG = ("workflow", "export", "own_images")  # folders whose files start whole processes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files: of two workers, one would wait for a long file that came last."""
+    items.sort(key=lambda item: not set(_LONG) & set(item.path.parts))
