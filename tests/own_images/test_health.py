@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from microclip.own_images.health import judge
-from microclip.own_images.watch import signs, summary
+from microclip.own_images.watch import signs
 
 START = {"epoch": 0, "kept_pct": 79.4, "agreement_pct": 63.8, "classes_seen_pct": 100.0}
 START |= {"entropy": 0.921, "confidence": 0.9}
@@ -95,10 +95,3 @@ def test_two_images_can_show_two_classes_at_most() -> None:
     found = signs({"fused": torch.eye(9)[:2]}, torch.tensor([0, 1]))
     assert found.classes_seen_pct == 100
     assert found.entropy == pytest.approx(1.0)
-
-
-def test_an_epoch_is_told_in_a_line() -> None:
-    row = {"loss": 1.5, "churn_pct": 3.25, "confidence": 0.5, "seconds": 2.0}
-    assert summary(3, 5, row) == (
-        "epoch 3/5: loss 1.500, 3.2 % of the pseudo-labels changed, confidence 0.50, about 4 s left"
-    )

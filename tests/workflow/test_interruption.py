@@ -135,6 +135,8 @@ def test_a_job_that_outlived_its_scheduler_is_ended_first(place: Path) -> None:
 
 
 def test_a_second_workflow_in_the_folder_ends_at_once_and_harms_nothing(place: Path) -> None:
+    methods = {"microclip": {**LONG["microclip"], "epochs": 3000}}  # longer than all that follows
+    folder.write_study(place, **{**ONE, "methods": methods})
     with started(place):
         again = folder.microclip(place, "unlock")
         assert again.returncode != 0
