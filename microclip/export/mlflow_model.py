@@ -93,10 +93,26 @@ def write_model(adapted: Adapted, folder: Path) -> None:
 def log_model(adapted: Adapted, name: str, experiment: str) -> str:
     """Log the model into the tracking store under a registered name; return its address."""
     _be_quiet()
-    mlflow.set_tracking_uri(tracking_server.tracking_uri())
-    with _parts(adapted) as parts, mlflow.start_run(experiment_id=experiment, run_name=name):
+    with (
+        _our_store(),
+        _parts(adapted) as parts,
+        mlflow.start_run(experiment_id=experiment, run_name=name),
+    ):
         logged = mlflow.pyfunc.log_model(name=name, registered_model_name=name, **parts)
     return f"models:/{name}/{logged.registered_model_version}"
+
+
+@contextlib.contextmanager
+def _our_store() -> Iterator[None]:
+    """Point MLflow's global functions at our store; put back what they leave in the environment."""
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(tracking_server.tracking_uri())
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        if named is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = named
 
 
 def _be_quiet() -> None:

@@ -104,6 +104,7 @@ def test_a_registered_model_is_served_from_the_store(
     command = ["export", str(icons.folder), "--format", "mlflow", "--out", "model"]
     assert cli.main([*command, "--log", "food-icons"]) == 0
     assert "registered as models:/food-icons/1" in capsys.readouterr().err
+    assert "MLFLOW_TRACKING_URI" not in os.environ  # of whatever comes next in this process
     own = {"MLFLOW_TRACKING_URI": store}
     with served("models:/food-icons/1", work / "elsewhere", **own) as address:
         file = next(iter(icons.test))
