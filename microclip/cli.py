@@ -148,7 +148,8 @@ def doctor() -> None:
     """Say what this machine has, and what is missing."""
     record = runtime.record()
     gpu = "a GPU is visible" if runtime.visible_gpus() else "no GPU: the icon studies run on CPU"
-    found = [(f"{name} {version or ''}", version) for name, version in record["packages"].items()]
+    packages = record["packages"].items()
+    found = [(f"{name} {version or ''}", version is not None) for name, version in packages]
     for name in settings.known("backbones"):
         file = settings.load_backbone_settings(name).weights
         there = file is None or (paths.project_root() / file).is_file()

@@ -148,7 +148,7 @@ def _counted(dataset: DatasetSettings, card: DatasetCard) -> list[str]:
     from microclip.data.vocabulary import load_vocabulary
 
     assert isinstance(dataset.source, PublicSource)
-    read = public.read(dataset)
+    read = public.read_public(dataset)
     n_classes = len(load_vocabulary(dataset).class_names)
     counted = {"classes": n_classes, "train": len(read.split.train), "test": len(read.split.test)}
     split = dataset.source.split

@@ -54,6 +54,9 @@ class PublicSource(Frozen):
     bad_images: BadImages = Field("error", description="skip: leave out what cannot be read")
 
 
+Source = Annotated[IconSource | FolderSource | PublicSource, Field(discriminator="kind")]
+
+
 class RemoteFile(Frozen):
     """A file of an archive route."""
 
@@ -194,7 +197,7 @@ class DatasetSettings(Frozen):
 
     name: Name
     title: str = Field(description="as printed in tables")
-    source: IconSource | FolderSource | PublicSource = Field(discriminator="kind")
+    source: Source
     templates: tuple[str, ...] = Field(
         TEMPLATES, min_length=1, description="prompt templates, one {} each"
     )

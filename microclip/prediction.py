@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microclip.data.datasets import UnlabelledImages, image_files
+from microclip.data.datasets import UnlabelledImages
 from microclip.data.features import embeddings
 from microclip.data.loading import ViewRecipe, evaluation_views
 from microclip.data.store import open_store, write_store
 from microclip.data.survey import survey
+from microclip.data.walking import image_files
 from microclip.measure.evaluation import CONFIDENCE_SCALE
 from microclip.methods.base import Classifier, Views
 from microclip.model.backbone import Backbone

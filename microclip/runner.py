@@ -18,6 +18,7 @@ from microclip import paths, runtime
 from microclip.data import datasets, features, passport
 from microclip.data.datasets import LabelledImages
 from microclip.data.loading import ViewRecipe, evaluation_views
+from microclip.data.manifest import read_manifest
 from microclip.data.vocabulary import load_vocabulary
 from microclip.history import RunClock
 from microclip.measure.evaluation import Evaluation, collect_heads, evaluate
@@ -220,7 +221,7 @@ def _write(
             "recipe": settings.recipe,
             "shared_recipe": SHARED_RECIPE,
             "inputs": {
-                "images": datasets.read_manifest(settings.dataset.name).images_sha256,
+                "images": read_manifest(settings.dataset.name).images_sha256,
                 "passport": passport.file_sha256(settings.dataset.name),
                 "backbone": embedding.backbone_key(settings.backbone),
                 "class_vectors": embedding.file_sha256(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -14,14 +14,18 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from microclip import paths
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 _CHUNK = 1 << 20
-_leases: list[IO[str]] = []  # open lock files: a device is held while the process lives
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # NFS without lockd, some FUSE and SMB
+_leases: list[FileLock] = []  # a device is held while the process lives
 _RECORDED = (
     "torch",
     "torchvision",
@@ -72,6 +76,47 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, on_busy: Callable[[], object]) -> Iterator[None]:
+    """Hold the lock file `path`; it is released when the process ends, however it ends.
+
+    If another process holds it, call `on_busy` (which may raise), then wait.
+
+    Raises: ResourceError if the file system has no locks.
+    """
+    lock = _lock(path, is_waiting=False)
+    if lock is None:
+        on_busy()
+        lock = _lock(path, is_waiting=True)
+    assert lock is not None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _lock(path: Path, *, is_waiting: bool) -> FileLock | None:
+    """Return the lock, taken; None if another process holds it and we do not wait."""
+    from filelock import FileLock, Timeout  # not at the top: `--help` must stay fast
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A soft lock would outlive a killed process, so there is no falling back to one. The file stays
+    # after release: removing it would let a waiter lock an inode that nobody else sees.
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False, preserve_lock_file=True)
+    try:
+        lock.acquire(blocking=is_waiting)
+    except Timeout:
+        return None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise ResourceError(
+            f"cannot lock {path} ({error.strerror}): its file system has no file locks, which keep "
+            "two processes from writing the same files; use a folder on a local disk"
+        ) from error
+    return lock
 
 
 def _umask() -> int:
@@ -179,14 +224,10 @@ def _lease(pool: list[str]) -> str:
     folder = Path(tempfile.gettempdir()) / f"microclip-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True, mode=0o700)
     for device in pool:
-        stream = (folder / f"{device.replace('/', '_')}.lock").open("w")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            stream.close()
-            continue
-        _leases.append(stream)
-        return device
+        lease = _lock(folder / f"{device.replace('/', '_')}.lock", is_waiting=False)
+        if lease is not None:
+            _leases.append(lease)
+            return device
     raise ResourceError(
         f"all {len(pool)} GPUs are in use by other runs; wait, or lower --resources gpu="
     )
@@ -240,7 +281,19 @@ def _version(package: str) -> str | None:
         return None
 
 
-def record() -> dict[str, Any]:
+class Machine(TypedDict):
+    """Where and with what a run was made."""
+
+    commit: str | None
+    dirty: bool
+    python: str
+    platform: str
+    cpus: int | None
+    gpu: str | None
+    packages: dict[str, str | None]  # name -> version, None if not installed
+
+
+def record() -> Machine:
     """Return where and with what a run is made: commit, versions, platform, device."""
     torch = sys.modules.get("torch")
     on_gpu = torch is not None and torch.cuda.is_initialized()

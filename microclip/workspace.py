@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from microclip import runtime
 from microclip.settings import SettingsError
 
 _GRACE_S = 30.0
@@ -69,14 +69,12 @@ def release(folder: Path) -> list[str]:
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold a run's folder for one process; the lock goes with the process, however it ends.
 
-    Raises: SettingsError if another process writes there.
+    Raises:
+        SettingsError: another process writes there.  ResourceError: no locks on that disk.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SettingsError(
-                f"another process is writing {folder}; wait for it to end, or stop it"
-            ) from None
+
+    def refuse() -> None:
+        raise SettingsError(f"another process is writing {folder}; wait for it to end, or stop it")
+
+    with runtime.locked(folder / ".lock", on_busy=refuse):
         yield

@@ -134,11 +134,11 @@ def test_no_method_imports_another() -> None:
         assert not (own(module) & methods) - shared - {module}, module
 
 
-def test_no_module_is_longer_than_300_lines() -> None:
+def test_no_module_is_longer_than_600_lines() -> None:
     lines = {
         m: len((PACKAGE / f"{m.replace('.', '/')}.py").read_text().splitlines()) for m in MODULES
     }
-    assert not {module: n for module, n in lines.items() if n > 300}
+    assert not {module: n for module, n in lines.items() if n > 600}
 
 
 def test_no_pickle_is_loaded() -> None:

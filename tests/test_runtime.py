@@ -1,5 +1,7 @@
 """Files are whole or absent; seeds have purposes; a device is leased, never replaced in secret."""
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -170,6 +172,54 @@ def test_each_job_leases_a_gpu_of_its_own(tmp_path: Path) -> None:
     assert again.stdout.strip() == said[0]
     jobs[1].communicate("")
     jobs[0].communicate()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from microclip import runtime
+with runtime.locked(Path(sys.argv[1]), on_busy=lambda: print("busy", flush=True)):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_lock_is_waited_for_and_freed_by_a_kill(tmp_path: Path) -> None:
+    first = hold(tmp_path / "folder" / ".lock")
+    assert first.stdout is not None
+    assert first.stdout.readline() == "held\n"
+    second = hold(tmp_path / "folder" / ".lock")
+    assert second.stdout is not None
+    assert second.stdout.readline() == "busy\n"
+    first.kill()
+    assert second.stdout.readline() == "held\n"
+    second.communicate("")
+    first.communicate()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(runtime.ResourceError, match=r"\.lock .*: its file system has no file locks"),
+        runtime.locked(tmp_path / ".lock", on_busy=lambda: pytest.fail("nobody holds it")),
+    ):
+        pytest.fail("it must not go on without the lock")
 
 
 def test_the_record_names_code_versions_and_machine() -> None:

@@ -13,9 +13,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from microclip import paths, runtime
-from microclip.data.datasets import SPLITS, UnlabelledImages, read_manifest
+from microclip.data.datasets import UnlabelledImages
 from microclip.data.datasets import load as load_splits
 from microclip.data.loading import ViewRecipe, evaluation_views
+from microclip.data.manifest import SPLITS, read_manifest
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.settings import BackboneSettings, DatasetSettings, SettingsError
 from microclip.settings import digest as settings_digest

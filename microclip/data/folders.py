@@ -14,8 +14,8 @@ import numpy as np
 
 from microclip import runtime
 from microclip.data import bad_files, label_list
-from microclip.data.datasets import UNKNOWN
 from microclip.data.folder_layout import PARTS, beside, label_of_folder, layout_of, root
+from microclip.data.manifest import UNKNOWN
 from microclip.data.vocabulary import Vocabulary
 from microclip.data.walking import Walk, require_images, walk
 from microclip.dataset_settings import FolderSource

@@ -5,20 +5,33 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from microclip import paths, runtime
-from microclip.data import origin, overlap
-from microclip.data.datasets import SPLITS, UNKNOWN, Manifest, read_manifest
-from microclip.data.overlap import Shared
+from microclip.data.manifest import (
+    SPLITS,
+    UNKNOWN,
+    Manifest,
+    Origin,
+    manifest_sha256,
+    read_manifest,
+    read_origin,
+)
+from microclip.data.overlap import (
+    EXAMPLES,
+    NEAR_BITS,
+    NEAR_LEVELS,
+    Shared,
+    by_bytes,
+    by_picture,
+)
 from microclip.data.passport import (
     FORMAT,
     ClassSize,
     Overlap,
     Passport,
-    manifest_sha256,
     names_sha256,
     pairs,
     warnings,
@@ -33,8 +46,8 @@ logger = logging.getLogger(__name__)
 ALLOW_OVERLAP = "MICROCLIP_ALLOW_OVERLAP"  # of one's own folders: their results are transductive
 MAX_PUBLISHED_OVERLAP_PCT = 1.0  # published splits have some duplicates; more is a wrong split
 _NEAR = (
-    f"difference hashes within {overlap.NEAR_BITS} of 64 bits and pictures within "
-    f"{overlap.NEAR_LEVELS:g} of 255 levels"
+    f"difference hashes within {NEAR_BITS} of 64 bits and pictures within "
+    f"{NEAR_LEVELS:g} of 255 levels"
 )
 
 
@@ -46,17 +59,31 @@ class _Examined:
     store: ImageStore
     rows: dict[str, list[int]]
     left_out: list[int]
+    origin: Origin
 
     def files(self, shared: Shared) -> tuple[tuple[str, str], ...]:
         """Return the first shared images, training and test file."""
-        places = zip(shared.train[: overlap.EXAMPLES], shared.test, strict=False)
+        places = zip(shared.train[:EXAMPLES], shared.test, strict=False)
         return tuple(
             (self.manifest.names[self.rows["train"][a]], self.manifest.names[self.rows["test"][b]])
             for a, b in places
         )
 
-    def told(self, rule: str, shared: Shared) -> Overlap:
-        """Return overlap as a passport tells it."""
+    def by_class(self) -> dict[str, Counter[int]]:
+        """Count the images of each label, split by split."""
+        labels = self.manifest.labels
+        return {split: Counter(labels[row] for row in own) for split, own in self.rows.items()}
+
+    def same_bytes(self) -> Shared:
+        """Return the images whose files are the same in train and test."""
+        hashes = {
+            split: [self.manifest.file_sha256[row] for row in own]
+            for split, own in self.rows.items()
+        }
+        return by_bytes(hashes["train"], hashes["test"])
+
+    def overlap(self, rule: str, shared: Shared) -> Overlap:
+        """Return overlap as the passport has it."""
         return Overlap(
             rule=rule, test=len(shared), train=shared.n_train, examples=self.files(shared)
         )
@@ -76,32 +103,50 @@ def issue(dataset: DatasetSettings, *, allow_overlap: bool | None = None) -> Pat
     path = Path(paths.PASSPORT.format(dataset=dataset.name))
     path.unlink(missing_ok=True)
     found = _examined(dataset)
-    said = origin.read(dataset, manifest_sha256(dataset.name))
-    same = _by_bytes(found)
+    same = found.same_bytes()
     if same and not _is_allowed(dataset, allow_overlap=allow_overlap):
         _refuse(dataset, found, same)
-    alike = overlap.by_picture(found.store, found.rows["train"], found.rows["test"])
-    passport = Passport(
-        format=FORMAT,
-        dataset=dataset.name,
-        source=said["source"],
-        rule=said.get("rule"),
-        files=said.get("files"),
-        notes=tuple(said.get("notes", ())),
-        left_out=tuple(found.manifest.names[row] for row in found.left_out),
-        same_bytes=found.told("the same bytes", same),
-        look_alike=found.told(_NEAR, alike),
-        is_transductive=isinstance(dataset.source, FolderSource) and len(same) > 0,
-        manifest_sha256=manifest_sha256(dataset.name),
-        images_sha256=found.manifest.images_sha256,
-        pixels_sha256=found.store.sha256,
-        **_counts(dataset, found),
-        **_known(dataset, found),
-    )
+    alike = by_picture(found.store, found.rows["train"], found.rows["test"])
+    passport = _passport(dataset, found, same=same, alike=alike)
     for line in warnings(passport):
         logger.warning("%s: %s", dataset.name, line)
     runtime.write_json(path, passport.model_dump(mode="json"))
     return path
+
+
+def _passport(
+    dataset: DatasetSettings, found: _Examined, *, same: Shared, alike: Shared
+) -> Passport:
+    known = _known(dataset, found)
+    names = load_vocabulary(dataset).class_names
+    by_class = found.by_class()
+    sizes = _class_sizes(names, by_class)
+    return Passport(
+        format=FORMAT,
+        dataset=dataset.name,
+        source=found.origin.source,
+        rule=found.origin.rule,
+        files=found.origin.files,
+        notes=found.origin.notes,
+        classes=names,
+        classes_sha256=names_sha256(names),
+        train=len(found.rows["train"]),
+        test=len(found.rows["test"]),
+        unlabelled=by_class["train"][UNKNOWN],
+        smallest_class=min(sizes, key=lambda size: size.train + size.test),
+        largest_class=max(sizes, key=lambda size: size.train + size.test),
+        expected=known.expected,
+        differences=known.differences,
+        left_out=tuple(found.manifest.names[row] for row in found.left_out),
+        same_bytes=found.overlap("the same bytes", same),
+        look_alike=found.overlap(_NEAR, alike),
+        is_transductive=isinstance(dataset.source, FolderSource) and len(same) > 0,
+        flags=known.flags,
+        deviations=known.deviations,
+        manifest_sha256=manifest_sha256(dataset.name),
+        images_sha256=found.manifest.images_sha256,
+        pixels_sha256=found.store.sha256,
+    )
 
 
 def _examined(dataset: DatasetSettings) -> _Examined:
@@ -112,14 +157,7 @@ def _examined(dataset: DatasetSettings) -> _Examined:
     for row, split in enumerate(manifest.splits):
         if row not in left_out:
             rows[split].append(row)
-    return _Examined(manifest, store, rows, sorted(left_out))
-
-
-def _by_bytes(found: _Examined) -> Shared:
-    hashes = {
-        split: [found.manifest.file_sha256[row] for row in own] for split, own in found.rows.items()
-    }
-    return overlap.by_bytes(hashes["train"], hashes["test"])
+    return _Examined(manifest, store, rows, sorted(left_out), read_origin(dataset))
 
 
 def _is_allowed(dataset: DatasetSettings, *, allow_overlap: bool | None) -> bool:
@@ -153,39 +191,38 @@ def _refuse(dataset: DatasetSettings, found: _Examined, same: Shared) -> None:
         )
 
 
-def _counts(dataset: DatasetSettings, found: _Examined) -> dict[str, Any]:
-    """Return classes and how many images they have."""
-    names = load_vocabulary(dataset).class_names
-    labels = found.manifest.labels
-    by_class = {split: Counter(labels[row] for row in own) for split, own in found.rows.items()}
-    sizes = [
-        ClassSize(name=name, train=by_class["train"][label], test=by_class["test"][label])
+def _class_sizes(names: Sequence[str], by_class: dict[str, Counter[int]]) -> list[ClassSize]:
+    """Return how many images each class has, in label order."""
+    train, test = by_class["train"], by_class["test"]
+    return [
+        ClassSize(name=name, train=train[label], test=test[label])
         for label, name in enumerate(names)
     ]
-    return {
-        "classes": names,
-        "classes_sha256": names_sha256(names),
-        **{split: len(own) for split, own in found.rows.items()},
-        "unlabelled": by_class["train"][UNKNOWN],
-        "smallest_class": min(sizes, key=lambda size: size.train + size.test),
-        "largest_class": max(sizes, key=lambda size: size.train + size.test),
-    }
 
 
-def _known(dataset: DatasetSettings, found: _Examined) -> dict[str, Any]:
-    """Return what a public dataset's card says of its split, and how the counts differ."""
+@dataclass(frozen=True)
+class _Known:
+    """What a public dataset's card says of its split, and how the counts differ."""
+
+    expected: Counts | None = None
+    differences: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()
+
+
+def _known(dataset: DatasetSettings, found: _Examined) -> _Known:
     if not isinstance(dataset.source, PublicSource):
-        return {}
+        return _Known()
     card, split = load_card(dataset.source), dataset.source.split
     expected = card.counts.get(split)
     n_classes = len({found.manifest.labels[row] for own in found.rows.values() for row in own})
     counted = {"classes": n_classes, **{name: len(own) for name, own in found.rows.items()}}
-    return {
-        "expected": expected,
-        "differences": () if expected is None else compared(counted, expected, split),
-        "flags": (card.flags[split],) if split in card.flags else (),
-        "deviations": card.deviations,
-    }
+    return _Known(
+        expected=expected,
+        differences=() if expected is None else compared(counted, expected, split),
+        flags=(card.flags[split],) if split in card.flags else (),
+        deviations=card.deviations,
+    )
 
 
 def compared(counted: dict[str, int], expected: Counts, split: str) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
-"""A dataset's split passport: its images, classes, counts and overlap, written once, held ever on.
+"""A dataset's split passport: its images, classes, counts and overlap, written once, then read.
 
-`results/data/<dataset>/passport.json` is issued when the images are stored (`issuing.py`), and
-every later use holds the manifest and today's settings against it: a split that changed, a class
-list in another order or a manifest edited by hand is refused. What differs from the expected
-counts, what had to be left out and what train and test share stands in it in words.
+`results/data/<dataset>/passport.json` is issued when the images are stored (`issuing.py`). Every
+later use checks the manifest and today's settings against it and refuses a split that changed, a
+class list in another order or a manifest edited by hand; nothing here writes. The passport also
+says in words how counts differ from the expected ones, which images were left out and what train
+and test share.
 """
 
 from __future__ import annotations
@@ -12,19 +13,17 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from microclip import paths, runtime
-from microclip.data import origin
+from microclip.data.manifest import PublicFiles, manifest_sha256, source_difference
 from microclip.data.vocabulary import load_vocabulary
-from microclip.dataset_settings import Counts, DatasetSettings
+from microclip.dataset_settings import Counts, DatasetSettings, PublicSource, Source, SplitRule
 from microclip.frozen import Frozen
 from microclip.settings import SettingsError, validated
 
 FORMAT = 1
-_hashed: dict[Path, tuple[int, int, str]] = {}  # manifests that this process has hashed
 
 
 class ClassSize(Frozen):
@@ -49,9 +48,9 @@ class Passport(Frozen):
 
     format: int
     dataset: str
-    source: dict[str, Any]
-    rule: dict[str, Any] | None = None
-    files: dict[str, str] | None = None
+    source: Source
+    rule: SplitRule | None = None
+    files: PublicFiles | None = None
     notes: tuple[str, ...] = ()
     classes: tuple[str, ...]
     classes_sha256: str
@@ -78,7 +77,7 @@ def read(dataset_name: str) -> Passport | None:
     path = Path(paths.PASSPORT.format(dataset=dataset_name))
     if not path.is_file():
         return None
-    found = validated(Passport, _json(path), str(path))
+    found = _parsed(path, dataset_name)
     if found.format != FORMAT:
         raise SettingsError(
             f"{path} has format {found.format}, expected {FORMAT}; run "
@@ -88,21 +87,19 @@ def read(dataset_name: str) -> Passport | None:
 
 
 def check(dataset: DatasetSettings) -> Passport:
-    """Hold a dataset's files and settings against its passport, and return that.
+    """Check a dataset's files and settings against its passport, and return the passport.
 
-    A passport that is not there yet is issued: images stored by an earlier release have none.
-
-    Raises: SettingsError naming what is not the passport's: manifest, class list or split.
+    Raises:
+        MissingDataError: there is no passport; `microclip store-images` issues it.
+        SettingsError: manifest, class list or split are not the passport's; the message names it.
     """
+    where = paths.PASSPORT.format(dataset=dataset.name)
     found = read(dataset.name)
     if found is None:
-        from microclip.data.issuing import issue  # it writes passports: no import cycle
-
-        issue(dataset)
-        found = read(dataset.name)
-    assert found is not None
+        raise runtime.MissingDataError(
+            f"passport {where} is not there; run `microclip store-images {dataset.name}`"
+        )
     again = f"run `microclip fetch-dataset {dataset.name}` and `store-images` again"
-    where = paths.PASSPORT.format(dataset=dataset.name)
     if manifest_sha256(dataset.name) != found.manifest_sha256:
         raise SettingsError(f"the manifest of {dataset.name} is not the one of {where}; {again}")
     vocabulary = load_vocabulary(dataset)
@@ -111,13 +108,8 @@ def check(dataset: DatasetSettings) -> Passport:
             f"the class list {vocabulary.where} is not the one of {where}: "
             f"{_first_difference(vocabulary.class_names, found.classes)}; put it back, or {again}"
         )
-    today = origin.identity(dataset.source.model_dump(mode="json"))
-    for key, value in origin.identity(found.source).items():
-        if today.get(key) != value:
-            raise SettingsError(
-                f"{where} is of {key} {value!r}, config/datasets/{dataset.name}.yaml says "
-                f"{today.get(key)!r}; {again}"
-            )
+    if other := source_difference(found.source, dataset):
+        raise SettingsError(f"{where} is of {other}; {again}")
     return found
 
 
@@ -147,22 +139,23 @@ def warnings(passport: Passport) -> list[str]:
 
 def described(passport: Passport) -> list[str]:
     """Return a passport as lines for people."""
-    source, files, rule = passport.source, passport.files or {}, passport.rule or {}
-    split = f", split {source['split']} (seed {source['seed']})" if "split" in source else ""
+    source, files, rule = passport.source, passport.files, passport.rule
+    split = ""
+    if isinstance(source, PublicSource):
+        split = f", split {source.split} (seed {source.seed})"
     lines = [
-        f"{passport.dataset}: {source['kind']}{split}",
+        f"{passport.dataset}: {source.kind}{split}",
         f"images     {passport.train} train, {passport.test} test, {len(passport.classes)} classes",
         f"classes    smallest {_size(passport.smallest_class)}; largest "
         f"{_size(passport.largest_class)}; sha256 {passport.classes_sha256[:12]}",
         f"manifest   sha256 {passport.manifest_sha256[:12]}",
     ]
     if files:
-        revision = f", {files['revision']}" if files.get("revision") else ""
-        lines.append(
-            f"files      {files['layout']} by {files['route']}{revision}: {files['folder']}"
-        )
+        revision = f", {files.revision}" if files.revision else ""
+        lines.append(f"files      {files.layout} by {files.route}{revision}: {files.folder}")
     if rule:
-        chosen = ", ".join(f"{key} {value}" for key, value in rule.items() if value is not None)
+        stated = rule.model_dump(mode="json", exclude_none=True)
+        chosen = ", ".join(f"{key} {value}" for key, value in stated.items())
         lines.append(f"split      {chosen}")
     if passport.unlabelled:
         lines.append(f"labels     {passport.unlabelled} training images have none")
@@ -176,24 +169,6 @@ def described(passport: Passport) -> list[str]:
 
 def _size(one: ClassSize) -> str:
     return f"{one.name!r} {one.train} + {one.test}"
-
-
-def manifest_sha256(dataset_name: str) -> str:
-    """Return the hash of a manifest; a file that did not change is hashed once a process.
-
-    Raises: MissingDataError if there is none.
-    """
-    path = Path(paths.MANIFEST.format(dataset=dataset_name)).resolve()
-    if not path.is_file():
-        raise runtime.MissingDataError(
-            f"manifest {path} is not there; run `microclip fetch-dataset {dataset_name}`"
-        )
-    stat = path.stat()
-    size, changed, sha256 = _hashed.get(path, (0, 0, ""))
-    if (size, changed) != (stat.st_size, stat.st_mtime_ns):
-        sha256 = runtime.sha256(path)
-        _hashed[path] = (stat.st_size, stat.st_mtime_ns, sha256)
-    return sha256
 
 
 def file_sha256(dataset_name: str) -> str:
@@ -211,16 +186,15 @@ def pairs(examples: Sequence[tuple[str, str]]) -> str:
     return "; ".join(f"{train} = {test}" for train, test in examples)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _parsed(path: Path, dataset_name: str) -> Passport:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        said = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise SettingsError(
-            f"{path} is damaged ({' '.join(str(error).split())}); delete it, the next use writes it"
+            f"{path} is damaged ({' '.join(str(error).split())}); run "
+            f"`microclip store-images {dataset_name}` again"
         ) from error
-    if not isinstance(said, dict):
-        raise SettingsError(f"{path} must hold a mapping; delete it, the next use writes it")
-    return said
+    return validated(Passport, said, str(path))
 
 
 def _first_difference(today: Sequence[str], then: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ class PublicImages:
     notes: tuple[str, ...]  # what was odd about the files and the split
 
 
-def read(dataset: DatasetSettings) -> PublicImages:
+def read_public(dataset: DatasetSettings) -> PublicImages:
     """Return the images of the split that a dataset's settings name; they are fetched if need be.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -286,11 +285,6 @@ def notice(datasets: Sequence[DatasetSettings]) -> str:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Let one process at a time bring a dataset's files; the lock goes with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            tell(f"another process is getting {folder}; waiting for it")
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    busy = f"another process is getting {folder}; waiting for it"
+    with runtime.locked(folder / ".lock", on_busy=lambda: tell(busy)):
         yield

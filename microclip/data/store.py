@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -20,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from microclip.data import bad_files, decoders
 from microclip.data.bad_files import BadFile
 from microclip.data.decoding import RULE, UnreadableError
 from microclip.data.decoding import Pixels as Pixels
+from microclip.data.manifest import check_left, read_manifest
 from microclip.dataset_settings import BadImages
 from microclip.settings import SettingsError, known, load_dataset
 
@@ -88,8 +88,6 @@ def build(dataset_name: str, bad_images: BadImages | None = None) -> Path:
         SettingsError: images that cannot be read, by name; with "skip", if a split or a class of
             it has no other.
     """
-    from microclip.data.datasets import check_left, read_manifest  # datasets reads stores
-
     manifest = read_manifest(dataset_name)
     folder = Path(paths.STORE.format(dataset=dataset_name)).parent
     policy = bad_images or _policy(dataset_name)
@@ -211,16 +209,11 @@ def _record(folder: Path, source_sha256: str, done: _Progress, pixels_sha256: st
 
 
 @contextlib.contextmanager
-def _one_writer(folder: Path) -> Iterator[IO[str]]:
+def _one_writer(folder: Path) -> Iterator[None]:
     """Hold a store's lock; it goes with the process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            logger.info("another process is writing image store %s; waiting for it", folder)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield stream
+    busy = f"another process is writing image store {folder}; waiting for it"
+    with runtime.locked(folder / _LOCK, on_busy=lambda: logger.info(busy)):
+        yield
 
 
 def _is_whole(folder: Path, source_sha256: str, bad_images: BadImages) -> bool:

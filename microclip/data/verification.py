@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from microclip import paths, runtime
-from microclip.data import hub_listing, sources
+from microclip.data import hub_listing, passport, sources
 from microclip.data.layouts.base import load_layout
+from microclip.data.manifest import read_manifest
 from microclip.data.part_file import difference, hashes
 from microclip.data.progress import Advance, progress
 from microclip.dataset_settings import ArchiveRoute, DatasetCard
@@ -47,8 +48,6 @@ def verify(name: str, dataset: str, card: DatasetCard) -> Iterator[Finding]:
 
 def verify_passport(dataset: DatasetSettings) -> Iterator[Finding]:
     """Yield whether class list, split and manifest are those of the passport, if there is one."""
-    from microclip.data import passport  # it reads the decoded store: slow to import
-
     path = Path(paths.PASSPORT.format(dataset=dataset.name))
     if not path.is_file():
         return
@@ -90,8 +89,6 @@ def _copy(folder: Path) -> Iterator[Finding]:
 
 
 def _images(name: str) -> Iterator[Finding]:
-    from microclip.data.datasets import read_manifest  # slow to import
-
     path = Path(paths.MANIFEST.format(dataset=name))
     if not path.is_file():
         yield Finding("unknown", f"no {path} yet: its images have no hashes to be held against")

@@ -21,6 +21,7 @@ from microclip import paths, runtime
 from microclip.data import datasets
 from microclip.data.datasets import LabelledImages
 from microclip.data.loading import ViewRecipe, evaluation_views
+from microclip.data.manifest import read_manifest
 from microclip.data.store import Pixels
 from microclip.data.views import Crop
 from microclip.data.vocabulary import load_vocabulary
@@ -212,7 +213,7 @@ def read(folder: Path) -> TestedRun:
         )
     settings = RunSettings.from_dict(read_yaml(folder / paths.RUN_SETTINGS))
     record = json.loads((folder / paths.RUN_RECORD).read_text(encoding="utf-8"))
-    manifest = datasets.read_manifest(settings.dataset.name)
+    manifest = read_manifest(settings.dataset.name)
     if manifest.images_sha256 != record["inputs"]["images"]:
         raise _stale(folder, "images")
     return TestedRun(

@@ -79,7 +79,7 @@ def test_the_archives_of_a_card_become_its_layout(
     classes.parent.mkdir(parents=True, exist_ok=True)
     classes.write_text("\n".join(copy.CLASSES) + "\n", encoding="utf-8")
     dataset = settings.load_dataset(name)
-    read = public.read(dataset)
+    read = public.read_public(dataset)
     assert (read.found.route, read.found.layout) == ("archive", route["layout"])
     assert len(server.asked) == len(route["files"])
     expected = copy.SPLITS.get("paper")

@@ -70,7 +70,7 @@ def test_a_copy_gives_the_papers_split_with_classes_by_name(
     name: str, own_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lay_out(name, own_project, monkeypatch)
-    found = public.read(settings.load_dataset(name))
+    found = public.read_public(settings.load_dataset(name))
     assert found.found.layout == "hub_parquet"
     assert (len(found.split.train), len(found.split.test)) == SIZES[name]
     per_class = Counter(item.label for item in (*found.split.train, *found.split.test))
@@ -86,7 +86,7 @@ def test_a_draw_from_the_hubs_copy_is_that_from_the_publishers_files(
 ) -> None:
     """RESISC45's split is by file name: whichever route the images came by."""
     lay_out("resisc45", own_project, monkeypatch)
-    from_hub = public.read(settings.load_dataset("resisc45")).split
+    from_hub = public.read_public(settings.load_dataset("resisc45")).split
     folder = tmp_path / "placed"
     for path, key in rows(KEYS["resisc45"], 0, 10):
         (folder / "NWPU-RESISC45" / key).mkdir(parents=True, exist_ok=True)

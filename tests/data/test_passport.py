@@ -11,6 +11,8 @@ from PIL import Image
 
 from microclip import cli, paths, settings
 from microclip.data import datasets, issuing, passport, store
+from microclip.data.manifest import PublicFiles, manifest_sha256, read_manifest
+from microclip.dataset_settings import PartsRule
 from microclip.runtime import MissingDataError, VerificationError
 from microclip.settings import SettingsError
 from tests.data import public_project
@@ -42,19 +44,22 @@ def test_it_tells_classes_counts_and_hashes() -> None:
     assert found.classes == CLASSES
     assert (found.train, found.test) == (N_TRAIN * 3, N_TEST * 3)
     assert found.smallest_class == passport.ClassSize(name="red_disc", train=5, test=4)
-    assert found.manifest_sha256 == passport.manifest_sha256("shapes")
+    assert found.manifest_sha256 == manifest_sha256("shapes")
     assert (found.expected, found.differences, found.left_out) == (None, (), ())
     assert (found.same_bytes.test, found.look_alike.test) == (0, 0)
     assert passport.warnings(found) == []
 
 
 @pytest.mark.usefixtures("project")
-def test_images_stored_by_an_earlier_release_get_theirs_at_the_first_use() -> None:
+def test_a_check_reads_only_and_names_the_command_that_issues_a_passport() -> None:
     datasets.fetch(shapes())
     store.build("shapes")
+    for use in (datasets.load, passport.check):
+        with pytest.raises(MissingDataError, match=r"run `microclip store-images shapes`"):
+            use(shapes())
     assert passport.read("shapes") is None
-    datasets.load(shapes())
-    assert passport.read("shapes") is not None
+    issuing.issue(shapes())
+    assert passport.check(shapes()) == passport.read("shapes")
 
 
 @pytest.mark.usefixtures("project")
@@ -109,7 +114,7 @@ def test_one_s_own_test_images_must_not_be_training_images(
     assert "train/red_disc/0.png = " in told
     assert "--allow-overlap" in told
     assert passport.read("shapes") is None
-    with pytest.raises(SettingsError, match="2 of 14 test images"):
+    with pytest.raises(MissingDataError, match="run `microclip store-images shapes`"):
         datasets.load(shapes())
 
 
@@ -155,10 +160,9 @@ def test_a_public_dataset_s_passport_says_where_it_came_from_and_what_differs(
     public_project.bring("dtd")
     found = passport.check(settings.load_dataset("dtd"))
     assert (found.train, found.test) == dtd.SPLITS["paper"]
-    assert found.files == {
-        "folder": str(textures.parent.resolve()), "layout": "dtd", "route": "local", "revision": "",
-    }  # fmt: skip
-    assert found.rule == {"rule": "parts", "train": ["train", "val"], "test": ["test"]}
+    folder = str(textures.parent.resolve())
+    assert found.files == PublicFiles(folder=folder, layout="dtd", route="local")
+    assert found.rule == PartsRule(rule="parts", train=("train", "val"), test=("test",))
     assert [line.split(" (")[0] for line in found.differences] == [
         "3 classes, expected 47 in split 'paper'",
         "18 training images, expected 3760 in split 'paper'",
@@ -236,13 +240,13 @@ def test_training_images_may_have_no_label_and_test_images_may_not() -> None:
     datasets.fetch(shapes())
     text = MANIFEST.read_text()
     MANIFEST.write_text(text.replace(",2,blue bar,", ",-1,,", 2))
-    assert datasets.read_manifest("shapes").labels[:3] == (-1, -1, 2)
+    assert read_manifest("shapes").labels[:3] == (-1, -1, 2)
     MANIFEST.write_text(text.replace(",2,blue bar,", ",-1,blue bar,", 1))
     with pytest.raises(SettingsError, match="line 2 of .*expected split in .* got 'train' and"):
-        datasets.read_manifest("shapes")
+        read_manifest("shapes")
     MANIFEST.write_text(text.replace("train,", "test,").replace(",2,blue bar,", ",-1,,", 1))
     with pytest.raises(SettingsError, match="got 'test' and '-1'"):
-        datasets.read_manifest("shapes")
+        read_manifest("shapes")
 
 
 def test_images_without_a_label_are_counted(own_project: Path) -> None:

@@ -1,0 +1,222 @@
+"""`manifest.csv`, a row an image, and `origin.json`, where the images came from; written by fetch.
+
+Both stand at the bottom of `data`: the store, the passport and the splits read them.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from microclip import paths, runtime
+from microclip.data import bad_files
+from microclip.data.vocabulary import Vocabulary
+from microclip.dataset_settings import Source, SplitRule
+from microclip.frozen import Frozen
+from microclip.settings import DatasetSettings, PublicSource, SettingsError, validated
+
+SPLITS = ("train", "test")
+COLUMNS = ("split", "file", "label", "class", "sha256")
+UNKNOWN = -1  # label of a training image whose class nobody said; its class is empty
+_hashed: dict[Path, tuple[int, int, str]] = {}  # manifests that this process has hashed
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.csv`: a row an image."""
+
+    folder: Path
+    splits: tuple[str, ...]
+    names: tuple[str, ...]  # as written: relative to `folder`, or absolute
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+    file_sha256: tuple[str, ...]
+    images_sha256: str  # of the names and contents of the images, in order; labels left out
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Return where the images lie."""
+        return tuple(self.folder / name for name in self.names)
+
+
+def write_manifest(path: Path, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Write a manifest whole or not at all; `columns` are `COLUMNS` and perhaps more."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
+    runtime.write_text(path, stream.getvalue())
+
+
+def read_manifest(dataset_name: str) -> Manifest:
+    """Return the manifest of a fetched dataset.
+
+    Raises:
+        MissingDataError: it is not fetched.  SettingsError: columns or values are wrong.
+    """
+    path = Path(paths.MANIFEST.format(dataset=dataset_name))
+    if not path.is_file():
+        raise _not_fetched(path, dataset_name)
+    with path.open(encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        lacking = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+        if lacking:
+            raise SettingsError(f"{path} lacks the columns {lacking}; fetch {dataset_name} again")
+        rows = list(reader)
+    for line, row in enumerate(rows, start=2):
+        is_unknown = (row["split"], row["label"], row["class"]) == ("train", str(UNKNOWN), "")
+        if row["split"] not in SPLITS or not (row["label"].isdecimal() or is_unknown):
+            raise SettingsError(
+                f"line {line} of {path}: expected split in {SPLITS} and a label >= 0 (or {UNKNOWN} "
+                f"and no class for training images without one), got {row['split']!r} and "
+                f"{row['label']!r}; fetch {dataset_name} again"
+            )
+    return Manifest(
+        folder=path.parent,
+        splits=tuple(row["split"] for row in rows),
+        names=tuple(row["file"] for row in rows),
+        labels=tuple(int(row["label"]) for row in rows),
+        class_names=tuple(row["class"] for row in rows),
+        file_sha256=tuple(row["sha256"] for row in rows),
+        images_sha256=hashlib.sha256(
+            "".join(f"{row['file']}\0{row['sha256']}\n" for row in rows).encode()
+        ).hexdigest(),
+    )
+
+
+def manifest_sha256(dataset_name: str) -> str:
+    """Return the hash of a manifest; a file that did not change is hashed once a process.
+
+    Raises: MissingDataError if there is none.
+    """
+    path = Path(paths.MANIFEST.format(dataset=dataset_name)).resolve()
+    if not path.is_file():
+        raise _not_fetched(path, dataset_name)
+    stat = path.stat()
+    size, changed, sha256 = _hashed.get(path, (0, 0, ""))
+    if (size, changed) != (stat.st_size, stat.st_mtime_ns):
+        sha256 = runtime.sha256(path)
+        _hashed[path] = (stat.st_size, stat.st_mtime_ns, sha256)
+    return sha256
+
+
+def check_left(manifest: Manifest, skipped: Collection[int]) -> None:
+    """Refuse a split, or a class of one, that has no image when those skipped are left out.
+
+    Raises: SettingsError, which names it.
+    """
+    left_out = set(skipped)
+    classes: dict[str, dict[str, int]] = {split: {} for split in SPLITS}  # class -> images left
+    for row, (split, name) in enumerate(zip(manifest.splits, manifest.class_names, strict=True)):
+        classes[split][name] = classes[split].get(name, 0) + (row not in left_out)
+    for split, n_left in classes.items():
+        if not sum(n_left.values()):
+            raise SettingsError(
+                f"no {split} image in {manifest.folder}/manifest.csv that can be read; add some"
+            )
+        empty = [name for name, n in n_left.items() if n == 0]
+        if empty:
+            raise SettingsError(
+                f"no {split} image of class {empty[0]!r} can be read ({len(empty)} such classes): "
+                f"all are in {manifest.folder / bad_files.NAME}; replace one, or take the class out"
+            )
+
+
+def check_labels(manifest: Manifest, vocabulary: Vocabulary) -> None:
+    """Refuse labels that do not point at their class's name. Raises SettingsError."""
+    names = vocabulary.class_names
+    for file, label, name in zip(
+        manifest.names, manifest.labels, manifest.class_names, strict=True
+    ):
+        if label == UNKNOWN:
+            continue
+        if label >= len(names) or names[label] != name:
+            expected = names[label] if label < len(names) else f"fewer than {label + 1} classes"
+            raise SettingsError(
+                f"{file} has label {label} and class {name!r} in {manifest.folder}/manifest.csv, "
+                f"{vocabulary.where} has {expected!r} there; fetch the dataset again"
+            )
+
+
+def _not_fetched(path: Path, dataset_name: str) -> runtime.MissingDataError:
+    return runtime.MissingDataError(
+        f"manifest {path} is not there; run `microclip fetch-dataset {dataset_name}`"
+    )
+
+
+class PublicFiles(Frozen):
+    """Where the files of a public dataset lie and how they came."""
+
+    folder: str
+    layout: str
+    route: str  # "archive", "hub" or "local"
+    revision: str = ""  # commit of the hub's copy, or hashes of archives
+
+
+class Origin(Frozen):
+    """What `origin.json` says: by which route, split and seed the images of a manifest came."""
+
+    source: Source
+    manifest_sha256: str = ""  # empty: nothing was written, this is what the settings say
+    files: PublicFiles | None = None  # of a public dataset, as are the next two
+    rule: SplitRule | None = None  # that made the split
+    notes: tuple[str, ...] = ()
+
+
+def write_origin(dataset_name: str, origin: Origin) -> None:
+    """Write where a manifest's images came from."""
+    own = {"source", "manifest_sha256"} if origin.files is None else None
+    path = Path(paths.ORIGIN.format(dataset=dataset_name))
+    runtime.write_json(path, origin.model_dump(mode="json", include=own))
+
+
+def read_origin(dataset: DatasetSettings) -> Origin:
+    """Return what `write_origin` left; of your own images and icons without it, their settings.
+
+    Raises:
+        MissingDataError: a public dataset has none.
+        SettingsError: it is damaged, or belongs to another manifest, or to another split than the
+            settings name.
+    """
+    path = Path(paths.ORIGIN.format(dataset=dataset.name))
+    again = f"run `microclip fetch-dataset {dataset.name}` again"
+    if not path.is_file():
+        if isinstance(dataset.source, PublicSource):
+            raise runtime.MissingDataError(
+                f"{path} is not there, which says where the images came from; "
+                f"run `microclip fetch-dataset {dataset.name}`"
+            )
+        return Origin(source=dataset.source)
+    try:
+        found = validated(Origin, dict(json.loads(path.read_text(encoding="utf-8"))), str(path))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise SettingsError(
+            f"{path} is damaged ({' '.join(str(error).split())}); {again}"
+        ) from None
+    if found.manifest_sha256 != manifest_sha256(dataset.name):
+        raise SettingsError(f"{path} was written beside another manifest; {again}")
+    if other := source_difference(found.source, dataset):
+        raise SettingsError(f"{path} is of {other}; {again}")
+    return found
+
+
+def source_difference(source: Source, dataset: DatasetSettings) -> str:
+    """Return how a source names another dataset, split or seed than today's settings, or ""."""
+    today = _identity(dataset.source)
+    for key, value in _identity(source).items():
+        if today.get(key) != value:
+            settings = f"config/datasets/{dataset.name}.yaml"
+            return f"{key} {value!r}, {settings} says {today.get(key)!r}"
+    return ""
+
+
+def _identity(source: Source) -> dict[str, str | int]:
+    """Return the parts of a source that say which dataset, split and seed it is."""
+    if not isinstance(source, PublicSource):
+        return {"kind": source.kind}
+    kept = {"kind": source.kind, "dataset": source.dataset, "split": source.split}
+    return {**kept, "seed": source.seed}
