@@ -19,7 +19,7 @@ from microclip.data import datasets
 from microclip.data.loading import ViewRecipe, evaluation_views
 from microclip.measure.cuts import Cut, examine
 from microclip.model.backbone import Backbone, load_backbone
-from microclip.model.token_fusion import FusionOptions
+from microclip.model.saliency import NCutOptions
 
 DATASETS = (
     "icons-animals",
@@ -32,10 +32,10 @@ DATASETS = (
 BACKBONE = "icon-clip"
 SOLVERS_SIGN = "std, solver's sign"
 RULES = {
-    "std": FusionOptions(threshold="std"),
-    SOLVERS_SIGN: FusionOptions(threshold="std", sign="as-computed"),
-    "mean": FusionOptions(threshold="mean"),
-    "L2, mean": FusionOptions(threshold="mean", normalize=True),
+    "std": NCutOptions(threshold="std"),
+    SOLVERS_SIGN: NCutOptions(threshold="std", sign="as-computed"),
+    "mean": NCutOptions(threshold="mean"),
+    "L2, mean": NCutOptions(threshold="mean", normalize=True),
 }
 
 
@@ -66,7 +66,7 @@ def patch_tokens(tower: Backbone, dataset: str) -> Float[Tensor, "image patch wi
     return torch.cat(parts)
 
 
-def cut_all(tokens: Float[Tensor, "image patch width"], options: FusionOptions) -> Found:
+def cut_all(tokens: Float[Tensor, "image patch width"], options: NCutOptions) -> Found:
     """Return the cuts of all images."""
     cuts: list[Cut] = [examine(part, options) for part in torch.split(tokens, 128)]
     parts = [cut.saliency for cut in cuts]

@@ -1,7 +1,8 @@
 """One file an epoch from which a run goes on as if it had never stopped.
 
-Weights, AdamW's moments, the running marginal and the random state are tensors of one safetensors
-file, replaced by a rename: there is never half a checkpoint, and nothing is unpickled.
+Weights, the optimiser's moments, what teacher and losses remember, and the random state are tensors
+of one safetensors file, replaced by a rename: there is never half a checkpoint, and nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ FILE = "last.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The state after `epoch` epochs."""
+    """The state after `epoch` epochs; `parts` are named `<teacher or losses>/<what>`."""
 
     epoch: int
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
-    marginal: Mapping[str, Tensor] = field(default_factory=dict)
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
     rng: Tensor = field(default_factory=torch.get_rng_state)
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """What one part remembers."""
+        return _below(self.parts, f"{name}/")
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -63,7 +68,7 @@ def save(folder: Path, checkpoint: Checkpoint, key: str) -> Path:
     tensors = {
         **{f"weights/{name}": value for name, value in checkpoint.weights.items()},
         **{f"optimizer/{name}": value for name, value in checkpoint.optimizer.items()},
-        **{f"marginal/{name}": value for name, value in checkpoint.marginal.items()},
+        **{f"parts/{name}": value for name, value in checkpoint.parts.items()},
         "rng/torch": checkpoint.rng,
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -96,9 +101,9 @@ def load(folder: Path, key: str) -> Checkpoint | None:
         raise _damaged(path, "its tensors do not have the sha256 that it names")
     return Checkpoint(
         epoch=int(record["epoch"]),
-        weights=_part(tensors, "weights/"),
-        optimizer=_part(tensors, "optimizer/"),
-        marginal=_part(tensors, "marginal/"),
+        weights=_below(tensors, "weights/"),
+        optimizer=_below(tensors, "optimizer/"),
+        parts=_below(tensors, "parts/"),
         rng=tensors["rng/torch"],
     )
 
@@ -108,7 +113,7 @@ def state_hash(tensors: Mapping[str, Tensor]) -> str:
     return _hash({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
 
 

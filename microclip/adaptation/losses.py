@@ -1,13 +1,30 @@
-"""What the network is trained for: its pseudo-labels, and a fair use of all classes."""
+"""What a network is trained for: its pseudo-labels, and a fair use of all classes."""
 
 from __future__ import annotations
 
-from typing import Literal
+from abc import ABC, abstractmethod
+from typing import Generic, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+from microclip.adaptation.teacher import BatchIn, Part, Teaching
+
+
+class Losses(Part, ABC, Generic[BatchIn]):
+    """The loss of a method, term by term."""
+
+    @abstractmethod
+    def terms(
+        self, batch: BatchIn, teaching: Teaching, generator: torch.Generator
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Run the model on a batch and return its loss terms by name, under autocast.
+
+        The trainer minimises their sum. History has each as `loss_<name>`, and the guard against
+        infinities names the term it found.
+        """
 
 
 def self_training_loss(

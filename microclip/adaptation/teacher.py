@@ -1,21 +1,28 @@
-"""The teacher: pseudo-labels of a batch from its weak view and crops, without gradient."""
+"""What a training learns from: labels of a batch, made without gradient, and their memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microclip.adaptation.multi_view import aggregate_views
-from microclip.adaptation.options import SelfTrainingSettings
-from microclip.adaptation.pseudo_labels import aggregate_knowledge, fused_similarity
-from microclip.data.loading import ViewBatch
-from microclip.model.backbone import Backbone
-from microclip.model.saliency import Saliency
-from microclip.model.token_fusion import TokenFusion, cosine_similarity
+
+class Batch(Protocol):
+    """What a trainer must know of a batch; teacher and losses know the rest."""
+
+    @property
+    def indices(self) -> Int[Tensor, " batch"]:
+        """Numbers of the batch's items in their set, on the CPU."""
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
+BatchIn = TypeVar("BatchIn", bound=Batch, contravariant=True)
+BatchOut = TypeVar("BatchOut", bound=Batch, covariant=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,99 +30,60 @@ class Teaching:
     """What the teacher says of a batch.
 
     Attributes:
-        labels: the pseudo-labels to be learnt.
-        prior: the arg max of the prior alone.
-        fusion: the arg max of the network's own weak view; None where it is not computed.
-        saliency: of the weak view; None likewise.
+        labels: the classes to learn; None for a loss that needs none (POUF).
+        weights: what each label counts for, in [0, 1]; None: all the same.
+        parts: the labels that `labels` were mixed from, by the name that history gives them.
+        measures: a number for each image, by column of history; history shows their means.
     """
 
-    labels: Int[Tensor, " batch"]
-    prior: Int[Tensor, " batch"]
-    fusion: Int[Tensor, " batch"] | None = None
-    saliency: Saliency | None = None
+    labels: Int[Tensor, " batch"] | None = None
+    weights: Float[Tensor, " batch"] | None = None
+    parts: Mapping[str, Int[Tensor, " batch"]] = field(default_factory=dict)
+    measures: Mapping[str, Float[Tensor, " batch"]] = field(default_factory=dict)
 
     def guesses(self) -> dict[str, Int[Tensor, " batch"]]:
-        """Return all labels by the name that history gives them."""
-        own = {} if self.fusion is None else {"fusion": self.fusion}
-        return {"prior": self.prior, **own, "mix": self.labels}
+        """All labels by the name that history gives them; "mix" is what is learnt."""
+        learnt = {} if self.labels is None else {"mix": self.labels}
+        return {**self.parts, **learnt}
 
 
-class Teacher:
-    """Pseudo-labels by the settings: the prior, the network's own view, or their mix.
+class Part:
+    """A part of a training that the trainer calls at each epoch and saves with the weights."""
 
-    Source: Eq. 10 to 13, arXiv:2510.02270v1. Departs: fidelity.md#prior-encoder.
-    """
+    def start_epoch(self, epoch: int) -> None:
+        """Prepare epoch `epoch`, counted from 1."""
 
-    def __init__(
-        self,
-        fusion: TokenFusion,
-        knowledge: Float[Tensor, "classes embedding"],
-        settings: SelfTrainingSettings,
-        cached_prior: Float[Tensor, "image classes"] | None = None,
-    ) -> None:
-        """Teach with the network `fusion` itself and the fixed class vectors `knowledge`."""
-        self._fusion = fusion
-        self._knowledge = knowledge
-        self._settings = settings
-        self._cached_prior = cached_prior
+    def end_epoch(self, epoch: int) -> None:
+        """Look back on an epoch, after its last step and before it is saved."""
 
-    @torch.no_grad()
-    def teach(self, batch: ViewBatch, generator: torch.Generator | None = None) -> Teaching:
-        """Return the pseudo-labels of a batch."""
-        if self._settings.pseudo_label != "mix":
-            prior = self._prior(batch, None).argmax(dim=-1)
-            return Teaching(labels=prior, prior=prior)
-        seen = self._fusion(batch.weak, generator=generator)
-        prior_logits = self._prior(batch, seen.global_embedding)
-        own_logits = fused_similarity(
-            seen.global_embedding,
-            seen.local_embedding,
-            self._fusion.classifier,
-            mode=self._settings.pseudo_label_fusion,
-        )
-        return Teaching(
-            labels=aggregate_knowledge(prior_logits, own_logits, self._settings.gamma).labels,
-            prior=prior_logits.argmax(dim=-1),
-            fusion=own_logits.argmax(dim=-1),
-            saliency=seen.saliency,
-        )
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a resumed run needs at the start of an epoch."""
+        return {}
 
-    def _prior(
-        self, batch: ViewBatch, whole: Float[Tensor, "batch embedding"] | None
-    ) -> Float[Tensor, "batch classes"]:
-        """Return the prior's cosines; `whole` is the weak view's embedding if already known."""
-        if self._cached_prior is not None:
-            return self._cached_prior[batch.indices.to(self._cached_prior.device)]
-        is_shared = self._settings.pseudo_label_head == "shared"
-        vectors = self._fusion.classifier if is_shared else self._knowledge
-        return prior_logits(self._fusion.backbone, batch, vectors, whole=whole)
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` returned."""
 
 
-def prior_logits(
-    backbone: Backbone,
-    batch: ViewBatch,
-    knowledge: Float[Tensor, "classes embedding"],
-    *,
-    whole: Float[Tensor, "batch embedding"] | None = None,
-) -> Float[Tensor, "batch classes"]:
-    """Return cosines of the crops' aggregate, or of the weak view if there are no crops."""
-    if whole is None:
-        whole = backbone.encode_global(batch.weak)
-    if batch.crops.shape[1] == 0:
-        return cosine_similarity(whole, knowledge)
-    crops = backbone.encode_global(batch.crops.flatten(0, 1))
-    per_image = crops.reshape(*batch.crops.shape[:2], -1)
-    return cosine_similarity(aggregate_views(whole, per_image), knowledge)
+class Teacher(Part, ABC, Generic[BatchIn]):
+    """Labels a batch, without gradient, under the trainer's autocast."""
+
+    @abstractmethod
+    def teach(self, batch: BatchIn, generator: torch.Generator) -> Teaching | None:
+        """Return what to learn from a batch, or None to skip it.
+
+        After None no weight, moment or decay moves (ReCLIP, where its two copies never agree).
+        `generator` belongs to the epoch; the losses draw from it after the teacher.
+        """
 
 
-@torch.no_grad()
-def encode_prior(
-    backbone: Backbone,
-    batches: Iterable[ViewBatch],
-    knowledge: Float[Tensor, "classes embedding"],
-) -> Float[Tensor, "image classes"]:
-    """Return the frozen prior of all images, in order, on the backbone's device.
+class FixedLabels(Teacher[Batch]):
+    """Labels known before the training: few-shot examples, or pseudo-labels chosen once."""
 
-    Source: section 3.3 of the paper ("fixed CLIP prior"); one draw of crops an image.
-    """
-    return torch.cat([prior_logits(backbone, batch, knowledge) for batch in batches])
+    def __init__(self, labels: Int[Tensor, " item"]) -> None:
+        """Teach `labels`, by number of item."""
+        self._labels = labels
+
+    def teach(self, batch: Batch, generator: torch.Generator) -> Teaching:
+        """Return the labels of the batch's items."""
+        del generator
+        return Teaching(self._labels[batch.indices.to(self._labels.device)])

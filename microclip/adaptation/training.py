@@ -1,49 +1,87 @@
-"""The self-training loop of microCLIP: views -> pseudo-labels -> two losses -> AdamW.
+"""The trainer of every method: batches -> teacher -> losses -> optimiser, epoch by epoch.
 
-Source: Algorithm 1, arXiv:2510.02270v1; sathiiii/microCLIP:train.py and engine_self_training.py.
+It owns what all trainings share: epochs or a budget of steps, the learning rate, the guard against
+losses that are no numbers, exact resume, and reports. What a method is made of are the parts that
+it is given: a model, a teacher, losses, an optimiser recipe and batches. `docs/add-a-method.md`
+sketches each method of the paper's tables in these parts.
+
 Nothing in a step waits for a value on the host; what is not finite is noticed every few steps.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from microclip import interruption, runtime
 from microclip.adaptation import checkpoint
-from microclip.adaptation.bookkeeping import EpochTotals, FiniteGuard, Progress
-from microclip.adaptation.losses import (
-    RunningMarginal,
-    fairness_loss,
-    mean_probabilities,
-    self_training_loss,
-)
-from microclip.adaptation.optimisation import (
-    build_optimizer,
+from microclip.adaptation.losses import Losses
+from microclip.adaptation.schedules import (
+    OptimizerRecipe,
+    Position,
     clip_total_l1,
-    learning_rate,
     set_learning_rate,
 )
-from microclip.adaptation.options import SelfTrainingSettings
-from microclip.adaptation.teacher import Teacher
-from microclip.data.loading import TrainingViews, ViewBatch
-from microclip.model.token_fusion import TokenFusion
+from microclip.adaptation.teacher import BatchOut, BatchT, Part, Teacher, Teaching
 from microclip.settings import digest
 
-_FAIRNESS_FACTOR = {"official": 2.0, "paper": 1.0, "off": 0.0}
+CHECK_EVERY = 50  # steps between two looks at the guard, each of which waits for the device
+_LINE_EVERY_S = 15.0
+
+
+class Trainable(Protocol):
+    """A model as the trainer sees it; `TokenFusion` is one."""
+
+    def train(self) -> object:
+        """Enter training mode."""
+
+    def trained_parameters(self) -> Mapping[str, nn.Parameter]:
+        """Return exactly what is trained, by name."""
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return copies of what is trained, on the CPU."""
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `trained_state` returned."""
+
+
+class Batches(Protocol[BatchOut]):
+    """What is trained on, pass by pass; `data.loading.TrainingViews` is one."""
+
+    @property
+    def n_items(self) -> int:
+        """Items of a pass, for the images a second of history."""
+
+    @property
+    def n_batches(self) -> int:
+        """Batches of a pass."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches lie."""
+
+    @property
+    def seed(self) -> int:
+        """What all random draws of the training derive from."""
+
+    def identity(self) -> dict[str, object]:
+        """Return what names the batches: another value makes an old checkpoint useless."""
+
+    def batches(self, first_epoch: int, last_epoch: int) -> Iterator[BatchOut]:
+        """Yield the batches of some epochs, the same ones at each call."""
 
 
 @runtime_checkable
 class Watcher(Protocol):
-    """Who is told how training goes; nothing comes back."""
+    """Hears how a training goes, and gives nothing back."""
 
     def pseudo_labels(self, indices: Int[Tensor, " batch"], guesses: dict[str, Tensor]) -> None:
         """Take note of the labels guessed for some images."""
@@ -55,47 +93,43 @@ class Watcher(Protocol):
         """Show a line of progress."""
 
 
-@dataclass(frozen=True, eq=False)
-class Losses:
-    """The terms of a step's loss, as they are summed."""
-
-    cross_entropy: Float[Tensor, ""]
-    fairness: Float[Tensor, ""]
+class NonFiniteLossError(ArithmeticError):
+    """A loss that is infinite or not a number; the last checkpoint is from before it."""
 
 
-class Trainer:
-    """Trains a TokenFusion in place, one epoch after the other."""
+class Trainer(Generic[BatchT]):
+    """Trains a model in place, one epoch after the other."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the parts of a training
         self,
-        fusion: TokenFusion,
-        teacher: Teacher,
-        views: TrainingViews,
-        settings: SelfTrainingSettings,
+        model: Trainable,
+        teacher: Teacher[BatchT],
+        losses: Losses[BatchT],
+        recipe: OptimizerRecipe,
+        views: Batches[BatchT],
         *,
+        settings: Mapping[str, Any],
         precision: str = "fp32",
     ) -> None:
-        """Prepare optimizer and schedule; `precision` "bf16" is autocast, on a CPU too."""
-        self.fusion = fusion
-        self.settings = settings
-        self._teacher = teacher
-        self._views = views
+        """Prepare a training; `precision` "bf16" is autocast, on a CPU too.
+
+        `settings` is all that the parts were built from: a checkpoint of others is not taken up.
+        """
+        self.model = model
+        self.views = views
+        self._parts: dict[str, Part] = {"teacher": teacher, "losses": losses}
+        self._teacher, self._losses, self._recipe = teacher, losses, recipe
         self._autocast = precision == "bf16"
-        self._parameters = fusion.trained_parameters()
-        self._optimizer = build_optimizer(
-            self._parameters,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            betas=settings.betas,
-        )
-        self._marginal = RunningMarginal("batch" if settings.fairness == "paper" else "running")
+        self._parameters = model.trained_parameters()
+        self._optimizer = recipe.build(self._parameters)
+        self._n_epochs = recipe.n_epochs(views.n_batches)
+        self._n_steps = recipe.n_steps(views.n_batches)
         self._key = digest(
             {
-                "settings": settings.model_dump(mode="json"),
-                "recipe": repr(views.recipe),
-                "n_images": len(views.images),
+                "settings": dict(settings),
+                "views": views.identity(),
                 "precision": precision,
-                "start": checkpoint.state_hash(fusion.trained_state()),
+                "start": checkpoint.state_hash(model.trained_state()),
             }
         )
 
@@ -110,97 +144,75 @@ class Trainer:
         if done == 0:
             watcher.epoch(0, {})
         else:
-            watcher.message(f"going on after epoch {done} of {self.settings.epochs}")
-        batches = self._views.batches(done + 1, self.settings.epochs)
+            watcher.message(f"resuming after epoch {done} of {self._n_epochs}")
+        batches = self.views.batches(done + 1, self._n_epochs)
         progress = Progress(
-            n_epochs=self.settings.epochs, n_steps=self._views.n_batches, first_epoch=done + 1
+            n_epochs=self._n_epochs, n_steps=self.views.n_batches, first_epoch=done + 1
         )
-        for epoch in range(done + 1, self.settings.epochs + 1):
+        for epoch in range(done + 1, self._n_epochs + 1):
             watcher.epoch(epoch, self._epoch(epoch, batches, watcher, progress))
             if checkpoints is not None:
                 self._save(checkpoints, epoch)
 
     def _epoch(
-        self, epoch: int, batches: Iterator[ViewBatch], watcher: Watcher, progress: Progress
+        self, epoch: int, batches: Iterator[BatchT], watcher: Watcher, progress: Progress
     ) -> dict[str, float]:
         """Train one epoch and return its row of history."""
         started = time.perf_counter()
-        n_steps = self._views.n_batches
+        before = (epoch - 1) * self.views.n_batches
         totals, guard = EpochTotals(), FiniteGuard(epoch)
-        generator = runtime.generator(self._views.recipe.seed, "query", epoch)
-        self._marginal.reset()
-        self.fusion.train()
+        # One generator an epoch, named by it, so that a resumed epoch draws the same numbers.
+        generator = runtime.generator(self.views.seed, "query", epoch)
+        for part in self._parts.values():
+            part.start_epoch(epoch)
+        self.model.train()
         rate = 0.0
+        n_steps = min(self.views.n_batches, self._n_steps - before)
         for step, batch in enumerate(islice(batches, n_steps)):
             interruption.heed()
-            rate = self._set_rate((epoch - 1) * n_steps + step)
-            losses = self._step(batch, watcher, totals, generator)
-            guard.note(step, cross_entropy=losses.cross_entropy, fairness=losses.fairness)
+            rate = self._set_rate(before + step, epoch)
+            totals.n_seen += len(batch.indices)
+            found = self._step(batch, generator)
+            if found is not None:
+                teaching, terms = found
+                watcher.pseudo_labels(batch.indices, teaching.guesses())
+                totals.add(len(batch.indices), terms, teaching.measures)
+                guard.note(step, terms)
             line = progress.line(epoch, step)
             if line is not None:
                 watcher.message(line)
-        guard.check()  # waits for the device: the clock is right
+        for part in self._parts.values():
+            part.end_epoch(epoch)
+        guard.check()  # waits for the device, so the clock below is right
         guard.check_weights(self._parameters)
         seconds = time.perf_counter() - started
         return {
             **totals.row(),
             "learning_rate": rate,
-            "images_per_s": len(self._views.images) / seconds,
+            "images_per_s": totals.n_seen / seconds,
             "seconds": seconds,
             "peak_memory_mib": runtime.peak_memory_mib(),
         }
 
     def _step(
-        self,
-        batch: ViewBatch,
-        watcher: Watcher,
-        totals: EpochTotals,
-        generator: torch.Generator,
-    ) -> Losses:
-        """Learn from one batch."""
-        assert batch.strong is not None
-        device = batch.weak.device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=self._autocast):
+        self, batch: BatchT, generator: torch.Generator
+    ) -> tuple[Teaching, dict[str, Tensor]] | None:
+        """Learn from one batch; None if the teacher skips it."""
+        with torch.autocast(self.views.device.type, dtype=torch.bfloat16, enabled=self._autocast):
             teaching = self._teacher.teach(batch, generator)
-            if self.settings.train_head == "cls":
-                logits = self.fusion.global_similarity(batch.strong)
-            else:
-                logits = self.fusion(batch.strong, generator=generator).logits
-        losses = self._losses(logits, teaching.labels)
+            if teaching is None:
+                return None
+            terms = self._losses.terms(batch, teaching, generator)
         self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward([losses.cross_entropy + losses.fairness])
-        if self.settings.gradient_clip == "l1":
+        torch.autograd.backward([total(terms)])
+        if self._recipe.gradient_clip == "l1":
             clip_total_l1(self._parameters.values())
         self._optimizer.step()
-        watcher.pseudo_labels(batch.indices, teaching.guesses())
-        totals.add(
-            len(batch.indices),
-            cross_entropy=losses.cross_entropy,
-            fairness=losses.fairness,
-            saliency=teaching.saliency,
-        )
-        return losses
+        return teaching, terms
 
-    def _losses(
-        self, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
-    ) -> Losses:
-        """Return the terms of section 5.7 of the card. Departs: fidelity.md#fairness-loss."""
-        scale = self.settings.temperature
-        cross_entropy = self_training_loss(logits, labels, scale)
-        if self.settings.fairness == "off":
-            return Losses(cross_entropy, torch.zeros_like(cross_entropy))
-        marginal = self._marginal.update(mean_probabilities(logits, scale))
-        factor = _FAIRNESS_FACTOR[self.settings.fairness]
-        return Losses(cross_entropy, fairness_loss(marginal, factor))
-
-    def _set_rate(self, step: int) -> float:
-        """Give the optimizer the rate of a step, counted over all epochs, and return it."""
-        rate = learning_rate(
-            step,
-            self.settings.epochs * self._views.n_batches,
-            self.settings.learning_rate,
-            2 * self.settings.min_learning_rate,  # doubled by the released code
-        )
+    def _set_rate(self, step: int, epoch: int) -> float:
+        """Give the optimiser the rate of a step, counted over all epochs, and return it."""
+        rate = self._recipe.schedule(Position(step, epoch, self._n_steps, self._n_epochs))
         set_learning_rate(self._optimizer, rate)
         return rate
 
@@ -209,18 +221,130 @@ class Trainer:
         found = None if folder is None else checkpoint.load(folder, self._key)
         if found is None:
             return 0
-        self.fusion.load_trained_state(dict(found.weights))
+        self.model.load_trained_state(dict(found.weights))
         checkpoint.restore_optimizer(self._optimizer, found.optimizer)
-        device = self._views.device
-        self._marginal.load_state_dict({k: v.to(device) for k, v in found.marginal.items()})
+        for name, part in self._parts.items():
+            state = {key: value.to(self.views.device) for key, value in found.part(name).items()}
+            part.load_state_dict(state)
         torch.set_rng_state(found.rng)
         return found.epoch
 
     def _save(self, folder: Path, epoch: int) -> None:
         state = checkpoint.Checkpoint(
             epoch=epoch,
-            weights=self.fusion.trained_state(),
+            weights=self.model.trained_state(),
             optimizer=checkpoint.optimizer_tensors(self._optimizer),
-            marginal=self._marginal.state_dict(),
+            parts={
+                f"{name}/{key}": value
+                for name, part in self._parts.items()
+                for key, value in part.state_dict().items()
+            },
         )
         checkpoint.save(folder, state, self._key)
+
+
+def total(terms: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+    """Return the sum of a step's loss terms, in their order."""
+    first, *others = terms.values()
+    for term in others:
+        first = first + term
+    return first
+
+
+class FiniteGuard:
+    """Remembers the first step at which a loss term was not finite, without asking the device."""
+
+    def __init__(self, epoch: int) -> None:
+        """Watch one epoch."""
+        self._epoch = epoch
+        self._first_bad: dict[str, Tensor] = {}
+
+    def note(self, step: int, terms: Mapping[str, Tensor]) -> None:
+        """Take note of a step's loss terms; every `CHECK_EVERY` steps, check.
+
+        Raises:
+            NonFiniteLossError: see `check`.
+        """
+        for name, value in terms.items():
+            known = self._first_bad.get(name, torch.full_like(value, -1.0).detach())
+            is_first = ~value.detach().isfinite() & (known < 0)
+            self._first_bad[name] = torch.where(is_first, float(step), known)
+        if (step + 1) % CHECK_EVERY == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Raise NonFiniteLossError naming term, epoch and step if any was noted."""
+        for name, first in self._first_bad.items():
+            step = int(first)
+            if step >= 0:
+                raise NonFiniteLossError(
+                    f"expected a finite loss, got NaN or infinity in loss_{name} at epoch "
+                    f"{self._epoch}, step {step + 1}; lower learning_rate or use precision fp32, "
+                    "the checkpoint of the epoch before is kept"
+                )
+
+    def check_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Raise NonFiniteLossError naming a tensor that an update has spoilt."""
+        finite = torch.stack([value.detach().isfinite().all() for value in weights.values()])
+        for name, is_finite in zip(weights, finite.tolist(), strict=True):
+            if not is_finite:
+                raise NonFiniteLossError(
+                    f"expected finite weights, got NaN or infinity in {name} after epoch "
+                    f"{self._epoch}; lower learning_rate or use precision fp32, the checkpoint of "
+                    "the epoch before is kept"
+                )
+
+
+@dataclass
+class EpochTotals:
+    """Sums over the images of an epoch, kept on the device until the epoch ends."""
+
+    n_seen: int = 0  # images of all batches, the skipped ones too
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, n: int, terms: Mapping[str, Tensor], measures: Mapping[str, Tensor]) -> None:
+        """Add a batch of `n` images: loss terms are means over it, measures a number an image."""
+        for name, term in terms.items():
+            self._add(f"loss_{name}", term.detach() * n, n)
+        for name, values in measures.items():
+            self._add(name, values.sum(), n)
+
+    def row(self) -> dict[str, float]:
+        """Return the means over images, by column of history; `loss` is the sum of its terms."""
+        means = {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+        loss = sum(mean for name, mean in means.items() if name.startswith("loss_"))
+        return {"loss": loss, **means} if means else {}
+
+    def _add(self, name: str, value: Tensor, n: int) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counts[name] = self.counts.get(name, 0) + n
+
+
+class Progress:
+    """A line every few seconds: epoch, step, and the time left at the pace so far."""
+
+    def __init__(self, *, n_epochs: int, n_steps: int, first_epoch: int) -> None:
+        """Begin now, with the first step of `first_epoch`."""
+        self._n_epochs, self._n_steps, self._first_epoch = n_epochs, n_steps, first_epoch
+        self._started = self._shown = time.monotonic()
+
+    def line(self, epoch: int, step: int) -> str | None:
+        """Return the line to show after a step, or None if the last one is recent."""
+        now = time.monotonic()
+        if now - self._shown < _LINE_EVERY_S:
+            return None
+        self._shown = now
+        done = (epoch - self._first_epoch) * self._n_steps + step + 1
+        total = (self._n_epochs - self._first_epoch + 1) * self._n_steps
+        left = (now - self._started) / done * (total - done)
+        return (
+            f"epoch {epoch}/{self._n_epochs}, step {step + 1}/{self._n_steps}, "
+            f"{duration(left)} left"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `45 s` or `3 min 20 s`."""
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"

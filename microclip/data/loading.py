@@ -55,7 +55,7 @@ class ViewBatch:
 class TrainingViews:
     """Weak, strong and cropped views of unlabelled images, epoch by epoch."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  how batches are made
         self,
         images: UnlabelledImages,
         recipe: ViewRecipe,
@@ -63,18 +63,45 @@ class TrainingViews:
         batch_size: int,
         device: str | torch.device = "cpu",
         n_workers: int | None = None,
+        drop_last: bool = False,
     ) -> None:
-        """Draw views of `images`; `n_workers` processes make strong views (None: see below)."""
+        """Draw views of `images`; `n_workers` processes make strong views (None: see below).
+
+        `drop_last` leaves out a last, smaller batch, unless it is the only one.
+        """
         self.images = images
         self.recipe = recipe
         self.batch_size = batch_size
         self.device = torch.device(device)
+        self.drop_last = drop_last
         self._n_workers = default_workers(self.device) if n_workers is None else n_workers
 
     @property
+    def n_items(self) -> int:
+        """Images of an epoch."""
+        return len(self.images)
+
+    @property
     def n_batches(self) -> int:
-        """Return the batches of an epoch; the last, smaller one counts."""
+        """Batches of an epoch."""
+        whole = len(self.images) // self.batch_size
+        if self.drop_last and whole:
+            return whole
         return math.ceil(len(self.images) / self.batch_size)
+
+    @property
+    def seed(self) -> int:
+        """What all draws derive from."""
+        return self.recipe.seed
+
+    def identity(self) -> dict[str, object]:
+        """What names the batches."""
+        return {
+            "recipe": repr(self.recipe),
+            "n_images": len(self.images),
+            "batch_size": self.batch_size,
+            "drop_last": self.drop_last,
+        }
 
     def batches(self, first_epoch: int, last_epoch: int) -> Iterator[ViewBatch]:
         """Yield the batches of the epochs `first_epoch` to `last_epoch`, shuffled anew in each.
@@ -84,7 +111,7 @@ class TrainingViews:
         keys = [
             [(epoch, index) for index in chunk]
             for epoch in range(first_epoch, last_epoch + 1)
-            for chunk in _chunks(self._order(epoch), self.batch_size)
+            for chunk in _chunks(self._order(epoch), self.batch_size)[: self.n_batches]
         ]
         loader = DataLoader(
             _StrongViews(self.images, self.recipe),

@@ -38,7 +38,7 @@ class FusionNetwork(nn.Module):
     def _mask(self, tokens: ImageTokens) -> Bool[Tensor, "batch patch"]:
         options = self.fusion.options
         if options.query == "ncut":
-            return cut_by_squaring(tokens.patches, options)
+            return cut_by_squaring(tokens.patches, options.ncut)
         return uncut_mask(options.query, tokens.patches, None)
 
 
@@ -77,7 +77,7 @@ def network_of(adapted: Adapted) -> FusionNetwork | LinearNetwork:
             options = fusion.options
             if options.query == "random":
                 raise _refused("query 'random' draws a patch anew for each image; use another")
-            if options.query == "ncut" and options.sign == "as-computed":
+            if options.query == "ncut" and options.ncut.sign == "as-computed":
                 raise _refused(
                     "ncut_sign 'as-computed' is the eigensolver's own sign, which ONNX has none "
                     "of; adapt with ncut_sign 'seed'"

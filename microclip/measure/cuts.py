@@ -8,8 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from microclip.model.saliency import Saliency, affinity, fiedler_vector, normalized_cut
-from microclip.model.token_fusion import FusionOptions
+from microclip.model.saliency import (
+    NCutOptions,
+    Saliency,
+    affinity,
+    fiedler_vector,
+    normalized_cut,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,19 +37,11 @@ class Cut:
 
 
 @torch.no_grad()
-def examine(tokens: Float[Tensor, "batch patch width"], options: FusionOptions) -> Cut:
+def examine(tokens: Float[Tensor, "batch patch width"], options: NCutOptions) -> Cut:
     """Return the cuts of the value-path patch tokens of some images, with all that made them."""
-    saliency = normalized_cut(
-        tokens,
-        tau=options.tau,
-        eps=options.eps,
-        threshold=options.threshold,
-        normalize=options.normalize,
-        sign=options.sign,
-        min_gap=options.min_gap,
-    )
     weights = affinity(tokens, tau=options.tau, eps=options.eps, normalize=options.normalize)
     vector, _ = fiedler_vector(weights.double())
     seed = vector.gather(-1, vector.abs().argmax(dim=-1, keepdim=True))[:, 0]
     level = vector.std(dim=-1) if options.threshold == "std" else vector.mean(dim=-1)
+    saliency = normalized_cut(tokens, options)
     return Cut(vector, level, vector > level[:, None], seed < 0, saliency)

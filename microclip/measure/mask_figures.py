@@ -73,7 +73,7 @@ def _rows(run: FusedRun, plot: Any) -> list[_Row]:
             "graph; choose a variant with query: ncut"
         )
     indices = tested.choose(plot.images)
-    cut = examine(fusion.backbone.encode_image(run.views(indices)).patches, fusion.options)
+    cut = examine(fusion.backbone.encode_image(run.views(indices)).patches, fusion.options.ncut)
     saliency, grid = cut.saliency, fusion.backbone.patch_grid
     assert saliency.gap is not None
     assert saliency.degenerate is not None
@@ -83,7 +83,7 @@ def _rows(run: FusedRun, plot: Any) -> list[_Row]:
             file=tested.test.files[index],
             class_name=tested.class_of("label", index),
             picture=picture,
-            rule="deviation" if fusion.options.threshold == "std" else "mean",
+            rule="deviation" if fusion.options.ncut.threshold == "std" else "mean",
             vector=cut.vector[place].reshape(grid),
             level=float(cut.level[place]),
             mask_before=cut.mask_before[place].reshape(grid),

@@ -116,6 +116,30 @@ class Classifier(Protocol):
         """Return only what was trained, by name."""
 
 
+@dataclass(frozen=True, eq=False)
+class Watching:
+    """What a trainer reports to: the task's monitor measures, then the tracker records."""
+
+    task: Task
+    tracker: Tracker
+    classifier: Classifier
+
+    def pseudo_labels(self, indices: Int[Tensor, " batch"], guesses: dict[str, Tensor]) -> None:
+        """Pass on the labels guessed for some images."""
+        if self.task.monitor is not None:
+            self.task.monitor.pseudo_labels(indices, guesses)
+
+    def epoch(self, epoch: int, row: dict[str, float]) -> None:
+        """Have the classifier measured as it stands, and record the row."""
+        if self.task.monitor is not None:
+            self.task.monitor.evaluate(self.classifier)
+        self.tracker.epoch(epoch, row)
+
+    def message(self, text: str) -> None:
+        """Show a line."""
+        self.tracker.message(text)
+
+
 @runtime_checkable
 class Method(Protocol):
     """A method: one file, one `METHOD` object."""

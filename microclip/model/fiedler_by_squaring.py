@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from microclip.model.saliency import affinity, laplacian, salient_side
-from microclip.model.token_fusion import FusionOptions
+from microclip.model.saliency import NCutOptions, affinity, laplacian, salient_side
 
 # 2**20 powers leave exp(-2**20 * gap / 2) of the third vector: 1e-228 at the gap of 1e-3 below
 # which no cut is defined, and 1e-16 still at a gap of 7e-5.
@@ -43,7 +42,7 @@ def fiedler_by_squaring(
 
 
 def cut_by_squaring(
-    tokens: Float[Tensor, "batch patch width"], options: FusionOptions
+    tokens: Float[Tensor, "batch patch width"], options: NCutOptions
 ) -> Bool[Tensor, "batch patch"]:
     """Return the mask of `saliency.normalized_cut`, without an eigensolver.
 

@@ -7,8 +7,8 @@ gradient and never waits for a value on the host, apart from the eigensolver's o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -43,43 +43,70 @@ class Saliency:
     density: Float[Tensor, " batch"] | None = None
 
 
+@dataclass(frozen=True)
+class NCutOptions:
+    """How a patch graph is built and cut; the defaults are the released code's but for `sign`.
+
+    Attributes:
+        tau: similarity above which two patches are joined: of dot products, or of cosines in
+            [-1, 1] if `normalize`.
+        eps: weight of all other edges, the bridges that keep the graph connected.
+        threshold: salient above the deviation (N-1 divisor) or the mean of the Fiedler vector.
+        normalize: cosines instead of dot products (TokenCut).
+        sign: "seed" orients the vector so that its largest entry is positive, then thresholds it;
+            "as-computed" thresholds the solver's vector and complements a mask without that entry.
+        min_gap: eigenvalue gap below which the Fiedler vector is one of many and all patches are
+            salient. 1e-3 is where masks of float32 and float64 solvers start to disagree; 0 turns
+            the rule off.
+    """
+
+    tau: float | int = 0.2
+    eps: float = 1e-6
+    threshold: Threshold = "std"
+    normalize: bool = False
+    sign: SignRule = "seed"
+    min_gap: float | int = 1e-3
+
+    def __post_init__(self) -> None:
+        """Refuse unknown words."""
+        for name, words in (("threshold", Threshold), ("sign", SignRule)):
+            if getattr(self, name) not in get_args(words):
+                raise ValueError(
+                    f"{name} must be one of {get_args(words)}, got {getattr(self, name)!r}"
+                )
+
+
 @torch.no_grad()
-def normalized_cut(  # noqa: PLR0913  the public signature
+def normalized_cut(
     tokens: Float[Tensor, "batch patch width"],
+    options: NCutOptions = NCutOptions(),  # noqa: B008  frozen
     *,
-    tau: float | int = 0.2,
-    eps: float = 1e-6,
-    threshold: Threshold = "std",
-    normalize: bool = False,
-    sign: SignRule = "seed",
-    min_gap: float | int = 1e-3,
     solver_dtype: torch.dtype = torch.float64,
     check_finite: bool = False,
+    **choices: Any,
 ) -> Saliency:
     """Return the salient side of a two-way normalised cut of each image's patch graph.
 
     Source: Eq. 3, Appendix D, arXiv:2510.02270v1; sathiiii/microCLIP:engine_self_training.py.
-    `tau` is compared with dot products, or with cosines in [-1, 1] if `normalize`; pairs above it
-    get an edge of weight 1, all others (bridges that keep the graph connected) of weight `eps`.
-    `threshold` is the deviation (N-1 divisor) or the mean of the Fiedler vector. `sign="seed"`
-    orients the vector so that its largest entry is positive and then thresholds it;
-    `sign="as-computed"` thresholds the solver's vector and complements a mask without that entry.
-    Below `min_gap` the Fiedler vector is one of many and the mask is all patches; 1e-3 is where
-    the masks of float32 and float64 solvers start to disagree. 0 turns the rule off.
-    A comparison with NaN is false, so the graph and the result are finite for any tokens;
-    `check_finite` refuses broken tokens by image number, at the price of a host sync.
+    `choices` are fields of NCutOptions that replace those of `options`: `tau`, `eps`, `threshold`,
+    `normalize`, `sign`, `min_gap`. A comparison with NaN is false, so the graph and the result are
+    finite for any tokens; `check_finite` refuses broken tokens by image number, at the price of a
+    host sync.
 
     Raises:
-        ValueError: fewer than two patches; non-finite tokens if `check_finite`; unknown option.
+        ValueError: fewer than two patches; non-finite tokens if `check_finite`; unknown word.
+        TypeError: unknown choice.
 
     Departs: fidelity.md#ncut-sign, fidelity.md#ncut-gap, fidelity.md#ncut-solver.
     """
+    options = replace(options, **choices)
     _check_tokens(tokens, check_finite=check_finite)
+    # bf16 dot products move edges across tau, and the eigenvector with them: never autocast here.
     with torch.autocast(device_type=tokens.device.type, enabled=False):
-        weights = affinity(tokens, tau=tau, eps=eps, normalize=normalize)
+        weights = affinity(tokens, tau=options.tau, eps=options.eps, normalize=options.normalize)
         fiedler, gap = fiedler_vector(weights.to(solver_dtype))
-        mask, fiedler = salient_side(fiedler, threshold=threshold, sign=sign)
-    degenerate = gap < min_gap
+        mask, fiedler = salient_side(fiedler, threshold=options.threshold, sign=options.sign)
+    degenerate = gap < options.min_gap
     fiedler = fiedler.to(torch.promote_types(tokens.dtype, torch.float32))
     density = (weights == 1).float().mean(dim=(1, 2))
     return Saliency(mask | degenerate[:, None], fiedler, gap.float(), degenerate, density)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,25 +12,19 @@ from torch.nn import functional
 
 from microclip.model.attention_pooling import AttentionPooling
 from microclip.model.backbone import Backbone, ImageTokens, unit_norm
-from microclip.model.saliency import Saliency, SignRule, Threshold, normalized_cut
+from microclip.model.saliency import NCutOptions, Saliency, normalized_cut
 from microclip.model.state import difference
 
 Query = Literal["ncut", "mean", "random", "cls"]
 Pooling = Literal["attention", "query-average"]
 TrainHead = Literal["fusion", "cls"]
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "query": ("ncut", "mean", "random", "cls"),
-    "pooling": ("attention", "query-average"),
-    "train_head": ("fusion", "cls"),
-    "threshold": ("std", "mean"),
-    "sign": ("seed", "as-computed"),
-}
+_WORDS = {"query": Query, "pooling": Pooling, "train_head": TrainHead}
 
 
 @dataclass(frozen=True)
 class FusionOptions:
-    """Choices of TokenFusion; the defaults are those of the released code but for `sign`.
+    """Choices of TokenFusion; the defaults are those of the released code but for the cut's sign.
 
     Attributes:
         query: what asks: the mean of the salient patches, of all patches, one random patch (drawn
@@ -41,7 +35,7 @@ class FusionOptions:
         learnable_empty: train the empty token of the attention.
         legacy_swap: in evaluation mode give the two shares to the wrong heads, as the released
             evaluation does (only visible if `global_weight` is not 0.5).
-        tau, eps, threshold, sign, normalize, min_gap: see `saliency.normalized_cut`.
+        ncut: how the salient patches of query "ncut" are cut out.
     """
 
     query: Query = "ncut"
@@ -50,18 +44,15 @@ class FusionOptions:
     train_head: TrainHead = "fusion"
     learnable_empty: bool = False
     legacy_swap: bool = False
-    tau: float | int = 0.2
-    eps: float = 1e-6
-    threshold: Threshold = "std"
-    sign: SignRule = "seed"
-    normalize: bool = False
-    min_gap: float | int = 1e-3
+    ncut: NCutOptions = field(default_factory=NCutOptions)
 
     def __post_init__(self) -> None:
         """Refuse words and combinations that have no meaning."""
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        for name, words in _WORDS.items():
+            if getattr(self, name) not in get_args(words):
+                raise ValueError(
+                    f"{name} must be one of {get_args(words)}, got {getattr(self, name)!r}"
+                )
         if not 0 <= self.global_weight <= 1:
             raise ValueError(f"global_weight must lie in [0, 1], got {self.global_weight}")
         if self.pooling == "query-average" and self.query == "cls":
@@ -69,6 +60,23 @@ class FusionOptions:
                 "pooling 'query-average' of query 'cls' is the global embedding itself; "
                 "use train_head 'cls', or another query"
             )
+
+    @classmethod
+    def of(cls, **choices: Any) -> FusionOptions:
+        """Return options from one flat set of choices: those of the fusion, and of its cut.
+
+        Raises:
+            ValueError: unknown name, word or combination.
+        """
+        own = [each.name for each in fields(cls) if each.name != "ncut"]
+        cut = [each.name for each in fields(NCutOptions)]
+        unknown = sorted(set(choices) - {*own, *cut})
+        if unknown:
+            raise ValueError(f"TokenFusion knows the options {[*own, *cut]}, got {unknown}")
+        return cls(
+            **{name: choices[name] for name in own if name in choices},
+            ncut=NCutOptions(**{name: choices[name] for name in cut if name in choices}),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,24 +123,28 @@ class TokenFusion(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, classifier: Float[Tensor, "classes embedding"], **options: Any
+        self,
+        backbone: Backbone,
+        classifier: Float[Tensor, "classes embedding"],
+        options: FusionOptions | None = None,
+        **choices: Any,
     ) -> None:
-        """Wrap `backbone`; `classifier` is copied; `options` are the fields of FusionOptions.
+        """Wrap `backbone`; `classifier` is copied.
+
+        Give `options`, or single `choices` of FusionOptions and NCutOptions.
 
         Raises:
             ValueError: unknown option or value; classifier of another embedding size.
         """
         super().__init__()
-        unknown = sorted(set(options) - {field.name for field in fields(FusionOptions)})
-        if unknown:
-            known = [field.name for field in fields(FusionOptions)]
-            raise ValueError(f"TokenFusion knows the options {known}, got {unknown}")
+        if options is not None and choices:
+            raise ValueError(f"give options or single choices, not both; got {sorted(choices)} too")
         if classifier.ndim != 2 or classifier.shape[1] != backbone.embedding_dim:
             raise ValueError(
                 f"classifier expected shape (classes, {backbone.embedding_dim}), got "
                 f"{tuple(classifier.shape)}; embed the descriptions with this very backbone"
             )
-        self.options = FusionOptions(**options)
+        self.options = FusionOptions.of(**choices) if options is None else options
         self.backbone = backbone
         self.pooling = AttentionPooling(
             backbone.width, learnable_empty=self.options.learnable_empty
@@ -242,15 +254,7 @@ class TokenFusion(nn.Module):
         if mask is not None and options.query != "ncut":
             raise ValueError(f"a mask is for query 'ncut', got one with query {options.query!r}")
         if options.query == "ncut" and mask is None:
-            return normalized_cut(
-                patches.detach(),
-                tau=options.tau,
-                eps=options.eps,
-                threshold=options.threshold,
-                normalize=options.normalize,
-                sign=options.sign,
-                min_gap=options.min_gap,
-            )
+            return normalized_cut(patches.detach(), options.ncut)
         if mask is None:
             mask = uncut_mask(options.query, patches, generator)
         return Saliency(mask=mask, fiedler=torch.zeros_like(mask, dtype=torch.float32))

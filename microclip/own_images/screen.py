@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from microclip.adaptation.bookkeeping import duration
+from microclip.adaptation.training import duration
 from microclip.data import bad_files
 from microclip.own_images.materials import Materials, Wishes
 from microclip.own_images.results import Results

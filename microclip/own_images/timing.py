@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from microclip import prediction, runtime
-from microclip.adaptation.bookkeeping import NonFiniteLossError
+from microclip.adaptation.training import NonFiniteLossError
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.own_images.core import task_of, with_images
 from microclip.own_images.record import Record

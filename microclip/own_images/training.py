@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from microclip import prediction
-from microclip.adaptation.bookkeeping import NonFiniteLossError
+from microclip.adaptation.training import NonFiniteLossError
 from microclip.data.datasets import UnlabelledImages
 from microclip.history import RunClock
 from microclip.methods.base import Classifier, Task, Tracker, load_method

@@ -55,13 +55,13 @@ def test_the_optimizer_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
 
 def test_the_random_state_is_kept(tmp_path: Path) -> None:
     torch.manual_seed(7)
-    save(tmp_path, Checkpoint(1, {"w": torch.ones(1)}, {}, {"previous": torch.ones(2)}), "k")
+    save(tmp_path, Checkpoint(1, {"w": torch.ones(1)}, {}, {"losses/previous": torch.ones(2)}), "k")
     expected = torch.rand(3)
     found = load(tmp_path, "k")
     assert found is not None
     torch.set_rng_state(found.rng)
     assert torch.equal(torch.rand(3), expected)
-    assert torch.equal(found.marginal["previous"], torch.ones(2))
+    assert torch.equal(found.part("losses")["previous"], torch.ones(2))
 
 
 def test_no_file_is_no_checkpoint(tmp_path: Path) -> None:

@@ -14,12 +14,10 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
-from microclip.adaptation.bookkeeping import NonFiniteLossError
-from microclip.adaptation.options import SelfTrainingSettings
-from microclip.adaptation.teacher import Teacher
-from microclip.adaptation.training import Trainer
+from microclip.adaptation.training import NonFiniteLossError, Trainer
 from microclip.data.datasets import UnlabelledImages
-from microclip.data.loading import TrainingViews, ViewRecipe
+from microclip.data.loading import TrainingViews, ViewBatch, ViewRecipe
+from microclip.methods.microclip import KnowledgeTeacher, MicroClipSettings, SelfTrainingLosses
 from microclip.model.token_fusion import TokenFusion
 from tests.model.networks import tiny_backbone
 
@@ -65,31 +63,56 @@ class Journal:
         pass
 
 
-def trainer(**values: Any) -> Trainer:
-    settings = SelfTrainingSettings(**{"epochs": 3, "batch_size": 4, **values})
+def trainer(**values: Any) -> Trainer[ViewBatch]:
+    settings = MicroClipSettings(**{"epochs": 3, "batch_size": 4, **values})
     torch.manual_seed(0)
-    fusion = TokenFusion(tiny_backbone(), torch.randn(C, 16), **settings.fusion_options())
+    fusion = TokenFusion(tiny_backbone(), torch.randn(C, 16), settings.fusion_options())
     knowledge = functional.normalize(torch.randn(C, 16), dim=-1)
     recipe = dataclasses.replace(RECIPE, n_crops=0) if settings.prior == "frozen" else RECIPE
     cached = torch.randn(N, C) if settings.prior == "frozen" else None
     views = TrainingViews(Noise(), recipe, batch_size=settings.batch_size)
-    return Trainer(fusion, Teacher(fusion, knowledge, settings, cached), views, settings)
+    return assembled(fusion, KnowledgeTeacher(fusion, knowledge, settings, cached), views, settings)
 
 
-def written_out(built: Trainer, n_steps: int) -> list[float]:
+def assembled(
+    fusion: TokenFusion,
+    teacher: KnowledgeTeacher,
+    views: TrainingViews,
+    settings: MicroClipSettings,
+    precision: str = "fp32",
+) -> Trainer[ViewBatch]:
+    return Trainer(
+        fusion,
+        teacher,
+        SelfTrainingLosses(fusion, settings),
+        settings.optimizer_recipe(),
+        views,
+        settings=settings.model_dump(mode="json"),
+        precision=precision,
+    )
+
+
+def fusion_of(built: Trainer[ViewBatch]) -> TokenFusion:
+    assert isinstance(built.model, TokenFusion)
+    return built.model
+
+
+def written_out(built: Trainer[ViewBatch], n_steps: int) -> list[float]:
     """Section 5 of the method's card, without the project's losses, schedule and loop."""
-    fusion, total = built.fusion, 3 * 3
+    fusion, total = fusion_of(built), 3 * 3
     parameters = list(fusion.trained_parameters().values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1)
     losses, marginal = [], None
-    for step, batch in enumerate(built._views.batches(1, 3)):
+    for step, batch in enumerate(built.views.batches(1, 3)):
         if step == n_steps:
             break
-        labels = built._teacher.teach(batch).labels
+        taught = built._teacher.teach(batch, torch.Generator())
+        assert taught is not None
+        assert taught.labels is not None
         logits = 100 * fusion(batch.strong).logits
         mean = logits.softmax(-1).mean(0)
         marginal = mean if step % 3 == 0 else 0.5 * (marginal.detach() + mean)
-        loss = functional.cross_entropy(logits, labels) - 2 / C * marginal.log().sum()
+        loss = functional.cross_entropy(logits, taught.labels) - 2 / C * marginal.log().sum()
         for group in optimizer.param_groups:
             group["lr"] = 2e-6 + 0.5 * (1e-4 - 2e-6) * (1 + np.cos(np.pi * step / total))
         optimizer.zero_grad()
@@ -104,8 +127,10 @@ def test_the_loop_is_the_algorithm_of_the_card() -> None:
     losses = written_out(reference, 9)
     journal = Journal()
     ours.train(journal)
-    for name, value in ours.fusion.trained_state().items():
-        torch.testing.assert_close(value, reference.fusion.trained_state()[name], atol=1e-6, rtol=0)
+    for name, value in fusion_of(ours).trained_state().items():
+        torch.testing.assert_close(
+            value, fusion_of(reference).trained_state()[name], atol=1e-6, rtol=0
+        )
     sizes = [4, 4, 3]
     for epoch in (1, 2, 3):
         mine = losses[3 * epoch - 3 : 3 * epoch]
@@ -115,12 +140,12 @@ def test_the_loop_is_the_algorithm_of_the_card() -> None:
 
 def test_only_what_is_trained_moves() -> None:
     built = trainer(epochs=1)
-    before = {name: value.clone() for name, value in built.fusion.state_dict().items()}
+    before = {name: value.clone() for name, value in fusion_of(built).state_dict().items()}
     built.train(Journal())
-    after = built.fusion.state_dict()
+    after = fusion_of(built).state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    trained = {id(p) for p in built.fusion.trained_parameters().values()}
-    assert moved == {name for name, p in built.fusion.named_parameters() if id(p) in trained}
+    trained = {id(p) for p in fusion_of(built).trained_parameters().values()}
+    assert moved == {name for name, p in fusion_of(built).named_parameters() if id(p) in trained}
 
 
 def test_a_row_an_epoch_and_every_image_taught_once_an_epoch() -> None:
@@ -156,8 +181,8 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, values: dict[str,
     resumed, journal = trainer(**values), Journal()
     resumed.train(journal, tmp_path)
     assert list(journal.rows) == [2, 3]
-    for name, value in resumed.fusion.trained_state().items():
-        assert torch.equal(value, unbroken.fusion.trained_state()[name]), name
+    for name, value in fusion_of(resumed).trained_state().items():
+        assert torch.equal(value, fusion_of(unbroken).trained_state()[name]), name
 
 
 def test_a_checkpoint_of_other_settings_is_not_taken_up(tmp_path: Path) -> None:
@@ -173,12 +198,12 @@ def test_a_complete_checkpoint_trains_no_more(tmp_path: Path) -> None:
     again, journal = trainer(epochs=1), Journal()
     again.train(journal, tmp_path)
     assert journal.rows == {}
-    assert torch.equal(again.fusion.classifier, first.fusion.classifier)
+    assert torch.equal(fusion_of(again).classifier, fusion_of(first).classifier)
 
 
 def test_a_loss_that_is_no_number_keeps_the_checkpoint_before_it(tmp_path: Path) -> None:
     class Spoiler(Journal):
-        def __init__(self, built: Trainer, spoilt_step: int) -> None:
+        def __init__(self, built: Trainer[ViewBatch], spoilt_step: int) -> None:
             super().__init__()
             self._built, self._spoilt_step = built, spoilt_step
 
@@ -186,9 +211,9 @@ def test_a_loss_that_is_no_number_keeps_the_checkpoint_before_it(tmp_path: Path)
             super().pseudo_labels(indices, guesses)
             if len(self.labels) == self._spoilt_step:
                 with torch.no_grad():
-                    self._built.fusion.classifier.fill_(float("nan"))
+                    fusion_of(self._built).classifier.fill_(float("nan"))
 
-    for spoilt_step, word in ((4, "cross_entropy at epoch 2, step 2"), (6, "weights, .* epoch 2")):
+    for spoilt_step, word in ((4, "loss_ce at epoch 2, step 2"), (6, "weights, .* epoch 2")):
         built = trainer()
         with pytest.raises(NonFiniteLossError, match=word):
             built.train(Spoiler(built, spoilt_step), tmp_path)
@@ -216,25 +241,24 @@ def test_every_switch_trains(values: dict[str, Any]) -> None:
     built.train(journal)
     plain.train(Journal())
     assert np.isfinite(journal.rows[1]["loss"])
-    assert not torch.equal(built.fusion.classifier, plain.fusion.classifier)
+    assert not torch.equal(fusion_of(built).classifier, fusion_of(plain).classifier)
 
 
 def test_no_epoch_leaves_the_network_as_it_was() -> None:
     built = trainer(epochs=0)
-    before = built.fusion.trained_state()
+    before = fusion_of(built).trained_state()
     built.train(Journal())
-    assert all(torch.equal(before[k], v) for k, v in built.fusion.trained_state().items())
+    assert all(torch.equal(before[k], v) for k, v in fusion_of(built).trained_state().items())
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_bf16_runs_on_a_gpu() -> None:
-    settings = SelfTrainingSettings(epochs=1, batch_size=4)
+    settings = MicroClipSettings(epochs=1, batch_size=4)
     fusion = TokenFusion(tiny_backbone().to("cuda"), torch.randn(C, 16))
     knowledge = functional.normalize(torch.randn(C, 16), dim=-1).cuda()
     views = TrainingViews(Noise(), RECIPE, batch_size=4, device="cuda")
     journal = Journal()
-    Trainer(fusion, Teacher(fusion, knowledge, settings), views, settings, precision="bf16").train(
-        journal
-    )
+    teacher = KnowledgeTeacher(fusion, knowledge, settings)
+    assembled(fusion, teacher, views, settings, "bf16").train(journal)
     assert np.isfinite(journal.rows[1]["loss"])

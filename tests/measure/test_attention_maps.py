@@ -15,7 +15,8 @@ from microclip.measure.attention_maps import (
 )
 from microclip.measure.cuts import examine
 from microclip.model.backbone import ImageTokens, from_open_clip
-from microclip.model.token_fusion import FusionOptions, TokenFusion
+from microclip.model.saliency import NCutOptions
+from microclip.model.token_fusion import TokenFusion
 from tests.model.networks import tiny_clip
 
 # two of one direction, four of another: z is (0.632455 twice, -0.223607 four times) or its negative
@@ -76,7 +77,7 @@ def test_token_maps_are_what_the_classifier_uses() -> None:
 
 @pytest.mark.parametrize(("threshold", "level"), [("std", 0.442069), ("mean", 0.061748)])
 def test_a_cut_is_told_step_by_step(threshold: str, level: float) -> None:
-    cut = examine(TWO_CLIQUES, FusionOptions(threshold=threshold))  # type: ignore[arg-type]
+    cut = examine(TWO_CLIQUES, NCutOptions(threshold=threshold))  # type: ignore[arg-type]
     sign = -1.0 if bool(cut.is_flipped[0]) else 1.0
     expected = torch.tensor([0.632455] * 2 + [-0.223607] * 4, dtype=torch.float64)
     torch.testing.assert_close(sign * cut.vector[0], expected, atol=1e-4, rtol=0)
@@ -87,7 +88,7 @@ def test_a_cut_is_told_step_by_step(threshold: str, level: float) -> None:
 
 
 def test_equal_tokens_have_no_defined_cut() -> None:
-    cut = examine(torch.ones(1, 5, 2), FusionOptions())
+    cut = examine(torch.ones(1, 5, 2), NCutOptions())
     assert cut.saliency.degenerate is not None
     assert bool(cut.saliency.degenerate[0])
     assert bool(cut.saliency.mask.all())

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from microclip.model.fiedler_by_squaring import cut_by_squaring, fiedler_by_squaring
-from microclip.model.saliency import affinity, fiedler_vector, normalized_cut
-from microclip.model.token_fusion import FusionOptions
+from microclip.model.saliency import NCutOptions, affinity, fiedler_vector, normalized_cut
 
 WIDTH, BATCH = 16, 60
 
@@ -39,7 +38,7 @@ def tie(vector: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", ["random", "clustered", "near-complete", "fragmented", "complete"])
 def test_masks_are_those_of_the_eigensolver_but_where_seeds_tie(kind: str, n: int) -> None:
     given = tokens(kind, n)
-    expected, mask = normalized_cut(given), cut_by_squaring(given, FusionOptions())
+    expected, mask = normalized_cut(given), cut_by_squaring(given, NCutOptions())
     assert expected.gap is not None
     assert expected.degenerate is not None
     weights = affinity(given, tau=0.2, eps=1e-6, normalize=False).double()
@@ -70,13 +69,13 @@ def test_two_cliques_of_unlike_size_are_parted_and_the_smaller_is_salient() -> N
 @pytest.mark.parametrize(
     "options",
     [
-        FusionOptions(threshold="mean"),
-        FusionOptions(normalize=True, threshold="mean"),
-        FusionOptions(tau=0.5, eps=1e-3),
-        FusionOptions(min_gap=0.2),
+        NCutOptions(threshold="mean"),
+        NCutOptions(normalize=True, threshold="mean"),
+        NCutOptions(tau=0.5, eps=1e-3),
+        NCutOptions(min_gap=0.2),
     ],
 )
-def test_every_option_means_the_same(options: FusionOptions) -> None:
+def test_every_option_means_the_same(options: NCutOptions) -> None:
     given = tokens("clustered", 49)
     expected = normalized_cut(
         given,
@@ -91,4 +90,4 @@ def test_every_option_means_the_same(options: FusionOptions) -> None:
 
 def test_the_solvers_own_sign_is_refused() -> None:
     with pytest.raises(ValueError, match="sign 'seed'"):
-        cut_by_squaring(tokens("random", 9), FusionOptions(sign="as-computed"))
+        cut_by_squaring(tokens("random", 9), NCutOptions(sign="as-computed"))

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from microclip.adaptation.losses import RunningMarginal
-from microclip.adaptation.optimisation import build_optimizer, clip_total_l1
+from microclip.adaptation.schedules import (
+    OptimizerRecipe,
+    clip_total_l1,
+    constant,
+    set_learning_rate,
+)
 
 from .comparison import Comparison
 from .steps import Step, run_step
@@ -31,13 +36,14 @@ def test_five_steps(variant: str, compare: Comparison) -> None:
     fusion, marginal = build_fusion("a", **VARIANTS[variant]), RunningMarginal()
     start = fusion.trained_state()
     frozen = {n: p.clone() for n, p in fusion.named_parameters() if not p.requires_grad}
-    optimizer = build_optimizer(
-        fusion.trained_parameters(),
-        learning_rate=meta()["lr"],
+    recipe = OptimizerRecipe(
+        constant(meta()["lr"]),
         weight_decay=meta()["weight_decay"],
         betas=tuple(meta()["betas"]),
         eps=meta()["eps"],
     )
+    optimizer = recipe.build(fusion.trained_parameters())
+    set_learning_rate(optimizer, meta()["lr"])
     for index, pixels in enumerate(reference["inputs_u8"]):
         masks: tuple[Tensor | None, Tensor | None] = (None, None)
         if variant == "official":

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from microclip.adaptation.options import SelfTrainingSettings
-from microclip.adaptation.teacher import Teacher, Teaching, encode_prior
+from microclip.adaptation.teacher import Teaching
 from microclip.data.loading import ViewBatch
+from microclip.methods.microclip import KnowledgeTeacher, MicroClipSettings, encode_prior
 from microclip.model.token_fusion import TokenFusion
 from tests.model.networks import tiny_backbone
 
@@ -34,8 +34,8 @@ class Case:
         batch = self.batch
         if not crops:
             batch = ViewBatch(batch.indices, batch.weak, batch.crops[:, :0])
-        settings = SelfTrainingSettings(**values)
-        return Teacher(self.fusion, self.knowledge, settings, cached).teach(batch)
+        settings = MicroClipSettings(**values)
+        return KnowledgeTeacher(self.fusion, self.knowledge, settings, cached).teach(batch)
 
     def aggregate(self) -> torch.Tensor:
         """Eq. 10 and 11, image by image."""
@@ -62,10 +62,12 @@ def test_the_mix_is_equation_13(case: Case) -> None:
     own = unit(0.5 * seen.global_embedding + 0.5 * seen.local_embedding) @ case.shared().T
     taught = case.teach(gamma=0.3)
     assert torch.equal(taught.labels, (0.3 * prior + 0.7 * own).argmax(-1))
-    assert torch.equal(taught.prior, prior.argmax(-1))
+    assert torch.equal(taught.parts["prior"], prior.argmax(-1))
     assert torch.equal(taught.guesses()["fusion"], own.argmax(-1))
+    assert taught.labels is not None
     assert not taught.labels.requires_grad
-    assert taught.saliency is not None
+    assert set(taught.measures) == {"salient_patches", "degenerate_rate", "edge_density"}
+    assert all(values.shape == (B,) for values in taught.measures.values())
 
 
 def test_fusion_by_logits_averages_cosines(case: Case) -> None:
@@ -79,7 +81,7 @@ def test_multi_and_single_views_with_either_head(case: Case) -> None:
     for head, vectors in (("fixed", case.knowledge), ("shared", case.shared())):
         multi = case.teach(pseudo_label="multi", pseudo_label_head=head)
         assert torch.equal(multi.labels, (case.aggregate() @ vectors.T).argmax(-1))
-        assert multi.fusion is None
+        assert set(multi.parts) == {"prior"}
         single = case.teach(pseudo_label="single", pseudo_label_head=head, crops=False)
         assert torch.equal(single.labels, (whole @ vectors.T).argmax(-1))
 
@@ -87,8 +89,8 @@ def test_multi_and_single_views_with_either_head(case: Case) -> None:
 def test_a_cached_prior_is_read_by_image_index(case: Case) -> None:
     cached = torch.eye(8)[:, :C].contiguous()
     taught = case.teach(gamma=1.0, prior="frozen", cached=cached, crops=False)
-    assert taught.prior.tolist() == [0, 2, 0, 0]  # images 7, 2, 0, 5
-    assert torch.equal(taught.labels, taught.prior)
+    assert taught.parts["prior"].tolist() == [0, 2, 0, 0]  # images 7, 2, 0, 5
+    assert torch.equal(taught.labels, taught.parts["prior"])
 
 
 def test_the_encoded_prior_is_the_online_one_before_training(case: Case) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from microclip.adaptation.options import SelfTrainingSettings
+from microclip.methods.microclip import MicroClipSettings
+from microclip.model.saliency import NCutOptions
 from microclip.settings import SettingsError, load_method_file, load_variant, validated
 
 
@@ -28,17 +29,25 @@ from microclip.settings import SettingsError, load_method_file, load_variant, va
 )
 def test_one_sentence_says_what_is_wrong(values: dict[str, Any], word: str) -> None:
     with pytest.raises(SettingsError, match=word) as caught:
-        validated(SelfTrainingSettings, values, "here")
+        validated(MicroClipSettings, values, "here")
     assert "\n" not in str(caught.value)
 
 
 def test_the_method_file_spells_out_the_defaults() -> None:
-    shipped = SelfTrainingSettings.model_validate(load_method_file("microclip").settings)
-    assert shipped == SelfTrainingSettings()
+    shipped = MicroClipSettings.model_validate(load_method_file("microclip").settings)
+    assert shipped == MicroClipSettings()
 
 
 def test_paper_text_is_what_the_paper_says() -> None:
-    paper = SelfTrainingSettings(**load_variant("microclip", "paper-text"))
+    paper = MicroClipSettings(**load_variant("microclip", "paper-text"))
     assert (paper.prior, paper.weak_view, paper.fairness) == ("frozen", "center", "paper")
     assert (paper.ncut_threshold, paper.text_weighting) == ("mean", "uniform")
     assert paper.pseudo_label_fusion == "logits"
+
+
+def test_every_option_of_the_cut_is_a_setting_and_reaches_it() -> None:
+    other = NCutOptions(
+        tau=0.1, eps=1e-5, threshold="mean", normalize=True, sign="as-computed", min_gap=0.5
+    )
+    flat = {f"ncut_{name}": value for name, value in vars(other).items()}
+    assert MicroClipSettings(**flat).fusion_options().ncut == other
