@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from microclip.data import decoders
+from microclip.data.decoders import decode_all, n_processes_for
 from microclip.data.decoding import Decoded
 from microclip.data.walking import image_files
 
@@ -38,7 +38,7 @@ def measure(files: list[Path], n_processes: int) -> tuple[float, float, str]:
     """Return wall seconds, CPU seconds and the hash of all pixels."""
     sha256 = hashlib.sha256()
     wall, before = time.perf_counter(), os.times()
-    for result in decoders.decode_all(files, n_processes=n_processes):
+    for result in decode_all(files, n_processes=n_processes):
         if isinstance(result, Decoded):
             sha256.update(result.pixels.tobytes())
     wall, after = time.perf_counter() - wall, os.times()
@@ -51,7 +51,7 @@ def main() -> None:
         if len(sys.argv) < 2:
             make(Path(name))
         files = image_files(Path(sys.argv[1] if len(sys.argv) > 1 else name))
-        n = max(2, decoders.count(len(files)))
+        n = max(2, n_processes_for(len(files)))
         rounds = [(measure(files, 0), measure(files, n)) for _ in range(ROUNDS)]
     hashes = {way[2] for both in rounds for way in both}
     assert len(hashes) == 1, "the bytes depend on the number of processes"

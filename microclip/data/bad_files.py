@@ -10,9 +10,9 @@ from pathlib import Path
 
 from microclip import runtime
 
-NAME = "bad_files.csv"
-COLUMNS = ("file", "reason", "step")
-SHOWN = 3  # bad files named in an error
+BAD_FILES = "bad_files.csv"
+_COLUMNS = ("file", "reason", "step")
+_SHOWN_BAD = 3  # bad files named in an error
 
 
 @dataclass(frozen=True)
@@ -31,32 +31,32 @@ def printable(path: Path) -> str:
 
 def complaint(bad: Sequence[BadFile], n_files: int) -> str:
     """Return how many of `n_files` cannot be read and why the first ones; without a remedy."""
-    shown = "; ".join(f"{printable(file.path)}: {file.reason}" for file in bad[:SHOWN])
-    more = "; …" if len(bad) > SHOWN else ""
+    shown = "; ".join(f"{printable(file.path)}: {file.reason}" for file in bad[:_SHOWN_BAD])
+    more = "; …" if len(bad) > _SHOWN_BAD else ""
     return f"{len(bad)} of {n_files} images cannot be read: {shown}{more}"
 
 
-def write(bad: Sequence[BadFile], path: Path, *, step: str) -> None:
+def write_bad_files(bad: Sequence[BadFile], path: Path, *, step: str) -> None:
     """Write the bad files that a step found; those of other steps stay. No bad file, no list."""
-    rows = [row for row in read(path) if row["step"] != step]
+    rows = [row for row in read_bad_files(path) if row["step"] != step]
     rows += [{"file": _text(f.path), "reason": f.reason, "step": step} for f in bad]
     if not rows:
         path.unlink(missing_ok=True)
         return
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     runtime.write_text(path, stream.getvalue())
 
 
-def read(path: Path) -> list[dict[str, str]]:
+def read_bad_files(path: Path) -> list[dict[str, str]]:
     """Return the rows of a list of bad files; none if there is no list."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    return [row for row in rows if set(COLUMNS) <= row.keys()]
+    return [row for row in rows if set(_COLUMNS) <= row.keys()]
 
 
 def _text(path: Path) -> str:

@@ -11,8 +11,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from microclip import paths, runtime
-from microclip.data import bad_files, folders, passport
+from microclip.data import passport
+from microclip.data.bad_files import BAD_FILES
 from microclip.data.decoding import Pixels
+from microclip.data.folders import folder_rows
 from microclip.data.manifest import (
     COLUMNS,
     SPLITS,
@@ -84,8 +86,8 @@ def fetch(dataset: DatasetSettings) -> Path:
         case PublicSource():
             origin = _fetch_public(dataset, manifest)
         case FolderSource() as source:
-            listed = manifest.parent / bad_files.NAME
-            rows = folders.rows(source, load_vocabulary(dataset), listed)
+            listed = manifest.parent / BAD_FILES
+            rows = folder_rows(source, load_vocabulary(dataset), listed)
             write_manifest(manifest, COLUMNS, rows)
     stated = origin.model_copy(update={"manifest_sha256": manifest_sha256(dataset.name)})
     write_origin(dataset.name, stated)

@@ -1,7 +1,10 @@
 """Many image files decoded side by side, given back in order.
 
-Each process is a Python of its own that is told paths through a pipe, so that a user's script is
-not run again in it, no thread is forked, and a decoder that crashes takes one file with it.
+`concurrent.futures` schedules the work, but its threads talk to processes of ours. A
+`ProcessPoolExecutor` would not do: forked from a process that runs torch's threads it may hang,
+spawned it runs the user's script again, and one image that crashes its decoder breaks the whole
+pool without saying which. Here each process is a fresh Python that reads paths from a pipe: a crash
+costs one file, which is named, and the process ends when its pipe closes, even after `kill -9`.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ import sys
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -32,7 +37,7 @@ Result = Decoded | UnreadableError
 Results = Generator[Result, None, None]
 
 
-def count(n_files: int) -> int:
+def n_processes_for(n_files: int) -> int:
     """Return how many processes decode: MICROCLIP_THREADS or the CPUs, none for a few files."""
     named = os.environ.get("MICROCLIP_THREADS")
     cpus = int(named) if named else len(os.sched_getaffinity(0))
@@ -52,7 +57,7 @@ def decode_all(
         MissingDataError: a file is gone.
         ResourceError: a process was ended from outside; the message names its file.
     """
-    n = count(len(files)) if n_processes is None else n_processes
+    n = n_processes_for(len(files)) if n_processes is None else n_processes
     if n == 0:
         return (_decode_here(path) for path in files)
     return _decode_in_processes(files, n, has_pixels=has_pixels)
@@ -100,6 +105,18 @@ def _decode_in_processes(files: Sequence[Path], n: int, *, has_pixels: bool) -> 
             decoder.close()
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What a process says of a file, a line of JSON; the pixels follow it."""
+
+    is_gone: bool = False
+    reason: str | None = None  # why the file cannot be read
+    mode: str = ""
+    traits: tuple[str, ...] = ()
+    height: int = 0
+    width: int = 0
+
+
 class _Decoder:
     """A process that decodes; a new one takes its place if a file crashes it."""
 
@@ -116,19 +133,19 @@ class _Decoder:
             process.stdin.write(order + os.fsencode(path.absolute()).hex().encode() + b"\n")
             process.stdin.flush()
             line = process.stdout.readline()
-            said = json.loads(line) if line.endswith(b"\n") else None
-            shape = (*said.get("shape", (0, 0)), 3) if said else (0, 0, 3)
-            data = process.stdout.read(shape[0] * shape[1] * 3)
+            answer = _Answer(**json.loads(line)) if line.endswith(b"\n") else None
+            n_bytes = answer.height * answer.width * 3 if answer else 0
+            data = process.stdout.read(n_bytes)
         except OSError:  # the pipe broke: it has ended
-            said, data, shape = None, b"", (0, 0, 3)
-        if said is None or len(data) != shape[0] * shape[1] * 3:
+            answer, data, n_bytes = None, b"", 0
+        if answer is None or len(data) != n_bytes:
             return self._dead(path)
-        if said.get("gone"):
+        if answer.is_gone:
             raise _gone(path)
-        if "reason" in said:
-            return UnreadableError(said["reason"])
-        pixels = np.frombuffer(data, np.uint8).reshape(shape)
-        return Decoded(pixels, said["mode"], tuple(said["traits"]))
+        if answer.reason is not None:
+            return UnreadableError(answer.reason)
+        pixels = np.frombuffer(data, np.uint8).reshape(answer.height, answer.width, 3)
+        return Decoded(pixels, answer.mode, tuple(answer.traits))
 
     def kill(self) -> None:
         """End the process, whatever it does."""
@@ -155,7 +172,7 @@ def _start() -> subprocess.Popen[bytes]:
     # -P: modules of the working folder are not taken for Python's own.
     inherited = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "microclip.data.decode_worker"],
+        [sys.executable, "-P", "-m", __name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # what decoders print of odd files; the reason is answered
@@ -165,3 +182,38 @@ def _start() -> subprocess.Popen[bytes]:
 
 def _gone(path: Path) -> runtime.MissingDataError:
     return runtime.MissingDataError(f"image {path} is gone; fetch the dataset again")
+
+
+def _serve() -> None:
+    """Decode what standard input names until it is closed, by the other process or by its end.
+
+    A line is "d" (decode) or "v" (verify: no pixels are sent back) and a path in hexadecimal.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)  # libraries that print must not spoil an answer
+        for line in sys.stdin.buffer:
+            path = Path(os.fsdecode(bytes.fromhex(line[1:].decode())))
+            _reply(answers, path, has_pixels=line[:1] == b"d")
+
+
+def _reply(answers: BinaryIO, path: Path, *, has_pixels: bool) -> None:
+    pixels = np.empty((0, 0, 3), np.uint8)
+    try:
+        decoded = decode(path)
+    except FileNotFoundError:
+        answer = _Answer(is_gone=True)
+    except UnreadableError as error:
+        answer = _Answer(reason=str(error))
+    else:
+        if has_pixels:
+            pixels = np.ascontiguousarray(decoded.pixels)
+        height, width = pixels.shape[:2]
+        answer = _Answer(mode=decoded.mode, traits=decoded.traits, height=height, width=width)
+    answers.write(json.dumps(asdict(answer)).encode() + b"\n")
+    answers.write(pixels.data)  # as they are, without a copy
+    answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()

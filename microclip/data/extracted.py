@@ -18,7 +18,7 @@ from PIL import Image
 
 from microclip import runtime
 
-FOLDER = "images"  # below the dataset's folder
+IMAGES = "images"  # below the dataset's folder
 _STARTS = (
     (b"\xff\xd8\xff", ".jpg"),
     (b"\x89PNG\r\n\x1a\n", ".png"),
@@ -31,7 +31,7 @@ _NO_IMAGE = ".bin"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def suffix_of(content: bytes) -> str:
+def image_suffix(content: bytes) -> str:
     """Return the suffix of an image file by its first bytes, ".bin" if they are of none.
 
     What is no image is written all the same, under its own name, so that whoever decodes it can
@@ -42,7 +42,7 @@ def suffix_of(content: bytes) -> str:
     return next((suffix for start, suffix in _STARTS if content.startswith(start)), _NO_IMAGE)
 
 
-def written(folder: Path) -> dict[str, Path]:
+def images_written(folder: Path) -> dict[str, Path]:
     """Return the images that are in a folder already, by their names without suffix."""
     if not folder.is_dir():
         return {}
@@ -54,7 +54,7 @@ def written(folder: Path) -> dict[str, Path]:
         }
 
 
-def write(path: Path, content: bytes) -> Path:
+def write_image(path: Path, content: bytes) -> Path:
     """Write a file whole or not at all; its folder must be there.
 
     Raises: ResourceError if the disk or the quota is full.
@@ -75,14 +75,14 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def png(image: Image.Image) -> bytes:
+def png_bytes(image: Image.Image) -> bytes:
     """Return an image as a PNG file's bytes: nothing is lost, little time is spent on size."""
     stream = io.BytesIO()
     image.save(stream, format="PNG", compress_level=1)
     return stream.getvalue()
 
 
-def name_of(index: int) -> str:
+def image_name(index: int) -> str:
     """Return the file name, without suffix, of the n-th image of a file."""
     return f"{index:07}"
 

@@ -13,7 +13,7 @@ Layout = Literal["parts", "classes", "labels"]
 PARTS = ("train", "test")
 
 
-def root(source: FolderSource) -> Path:
+def source_folder(source: FolderSource) -> Path:
     """Return a source's folder; a relative one is of the working directory, ~ is the home."""
     return source.folder.expanduser()
 
@@ -21,19 +21,20 @@ def root(source: FolderSource) -> Path:
 def beside(source: FolderSource, path: Path) -> Path:
     """Return a file that a source names: as it stands, or else below the source's folder."""
     named = path.expanduser()
-    return named if named.exists() or not (root(source) / named).exists() else root(source) / named
+    below = source_folder(source) / named
+    return named if named.exists() or not below.exists() else below
 
 
 def layout_of(source: FolderSource) -> Layout:
     """Return how a folder is read: a list of labels, `train/` and `test/`, or classes' folders."""
     if source.labels is not None:
         return "labels"
-    there = {path.name for path in folders(root(source))}
+    there = {path.name for path in subfolders(source_folder(source))}
     # A class may be called "train", beside boats and planes.
     return "parts" if set(PARTS) <= there or (there and there < set(PARTS)) else "classes"
 
 
-def folders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
     """Return the visible folders in a folder, sorted; none if it is not there."""
     if not folder.is_dir():
         return []

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from microclip import runtime
-from microclip.data import bad_files, label_list
-from microclip.data.folder_layout import PARTS, beside, label_of_folder, layout_of, root
+from microclip.data.bad_files import complaint, printable, write_bad_files
+from microclip.data.folder_layout import PARTS, beside, label_of_folder, layout_of, source_folder
+from microclip.data.label_list import match_label_list
 from microclip.data.manifest import UNKNOWN
 from microclip.data.vocabulary import Vocabulary
 from microclip.data.walking import Walk, require_images, walk
@@ -27,7 +28,7 @@ Row = tuple[str, str, int, str, str]  # split, file, label, class, sha256
 _SHOWN = 3  # classes or files named in an error
 
 
-def rows(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> list[Row]:
+def folder_rows(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> list[Row]:
     """Return the manifest's rows of a folder, training images first.
 
     Three layouts are read: `<part>/<class>/` with the parts train and test; `<class>/`, of which
@@ -63,7 +64,7 @@ def _rows(found: Parts, names: Sequence[str]) -> Iterator[Row]:
 
 
 def _of_parts(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> Parts:
-    folder = root(source)
+    folder = source_folder(source)
     found = {part: _walk(folder / part) for part in PARTS if (folder / part).is_dir()}
     _refuse_bad(source, tuple(found.values()), listed)
     labels: Parts = {}
@@ -101,7 +102,7 @@ def _require_every_class(folder: Path, found: Mapping[Path, int], vocabulary: Vo
 
 def _of_classes(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> Parts:
     """Return a split drawn class by class; a class's draw does not depend on the others."""
-    folder = root(source)
+    folder = source_folder(source)
     found = _walk(folder)
     _refuse_bad(source, (found,), listed)
     of_class: dict[int, list[Path]] = defaultdict(list)
@@ -132,10 +133,10 @@ def _drawn(source: FolderSource, folder: Path, images: Sequence[Path], name: str
 
 def _of_list(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> Parts:
     assert source.labels is not None
-    folder, path = root(source), beside(source, source.labels)
+    folder, path = source_folder(source), beside(source, source.labels)
     found = _walk(folder)
     _refuse_bad(source, (found,), listed)
-    tested = label_list.match(path, folder, found.images, vocabulary.class_names)
+    tested = match_label_list(path, folder, found.images, vocabulary.class_names)
     train = {image: UNKNOWN for image in found.images if image not in tested}
     if not train:
         raise SettingsError(
@@ -154,11 +155,11 @@ def _walk(folder: Path) -> Walk:
 def _refuse_bad(source: FolderSource, found: Sequence[Walk], listed: Path) -> None:
     """Name what is not followed or may not be read, and stop there unless it is to be skipped."""
     bad = [file for walked in found for file in walked.bad]
-    bad_files.write(bad, listed, step="fetch")
+    write_bad_files(bad, listed, step="fetch")
     if not bad:
         return
     n_files = sum(len(walked.images) for walked in found) + len(bad)
-    said = f"{bad_files.complaint(bad, n_files)}; all are named in {listed}"
+    said = f"{complaint(bad, n_files)}; all are named in {listed}"
     if source.bad_images == "error":
         raise SettingsError(f"{said}: mend them, or say `bad_images: skip` in the source")
     logger.warning("%s and left out", said)
@@ -172,7 +173,7 @@ def _by_class(folder: Path, images: Sequence[Path], vocabulary: Vocabulary) -> d
         name, *below = path.relative_to(folder).parts
         if not below:
             raise SettingsError(
-                f"{bad_files.printable(path)} lies in no class's folder; move it into one, or give "
+                f"{printable(path)} lies in no class's folder; move it into one, or give "
                 f"`labels`, a CSV of file,class; without any labels use `microclip adapt {folder}`"
             )
         if name not in label_of:
@@ -180,7 +181,7 @@ def _by_class(folder: Path, images: Sequence[Path], vocabulary: Vocabulary) -> d
         label = label_of[name]
         if label is None:
             raise SettingsError(
-                f"{bad_files.printable(path)} lies in class {name!r}, which {vocabulary.where} "
+                f"{printable(path)} lies in class {name!r}, which {vocabulary.where} "
                 "lacks; move it, or add the class"
             )
         labels[path] = label

@@ -21,7 +21,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from microclip import runtime
 from microclip.data.archive_members import name_problem
 from microclip.data.downloads import check_space
-from microclip.data.hub_listing import LISTING, CopiedFile, read
+from microclip.data.hub_listing import LISTING, CopiedFile, read_listing
 from microclip.data.progress import in_words, tell
 from microclip.dataset_settings import HubRoute
 from microclip.settings import SettingsError
@@ -71,7 +71,7 @@ def _clear(folder: Path) -> None:
 
 def _pinned(api: HfApi, route: HubRoute, folder: Path) -> str:
     """Return the commit to fetch, written down in the folder before the first file is."""
-    said = read(folder)
+    said = read_listing(folder)
     wanted = route.revision or said.get("revision")
     had = (said.get("repository"), said.get("revision"))
     if said and had != (route.repository, wanted):

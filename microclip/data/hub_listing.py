@@ -19,7 +19,7 @@ class CopiedFile:
     sha256: str | None  # of large files, as the hub states it
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read_listing(folder: Path) -> dict[str, Any]:
     """Return what is written down in the folder of a copy; nothing if it was placed by hand."""
     path = folder / LISTING
     if not path.is_file():
@@ -28,12 +28,12 @@ def read(folder: Path) -> dict[str, Any]:
     return said
 
 
-def files_of(folder: Path) -> list[CopiedFile]:
+def files_of_copy(folder: Path) -> list[CopiedFile]:
     """Return the files of a whole copy as the hub stated them; none if it was placed by hand."""
-    return [CopiedFile(**file) for file in read(folder).get("files", ())]
+    return [CopiedFile(**file) for file in read_listing(folder).get("files", ())]
 
 
-def is_partial(folder: Path) -> bool:
+def is_partial_copy(folder: Path) -> bool:
     """Return whether a download into the folder was begun and not finished."""
-    said = read(folder)
+    said = read_listing(folder)
     return bool(said) and "files" not in said

@@ -11,12 +11,12 @@ from pathlib import Path
 from microclip.data.folder_layout import label_of_folder
 from microclip.settings import SettingsError
 
-COLUMNS = ("file", "class")
+_COLUMNS = ("file", "class")
 _SHOWN = 3  # faults in an error
 
 
 @dataclass(frozen=True)
-class Entry:
+class LabelEntry:
     """A row: which image is of which class."""
 
     line: int
@@ -24,7 +24,7 @@ class Entry:
     class_name: str
 
 
-def read(path: Path) -> tuple[Entry, ...]:
+def read_label_list(path: Path) -> tuple[LabelEntry, ...]:
     """Return the rows of a list of labels; columns beside `file` and `class` are not looked at.
 
     Raises:
@@ -34,7 +34,7 @@ def read(path: Path) -> tuple[Entry, ...]:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
             fields = tuple(reader.fieldnames or ())
-            if not set(COLUMNS) <= set(fields):
+            if not set(_COLUMNS) <= set(fields):
                 got = ", ".join(fields) or "none"
                 raise SettingsError(
                     f"line 1 of {path}: expected the columns file,class; got {got}; name them so"
@@ -49,7 +49,8 @@ def read(path: Path) -> tuple[Entry, ...]:
             f"list of labels {path} is no CSV in UTF-8 ({error}); save it as such"
         ) from None
     entries = tuple(
-        Entry(line, (row["file"] or "").strip(), (row["class"] or "").strip()) for line, row in rows
+        LabelEntry(line, (row["file"] or "").strip(), (row["class"] or "").strip())
+        for line, row in rows
     )
     _refuse(path, [f"line {e.line}: a gap" for e in entries if not e.file or not e.class_name])
     if not entries:
@@ -57,7 +58,7 @@ def read(path: Path) -> tuple[Entry, ...]:
     return entries
 
 
-def match(
+def match_label_list(
     path: Path, folder: Path, images: Sequence[Path], class_names: Sequence[str]
 ) -> dict[Path, int]:
     """Return the labels of the images below `folder` that the list `path` names.
@@ -72,7 +73,7 @@ def match(
     line_of: dict[Path, int] = {}
     labels: dict[Path, int] = {}
     faults = []
-    for entry in read(path):
+    for entry in read_label_list(path):
         image = folder / os.path.normpath(entry.file.replace("\\", os.sep))
         label = label_of_folder(entry.class_name, class_names)
         if image in line_of:

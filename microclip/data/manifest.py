@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from microclip import paths, runtime
-from microclip.data import bad_files
+from microclip.data.bad_files import BAD_FILES
 from microclip.data.vocabulary import Vocabulary
 from microclip.dataset_settings import Source, SplitRule
 from microclip.frozen import Frozen
@@ -122,7 +122,7 @@ def check_left(manifest: Manifest, skipped: Collection[int]) -> None:
         if empty:
             raise SettingsError(
                 f"no {split} image of class {empty[0]!r} can be read ({len(empty)} such classes): "
-                f"all are in {manifest.folder / bad_files.NAME}; replace one, or take the class out"
+                f"all are in {manifest.folder / BAD_FILES}; replace one, or take the class out"
             )
 
 

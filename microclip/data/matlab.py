@@ -10,7 +10,7 @@ import numpy as np
 from microclip import runtime
 
 
-def variable(path: Path, name: str) -> np.ndarray[Any, Any]:
+def matlab_variable(path: Path, name: str) -> np.ndarray[Any, Any]:
     """Return a variable as an array of one dimension; a struct's fields are its dtype's names.
 
     Raises: MissingDataError if the file is gone or cut, or has no such variable.

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from microclip import runtime
-from microclip.data import downloads, hub_listing, unpacking
+from microclip.data import downloads, unpacking
+from microclip.data.hub_listing import is_partial_copy
 from microclip.data.layouts.base import lacking, load_layout
 from microclip.data.progress import in_words, tell
 from microclip.dataset_settings import (
@@ -69,7 +70,7 @@ def locate(dataset: str, card: DatasetCard) -> Found | None:
         found = Found(folder, said["layout"], said["route"], said.get("revision", ""))
         if not lacking(folder, load_layout(found.layout).NEEDS):
             return found
-    is_partial = hub_listing.is_partial(folder / HUB)
+    is_partial = is_partial_copy(folder / HUB)
     layouts = [r.layout for r in card.routes if not (is_partial and isinstance(r, HubRoute))]
     if _is_half_unpacked(folder, card):  # a pattern could match what is not whole yet
         return None
@@ -84,7 +85,7 @@ def is_unfinished(dataset: str, card: DatasetCard) -> bool:
     folder = home(dataset)
     places = [place_of(folder, file) for file in _files(card)]
     parts = [place.with_name(f"{place.name}.part") for place in places]
-    is_partial = any(part.is_file() for part in parts) or hub_listing.is_partial(folder / HUB)
+    is_partial = any(part.is_file() for part in parts) or is_partial_copy(folder / HUB)
     return is_partial or _is_half_unpacked(folder, card)
 
 

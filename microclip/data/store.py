@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microclip import paths, runtime
-from microclip.data import bad_files, decoders
-from microclip.data.bad_files import BadFile
+from microclip.data.bad_files import BAD_FILES, BadFile, complaint, write_bad_files
+from microclip.data.decoders import decode_all
 from microclip.data.decoding import RULE, UnreadableError
 from microclip.data.decoding import Pixels as Pixels
 from microclip.data.manifest import check_left, read_manifest
@@ -92,7 +92,7 @@ def build(dataset_name: str, bad_images: BadImages | None = None) -> Path:
     folder = Path(paths.STORE.format(dataset=dataset_name)).parent
     policy = bad_images or _policy(dataset_name)
     remedy = (
-        f"all are named in {folder / bad_files.NAME}: replace or remove them and fetch the dataset "
+        f"all are named in {folder / BAD_FILES}: replace or remove them and fetch the dataset "
         "again, or say `bad_images: skip` in its source"
     )
     record = write_store(
@@ -161,7 +161,7 @@ def _write_pixels(
     """Write the pixels; return what was decoded and their hash."""
     done, sha256 = _Progress(), hashlib.sha256()
     with runtime.atomic_path(folder / _PIXELS) as target:
-        with target.open("wb") as stream, contextlib.closing(decoders.decode_all(files)) as results:
+        with target.open("wb") as stream, contextlib.closing(decode_all(files)) as results:
             for row, result in enumerate(results):
                 if isinstance(result, UnreadableError):
                     done.bad.append((row, BadFile(files[row], str(result))))
@@ -176,9 +176,9 @@ def _write_pixels(
                 done.n_bytes += stream.write(data)
                 sha256.update(data)
         bad = [file for _, file in done.bad]
-        bad_files.write(bad, folder / bad_files.NAME, step="decode")
+        write_bad_files(bad, folder / BAD_FILES, step="decode")
         if bad and bad_images == "error":
-            raise SettingsError(f"{bad_files.complaint(bad, len(files))}; {remedy}")
+            raise SettingsError(f"{complaint(bad, len(files))}; {remedy}")
     return done, sha256.hexdigest()
 
 
@@ -189,7 +189,7 @@ def _record(folder: Path, source_sha256: str, done: _Progress, pixels_sha256: st
         len(done.index) - len(done.bad),
         done.n_bytes / 2**20,
         dict(done.modes),
-        f"; {len(done.bad)} skipped, see {folder / bad_files.NAME}" if done.bad else "",
+        f"; {len(done.bad)} skipped, see {folder / BAD_FILES}" if done.bad else "",
     )
     runtime.write_json(
         folder / _RECORD,

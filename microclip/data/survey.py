@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from microclip import runtime
-from microclip.data import bad_files, decoders
-from microclip.data.bad_files import BadFile as BadFile
+from microclip.data.bad_files import BadFile
+from microclip.data.decoders import decode_all
 from microclip.data.decoding import UnreadableError
 from microclip.data.walking import Walk, walk
 
@@ -38,14 +38,14 @@ def survey(where: Path | Sequence[Path]) -> Survey:
 
     Raises:
         SettingsError: `where` is a path and no folder.
-        MissingDataError: a file is gone.  ResourceError: see `decoders.decode_all`.
+        MissingDataError: a file is gone.  ResourceError: see `decode_all`.
     """
     found = walk(where) if isinstance(where, Path) else Walk(tuple(where), (), {})
     good: list[Path] = []
     bad = list(found.bad)
     modes: Counter[str] = Counter()
     traits: Counter[str] = Counter()
-    results = decoders.decode_all(found.images, has_pixels=False)
+    results = decode_all(found.images, has_pixels=False)
     for path, result in zip(found.images, results, strict=True):
         if isinstance(result, UnreadableError):
             bad.append(BadFile(path, str(result)))
@@ -55,11 +55,6 @@ def survey(where: Path | Sequence[Path]) -> Survey:
         traits.update(result.traits)
     counts = {**dict(modes.most_common()), **dict(sorted(traits.items()))}
     return Survey(tuple(good), tuple(bad), counts, found.others, _duplicates(good))
-
-
-def write_bad_files(found: Survey, path: Path) -> None:
-    """Write the bad files to a CSV with columns file, reason and step; no bad file, no list."""
-    bad_files.write(found.bad, path, step="survey")
 
 
 def _duplicates(files: Sequence[Path]) -> int:

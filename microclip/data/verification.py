@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from microclip import paths, runtime
-from microclip.data import hub_listing, passport, sources
+from microclip.data import passport, sources
+from microclip.data.hub_listing import files_of_copy
 from microclip.data.layouts.base import load_layout
 from microclip.data.manifest import read_manifest
 from microclip.data.part_file import difference, hashes
@@ -75,7 +76,7 @@ def _archives(folder: Path, card: DatasetCard) -> Iterator[Finding]:
 
 
 def _copy(folder: Path) -> Iterator[Finding]:
-    files = hub_listing.files_of(folder)
+    files = files_of_copy(folder)
     if not files:
         return
     gone, altered = [], []

@@ -8,8 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from microclip import paths
-from microclip.data import label_list
-from microclip.data.folder_layout import PARTS, beside, folders, layout_of, root
+from microclip.data.folder_layout import (
+    PARTS,
+    beside,
+    layout_of,
+    source_folder,
+    subfolders,
+)
+from microclip.data.label_list import read_label_list
 from microclip.settings import (
     DatasetSettings,
     FolderSource,
@@ -110,7 +116,7 @@ def check_name(name: str, where: str) -> None:
 
 
 def _folder_vocabulary(source: FolderSource) -> Vocabulary:
-    folder = root(source)
+    folder = source_folder(source)
     if source.classes is not None:
         listed = beside(source, source.classes)
         return _listed(listed, str(listed))
@@ -120,9 +126,9 @@ def _folder_vocabulary(source: FolderSource) -> Vocabulary:
     if layout == "labels":
         assert source.labels is not None
         path = beside(source, source.labels)
-        return checked(sorted({entry.class_name for entry in label_list.read(path)}), str(path))
+        return checked(sorted({entry.class_name for entry in read_label_list(path)}), str(path))
     place = folder / PARTS[0] if layout == "parts" else folder
-    names = [path.name for path in folders(place)]
+    names = [path.name for path in subfolders(place)]
     if not names:
         raise SettingsError(
             f"no class names for {folder}: expected {folder / CLASS_FILE} (a name a line) or "

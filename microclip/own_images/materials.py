@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from microclip import runtime
-from microclip.data import bad_files, label_list
+from microclip.data.bad_files import BAD_FILES, complaint, write_bad_files
+from microclip.data.label_list import LabelEntry, match_label_list, read_label_list
 from microclip.data.survey import Survey, survey
 from microclip.data.vocabulary import Vocabulary
 from microclip.data.walking import require_images, walk
@@ -72,14 +73,14 @@ def gather(wishes: Wishes) -> Materials:
     listed = None
     if wishes.classes is not None:
         listed = names.from_file(wishes.classes, allow_duplicates=wishes.allow_duplicates)
-    rows = () if wishes.labels is None else label_list.read(wishes.labels)
+    rows = () if wishes.labels is None else read_label_list(wishes.labels)
     require_images(wishes.folder, walk(wishes.folder))
     found = survey(wishes.folder)
     vocabulary = listed or _other_names(wishes, found, rows)
     given: dict[Path, int] = {}
     if wishes.labels is not None:
         known = [*found.images, *(bad.path for bad in found.bad)]
-        matched = label_list.match(wishes.labels, wishes.folder, known, vocabulary.class_names)
+        matched = match_label_list(wishes.labels, wishes.folder, known, vocabulary.class_names)
         given = {path: matched[path] for path in found.images if path in matched}
     _refuse_bad(found, wishes)
     return Materials(
@@ -110,16 +111,16 @@ def _refuse_bad(found: Survey, wishes: Wishes) -> None:
     """Write the list of bad files and raise SettingsError, unless they may be left out."""
     if not found.bad or (wishes.skip_bad and found.images):
         return
-    target = wishes.out / bad_files.NAME
-    bad_files.write(found.bad, target, step="survey")
+    target = wishes.out / BAD_FILES
+    write_bad_files(found.bad, target, step="survey")
     advice = "remove them, or leave them out with --skip-bad"
     if not found.images:
         advice = "no image is left, name another folder"
-    said = bad_files.complaint(found.bad, len(found.bad) + len(found.images))
+    said = complaint(found.bad, len(found.bad) + len(found.images))
     raise SettingsError(f"{said}; all are listed in {target}; {advice}")
 
 
-def _other_names(wishes: Wishes, found: Survey, rows: Sequence[label_list.Entry]) -> Vocabulary:
+def _other_names(wishes: Wishes, found: Survey, rows: Sequence[LabelEntry]) -> Vocabulary:
     if wishes.classes_from_folders:
         return names.from_folders(wishes.folder, found.images)
     assert wishes.labels is not None

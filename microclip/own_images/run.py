@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from microclip import paths, runtime
-from microclip.data import bad_files
+from microclip.data.bad_files import BAD_FILES, write_bad_files
 from microclip.data.datasets import UnlabelledImages
 from microclip.data.store import open_store, write_store
 from microclip.history import RunClock, read_history
@@ -32,7 +32,7 @@ class OwnMirror(Mirror):
     """A command's run in MLflow."""
 
     files: ClassVar[Sequence[str]] = (
-        *(CARD, GALLERY, PREDICTIONS, LABEL_FIRST, bad_files.NAME, paths.RUN_SCORES),
+        *(CARD, GALLERY, PREDICTIONS, LABEL_FIRST, BAD_FILES, paths.RUN_SCORES),
         *(RECORD, WEIGHTS, TEXTS, paths.RUN_SETTINGS, paths.RUN_HISTORY),
     )
     hint: ClassVar[str] = "the run goes on, and its folder will be whole without it"
@@ -57,7 +57,7 @@ def run(prepared: Prepared, out: Path, tracker: RunTracker) -> Results:
     start, materials = prepared.start, prepared.materials
     clock, folder = RunClock(out), out / paths.RUN_CHECKPOINT
     past = read_history(out) if (folder / "last.safetensors").is_file() else []
-    bad_files.write(materials.survey.bad, out / bad_files.NAME, step="survey")
+    write_bad_files(materials.survey.bad, out / BAD_FILES, step="survey")
     images = _stored(materials, folder / _STORE)
     outcome = adapt_images(start, images, Place(tracker, clock, folder, past))
     pair, _ = closest(start.record.class_names, start.texts)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from microclip.adaptation.training import duration
-from microclip.data import bad_files
+from microclip.data.bad_files import BAD_FILES
 from microclip.own_images.materials import Materials, Wishes
 from microclip.own_images.results import Results
 from microclip.own_images.texts import Texts, closest
@@ -28,7 +28,7 @@ def found(materials: Materials, out: Path) -> Iterator[str]:
         others = ", ".join(f"{n} {kind}" for kind, n in survey.others.items())
         yield f"  passed over, no images: {others}"
     if survey.bad:
-        yield f"  left out, cannot be used: {len(survey.bad)}, listed in {out / bad_files.NAME}"
+        yield f"  left out, cannot be used: {len(survey.bad)}, listed in {out / BAD_FILES}"
 
 
 def texts(given: Texts, vectors: TextClassifiers, names: tuple[str, ...]) -> Iterator[str]:

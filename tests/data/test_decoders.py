@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from microclip.data import decoders
+from microclip.data.decoders import FILES_A_PROCESS, _Decoder, decode_all, n_processes_for
 from microclip.data.decoding import Decoded, UnreadableError
 from microclip.runtime import MissingDataError, ResourceError
 from tests.data import odd_files
@@ -29,8 +29,8 @@ def write_many(folder: Path, n: int) -> list[Path]:
 
 def test_processes_give_the_same_results_in_the_same_order(tmp_path: Path) -> None:
     files = write_many(tmp_path / "images", 30)
-    here = list(decoders.decode_all(files, n_processes=0))
-    there = list(decoders.decode_all(files, n_processes=2))
+    here = list(decode_all(files, n_processes=0))
+    there = list(decode_all(files, n_processes=2))
     assert len(here) == len(there) == len(files)
     for one, other in zip(here, there, strict=True):
         assert type(one) is type(other)
@@ -44,7 +44,7 @@ def test_processes_give_the_same_results_in_the_same_order(tmp_path: Path) -> No
 def test_verifying_sends_no_pixels(tmp_path: Path) -> None:
     good, bad = odd_files.write_all(tmp_path / "odd")
     files = sorted([*good, *bad])
-    results = list(decoders.decode_all(files, n_processes=2, has_pixels=False))
+    results = list(decode_all(files, n_processes=2, has_pixels=False))
     assert {path for path, r in zip(files, results, strict=True) if isinstance(r, Decoded)} == set(
         good
     )
@@ -53,11 +53,11 @@ def test_verifying_sends_no_pixels(tmp_path: Path) -> None:
 
 def test_few_files_or_one_cpu_need_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MICROCLIP_THREADS", "4")
-    assert decoders.count(10) == 0
-    assert decoders.count(10 * decoders.FILES_A_PROCESS) == 4
-    assert decoders.count(3 * decoders.FILES_A_PROCESS) == 3
+    assert n_processes_for(10) == 0
+    assert n_processes_for(10 * FILES_A_PROCESS) == 4
+    assert n_processes_for(3 * FILES_A_PROCESS) == 3
     monkeypatch.setenv("MICROCLIP_THREADS", "1")
-    assert decoders.count(10_000) == 0
+    assert n_processes_for(10_000) == 0
 
 
 @pytest.mark.parametrize("n_processes", [0, 2])
@@ -65,14 +65,14 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path, n_processes: int) -> None:
     picture().save(tmp_path / "a.png")
     files = [tmp_path / "a.png", tmp_path / "gone.png"]
     with pytest.raises(MissingDataError, match=r"gone\.png is gone"):
-        list(decoders.decode_all(files, n_processes=n_processes))
+        list(decode_all(files, n_processes=n_processes))
 
 
 def decoding_processes() -> list[psutil.Process]:
     return [
         process
         for process in psutil.Process().children()
-        if "microclip.data.decode_worker" in " ".join(process.cmdline())
+        if _Decoder.__module__ in " ".join(process.cmdline())
     ]
 
 
@@ -86,7 +86,7 @@ def test_a_process_that_dies_names_its_file(
     """Killed from outside is the machine's fault; a crash is the file's."""
     for name in "abc":
         picture().save(tmp_path / f"{name}.png")
-    decoder = decoders._Decoder()
+    decoder = _Decoder()
     try:
         assert isinstance(decoder.decode(tmp_path / "a.png", has_pixels=True), Decoded)
         decoder._process.send_signal(number)
@@ -105,7 +105,7 @@ def test_a_process_that_dies_names_its_file(
 
 def test_leaving_early_ends_the_processes(tmp_path: Path) -> None:
     files = write_many(tmp_path / "images", 20)
-    results = decoders.decode_all(files, n_processes=2)
+    results = decode_all(files, n_processes=2)
     next(results)
     assert len(decoding_processes()) == 2
     results.close()
@@ -118,9 +118,9 @@ def test_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from microclip.data import decoders\n"
+        "from microclip.data.decoders import decode_all\n"
         "files = sorted(Path('images').glob('*.png'))\n"
-        "results = decoders.decode_all(files, n_processes=2)\n"
+        "results = decode_all(files, n_processes=2)\n"
         "next(results)\n"
         "print('under way', flush=True)\n"
         "time.sleep(600)\n"
@@ -144,9 +144,9 @@ def test_a_users_script_is_not_run_again_and_his_modules_are_not_taken(tmp_path:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "script.py").write_text(
         "from pathlib import Path\n"
-        "from microclip.data import decoders\n"
+        "from microclip.data.decoders import decode_all\n"
         "files = sorted(Path('images').glob('*.png'))\n"
-        "print(len(list(decoders.decode_all(files, n_processes=2))))\n"
+        "print(len(list(decode_all(files, n_processes=2))))\n"
     )
     done = subprocess.run(
         [sys.executable, "mine/script.py"],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from microclip.data import extracted
+from microclip.data.extracted import image_suffix, images_written, png_bytes
 from tests.data.layouts import pictures
 
 
@@ -27,33 +27,33 @@ from tests.data.layouts import pictures
 def test_a_suffix_is_that_of_the_content(kind: str, suffix: str) -> None:
     stream = io.BytesIO()
     pictures.picture("a").save(stream, kind)
-    assert extracted.suffix_of(stream.getvalue()) == suffix
+    assert image_suffix(stream.getvalue()) == suffix
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"RIFF\0\0\0\0AVI LIST"])
 def test_what_is_no_image_says_so_by_its_suffix(content: bytes) -> None:
-    assert extracted.suffix_of(content) == ".bin"
+    assert image_suffix(content) == ".bin"
 
 
 def test_a_png_loses_nothing() -> None:
     image = pictures.picture("a")
-    with Image.open(io.BytesIO(extracted.png(image))) as again:
+    with Image.open(io.BytesIO(png_bytes(image))) as again:
         assert again.tobytes() == image.tobytes()
 
 
 def test_hidden_and_empty_files_count_as_not_there(tmp_path: Path) -> None:
     for name, content in ((".0000001.png.77", b"x"), ("0000002.png", b""), ("0000003.png", b"x")):
         (tmp_path / name).write_bytes(content)
-    assert extracted.written(tmp_path) == {"0000003": tmp_path / "0000003.png"}
-    assert extracted.written(tmp_path / "elsewhere") == {}
+    assert images_written(tmp_path) == {"0000003": tmp_path / "0000003.png"}
+    assert images_written(tmp_path / "elsewhere") == {}
 
 
 def test_a_disk_that_is_full_is_named_and_leaves_no_half_file(tmp_path: Path) -> None:
     """A real process whose files may not be longer than a kilobyte."""
     code = (
-        "import pathlib, resource; from microclip.data import extracted\n"
+        "import pathlib, resource; from microclip.data.extracted import write_image\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
-        f"extracted.write(pathlib.Path({str(tmp_path)!r}) / 'a.png', b'x' * 4096)\n"
+        f"write_image(pathlib.Path({str(tmp_path)!r}) / 'a.png', b'x' * 4096)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from microclip.data import datasets, folders, issuing, store
+from microclip.data import datasets, issuing, store
+from microclip.data.folders import folder_rows
 from microclip.data.manifest import UNKNOWN, read_manifest
 from microclip.data.vocabulary import load_vocabulary
 from microclip.settings import DatasetSettings, FolderSource, SettingsError
@@ -332,7 +333,7 @@ def test_b5_class_names_are_data_and_never_paths(tmp_path: Path) -> None:
 
 
 def test_rows_are_whole_before_anything_is_written(birds: Path) -> None:
-    rows = folders.rows(own(birds).source, load_vocabulary(own(birds)), Path("list.csv"))  # type: ignore[arg-type]
+    rows = folder_rows(own(birds).source, load_vocabulary(own(birds)), Path("list.csv"))  # type: ignore[arg-type]
     assert len(rows) == sum(SIZES.values())
     assert not Path("list.csv").exists()
     assert all(len(row[4]) == 64 for row in rows)

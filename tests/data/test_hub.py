@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from microclip import runtime
-from microclip.data import hub, hub_listing
+from microclip.data import hub
+from microclip.data.hub_listing import LISTING, files_of_copy, is_partial_copy
 from microclip.dataset_settings import HubRoute
 from microclip.settings import SettingsError
 from tests.data.hub_server import COMMIT, REPOSITORY, HubCopy
@@ -58,15 +59,15 @@ def route(**changed: object) -> HubRoute:
 def here(folder: Path) -> list[str]:
     """Return the files of the copy that are in its folder."""
     names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    return sorted(name for name in names if not name.startswith((".cache", hub_listing.LISTING)))
+    return sorted(name for name in names if not name.startswith((".cache", LISTING)))
 
 
 def test_the_wanted_files_come_with_the_readme(copy: HubCopy, folder: Path) -> None:
     assert hub.fetch(route(), folder) == COMMIT
     assert here(folder) == WANTED
     assert all((folder / name).read_bytes() == FILES[name] for name in WANTED)
-    assert [file.path for file in hub_listing.files_of(folder)] == WANTED
-    assert not hub_listing.is_partial(folder)
+    assert [file.path for file in files_of_copy(folder)] == WANTED
+    assert not is_partial_copy(folder)
 
 
 def test_the_first_commit_is_kept_and_the_line_that_pins_it_is_told(
@@ -78,7 +79,7 @@ def test_the_first_commit_is_kept_and_the_line_that_pins_it_is_told(
     with pytest.raises(runtime.ServiceError):  # it asks for the old one, which this server forgot
         hub.fetch(route(), folder)
     assert f"revision/{'f' * 40}" not in str(copy.server.asked)
-    assert json.loads((folder / hub_listing.LISTING).read_text())["revision"] == COMMIT
+    assert json.loads((folder / LISTING).read_text())["revision"] == COMMIT
 
 
 def test_a_pinned_copy_is_asked_for_at_its_commit(copy: HubCopy, folder: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_process_that_is_killed_loses_one_file(copy: HubCopy, folder: Path) ->
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
     assert here(folder) == WANTED[:2]
-    assert hub_listing.is_partial(folder)
+    assert is_partial_copy(folder)
     copy.server.asked.clear()
     hub.fetch(route(), folder)
     assert fetched(copy) == [(WANTED[2], "")]
@@ -153,7 +154,7 @@ def test_bytes_other_than_stated_are_removed(copy: HubCopy, folder: Path) -> Non
     with pytest.raises(runtime.ServiceError, match="came with other bytes than the hub states"):
         hub.fetch(route(), folder)
     assert not (folder / WANTED[1]).exists()
-    assert hub_listing.is_partial(folder)
+    assert is_partial_copy(folder)
     copy.lies = set()
     hub.fetch(route(), folder)
     assert here(folder) == WANTED

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from microclip import runtime
-from microclip.data.frames import CutVideoError, middle_frame
 from microclip.data.layouts import ucf101
 from microclip.data.layouts.base import lacking
+from microclip.data.layouts.ucf101 import CutVideoError, middle_frame
 from microclip.settings import SettingsError
 from tests.data.layouts import pictures
 from tests.data.layouts import ucf101 as copy

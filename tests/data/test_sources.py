@@ -13,7 +13,8 @@ import pytest
 import torchvision
 
 from microclip import runtime, settings
-from microclip.data import datasets, downloads, hub_listing, sources, verification
+from microclip.data import datasets, downloads, sources, verification
+from microclip.data.hub_listing import LISTING
 from microclip.data.unpacking import temporary_of
 from microclip.dataset_settings import ArchiveRoute, HubRoute, LocalRoute, RemoteFile
 from microclip.settings import PublicSource, SettingsError
@@ -209,7 +210,7 @@ def test_what_is_half_unpacked_or_half_copied_is_not_found(dataset: Downloadable
     shutil.rmtree(FOLDER)
     (FOLDER / "hub/data").mkdir(parents=True)
     (FOLDER / "hub/data/train-0.parquet").write_bytes(b"one of many")
-    runtime.write_json(FOLDER / "hub" / hub_listing.LISTING, {"repository": "a", "revision": "b"})
+    runtime.write_json(FOLDER / "hub" / LISTING, {"repository": "a", "revision": "b"})
     assert sources.locate(NAME, dataset.card()) is None
     assert sources.is_unfinished(NAME, dataset.card())
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from microclip.data import datasets, issuing, store
+from microclip.data.decoders import FILES_A_PROCESS, n_processes_for
 from microclip.data.store import open_store, write_store
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError, load_dataset
@@ -143,12 +144,12 @@ def test_processes_write_the_same_bytes_as_one(
 ) -> None:
     files = [
         write_noise(tmp_path / "images" / f"{k:03}.png", (20 + k % 9, 30), k)
-        for k in range(2 * store.decoders.FILES_A_PROCESS)
+        for k in range(2 * FILES_A_PROCESS)
     ]
     written = []
     for threads in ("1", "2"):
         monkeypatch.setenv("MICROCLIP_THREADS", threads)
-        assert store.decoders.count(len(files)) == (0 if threads == "1" else 2)
+        assert n_processes_for(len(files)) == (0 if threads == "1" else 2)
         write_store(files, tmp_path / threads, "made")
         names = ("pixels.bin", "index.npy", "store.json")
         written.append([(tmp_path / threads / name).read_bytes() for name in names])

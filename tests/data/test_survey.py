@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from microclip.data.survey import BadFile, Survey, survey, write_bad_files
+from microclip.data.bad_files import BadFile, write_bad_files
+from microclip.data.survey import Survey, survey
 from microclip.data.walking import image_files, walk
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError
@@ -90,13 +91,13 @@ def test_processes_find_what_one_finds(odd: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_bad_files_are_written_with_their_reasons(odd: Path, tmp_path: Path) -> None:
     found = survey(odd)
-    write_bad_files(found, tmp_path / "bad_files.csv")
+    write_bad_files(found.bad, tmp_path / "bad_files.csv", step="survey")
     with (tmp_path / "bad_files.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [(row["file"], row["reason"]) for row in rows] == [
         (str(file.path), file.reason) for file in found.bad
     ]
-    write_bad_files(Survey(()), tmp_path / "bad_files.csv")
+    write_bad_files((), tmp_path / "bad_files.csv", step="survey")
     assert not (tmp_path / "bad_files.csv").exists()
 
 
@@ -202,5 +203,5 @@ def test_b9_pipes_and_names_of_no_text_are_named(tmp_path: Path) -> None:
         "a pipe or a device, no file",
         "its name is not UTF-8; rename it",
     ]
-    write_bad_files(found, tmp_path / "bad_files.csv")
+    write_bad_files(found.bad, tmp_path / "bad_files.csv", step="survey")
     assert r"\udcff.png" in (tmp_path / "bad_files.csv").read_text()

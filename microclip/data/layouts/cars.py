@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from microclip import runtime
-from microclip.data import matlab
 from microclip.data.layouts.base import Item, Listing, check_order
+from microclip.data.matlab import matlab_variable
 from microclip.data.official_lists import ImageFiles, inside, labels_of_ids, listing
 from microclip.settings import HubRoute
 
@@ -36,7 +36,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
     root = inside(folder, _ROOT)
     devkit = inside(root, "devkit")
     meta = inside(devkit, "cars_meta.mat")
-    official = [str(name) for name in matlab.variable(meta, "class_names")]
+    official = [str(name) for name in matlab_variable(meta, "class_names")]
     check_order(official, class_names, str(meta))
     test_labels = inside(root, _TEST_LABELS)
     if not test_labels.is_file():
@@ -63,7 +63,7 @@ def _images(root: Path, part: str) -> Path:
 def _items(
     images: ImageFiles, part: str, labelled: Path, official: Sequence[str]
 ) -> Iterator[Item]:
-    rows = matlab.variable(labelled, "annotations")
+    rows = matlab_variable(labelled, "annotations")
     if not {"fname", "class"} <= set(rows.dtype.names or ()):
         raise runtime.MissingDataError(
             f"{labelled} has no labels (fields {', '.join(rows.dtype.names or ())}); place "

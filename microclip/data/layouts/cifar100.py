@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from microclip import runtime
-from microclip.data import extracted
+from microclip.data.extracted import IMAGES, image_name, images_written, png_bytes, write_image
 from microclip.data.layouts.base import Item, Listing, check_order, lines, place
 from microclip.settings import HubRoute, SettingsError
 
@@ -48,7 +48,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
     items: list[Item] = []
     for part in ("test", "train"):
         records = _records(place(root, f"{part}.bin"), names)
-        paths = _write(records, folder / extracted.FOLDER / part)
+        paths = _write(records, folder / IMAGES / part)
         items += [
             Item(path, f"{part}/{path.stem}", int(label), names[label], part)
             for path, label in zip(paths, records[:, 1], strict=True)
@@ -87,14 +87,14 @@ def _records(path: Path, names: Sequence[str]) -> NDArray[np.uint8]:
 def _write(records: NDArray[np.uint8], folder: Path) -> list[Path]:
     """Write the images that are not there yet and return the paths of all."""
     folder.mkdir(parents=True, exist_ok=True)
-    there = extracted.written(folder)
+    there = images_written(folder)
     paths = []
     for index, record in enumerate(records):
-        name = extracted.name_of(index)
+        name = image_name(index)
         if name not in there:
             pixels = record[2:].reshape(3, SIDE_PX, SIDE_PX).transpose(1, 2, 0)
             image = Image.fromarray(np.ascontiguousarray(pixels))
-            extracted.write(folder / f"{name}.png", extracted.png(image))
+            write_image(folder / f"{name}.png", png_bytes(image))
             if index and index % _REPORT_EVERY == 0:
                 logger.info("%s: %d of %d images written", folder, index, len(records))
         paths.append(folder / f"{name}.png")

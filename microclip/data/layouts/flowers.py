@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from microclip.data import matlab
 from microclip.data.layouts.base import Item, Listing
+from microclip.data.matlab import matlab_variable
 from microclip.data.official_lists import (
     ImageFiles,
     check_same,
@@ -35,14 +35,14 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
     """
     root = inside(folder, _ROOT)
     label_file, part_file = inside(root, "imagelabels.mat"), inside(root, "setid.mat")
-    ids = matlab.variable(label_file, "labels")
+    ids = matlab_variable(label_file, "labels")
     labels = {
         _file(number): label
         for number, label in enumerate(labels_of_ids(ids, class_names, label_file), start=1)
     }
     parts = part_of_each(
         {
-            part: [_file(int(number)) for number in matlab.variable(part_file, name)]
+            part: [_file(int(number)) for number in matlab_variable(part_file, name)]
             for part, name in _PARTS.items()
         },
         part_file,

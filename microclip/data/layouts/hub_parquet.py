@@ -1,15 +1,18 @@
 """A copy of the Hugging Face hub: parquet files below `hub/`, images and labels in two columns.
 
-Labels are matched by their names. Images are written once below `images/`, as the bytes they are.
+Labels are matched by their names: an integer's name is what the file itself, its README or a list
+says. A number without a name is never taken for a position in our list, since copies order classes
+differently. Images are written once below `images/`, as the bytes they are.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +20,25 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from microclip import runtime
-from microclip.data import extracted
-from microclip.data.hub_names import HEADER, label_names
-from microclip.data.layouts.base import Item, Listing, labels_by_name
+from microclip.data.extracted import (
+    IMAGES,
+    image_name,
+    image_suffix,
+    images_written,
+    parts_note,
+    write_image,
+)
+from microclip.data.layouts.base import Item, Listing, labels_by_name, lines
 from microclip.settings import HubRoute, SettingsError
 
 logger = logging.getLogger(__name__)
 HUB = "hub"
+README = "README.md"
+NAMES = "names.txt"  # a name a line, in the order of the copy's integers
+HEADER = b"huggingface"  # key of a parquet file's metadata
 NEEDS = (f"{HUB}/**/*.parquet",)
 _ROWS = 32  # images in memory at a time
 _BUFFER = 1 << 20  # bytes; else all of a row group is read before any of it is decoded
@@ -84,7 +97,7 @@ def read(folder: Path, class_names: Sequence[str], route: HubRoute | None) -> Li
     items = [
         Item(
             path,
-            said.paths[row] if by_path else f"{shard.name}/{extracted.name_of(row)}",
+            said.paths[row] if by_path else f"{shard.name}/{image_name(row)}",
             labels[said.keys[row]],
             said.keys[row],
             shard.part,
@@ -94,7 +107,7 @@ def read(folder: Path, class_names: Sequence[str], route: HubRoute | None) -> Li
     ]
     return Listing(
         tuple(sorted(items, key=lambda item: item.name)),
-        (*extracted.parts_note(ignored, route.parts), *([] if by_path else [_NO_NAMES])),
+        (*parts_note(ignored, route.parts), *([] if by_path else [_NO_NAMES])),
     )
 
 
@@ -215,15 +228,15 @@ def _rows(shard: _Shard, route: HubRoute, names: Sequence[str]) -> _Rows:
 
 def _write(shard: _Shard, folder: Path, route: HubRoute, *, n_rows: int) -> list[Path]:
     """Write the shard's images that are not there yet and return the paths of all, by row."""
-    target = folder / extracted.FOLDER / _identity(shard, folder)
+    target = folder / IMAGES / _identity(shard, folder)
     target.mkdir(parents=True, exist_ok=True)
-    there = extracted.written(target)
+    there = images_written(target)
     if len(there) < n_rows:
         logger.info("%s: %d images to write", shard.name, n_rows - len(there))
         for row, content in _contents(shard, route, there):
-            name = extracted.name_of(row)
-            there[name] = extracted.write(target / f"{name}{extracted.suffix_of(content)}", content)
-    return [there[extracted.name_of(row)] for row in range(n_rows)]
+            name = image_name(row)
+            there[name] = write_image(target / f"{name}{image_suffix(content)}", content)
+    return [there[image_name(row)] for row in range(n_rows)]
 
 
 def _identity(shard: _Shard, folder: Path) -> str:
@@ -247,12 +260,12 @@ def _contents(
         for group in range(file.num_row_groups):
             rows = range(row, row + file.metadata.row_group(group).num_rows)
             row = rows.stop
-            if all(extracted.name_of(one) in there for one in rows):
+            if all(image_name(one) in there for one in rows):
                 continue
             numbers = iter(rows)
             for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[column]):
                 for value, number in zip(batch.column(0), numbers, strict=False):
-                    if extracted.name_of(number) not in there:
+                    if image_name(number) not in there:
                         yield number, _content(value.as_py(), number, shard.path)
 
 
@@ -274,3 +287,84 @@ def _content(value: Any, row: int, path: Path) -> bytes:
     if not content:
         raise SettingsError(f"row {row} of {path} has no image; the copy is incomplete")
     return bytes(content)
+
+
+def label_names(hub: Path, column: str, headers: Mapping[Path, bytes | None]) -> tuple[str, ...]:
+    """Return the names of a copy's integer labels, by integer.
+
+    Args:
+        hub: Folder of the copy.
+        column: The column of integers.
+        headers: What each file says of its columns, JSON, or None.
+
+    Raises:
+        SettingsError: nothing names the integers, or two files name them otherwise.
+    """
+    told: dict[Path, tuple[str, ...]] = {}
+    for path, header in headers.items():
+        names = _of_features(_json(header, path), column)
+        if names:
+            told[path] = names
+    if not told and (hub / README).is_file():
+        told = {hub / README: _of_readme(hub / README, column)}
+    if not any(told.values()) and (hub / NAMES).is_file():
+        told = {hub / NAMES: tuple(lines(hub / NAMES))}
+    first = next(iter(told), None)
+    if first is None or not told[first]:
+        raise SettingsError(
+            f"column {column!r} of {hub} holds integers, and neither its files nor {README} name "
+            f"them; write the copy's names to {hub / NAMES}, a line each, in its order"
+        )
+    for path, names in told.items():
+        if names != told[first]:
+            raise SettingsError(
+                f"{path} and {first} name the integers of {column!r} otherwise; they are of two "
+                "copies, get the dataset again"
+            )
+    return told[first]
+
+
+def _json(header: bytes | None, path: Path) -> Any:
+    try:
+        said = json.loads(header or b"{}")
+        return (said.get("info") or {}).get("features") or {}
+    except (ValueError, AttributeError) as error:
+        raise SettingsError(
+            f"what {path} says of its columns is not to be read ({error}); get it again"
+        ) from None
+
+
+def _of_features(features: Any, column: str) -> tuple[str, ...]:
+    """Return the names of a `ClassLabel`, as the library `datasets` writes it."""
+    feature = features.get(column) if isinstance(features, Mapping) else None
+    return _in_order(feature.get("names")) if isinstance(feature, Mapping) else ()
+
+
+def _of_readme(path: Path, column: str) -> tuple[str, ...]:
+    """Return the names of `class_label` in a README's header, `()` if there are none."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---"):
+        return ()
+    try:
+        said = yaml.safe_load(text.split("\n---", 1)[0])
+    except yaml.YAMLError as error:
+        raise SettingsError(
+            f"the header of {path} is no YAML ({str(error).splitlines()[0]}); get it again"
+        ) from None
+    infos = said.get("dataset_info") if isinstance(said, Mapping) else None
+    for info in infos if isinstance(infos, list) else [infos]:
+        features = info.get("features") if isinstance(info, Mapping) else None
+        for feature in features if isinstance(features, list) else []:
+            if isinstance(feature, Mapping) and feature.get("name") == column:
+                dtype = feature.get("dtype")
+                label = dtype.get("class_label") if isinstance(dtype, Mapping) else None
+                return _in_order(label.get("names")) if isinstance(label, Mapping) else ()
+    return ()
+
+
+def _in_order(names: Any) -> tuple[str, ...]:
+    """Return names that are written as a list, or by number ("0": ...)."""
+    if isinstance(names, Mapping):
+        numbered = {int(number): str(name) for number, name in names.items()}
+        return tuple(numbered[number] for number in range(len(numbered)) if number in numbered)
+    return tuple(map(str, names)) if isinstance(names, Sequence) else ()

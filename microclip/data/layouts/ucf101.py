@@ -1,21 +1,25 @@
 """UCF101 as its archives unpack: videos or middle frames, and the three official splits' lists.
 
-`UCF-101/<Class>/v_<Class>_g01_c01.avi` are the videos: the middle frame of each is written once
-below `images/`. `UCF-101-midframes/<Class_With_Underscores>/v_<Class>_g01_c01.jpg`, as CoOp hands
-them out, are read as they are. Split 1 (`ucfTrainTestlist/{train,test}list01.txt`) names the clips.
+`UCF-101/<Class>/v_<Class>_g01_c01.avi` are the videos: PyAV (extra `video`) reads the middle frame
+of each, written once below `images/`. CoOp's frames, `UCF-101-midframes/<Class_With_Underscores>/
+v_<Class>_g01_c01.jpg`, are read as they are. Split 1 (`ucfTrainTestlist/{train,test}list01.txt`)
+names the clips.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from microclip import runtime
-from microclip.data import extracted
-from microclip.data.frames import CutVideoError, middle_frame
+from microclip.data.extracted import IMAGES, images_written, png_bytes, write_image
 from microclip.data.layouts.base import (
     SUFFIXES,
     Item,
@@ -37,6 +41,7 @@ NEEDS = (
 _VIDEO_SUFFIXES = frozenset({".avi"})
 _REPORT_EVERY = 500
 _SHOWN = 3
+_RIFF_HEADER = 8  # bytes before those that an AVI's header counts
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
             f"{', '.join(gone[:_SHOWN])}; the archive was cut or files were removed, get it again"
         )
     if suffixes is _VIDEO_SUFFIXES:
-        files = _write(clips, files, folder / extracted.FOLDER)
+        files = _write(clips, files, folder / IMAGES)
     n_others = len(set(files) - {clip.fold for clip in clips})
     note = f"{n_others} clips that split 1 does not name were left out"
     return Listing(
@@ -158,11 +163,11 @@ def _write(clips: Sequence[_Clip], videos: Mapping[str, Path], folder: Path) -> 
         target = folder / clip.key
         if clip.key not in there:
             target.mkdir(parents=True, exist_ok=True)
-            there[clip.key] = extracted.written(target)
+            there[clip.key] = images_written(target)
         path = target / f"{clip.stem}.png"
         if clip.stem not in there[clip.key]:
             try:
-                extracted.write(path, extracted.png(middle_frame(videos[clip.fold])))
+                write_image(path, png_bytes(middle_frame(videos[clip.fold])))
             except CutVideoError as error:
                 cut.append(f"{videos[clip.fold]} ({error})")
             if number % _REPORT_EVERY == 0:
@@ -174,3 +179,66 @@ def _write(clips: Sequence[_Clip], videos: Mapping[str, Path], folder: Path) -> 
             "them again, what was written is kept"
         )
     return frames
+
+
+class CutVideoError(ValueError):
+    """A video of which a part, or every frame, is missing."""
+
+
+def middle_frame(path: Path) -> Image.Image:
+    """Return frame `n // 2` of the `n` that can be decoded, counted from 0, as RGB.
+
+    Raises:
+        CutVideoError: fewer bytes than its header says, or not one frame.
+        ResourceError: PyAV is not installed.
+    """
+    av = _pyav()
+    _check_whole(path)
+    kept: deque[Any] = deque()  # the second half of those seen
+    seen = 0
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise CutVideoError("it has no pictures")
+            for packet in container.demux(video=0):
+                for frame in _frames(packet, av.error.InvalidDataError):
+                    kept.append(frame)
+                    seen += 1
+                    if seen - len(kept) < seen // 2:
+                        kept.popleft()
+    except av.error.FFmpegError as error:
+        raise CutVideoError(f"it cannot be decoded ({error.strerror})") from error
+    if not kept:
+        raise CutVideoError("it has not one frame")
+    image: Image.Image = kept[0].to_image()
+    return image
+
+
+def _frames(packet: Any, damage: type[Exception]) -> list[Any]:
+    """Return the frames that a packet completes; none of one that is damaged, as players do."""
+    try:
+        return list(packet.decode())
+    except damage:
+        return []
+
+
+def _pyav() -> Any:
+    try:
+        import av
+    except ImportError:
+        raise runtime.ResourceError(
+            "videos need PyAV, which is not installed: pip install 'microclip[video]'"
+        ) from None
+    return av
+
+
+def _check_whole(path: Path) -> None:
+    """Hold an AVI's size against what its header says; other files are left to the decoder."""
+    size = path.stat().st_size
+    if not size:
+        raise CutVideoError("it is empty")
+    with path.open("rb") as stream:
+        header = stream.read(_RIFF_HEADER)
+    said = int.from_bytes(header[4:8], "little") + _RIFF_HEADER
+    if header[:4] == b"RIFF" and size < said:
+        raise CutVideoError(f"it has {size} of {said} bytes")

@@ -16,7 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from microclip import runtime
-from microclip.data import extracted
+from microclip.data.extracted import (
+    IMAGES,
+    image_name,
+    image_suffix,
+    images_written,
+    parts_note,
+    write_image,
+)
 from microclip.data.layouts.base import SUFFIXES, Item, Listing, labels_by_name, lines
 from microclip.settings import HubRoute, SettingsError
 
@@ -66,7 +73,7 @@ def read(folder: Path, class_names: Sequence[str], route: HubRoute | None) -> Li
             items += _items(_Shard(path, part), folder, names, labels)
     return Listing(
         tuple(sorted(items, key=lambda item: item.name)),
-        extracted.parts_note(found - set(parts), parts) if parts else (),
+        parts_note(found - set(parts), parts) if parts else (),
     )
 
 
@@ -144,18 +151,18 @@ def _class_of(sample: _Sample, names: Sequence[str], path: Path) -> str:
 
 def _write(archive: tarfile.TarFile, shard: _Shard, folder: Path) -> list[Path]:
     """Write the shard's images that are not there yet and return the paths of all."""
-    target = folder / extracted.FOLDER / shard.path.parent.name / _identity(shard)
+    target = folder / IMAGES / shard.path.parent.name / _identity(shard)
     target.mkdir(parents=True, exist_ok=True)
-    there = extracted.written(target)
+    there = images_written(target)
     if len(there) < len(shard.samples):
         logger.info("%s: %d images to write", shard.path, len(shard.samples) - len(there))
     for index, sample in enumerate(shard.samples):
-        name = extracted.name_of(index)
+        name = image_name(index)
         if name not in there and sample.image is not None:
             content = _content(archive, sample.image)
-            suffix = extracted.suffix_of(content)
-            there[name] = extracted.write(target / f"{name}{suffix}", content)
-    return [there[extracted.name_of(index)] for index in range(len(shard.samples))]
+            suffix = image_suffix(content)
+            there[name] = write_image(target / f"{name}{suffix}", content)
+    return [there[image_name(index)] for index in range(len(shard.samples))]
 
 
 def _identity(shard: _Shard) -> str:
