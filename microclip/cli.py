@@ -126,7 +126,7 @@ def sync() -> None:
 
     done, failed = tracking.sync(Path("results"))
     changed, not_whole = study_tracking.sync(Path("results"))
-    n_described, not_shown = description_tracking.sync(Path("results"))
+    n_described, not_shown = description_tracking.sync_usage(Path("results"))
     say(
         f"{done} runs replayed to {tracking_server.shown_uri()}, {failed} failed; "
         f"{changed} studies changed, {not_whole} not whole; costs of {n_described} descriptions, "

@@ -6,15 +6,16 @@ Heavy imports stand inside the functions, so that `--help` is quick.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from microclip import paths, runtime, settings, survivor
 from microclip.dataset_settings import TEMPLATES
+from microclip.doctoring import DoctorOptions, run_doctor
 from microclip.llm_settings import DescriptionSettings
 from microclip.settings import SettingsError
 from microclip.stages import app, say
@@ -25,6 +26,34 @@ if TYPE_CHECKING:
 
 _OWN_PROMPTS = "own-images"
 _HEAD = ("classes of", "requests", "answered", "prompt tokens", "answer tokens", "USD", "at most")
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What the command line changes of a file in config/llms; "" and False change nothing."""
+
+    prompts: str = ""
+    model: str = ""
+    domain: str = ""
+    base_url: str = ""
+    allow_quarantined: bool = False
+
+    def changed(self, written: DescriptionSettings) -> DescriptionSettings:
+        """Return settings with the options that were given in their place."""
+        values = written.model_dump(exclude_none=True)
+        values |= _given(prompts=self.prompts, model=self.model)
+        values["ask"] |= _given(
+            domain=self.domain,
+            base_url=self.base_url,
+            allow_quarantined=self.allow_quarantined,
+        )
+        where = f"{written.name!r} with these options"
+        return settings.validated(DescriptionSettings, values, where)
+
+
+def _given(**options: str | float | None) -> dict[str, str | float | None]:
+    """Return the options that were given, by name."""
+    return {name: value for name, value in options.items() if value}
 
 
 @dataclass(frozen=True)
@@ -93,22 +122,18 @@ def describe(
     cancel: CancelFlag = False,
 ) -> None:
     """Describe the classes of a dataset, or those of a list, by sentences."""
-    changes = {"prompts": prompts, "model": model}
-    asked = {"domain": domain, "base_url": base_url, "allow_quarantined": allow_quarantined}
     name = llm or descriptions
     written = settings.load_descriptions(name)
     if check or fix:
-        from microclip import doctoring
-
-        wishes = doctoring.Wishes(is_fix=fix, long=long, backbone=backbone, out=out)
-        doctoring.run(targets, written, wishes)
+        run_doctor(targets, written, DoctorOptions(fix, long, backbone, out))
         return
+    options = _Options(prompts, model, domain, base_url, allow_quarantined)
     if not written.asks:
-        _refuse_options({**changes, **asked, "max_cost": max_cost, "cancel": cancel}, name)
+        _refuse_options(_given(**vars(options), max_cost=max_cost, cancel=cancel), name)
         for target in targets:
             _gather(target, written, dry_run=dry_run)
         return
-    jobs = [_job(target, written, changes, asked, out) for target in targets]
+    jobs = [_job(target, written, options, out) for target in targets]
     if len(jobs) > 1 and out is not None:
         raise SettingsError(f"--out {out} holds one list of classes, got {len(jobs)}; name one")
     works = [_work(job, answers, retry_quarantined=retry_quarantined) for job in jobs]
@@ -138,37 +163,30 @@ def _gather(target: str, written: DescriptionSettings, *, dry_run: bool) -> None
     say(f"wrote {texts.write(dataset, written)}")
 
 
-def _refuse_options(values: dict[str, Any], name: str) -> None:
+def _refuse_options(given: Iterable[str], name: str) -> None:
     """Raise SettingsError if an option is given that only means something to a model."""
-    given = [f"--{key.replace('_', '-')}" for key, value in values.items() if value]
-    if given:
+    for option in given:
         raise SettingsError(
-            f"{given[0]} says how a language model is asked, and {name!r} reads a file; "
-            "name a model with --llm"
+            f"--{option.replace('_', '-')} says how a language model is asked, and {name!r} reads "
+            "a file; name a model with --llm"
         )
 
 
-def _job(
-    target: str,
-    written: DescriptionSettings,
-    changes: dict[str, str],
-    asked: dict[str, Any],
-    out: Path | None,
-) -> _Job:
+def _job(target: str, written: DescriptionSettings, options: _Options, out: Path | None) -> _Job:
     from microclip.data import vocabulary
     from microclip.text.orders import Order
 
     is_dataset = target in settings.known("datasets")
     if is_dataset:
         dataset = settings.load_dataset(target)
-        if out is None and any(changes.values()):
+        if out is None and (options.prompts or options.model):
             raise SettingsError(
                 f"--prompts and --model would differ from config/llms/{written.name}.yaml, by "
                 "which the descriptions are known; give --out, or a file of their own there"
             )
         names = vocabulary.load_vocabulary(dataset).class_names
         place = Path(paths.DESCRIPTIONS.format(descriptions=written.name, dataset=target))
-        order = Order(names, _changed(written, changes, asked), target, dataset.templates)
+        order = Order(names, options.changed(written), target, dataset.templates)
         return _Job(order, out or place, is_tracked=out is None)
     if not Path(target).is_file():
         if Path(target).suffix or os.sep in target:
@@ -176,18 +194,8 @@ def _job(
         settings.load_dataset(target)  # says which names are known
     lines = [line.strip() for line in Path(target).read_text(encoding="utf-8").splitlines()]
     names = vocabulary.checked([line for line in lines if line], target).class_names
-    own = {**changes, "prompts": changes["prompts"] or _OWN_PROMPTS}
-    return _Job(Order(names, _changed(written, own, asked), None, TEMPLATES), out, is_tracked=False)
-
-
-def _changed(
-    written: DescriptionSettings, changes: dict[str, str], asked: dict[str, Any]
-) -> DescriptionSettings:
-    """Return settings with the options that were given in their place."""
-    values = written.model_dump(exclude_none=True)
-    values |= {key: value for key, value in changes.items() if value}
-    values["ask"] |= {key: value for key, value in asked.items() if value}
-    return settings.validated(DescriptionSettings, values, f"{written.name!r} with these options")
+    own = replace(options, prompts=options.prompts or _OWN_PROMPTS)
+    return _Job(Order(names, own.changed(written), None, TEMPLATES), out, is_tracked=False)
 
 
 def _work(job: _Job, answers: Path, *, retry_quarantined: bool) -> Generation:
@@ -219,7 +227,7 @@ def _generate(job: _Job, work: Generation, max_cost: float | None) -> None:
     try:
         work.run(say, limit)
         found = checked_outcome(work.outcome(), job.order)
-        generated.write(job.target, job.order, found)
+        generated.write_descriptions(job.target, job.order, found)
         is_whole = True
     finally:
         is_told = generated.usage_file(job.target).is_file()
@@ -253,7 +261,7 @@ def _mirror(job: _Job) -> None:
     if file.is_file() and (job.is_tracked or has_store):
         from microclip import description_tracking
 
-        description_tracking.mirror(file)
+        description_tracking.mirror_usage(file)
 
 
 def _estimate_line(job: _Job, found: Estimate) -> str:

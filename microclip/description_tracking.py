@@ -9,32 +9,33 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from microclip import runtime, tracking
 from microclip.settings import digest
 from microclip.tracking_server import failure, shown_uri
 
+if TYPE_CHECKING:
+    from microclip.text.generated import Usage
+
 log = logging.getLogger(__name__)
 
-EXPERIMENT = "descriptions"
-_SUFFIX = ".usage.json"
-_PARAMETERS = ("model", "engine", "prompts", "service")
-_METRICS = ("classes", "answers", "answers_used", "prompt_tokens", "completion_tokens", "cost_usd")
+DESCRIPTIONS = "descriptions"  # the experiment
+_USAGE = ".usage.json"
 
 
-def mirror(usage_file: Path) -> bool:
+def mirror_usage(usage_file: Path) -> bool:
     """Show a usage file and its descriptions in MLflow; return whether that was done.
 
     MLflow out of reach is no error: `microclip sync` shows it later.
     """
-    values = json.loads(usage_file.read_text(encoding="utf-8"))
-    marker = usage_file.with_name(usage_file.name.removesuffix(_SUFFIX) + ".mirrored.json")
-    shown = {"uri": shown_uri(), "digest": digest(values)}
+    usage: Usage = json.loads(usage_file.read_text(encoding="utf-8"))
+    marker = usage_file.with_name(usage_file.name.removesuffix(_USAGE) + ".mirrored.json")
+    shown = {"uri": shown_uri(), "digest": digest(usage)}
     if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == shown:
         return True
     try:
-        _show(usage_file, values)
+        _show_usage(usage_file, usage)
     except Exception as error:  # noqa: BLE001  whatever the store raises, the files are there
         log.warning("MLflow at %s: %s; `microclip sync` shows the costs later", *failure(error))
         return False
@@ -42,21 +43,19 @@ def mirror(usage_file: Path) -> bool:
     return True
 
 
-def _show(usage_file: Path, values: Mapping[str, Any]) -> None:
+def _show_usage(usage_file: Path, usage: Usage) -> None:
     client = tracking.connect()
-    where = tracking.experiment(client, EXPERIMENT)
-    stem = usage_file.name.removesuffix(_SUFFIX)
-    name = f"{values['descriptions']}/{values['dataset'] or stem}".replace("'", "")
+    where = tracking.experiment(client, DESCRIPTIONS)
+    stem = usage_file.name.removesuffix(_USAGE)
+    name = f"{usage['descriptions']}/{usage['dataset'] or stem}".replace("'", "")
     for old in client.search_runs([where], f"tags.`mlflow.runName` = '{name}'"):
         client.delete_run(old.info.run_id)
     run = client.create_run(where, run_name=name, tags={"kind": "descriptions"}).info.run_id
-    for key in _PARAMETERS:
-        client.log_param(run, key, values[key])
-    numbers = {key: values[key] for key in _METRICS} | {"quarantined": len(values["quarantined"])}
-    last = values["last_command"]
-    numbers |= {key: last[key] for key in last if key != "faults"}
-    numbers |= {f"faults.{key.replace(' ', '-')}": n for key, n in last["faults"].items()}
-    for key, value in numbers.items():
+    client.log_param(run, "model", usage["model"])
+    client.log_param(run, "engine", usage["engine"])
+    client.log_param(run, "prompts", usage["prompts"])
+    client.log_param(run, "service", usage["service"])
+    for key, value in _usage_metrics(usage).items():
         if value is not None:
             client.log_metric(run, key, float(value))
     for file in (usage_file, usage_file.with_name(f"{stem}.json")):
@@ -65,7 +64,28 @@ def _show(usage_file: Path, values: Mapping[str, Any]) -> None:
     client.set_terminated(run, "FINISHED")
 
 
-def sync(results: Path) -> tuple[int, int]:
+def _usage_metrics(usage: Usage) -> Mapping[str, float | None]:
+    """Return the numbers of a usage file by the names that MLflow shows."""
+    last = usage["last_command"]
+    return {
+        "classes": usage["classes"],
+        "answers": usage["answers"],
+        "answers_used": usage["answers_used"],
+        "prompt_tokens": usage["prompt_tokens"],
+        "completion_tokens": usage["completion_tokens"],
+        "cost_usd": usage["cost_usd"],
+        "quarantined": len(usage["quarantined"]),
+        "estimated_requests": last["estimated_requests"],
+        "estimated_prompt_tokens": last["estimated_prompt_tokens"],
+        "estimated_completion_tokens": last["estimated_completion_tokens"],
+        "estimated_cost_usd": last["estimated_cost_usd"],
+        "requests_sent": last["requests_sent"],
+        "spent_usd": last["spent_usd"],
+        **{f"faults.{name.replace(' ', '-')}": n for name, n in last["faults"].items()},
+    }
+
+
+def sync_usage(results: Path) -> tuple[int, int]:
     """Show what MLflow lacks of all usage files; return (files, files that could not be shown)."""
-    files = sorted(results.glob(f"descriptions/*/*{_SUFFIX}"))
-    return len(files), sum(not mirror(file) for file in files)
+    files = sorted(results.glob(f"descriptions/*/*{_USAGE}"))
+    return len(files), sum(not mirror_usage(file) for file in files)

@@ -1,25 +1,27 @@
-"""`microclip describe --check` and `--fix`: which file, whose classes, what is printed."""
+"""`microclip describe --check` and `--fix`: which file, whose classes, what is printed.
+
+Heavy imports stand inside the functions, so that `--help` is quick.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from microclip import paths, runtime, settings
 from microclip.llm_settings import DescriptionSettings
 from microclip.settings import DatasetSettings, IconSource, SettingsError
 from microclip.stages import say
-from microclip.text import descriptions as texts
-from microclip.text import examination
-from microclip.text.doctor import Options
-from microclip.text.findings import Report
-from microclip.text.published_descriptions import published_list
+
+if TYPE_CHECKING:
+    from microclip.text.doctor import Options
+    from microclip.text.findings import Report
 
 
 @dataclass(frozen=True)
-class Wishes:
+class DoctorOptions:
     """What the command line asks of the doctor."""
 
     is_fix: bool = False
@@ -38,37 +40,40 @@ class Patient:
     report: Path | None = None
 
 
-def run(targets: Sequence[str], written: DescriptionSettings, wishes: Wishes) -> None:
+def run_doctor(targets: Sequence[str], written: DescriptionSettings, wanted: DoctorOptions) -> None:
     """Check descriptions files or those of datasets, print the tables, and mend if asked to.
 
     Raises:
         VerificationError: there are errors, or after mending there are still some.
         SettingsError, MissingDataError: see `examination.examine`.
     """
-    if wishes.out is not None and (len(targets) > 1 or not wishes.is_fix):
+    if wanted.out is not None and (len(targets) > 1 or not wanted.is_fix):
         raise SettingsError(
-            f"--out {wishes.out} is one mended copy; give it with --fix and one file"
+            f"--out {wanted.out} is one mended copy; give it with --fix and one file"
         )
-    wrong = [target for target in targets if _examine(target, written, wishes).has_errors]
+    wrong = [target for target in targets if _examine(target, written, wanted).has_errors]
     if wrong:
-        remedy = "write what is missing" if wishes.is_fix else "`--fix` mends a copy"
+        remedy = "write what is missing" if wanted.is_fix else "`--fix` mends a copy"
         raise runtime.VerificationError(
             f"errors that must not be embedded in {', '.join(wrong)}; {remedy}"
         )
 
 
-def _examine(target: str, written: DescriptionSettings, wishes: Wishes) -> Report:
+def _examine(target: str, written: DescriptionSettings, wanted: DoctorOptions) -> Report:
     """Return the last report on a file: on its mended copy, if one was made."""
-    options = Options(long=wishes.long, frame=written.frame)
-    patient = _of_dataset(target, written, options) or _of_file(target, wishes)
-    if wishes.backbone:
+    from microclip.text import examination
+    from microclip.text.doctor import Options
+
+    options = Options(long=wanted.long, frame=written.frame)
+    patient = _of_dataset(target, written, options) or _of_file(target, wanted)
+    if wanted.backbone:
         runtime.use_all_cpus()
-    if wishes.is_fix:
+    if wanted.is_fix:
         found = examination.mend(
             patient.path,
             patient.class_names,
             options=patient.options,
-            out=wishes.out,
+            out=wanted.out,
             report=patient.report,
         )
     else:
@@ -76,7 +81,7 @@ def _examine(target: str, written: DescriptionSettings, wishes: Wishes) -> Repor
             patient.path,
             patient.class_names,
             options=patient.options,
-            backbone=wishes.backbone or None,
+            backbone=wanted.backbone or None,
             report=patient.report,
         )
     print(found.text(), flush=True)
@@ -89,6 +94,9 @@ def _of_dataset(target: str, written: DescriptionSettings, options: Options) -> 
     """Return the descriptions of a dataset, by one author; None if there is no such dataset."""
     if target not in settings.known("datasets"):
         return None
+    from microclip.text import descriptions as texts
+    from microclip.text import examination
+
     dataset = settings.load_dataset(target)
     kept = Path(paths.DESCRIPTIONS.format(descriptions=written.name, dataset=target))
     path = texts.source_file(dataset, written) if written.reads_file else kept
@@ -105,13 +113,18 @@ def _with_the_rest(dataset: DatasetSettings, path: Path, names: tuple[str, ...])
     """Return a dataset's classes, and all others of its file if it takes a part of a set."""
     if not isinstance(dataset.source, IconSource) or dataset.source.classes is None:
         return names
+    from microclip.text import examination
+
     keys = examination.read_raw(path).sentences
     return (*names, *(key for key in keys if key not in names))
 
 
-def _of_file(target: str, wishes: Wishes) -> Patient:
+def _of_file(target: str, wanted: DoctorOptions) -> Patient:
     """Return a file; if it is named as a dataset, or as a published file, with its classes."""
-    path, options = Path(target), Options(long=wishes.long)
+    from microclip.text import examination
+    from microclip.text.doctor import Options
+
+    path, options = Path(target), Options(long=wanted.long)
     if not path.is_file():
         known = ", ".join(settings.known("datasets")[:3])
         raise SettingsError(
@@ -128,6 +141,8 @@ def _of_file(target: str, wishes: Wishes) -> Patient:
 
 def _dataset_of(path: Path) -> str | None:
     """Return the dataset that a file is of, by its name."""
+    from microclip.text.published_descriptions import published_list
+
     stem = path.name.removesuffix(".json").removesuffix(".clean")
     if stem in settings.known("datasets"):
         return stem

@@ -25,7 +25,7 @@ LAYERS = (  # a module may import from its own layer and from those above it
     ("study_tracking",),
     ("text.published_descriptions",),
     ("text.answer_cache", "text.budget", "text.llm", "text.llm_answers", "text.orders"),
-    ("text.llm_chat", "text.batch_parts"),
+    ("text.llm_chat",),
     ("text.llm_batch",),
     ("text.generation",),
     ("text.generated",),

@@ -19,19 +19,55 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from microclip import runtime
 
 logger = logging.getLogger(__name__)
 
-Record = dict[str, Any]
 _OFFSET_DIGITS = 15  # hex digits of a key that are its place in the file of claims
 _claims: dict[Path, int] = {}  # open for good: closing such a file would give up its locks
 
 
+class AnswerRecord(TypedDict):
+    """A line of the cache: one answer, as the service gave it."""
+
+    kind: Literal["answer"]
+    key: str  # see `question_key`
+    sample: int
+    asked: dict[str, Any]  # the request's body, with parameters as the service names them
+    text: str
+    refused: bool
+    finish_reason: str | None
+    created: int  # seconds since 1970
+    answered_by: str
+    fingerprint: str | None
+    prompt_tokens: int | None  # of the whole request, in its first sample; None: not reported
+    completion_tokens: int | None
+    engine: str
+    request: str
+
+
+class BatchRecord(TypedDict, total=False):
+    """A line of the cache: what is known of a batch; later lines of a part add to earlier ones."""
+
+    kind: Literal["batch"]
+    part: str
+    state: Literal["intended", "sent", "lost", "collected"]
+    id: str
+    service: str
+    requests: list[list[Any]]  # key, class name, sentences wanted, then the numbers of samples
+
+
+class Message(TypedDict):
+    """One message of a chat."""
+
+    role: Literal["system", "user"]
+    content: str
+
+
 def question_key(
-    service: str, model: str, messages: Sequence[Any], parameters: Mapping[str, Any]
+    service: str, model: str, messages: Sequence[Message | str], parameters: Mapping[str, Any]
 ) -> str:
     """Return what names a question: who is asked, what, and with which parameters."""
     values = [service, model, list(messages), dict(parameters)]
@@ -54,9 +90,9 @@ class AnswerCache:
         """Read what is there."""
         self.path = file_of(folder, model)
         self._read_to = 0
-        self._answers: dict[tuple[str, int], list[Record]] = defaultdict(list)
+        self._answers: dict[tuple[str, int], list[AnswerRecord]] = defaultdict(list)
         self._requests: set[str] = set()
-        self._batches: dict[str, Record] = {}
+        self._batches: dict[str, BatchRecord] = {}
         self._guard = threading.RLock()
         self.refresh()
 
@@ -86,7 +122,7 @@ class AnswerCache:
             if line.strip():
                 logger.warning("%s holds a line that is no answer; it is left out", self.path)
 
-    def answers(self, key: str, sample: int) -> list[Record]:
+    def answers(self, key: str, sample: int) -> list[AnswerRecord]:
         """Return the answers to a question's sample, in the order of asking."""
         with self._guard:
             return list(self._answers.get((key, sample), ()))
@@ -96,12 +132,12 @@ class AnswerCache:
         with self._guard:
             return request in self._requests
 
-    def batches(self) -> list[Record]:
+    def batches(self) -> list[BatchRecord]:
         """Return the batches that were begun, oldest first, each as it was last known."""
         with self._guard:
             return list(self._batches.values())
 
-    def add(self, records: Iterable[Record]) -> None:
+    def add(self, records: Iterable[AnswerRecord | BatchRecord]) -> None:
         """Append records; they are on the disk when this returns.
 
         Raises:
@@ -152,6 +188,8 @@ class AnswerCache:
             fcntl.lockf(handle, fcntl.LOCK_UN, 1, _place(key))
 
     def _claims_file(self) -> int:
+        # One byte of this file stands for each key. The system drops a dead process's byte locks,
+        # so a kill leaves no claim; `filelock` would need a file for every question.
         path = self.path.with_suffix(".claims").resolve()
         if path not in _claims:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,6 +203,8 @@ def _place(key: str) -> int:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
+    # The lock is on the file of answers itself: `filelock` locks a second file, and an older
+    # microclip that shares the folder would not see it.
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

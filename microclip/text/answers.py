@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
-from microclip.text.sentences import has_words, is_refusal
+from microclip.text.sentences import EMPHASIS, has_words, is_refusal
 
 Reason = Literal["empty", "refused", "unnumbered", "wrong count"]
 
@@ -19,7 +19,6 @@ _OFFICIAL = re.compile(r"\d+[).\s-]+(.*?)(?=\n\d+[).\s-]+|\Z)", re.DOTALL)
 _NUMBERED = re.compile(
     r"^[\s>#*_•·–—-]*\(?(\d{1,4})(?:\s*[).:]+|\s+[-–—](?=\s))[*_]*(?:\s+|$)(.*)$"
 )
-_EMPHASIS = re.compile(r"\*\*|__|`")
 
 
 class AnswerError(ValueError):
@@ -110,7 +109,7 @@ def _is_remark(line: str) -> bool:
 
 
 def _cleaned(item: str) -> str:
-    plain = " ".join(_EMPHASIS.sub("", item).split()).rstrip(".").rstrip()
+    plain = " ".join(EMPHASIS.sub("", item).split()).rstrip(".").rstrip()
     return plain if plain.endswith(("!", "?")) else f"{plain}."
 
 

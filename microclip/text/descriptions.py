@@ -28,7 +28,7 @@ class Descriptions:
 
     sentences: Mapping[str, tuple[str, ...]]
     where: str
-    record: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, object] = field(default_factory=dict)  # the rest of the file, passed on
 
 
 def read(path: Path) -> Descriptions:
@@ -54,7 +54,7 @@ def read(path: Path) -> Descriptions:
             f"descriptions {path} must map class names to lists of sentences, got "
             f"{type(values).__name__}; see resources/descriptions/"
         )
-    record: dict[str, Any] = {}
+    record: dict[str, object] = {}
     if isinstance(values.get("descriptions"), dict):
         record = {key: value for key, value in values.items() if key != "descriptions"}
         values = values["descriptions"]
@@ -250,7 +250,7 @@ def _publication(
     found: Descriptions,
     dataset: DatasetSettings,
     descriptions: DescriptionSettings,
-) -> dict[str, Any]:
+) -> published_descriptions.Publication:
     """Return who published a file, as it is; a mended copy says itself what it was made of."""
     if "cleaned" in found.record:
         return {}
@@ -287,13 +287,15 @@ def checked(values: Mapping[str, Sequence[str]], where: str) -> Descriptions:
     return Descriptions(_sentences(values, where), where)
 
 
-def _sentences(values: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
+def _sentences(values: Mapping[str, object], where: str) -> dict[str, tuple[str, ...]]:
     """Return `values` as tuples of sentences, or say which class is wrong."""
-    for name, sentences in values.items():
-        is_list = isinstance(sentences, list | tuple) and len(sentences) > 0
-        if not is_list or not all(isinstance(s, str) and s.strip() for s in sentences):
+    found: dict[str, tuple[str, ...]] = {}
+    for name, given in values.items():
+        sentences = given if isinstance(given, list | tuple) else ()
+        if not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):
             raise SettingsError(
                 f"class {name!r} in {where} needs a list of sentences, got "
-                f"{json.dumps(sentences)[:60]}; give at least one non-empty sentence"
+                f"{json.dumps(given)[:60]}; give at least one non-empty sentence"
             )
-    return {name: tuple(sentences) for name, sentences in values.items()}
+        found[name] = tuple(sentences)
+    return found

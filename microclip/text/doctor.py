@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from microclip.model.backbone import Backbone
 from microclip.text import sentences as rules
 from microclip.text.class_keys import match_keys
 from microclip.text.classifier import description_classifier
 from microclip.text.embedding import encode_classes
-from microclip.text.findings import Finding, Report
+from microclip.text.findings import Facts, Finding, Report
 from microclip.text.language import is_foreign
 from microclip.text.prompts import readable
 from microclip.text.similar_classes import Pair, most_similar, pairs_above, word_cosines
@@ -81,7 +81,7 @@ def check(
         n_classes=len(own),
         n_sentences=sum(map(len, own.values())),
         findings=tuple(findings),
-        facts={**_facts(own, options), "sentences_a_class": expected, "most_alike": closest},
+        facts=replace(_facts(own, options), sentences_a_class=expected, most_alike=closest),
     )
 
 
@@ -197,16 +197,16 @@ def _twins(own: Sentences, options: Options, backbone: Backbone | None) -> tuple
     )
 
 
-def _facts(own: Sentences, options: Options) -> dict[str, Any]:
+def _facts(own: Sentences, options: Options) -> Facts:
     """Return what is worth knowing of all sentences."""
     pairs = [(name, text) for name, texts in own.items() for text in texts]
     if not pairs:
-        return {}
+        return Facts()
     exact = sum(readable(name).casefold() in text.casefold() for name, text in pairs)
     loose = sum(rules.names_class(text, readable(name)) for name, text in pairs)
     tokens = [n_framed(text, name, options) for name, text in pairs]
-    return {
-        "class_named": f"{100 * exact / len(pairs):.1f} % by its exact name, "
+    return Facts(
+        class_named=f"{100 * exact / len(pairs):.1f} % by its exact name, "
         f"{100 * loose / len(pairs):.1f} % by all its words",
-        "tokens": f"mean {sum(tokens) / len(tokens):.1f}, longest {max(tokens)}",
-    }
+        tokens=f"mean {sum(tokens) / len(tokens):.1f}, longest {max(tokens)}",
+    )

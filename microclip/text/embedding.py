@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,6 @@ from microclip.text.prompts import fill
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of the cache file
-_HASH = "tensors_sha256"  # in the record
 _UNIT_TOLERANCE = 1e-3
 _BATCH = 256  # texts at a time
 
@@ -55,6 +54,15 @@ class TextClassifiers:
         """Return the same vectors on `device`."""
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}
         return TextClassifiers(**moved, n_truncated=self.n_truncated)
+
+
+class Origin(TypedDict, total=False):
+    """What the file of class vectors records of them; `save_classifiers` adds the last two."""
+
+    classes: list[str]
+    key: str  # see `input_key`; of vectors made from text of a dataset
+    n_truncated: int
+    tensors_sha256: str
 
 
 _TENSORS = ("uniform", "similarity", "templates", "anchors")
@@ -166,16 +174,16 @@ def file_sha256(
     return runtime.sha256(_target(dataset, backbone, descriptions))
 
 
-def save_classifiers(path: Path, texts: TextClassifiers, record: Mapping[str, Any]) -> None:
+def save_classifiers(path: Path, texts: TextClassifiers, record: Origin) -> None:
     """Write class vectors, a record and the vectors' hash; equal inputs give equal bytes."""
     tensors = {name: getattr(texts, name).cpu().contiguous() for name in _TENSORS}
-    own = {"n_truncated": texts.n_truncated, _HASH: _tensor_hash(tensors)}
+    own = Origin(n_truncated=texts.n_truncated, tensors_sha256=_tensor_hash(tensors))
     text = json.dumps({**record, **own}, sort_keys=True)
     with runtime.atomic_path(path) as target:
         target.write_bytes(save(tensors, metadata={"microclip": text}))
 
 
-def load_classifiers(path: Path) -> tuple[TextClassifiers, dict[str, Any]]:
+def load_classifiers(path: Path) -> tuple[TextClassifiers, Origin]:
     """Return class vectors and their record.
 
     Raises:
@@ -184,12 +192,12 @@ def load_classifiers(path: Path) -> tuple[TextClassifiers, dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as opened:
-            record = json.loads((opened.metadata() or {})["microclip"])
+            record: Origin = json.loads((opened.metadata() or {})["microclip"])
             tensors = {name: opened.get_tensor(name) for name in _TENSORS}
         texts = TextClassifiers(**tensors, n_truncated=record["n_truncated"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise _damaged(path, " ".join(str(error).split())) from error
-    if record.get(_HASH, _tensor_hash(tensors)) != _tensor_hash(tensors):
+    if record.get("tensors_sha256", _tensor_hash(tensors)) != _tensor_hash(tensors):
         raise _damaged(path, "its vectors are not those that were written")
     for name, vectors in tensors.items():
         if not bool(((vectors.double().norm(dim=-1) - 1).abs() < _UNIT_TOLERANCE).all()):

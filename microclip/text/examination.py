@@ -29,7 +29,7 @@ class RawFile:
 
     path: Path
     sentences: Mapping[str, tuple[str, ...]]
-    record: Mapping[str, Any]
+    record: Mapping[str, object]  # the rest of the file, passed on to a mended copy
     twice: tuple[str, ...]  # keys that stand more than once; their sentences are joined
 
 
@@ -67,7 +67,7 @@ def read_raw(path: Path) -> RawFile:
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=joined)
     except ValueError as error:
         raise SettingsError(f"descriptions {path} are not JSON: {error}; mend the file") from error
-    record: dict[str, Any] = {}
+    record: dict[str, object] = {}
     if isinstance(values, dict) and isinstance(values.get("descriptions"), dict):
         record = {key: value for key, value in values.items() if key != "descriptions"}
         values = values["descriptions"]

@@ -6,8 +6,8 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +65,20 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What is worth knowing of all sentences, in words; None where there are none."""
+
+    class_named: str | None = None
+    tokens: str | None = None
+    sentences_a_class: str | None = None
+    most_alike: str | None = None
+
+    def as_dict(self) -> dict[str, str]:
+        """Return those that are known, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Report:
     """All defects of one set of descriptions."""
 
@@ -72,7 +86,7 @@ class Report:
     n_classes: int
     n_sentences: int
     findings: tuple[Finding, ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = Facts()
 
     @property
     def has_errors(self) -> bool:
@@ -100,7 +114,9 @@ class Report:
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         lines.insert(1, "  ".join("-" * width for width in widths))
         head = f"{self.where}: {self.n_classes} classes, {self.n_sentences} sentences"
-        facts = [f"{name.replace('_', ' ')}: {value}" for name, value in self.facts.items()]
+        facts = [
+            f"{name.replace('_', ' ')}: {value}" for name, value in self.facts.as_dict().items()
+        ]
         return "\n".join([head, "", *lines, "", *facts]).rstrip() + "\n"
 
     def as_dict(self) -> dict[str, Any]:
@@ -109,7 +125,7 @@ class Report:
             "where": self.where,
             "n_classes": self.n_classes,
             "n_sentences": self.n_sentences,
-            "facts": dict(self.facts),
+            "facts": self.facts.as_dict(),
             "counts": self.counts(),
             "kinds": {name: asdict(kind) for name, kind in KINDS.items()},
             "findings": [
@@ -140,7 +156,7 @@ class Report:
         return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + "…"
 
 
-def as_csv(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+def as_csv(columns: tuple[str, ...], rows: Sequence[tuple[str | int | None, ...]]) -> str:
     """Return rows as CSV with a head."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

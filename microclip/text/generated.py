@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from microclip import runtime
+from microclip.text.answer_cache import AnswerRecord
 from microclip.text.generation import Estimate, Generation, Outcome
 from microclip.text.llm import base_url_of
 from microclip.text.orders import Order
+
+
+class LastCommand(TypedDict):
+    """What one command sent and spent, beside its estimate."""
+
+    estimated_requests: int
+    estimated_prompt_tokens: int
+    estimated_completion_tokens: int
+    estimated_cost_usd: float | None
+    requests_sent: int
+    spent_usd: float
+    faults: dict[str, int]
+
+
+class Usage(TypedDict):
+    """The usage file: what a set of descriptions took, in all and in the last command."""
+
+    descriptions: str
+    dataset: str | None
+    model: str
+    engine: str
+    prompts: str
+    service: str
+    classes: int
+    quarantined: dict[str, str]
+    answers: int
+    answers_used: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    prices: dict[str, Any] | None
+    last_command: LastCommand
 
 
 def usage_file(target: Path) -> Path:
@@ -18,7 +50,7 @@ def usage_file(target: Path) -> Path:
     return target.with_suffix(".usage.json")
 
 
-def document(order: Order, found: Outcome) -> dict[str, Any]:
+def _document(order: Order, found: Outcome) -> dict[str, Any]:
     """Return a descriptions file's content; the same answers give the same bytes."""
     prompts = order.prompt_set()
     days = sorted({_day(record["created"]) for record in found.used})
@@ -44,12 +76,12 @@ def _day(created: int) -> str:
     return datetime.datetime.fromtimestamp(created, tz=datetime.UTC).date().isoformat()
 
 
-def _author(record: Mapping[str, Any]) -> str:
+def _author(record: AnswerRecord) -> str:
     print_ = record.get("fingerprint")
     return f"{record['answered_by']} ({print_})" if print_ else str(record["answered_by"])
 
 
-def usage(work: Generation, found: Outcome, before: Estimate) -> dict[str, Any]:
+def _usage(work: Generation, found: Outcome, before: Estimate) -> Usage:
     """Return what descriptions took: all of it, and this command's part beside its estimate."""
     order = work.order
     prices = order.ask.prices
@@ -82,9 +114,9 @@ def usage(work: Generation, found: Outcome, before: Estimate) -> dict[str, Any]:
 
 def write_usage(target: Path, work: Generation, before: Estimate) -> None:
     """Write what the answers that are there took, complete or not."""
-    runtime.write_json(usage_file(target), usage(work, work.outcome(), before))
+    runtime.write_json(usage_file(target), _usage(work, work.outcome(), before))
 
 
-def write(target: Path, order: Order, found: Outcome) -> None:
+def write_descriptions(target: Path, order: Order, found: Outcome) -> None:
     """Write descriptions whole or not at all."""
-    runtime.write_json(target, document(order, found))
+    runtime.write_json(target, _document(order, found))

@@ -8,11 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from microclip import runtime
 from microclip.settings import SettingsError
-from microclip.text.answer_cache import AnswerCache
+from microclip.text.answer_cache import AnswerCache, AnswerRecord
 from microclip.text.answers import AnswerError, parse
 from microclip.text.budget import Budget, Tokens, cost_usd, expected_tokens, most_tokens
 from microclip.text.llm import Caller, connect
@@ -46,10 +45,19 @@ class Outcome:
 
     sentences: Mapping[str, tuple[str, ...]]
     quarantined: Mapping[str, str]
-    used: Sequence[Mapping[str, Any]]  # the records whose sentences these are
+    used: Sequence[AnswerRecord]  # the records whose sentences these are
     n_answers: int
     tokens: Tokens
     cost_usd: float | None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The sentences of a sample and the answer they stand in, or why there are none."""
+
+    sentences: Sequence[str] = ()
+    record: AnswerRecord | None = None
+    why: str = ""
 
 
 @dataclass
@@ -83,8 +91,8 @@ class Generation:
     def _wanted(self) -> Iterator[tuple[Question, int]]:
         return ((q, s) for q in self._questions for s in self._samples)
 
-    def _read(self, question: Question, sample: int) -> tuple[list[str], Mapping[str, Any] | str]:
-        """Return the sentences of a sample and their record; no sentences and why, if it is bad."""
+    def _read(self, question: Question, sample: int) -> _Reading:
+        """Return what the first usable answer to a sample says, or why the last one is not."""
         why = "no answer"
         for record in self._cache.answers(question.key, sample):
             shown = " ".join(record["text"].split())[:_SHOWN]
@@ -96,8 +104,8 @@ class Generation:
             except AnswerError as error:
                 why = f"{error.reason}: {shown!r}"
                 continue
-            return found, record
-        return [], why
+            return _Reading(found, record)
+        return _Reading(why=why)
 
     def missing(self) -> list[Request]:
         """Return what is still to be asked: no usable answer, and tries left."""
@@ -116,7 +124,7 @@ class Generation:
 
     def _is_missing(self, question: Question, sample: int) -> bool:
         tried = len(self._cache.answers(question.key, sample)) - self._tries[question.key, sample]
-        return tried < self.order.ask.tries and not self._read(question, sample)[0]
+        return tried < self.order.ask.tries and not self._read(question, sample).sentences
 
     def estimate(self) -> Estimate:
         """Return what is still to be asked and about what it takes, without sending anything."""
@@ -194,12 +202,12 @@ class Generation:
         used = []
         for question, sample in self._wanted():
             name = question.prompt.class_name
-            found, record = self._read(question, sample)
-            sentences[name] += found
-            if isinstance(record, str):
-                bad.setdefault(name, f"{record} to {question.prompt.text[:_SHOWN]!r}")
+            found = self._read(question, sample)
+            sentences[name] += found.sentences
+            if found.record is None:
+                bad.setdefault(name, f"{found.why} to {question.prompt.text[:_SHOWN]!r}")
             else:
-                used.append(record)
+                used.append(found.record)
         for name in bad:
             sentences[name] = sentences[name] or fill(self.order.templates, [name])[0]
         whole = {name: tuple(own) for name, own in sentences.items()}
@@ -231,8 +239,8 @@ class _Progress:
         self._n_kept = 0
         self._told = time.monotonic()
 
-    def __call__(self, found: Sequence[Mapping[str, Any]]) -> None:
-        self._cache.add([dict(record) for record in found])
+    def __call__(self, found: Sequence[AnswerRecord]) -> None:
+        self._cache.add(found)
         self._n_kept += 1
         if time.monotonic() - self._told >= _REPORT_S:
             self._told = time.monotonic()

@@ -31,7 +31,7 @@ _COMMON_ELSEWHERE = (  # German, Swedish; French; Spanish, Portuguese, Italian; 
 )
 _ENGLISH = frozenset(_COMMON_ENGLISH.split())
 _FOREIGN = frozenset(_COMMON_ELSEWHERE.split()) - _ENGLISH
-_WORD = re.compile(r"[^\W\d_]+")
+_LETTERS = re.compile(r"[^\W\d_]+")
 
 
 @lru_cache(maxsize=4096)
@@ -41,7 +41,7 @@ def _is_latin(letter: str) -> bool:
 
 def is_foreign(text: str) -> bool:
     """Return whether a sentence is not English, as far as the two rules can tell."""
-    words = [word.casefold() for word in _WORD.findall(text)]
+    words = [word.casefold() for word in _LETTERS.findall(text)]
     english = sum(word in _ENGLISH for word in words)
     marks = [letter for letter in text if letter.isalpha()]
     elsewhere = sum(not _is_latin(letter) for letter in marks)

@@ -13,11 +13,12 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
+import httpx2
 import openai
 from openai import OpenAI
 
@@ -57,6 +58,22 @@ class Connection:
     client: OpenAI = field(repr=False)
     service: str
     scrub: Callable[[str], str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """What a service says of a request that failed, in the form of OpenAI's errors."""
+
+    message: str | None = None
+    code: str | None = None
+    type: str | None = None
+
+    @classmethod
+    def read(cls, values: Any) -> Complaint:
+        """Return the complaint in a JSON object; an empty one if it is none."""
+        if not isinstance(values, dict):
+            return cls()
+        return cls(values.get("message"), values.get("code"), values.get("type"))
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,7 @@ def connect(ask: AskSettings) -> Connection:
             f"{url} would carry the key of {ask.key_variable} unencrypted; use https, or "
             f"unset {ask.key_variable} and set `key_variable: null` if the server needs none"
         )
+    # No retries by the SDK; `Caller` says why.
     client = OpenAI(api_key=key or _NO_KEY, base_url=url, timeout=ask.timeout_s, max_retries=0)
     return Connection(client, service_of(ask), _scrubber(key))
 
@@ -113,9 +131,8 @@ def _scrubber(key: str) -> Callable[[str], str]:
 
 def judge(error: Exception, scrub: Callable[[str], str]) -> Fault:
     """Return what an error of the client means; its text holds no key."""
-    body = getattr(error, "body", None)
-    told = body.get("message") if isinstance(body, dict) else None
-    said = scrub(" ".join(str(told or error).split()))[:_SHOWN]
+    complaint = Complaint.read(getattr(error, "body", None))
+    said = scrub(" ".join(str(complaint.message or error).split()))[:_SHOWN]
     if isinstance(error, openai.APITimeoutError):
         return Fault("wait", "time-out", "it did not answer in time")
     if isinstance(error, openai.APIConnectionError):
@@ -130,13 +147,23 @@ def _judge_status(error: openai.APIStatusError, said: str) -> Fault:
     return _judged(error.status_code, codes, said, _retry_after(error))
 
 
-def judge_code(status: int | None, line: Mapping[str, Any], scrub: Callable[[str], str]) -> Fault:
-    """Return what the line of a batch's request that failed means; its text holds no key."""
-    body = (line.get("response") or {}).get("body")
-    told = line.get("error") or (body.get("error") if isinstance(body, dict) else None) or {}
-    said = scrub(" ".join(str(told.get("message") or told.get("code") or "no reason").split()))
-    codes = {str(told.get("code")), str(told.get("type"))}
+def judge_complaint(status: int | None, complaint: Complaint, scrub: Callable[[str], str]) -> Fault:
+    """Return what the failure of one request in a batch means; its text holds no key."""
+    said = scrub(" ".join(str(complaint.message or complaint.code or "no reason").split()))
+    codes = {str(complaint.code), str(complaint.type)}
     return _judged(status or 500, codes, said[:_SHOWN], None)
+
+
+def may_be_billed(error: Exception) -> bool:
+    """Whether a service may bill an attempt that ended in this error.
+
+    A time-out or a cut connection can follow a whole answer, and an answer that cannot be read was
+    given all the same. A status of failure, or no connection at all, costs nothing.
+    """
+    if isinstance(error, openai.APIStatusError):
+        return False
+    unsent = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+    return not isinstance(error.__cause__, unsent)
 
 
 def _judged(status: int, codes: set[str], said: str, wait_s: float | None) -> Fault:
@@ -166,7 +193,14 @@ def _retry_after(error: openai.APIStatusError) -> float | None:
 
 
 class Caller:
-    """Sends requests again after faults that pass, and stops all at once after others."""
+    """Sends requests again after faults that pass, and stops all at once after others.
+
+    The SDK's own `max_retries` stays off, for what it does between attempts is not ours to see:
+    it sends again after the command was stopped, so that an answer is paid and nobody waits for it;
+    it repeats a 429 that means "no money left"; it takes a Retry-After over a minute for none; it
+    gives up at once when a status of 200 brings half an answer; the other threads go on sending
+    after a 429; and neither the budget nor the usage file can count its attempts.
+    """
 
     def __init__(self, ask: AskSettings, connection: Connection) -> None:
         """Nothing is sent yet."""

@@ -10,20 +10,23 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from openai.types import Batch
 
 from microclip import runtime
 from microclip.llm_settings import AskSettings
-from microclip.text.answer_cache import AnswerCache
-from microclip.text.batch_parts import Part, request_of
+from microclip.text.answer_cache import AnswerCache, AnswerRecord, BatchRecord
 from microclip.text.budget import Budget, cost_usd, expected_tokens, most_tokens
-from microclip.text.llm import Caller, StoppedError, judge_code
+from microclip.text.llm import Caller, Complaint, StoppedError, judge_complaint
 from microclip.text.llm_answers import (
     BrokenAnswerError,
+    Completion,
     Request,
-    checked,
+    completion_of,
     records,
-    refusal,
+    refused,
     spent,
 )
 from microclip.text.llm_chat import BudgetError
@@ -31,8 +34,50 @@ from microclip.text.llm_chat import BudgetError
 _MARK = "microclip"  # key of a batch's metadata, by which it is found again
 _MAX_BYTES = 190_000_000  # of a file; services take 200 MB
 _LINE_BYTES = 200  # of a line beside its body
+State = Literal["intended", "sent", "lost", "collected"]
 _ENDED = ("completed", "failed", "expired", "cancelled")
 _OPEN = ("intended", "sent")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Requests of one batch; `name` is its mark."""
+
+    name: str
+    requests: tuple[Request, ...]
+
+    def ids(self) -> dict[str, Request]:
+        """Return the requests by the ids that their lines carry."""
+        return {f"{self.name}-{i}": request for i, request in enumerate(self.requests)}
+
+
+def _request_of(row: Sequence[Any], wanted: Mapping[str, Request]) -> Request:
+    """Return a request of an earlier command; its body is known if it is wanted today."""
+    key, class_name, sentences, *samples = row
+    body = wanted[key].body if key in wanted else {"messages": [], "model": ""}
+    return Request(key, class_name, body, tuple(samples), sentences)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of a result file: which request, and its answer or what went wrong."""
+
+    custom_id: str
+    status: int | None
+    body: Any  # as the service gave it; `completion_of` checks an answer
+    complaint: Complaint
+
+    @classmethod
+    def read(cls, text: str) -> _Line:
+        """Return a line. Raises BrokenAnswerError if it is no JSON object."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise BrokenAnswerError("a line of a result file is no object")
+        response = values.get("response") or {}
+        body = response.get("body")
+        own = body.get("error") if isinstance(body, dict) else None
+        complaint = Complaint.read(values.get("error") or own)
+        return cls(str(values.get("custom_id")), response.get("status_code"), body, complaint)
 
 
 class Batches:
@@ -73,7 +118,7 @@ class Batches:
                 self._finish(part)
         return len(open_parts)
 
-    def _open(self, requests: Sequence[Request]) -> Iterator[tuple[Part, Mapping[str, Any]]]:
+    def _open(self, requests: Sequence[Request]) -> Iterator[tuple[Part, BatchRecord]]:
         """Yield the batches that were begun and not collected, of these requests."""
         wanted = {request.key: request for request in requests}
         for known in self._cache.batches():
@@ -81,7 +126,7 @@ class Batches:
             is_ours = known["service"] == self._caller.connection.service
             if known["state"] not in _OPEN or not is_ours or not any(k in wanted for k, *_ in rows):
                 continue
-            yield Part(known["part"], tuple(request_of(row, wanted) for row in rows)), known
+            yield Part(known["part"], tuple(_request_of(row, wanted) for row in rows)), known
 
     def _take_up(self, requests: Sequence[Request]) -> set[str]:
         """Wait for batches of an earlier command; return the keys they were asked for."""
@@ -95,13 +140,13 @@ class Batches:
             taken |= {request.key for request in part.requests}
         return taken
 
-    def _id_of(self, part: Part, known: Mapping[str, Any]) -> str | None:
+    def _id_of(self, part: Part, known: BatchRecord) -> str | None:
         """Return the service's name of a batch, looked up by its mark if it was not noted."""
         if known.get("id"):
             return str(known["id"])
         found = self._caller.call(lambda: self._marked(part.name))
         if found is not None:
-            self._note(part, "sent", id=found)
+            self._note(part, "sent", {"id": found})
         return found
 
     def _marked(self, mark: str) -> str | None:
@@ -150,7 +195,7 @@ class Batches:
     def _send(self, part: Part) -> None:
         lines = []
         for name, request in part.ids().items():
-            url = "/v1/chat/completions" if "messages" in request.body else "/v1/completions"
+            url = "/v1/chat/completions" if request.is_chat else "/v1/completions"
             body = request.whole_body()
             line = {"custom_id": name, "method": "POST", "url": url, "body": body}
             lines.append(json.dumps(line, ensure_ascii=False))
@@ -158,13 +203,13 @@ class Batches:
         data = ("\n".join(lines) + "\n").encode()
         rows = [[r.key, r.class_name, r.sentences, *r.samples] for r in part.requests]
         service = self._caller.connection.service
-        self._note(part, "intended", service=service, requests=rows)
+        self._note(part, "intended", {"service": service, "requests": rows})
         name = f"{part.name}.jsonl"
         uploaded = self._caller.call(
             lambda: self._client.files.create(file=(name, data), purpose="batch")
         )
         sent = self._caller.call(lambda: self._made(part, uploaded.id, url))
-        self._note(part, "sent", id=sent)
+        self._note(part, "sent", {"id": sent})
         self.report(f"sent a batch of {len(lines)} requests ({sent}); the answers may take hours")
 
     def _made(self, part: Part, file_id: str, url: str) -> str:
@@ -180,10 +225,11 @@ class Batches:
         )
         return created.id
 
-    def _note(self, part: Part, state: str, **values: Any) -> None:
-        self._cache.add([{"kind": "batch", "part": part.name, "state": state, **values}])
+    def _note(self, part: Part, state: State, more: BatchRecord | None = None) -> None:
+        known = BatchRecord(kind="batch", part=part.name, state=state)
+        self._cache.add([{**known, **(more or {})}])
 
-    def _known(self, part: Part) -> Mapping[str, Any]:
+    def _known(self, part: Part) -> BatchRecord:
         return next(known for known in self._cache.batches() if known["part"] == part.name)
 
     def _finish(self, part: Part) -> None:
@@ -218,7 +264,7 @@ class Batches:
                     "run the same command later, it asks only for what is missing"
                 )
 
-    def _polled(self, batch_id: str) -> Any:
+    def _polled(self, batch_id: str) -> Batch:
         told = None
         while True:
             batch = self._caller.call(lambda: self._client.batches.retrieve(batch_id))
@@ -233,18 +279,18 @@ class Batches:
             if self._caller.stop.wait(self._ask.batch.poll_s):
                 raise StoppedError
 
-    def _lines(self, file_id: str) -> list[dict[str, Any]]:
+    def _lines(self, file_id: str) -> list[_Line]:
         """Return the lines of a result file, whole."""
 
-        def download() -> list[dict[str, Any]]:
+        def download() -> list[_Line]:
             text = self._client.files.content(file_id).read().decode()
             if text and not text.endswith("\n") and not text.rstrip().endswith("}"):
                 raise BrokenAnswerError("a result file is cut")
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [_Line.read(line) for line in text.splitlines() if line.strip()]
 
         return self._caller.call(download)
 
-    def _keep(self, part: Part, lines: Sequence[Mapping[str, Any]]) -> None:
+    def _keep(self, part: Part, lines: Sequence[_Line]) -> None:
         """Keep the answers of a result file; an answer that was kept already is left alone.
 
         Raises:
@@ -253,19 +299,16 @@ class Batches:
         requests = part.ids()
         stopped = None
         for line in lines:
-            name = str(line.get("custom_id"))
-            request = requests.get(name)
-            if request is None or self._cache.has_request(name):
+            request = requests.get(line.custom_id)
+            if request is None or self._cache.has_request(line.custom_id):
                 continue
-            marks = {"engine": "batch", "request": name}
-            response = line.get("response") or {}
-            if response.get("status_code") == 200:
-                self._keep_answer(request, response.get("body"), marks)
+            if line.status == 200:
+                self._keep_answer(request, line)
                 continue
-            fault = judge_code(response.get("status_code"), line, self._caller.connection.scrub)
+            fault = judge_complaint(line.status, line.complaint, self._caller.connection.scrub)
             self._caller.faults[fault.name] += 1
             if fault.action == "refused":
-                self._cache.add(refusal(request, fault.reason, marks))
+                self._cache.add(self._records(request, refused(request, fault.reason), line))
             elif fault.action in ("stop", "wrong"):
                 stopped = fault
         if stopped is not None:
@@ -275,11 +318,18 @@ class Batches:
                 "far are kept, the same command asks only for what is missing"
             )
 
-    def _keep_answer(self, request: Request, body: Any, marks: Mapping[str, Any]) -> None:
+    def _keep_answer(self, request: Request, line: _Line) -> None:
+        prices = self._ask.prices
         try:
-            found = records(request, checked(body), self._caller.connection.scrub, marks)
+            found = self._records(request, completion_of(line.body), line)
         except BrokenAnswerError:
             self._caller.faults["broken answer"] += 1
+            most = most_tokens(request.whole_body(), request.sentences)
+            self._budget.charge(cost_usd(most, prices, is_batch=True), is_unheard=True)
             return
         self._cache.add(found)
-        self._budget.charge(cost_usd(spent(request, found), self._ask.prices, is_batch=True))
+        self._budget.charge(cost_usd(spent(request, found), prices, is_batch=True))
+
+    def _records(self, request: Request, answer: Completion, line: _Line) -> list[AnswerRecord]:
+        scrub = self._caller.connection.scrub
+        return records(request, answer, scrub, engine="batch", sent_as=line.custom_id)

@@ -5,14 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
+
+import openai
 
 from microclip import runtime
 from microclip.llm_settings import AskSettings
+from microclip.text.answer_cache import AnswerRecord
 from microclip.text.budget import Budget, cost_usd, most_tokens
-from microclip.text.llm import Caller, RefusedError, StoppedError, UnansweredError
-from microclip.text.llm_answers import Request, records, refusal, send, spent
+from microclip.text.llm import (
+    Caller,
+    RefusedError,
+    StoppedError,
+    UnansweredError,
+    may_be_billed,
+)
+from microclip.text.llm_answers import Completion, Request, records, refused, send, spent
 
 _GRACE_S = 4.0  # for answers under way when a fault has stopped all: they are paid
 _LOOK_S = 0.02  # between two looks at the threads
@@ -27,12 +36,17 @@ class BudgetError(runtime.ResourceError):
 class Keep(Protocol):
     """Stores the records of a request's answer; they are safe when it returns."""
 
-    def __call__(self, found: Sequence[Mapping[str, Any]]) -> None:
+    def __call__(self, found: Sequence[AnswerRecord]) -> None:
         """Store them."""
 
 
 class Crew:
-    """Threads that send requests and keep each answer as it comes."""
+    """Threads that send requests and keep each answer as it comes.
+
+    They are our own and daemons: Python waits at its exit for the threads of a
+    `concurrent.futures` pool, so one request that hangs would hold an interrupted command for
+    `timeout_s` longer than the grace that answers under way are given.
+    """
 
     def __init__(self, ask: AskSettings, caller: Caller, budget: Budget, keep: Keep) -> None:
         """Nothing is sent yet."""
@@ -115,34 +129,46 @@ class Crew:
             self._fail(error)
 
     def _one(self, request: Request) -> None:
-        body = request.whole_body()
-        prices = self._ask.prices
-        most = cost_usd(most_tokens(body, request.sentences), prices, is_batch=False)
-        ticket = self._budget.reserve(most, self._caller.stop)
-        if ticket is None:
-            raise BudgetError(self._budget.over(most or 0.0))
-        cost = None
         try:
-            found = self._answered(request, body)
-            cost = cost_usd(spent(request, found), prices, is_batch=False)
-            self._keep(found)
-        finally:
-            self._budget.settle(ticket, cost)
+            answer = self._caller.call(lambda: self._attempt(request))
+        except RefusedError as error:
+            answer = refused(request, str(error))
+            self._budget.charge(self._cost(request, answer))  # a prompt that was read is billed
+        self._keep(self._records(request, answer))
         with self._guard:
             self._in_a_row = 0
 
-    def _answered(self, request: Request, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-        connection = self._caller.connection
-        marks = {"engine": self._ask_engine(request), "request": request.request_id()}
-        try:
-            answer = self._caller.call(lambda: send(connection, body))
-        except RefusedError as error:
-            return refusal(request, str(error), marks)
-        return records(request, answer, connection.scrub, marks)
+    def _attempt(self, request: Request) -> Completion:
+        """Send a request once, within the budget: each attempt may be billed.
 
-    @staticmethod
-    def _ask_engine(request: Request) -> str:
-        return "chat" if "messages" in request.body else "completions"
+        Raises:
+            BudgetError: it might pass the limit.  Others: see `llm_answers.send`.
+        """
+        body = request.whole_body()
+        dearest = most_tokens(body, request.sentences)
+        most = cost_usd(dearest, self._ask.prices, is_batch=False)
+        ticket = self._budget.reserve(most, self._caller.stop)
+        if ticket is None:
+            raise BudgetError(self._budget.over(most or 0.0))
+        cost, is_unheard = None, False
+        try:
+            answer = send(self._caller.connection, body)
+            cost = self._cost(request, answer)
+        except (openai.OpenAIError, ValueError) as error:
+            is_unheard = may_be_billed(error)
+            raise
+        finally:
+            self._budget.settle(ticket, cost, is_unheard=is_unheard)
+        return answer
+
+    def _cost(self, request: Request, answer: Completion) -> float | None:
+        tokens = spent(request, self._records(request, answer))
+        return cost_usd(tokens, self._ask.prices, is_batch=False)
+
+    def _records(self, request: Request, answer: Completion) -> list[AnswerRecord]:
+        engine = "chat" if request.is_chat else "completions"
+        scrub = self._caller.connection.scrub
+        return records(request, answer, scrub, engine=engine, sent_as=request.request_id())
 
     def _note(self, error: UnansweredError) -> None:
         with self._guard:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from microclip.llm_settings import AskSettings, DescriptionSettings
 from microclip.settings import SettingsError
-from microclip.text.answer_cache import question_key
+from microclip.text.answer_cache import Message, question_key
+from microclip.text.budget import Body
 from microclip.text.llm import service_of
 from microclip.text.prompt_sets import Prompt, PromptSet, load_prompt_set
 from microclip.text.prompts import readable
@@ -54,7 +55,7 @@ class Question:
 
     prompt: Prompt
     key: str
-    body: Mapping[str, Any]
+    body: Body
 
 
 def questions(order: Order) -> list[Question]:
@@ -71,16 +72,16 @@ def questions(order: Order) -> list[Question]:
     return [_question(order, prompt, parameters) for prompt in asked]
 
 
-def _question(order: Order, prompt: Prompt, parameters: Mapping[str, Any]) -> Question:
+def _question(order: Order, prompt: Prompt, parameters: Body) -> Question:
     model = order.settings.model
     body: dict[str, Any] = {"model": model}
     if order.settings.engine == "completions":
         text = f"{prompt.system}\n\n{prompt.text}" if prompt.system else prompt.text
-        messages: list[Any] = [text]
+        messages: list[Message | str] = [text]
         body["prompt"] = text
     else:
-        messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
-        messages.append({"role": "user", "content": prompt.text})
+        messages = [Message(role="system", content=prompt.system)] if prompt.system else []
+        messages.append(Message(role="user", content=prompt.text))
         body["messages"] = messages
     key = question_key(service_of(order.ask), model, messages, parameters)
     return Question(prompt, key, {**body, **parameters})

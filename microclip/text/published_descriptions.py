@@ -16,7 +16,7 @@ import urllib.request
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field
@@ -67,6 +67,13 @@ class Source:
     sha256: str
 
 
+class Publication(TypedDict, total=False):
+    """Who published a file, as descriptions record it; empty if nobody known did."""
+
+    published_by: str
+    is_as_published: bool
+
+
 def published_list() -> PublishedList:
     """Return what is known of published files; nothing if the project has no such list."""
     return _read_list(paths.project_root() / LIST)
@@ -83,7 +90,7 @@ def published_file(prompts: str, dataset: str) -> PublishedFile | None:
     return None if own is None else own.files.get(dataset)
 
 
-def publication(source: Source, prompts: str, dataset: str) -> dict[str, Any]:
+def publication(source: Source, prompts: str, dataset: str) -> Publication:
     """Return who published a file, and whether it is what they published; nothing if unknown."""
     known = published_file(prompts, dataset)
     if known is None:

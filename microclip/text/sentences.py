@@ -6,7 +6,7 @@ import re
 
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _ANY_WORD = re.compile(r"[^\W\d_]{2,}|\d+")
-_EMPHASIS = re.compile(r"\*\*|__|`")
+EMPHASIS = re.compile(r"\*\*|__|`")
 _LIST_MARK = re.compile(r"^\s*(?:[•*·–—]\s*|-\s+|\(?\d{1,2}[.)]\s+(?=\S))")
 _SMALL_WORDS = (
     "the an of and in is it this that there looks like image photo picture caption type kind"
@@ -68,4 +68,4 @@ def is_name_alone(text: str, class_name: str) -> bool:
 
 def tidy(text: str) -> str:
     """Return a sentence on one line, without spaces at its ends, emphasis and marks of a list."""
-    return " ".join(_LIST_MARK.sub("", _EMPHASIS.sub("", text)).split())
+    return " ".join(_LIST_MARK.sub("", EMPHASIS.sub("", text)).split())

@@ -68,3 +68,14 @@ def test_money_that_is_held_comes_back_when_an_answer_was_cheaper() -> None:
 
 def test_without_a_limit_everything_is_allowed() -> None:
     assert Budget(None).reserve(1e9, threading.Event()) == 1
+
+
+def test_an_attempt_that_no_answer_came_for_holds_its_money_for_good() -> None:
+    budget, stop = Budget(1.0), threading.Event()
+    first = budget.reserve(0.6, stop)
+    assert first is not None
+    budget.settle(first, None, is_unheard=True)
+    assert (budget.spent_usd, budget.unheard_usd) == (0.0, 0.6)
+    assert budget.reserve(0.5, stop) is None
+    assert "up to 0.6000 more may be billed" in budget.over(0.5)
+    assert budget.reserve(0.4, stop) is not None

@@ -194,7 +194,7 @@ def test_a_class_in_quarantine_is_described_by_templates_when_told(
     asked.run(Lines(), None)
     found = checked_outcome(asked.outcome(), wanted)
     assert found.sentences["willow_tit"] == ("a photo of a willow tit.",)
-    generated.write(tmp_path / "out.json", wanted, found)
+    generated.write_descriptions(tmp_path / "out.json", wanted, found)
     written = json.loads((tmp_path / "out.json").read_text())
     assert list(written["quarantined"]) == ["willow_tit"]
 
@@ -261,7 +261,7 @@ def test_equal_answers_give_equal_bytes(server: Server, tmp_path: Path) -> None:
     asked = work(tmp_path, wanted)
     asked.run(Lines(), None)
     for name in ("a", "b"):
-        generated.write(tmp_path / name, wanted, work(tmp_path, wanted).outcome())
+        generated.write_descriptions(tmp_path / name, wanted, work(tmp_path, wanted).outcome())
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -298,3 +298,28 @@ def test_a_fault_of_the_wire_is_named(server: Server, tmp_path: Path, fault: str
 def test_classes_that_read_the_same_are_refused(server: Server, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="'red_fox' and 'red fox' read the same"):
         work(tmp_path, order(server, names=("red_fox", "red fox")))
+
+
+@pytest.mark.parametrize("fault", ["cut-json", "time-out", "dropped"])
+def test_an_attempt_that_may_be_billed_without_an_answer_counts_against_the_limit(
+    server: Server, tmp_path: Path, fault: str
+) -> None:
+    server.fault = lambda number, _: fault if number == 0 else None
+    asked = work(tmp_path, order(server, names=("auk",), concurrency=1, timeout_s=0.3))
+    most = asked.estimate().most_usd
+    assert most is not None
+    with pytest.raises(BudgetError, match=r"0\.0000 of .* more may be billed for attempts without"):
+        asked.run(Lines(), most / 3 * 1.5)  # enough for one of its three requests, not for two
+    assert len(server.sent) == 1
+    assert asked.done.spent_usd == 0
+
+
+def test_an_attempt_that_is_not_billed_leaves_the_limit_alone(
+    server: Server, tmp_path: Path
+) -> None:
+    server.fault = lambda number, _: "503" if number == 0 else None
+    asked = work(tmp_path, order(server, names=("auk",), concurrency=1))
+    most = asked.estimate().most_usd
+    assert most is not None
+    asked.run(Lines(), most)
+    assert len(server.sent) == 4
