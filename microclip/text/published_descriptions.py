@@ -169,6 +169,9 @@ def download(url: str) -> bytes:
     Raises:
         ServiceError: no answer, a refusal, or more than `MAX_BYTES`.
     """
+    # Not the resuming download of `data`: a file here is small, comes whole or not at all, and may
+    # have no known hash yet. urllib3's `Retry` does not cover a body that is read in pieces, which
+    # `MAX_BYTES` needs.
     for attempt in range(1, _TRIES + 1):
         try:
             with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:

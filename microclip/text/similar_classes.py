@@ -30,6 +30,8 @@ def word_cosines(
     A class's own name is left out of its words: sentences made by one pattern for many names would
     otherwise look different. Weights: count times log(1 + classes / classes that use the word).
     """
+    # By hand: scikit-learn's TfidfTransformer knows log(n / users) + 1 and its smoothed form only,
+    # and reports of earlier runs hold cosines of this weight.
     names = list(sentences)
     numbers: dict[str, int] = {}
     rows, columns = [], []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from microclip import runtime
-from microclip.text.answer_cache import AnswerCache, file_of, question_key
+from microclip.text.answer_cache import AnswerCache, Message, file_of, question_key
 
 KEY = "0123456789abcdef0123456789abcdef"
 
@@ -135,6 +135,15 @@ def test_a_key_names_service_model_prompt_and_parameters() -> None:
         question_key("", "m", [{"role": "user", "content": "q"}], {}),
     }
     assert len(others | {base}) == 6
+
+
+def test_the_key_of_a_question_is_that_of_every_cache_so_far() -> None:
+    messages: list[Message | str] = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "é?"},
+    ]
+    key = question_key("", "gpt-4o", messages, {"temperature": 0.1})
+    assert key == "71e1079e2434139b48f27cbc4d34ac13"
 
 
 def test_a_model_of_any_name_has_a_file_of_its_own_in_the_folder(tmp_path: Path) -> None:
