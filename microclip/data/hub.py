@@ -2,6 +2,12 @@
 
 The commit is the card's, or that of `main` when the copy was first asked for: it is written down
 before anything is fetched, so that a download which goes on tomorrow is of the same files.
+
+`huggingface_hub` does the transfer, retries and resumes within its process. We call it file by file
+rather than by `snapshot_download` for three reasons: it names partial files at random, so another
+process cannot resume them and its eight parallel transfers would lose eight files to a kill; it
+does not compare bytes with the stated SHA-256; and paths, sizes and free space must be checked
+before the first file is written.
 """
 
 from __future__ import annotations
@@ -11,20 +17,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
-
-import httpx2
-from huggingface_hub import HfApi, errors, get_token
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from typing import TYPE_CHECKING, TypeVar
 
 from microclip import runtime
 from microclip.data.archive_members import name_problem
 from microclip.data.downloads import check_space
-from microclip.data.hub_listing import LISTING, CopiedFile, read_listing
+from microclip.data.hub_listing import CopiedFile, CopyRecord, read_listing, write_listing
 from microclip.data.progress import in_words, tell
 from microclip.dataset_settings import HubRoute
 from microclip.settings import SettingsError
+
+if TYPE_CHECKING:  # the client takes 0.3 s to import: functions do so where they need it
+    from huggingface_hub import HfApi
 
 _ALWAYS = ("README.md",)  # tells the names of classes
 _REFUSED = (401, 403)
@@ -44,6 +48,9 @@ def fetch(route: HubRoute, folder: Path, *, again: bool = False) -> str:
         ServiceError: the hub cannot be reached, or has no such files.
         SettingsError: the folder holds another copy.  ResourceError: the disk is too small.
     """
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
     endpoint = os.environ.get("HF_ENDPOINT") or None
     api = HfApi(endpoint=endpoint)
     _clear(folder)
@@ -56,10 +63,7 @@ def fetch(route: HubRoute, folder: Path, *, again: bool = False) -> str:
     for number, file in enumerate(rest, len(files) - len(rest) + 1):
         tell(f"{route.repository}: {file.path}, {in_words(file.size)}, {number} of {len(files)}")
         _fetch_one(api, route, commit, folder, file)
-    stated = [vars(file) for file in files]
-    runtime.write_json(
-        folder / LISTING, {"repository": route.repository, "revision": commit, "files": stated}
-    )
+    write_listing(folder, CopyRecord(route.repository, commit, tuple(files)))
     return commit
 
 
@@ -72,12 +76,12 @@ def _clear(folder: Path) -> None:
 def _pinned(api: HfApi, route: HubRoute, folder: Path) -> str:
     """Return the commit to fetch, written down in the folder before the first file is."""
     said = read_listing(folder)
-    wanted = route.revision or said.get("revision")
-    had = (said.get("repository"), said.get("revision"))
-    if said and had != (route.repository, wanted):
+    wanted = route.revision or (said.revision if said else None)
+    if said and (said.repository, said.revision) != (route.repository, wanted):
         raise SettingsError(
-            f"{folder} holds {had[0]} at {had[1]}, the card wants {route.repository} at {wanted}; "
-            "move the folder away, or pin the card to what is there"
+            f"{folder} holds {said.repository} at {said.revision}, the card wants "
+            f"{route.repository} at {wanted}; move the folder away, or pin the card to what is "
+            "there"
         )
     if wanted is None:
         info = _asked(route, lambda: api.dataset_info(route.repository, revision="main"))
@@ -87,13 +91,14 @@ def _pinned(api: HfApi, route: HubRoute, folder: Path) -> str:
             f"write this into the card: revision: {wanted}"
         )
     if not said:
-        begun = {"repository": route.repository, "revision": wanted}
-        runtime.write_json(folder / LISTING, begun)
-    return str(wanted)
+        write_listing(folder, CopyRecord(route.repository, wanted))
+    return wanted
 
 
 def _list(api: HfApi, route: HubRoute, commit: str) -> list[CopiedFile]:
     """Return the wanted files of a commit, sorted."""
+    from huggingface_hub.hf_api import RepoFile
+
     tree = _asked(
         route,
         lambda: list(
@@ -160,6 +165,9 @@ def _fetch_one(api: HfApi, route: HubRoute, commit: str, folder: Path, file: Cop
 
 def _asked(route: HubRoute, ask: Callable[[], Answer]) -> Answer:
     """Return what the hub answers; its errors become one line without the token."""
+    import httpx2
+    from huggingface_hub import errors
+
     page = f"https://huggingface.co/datasets/{route.repository}"
     try:
         return ask()
@@ -180,6 +188,8 @@ def _asked(route: HubRoute, ask: Callable[[], Answer]) -> Answer:
 
 def _is_refused(route: HubRoute, error: BaseException) -> bool:
     """Return whether a person must do something first; a 401 also stands for what is not there."""
+    from huggingface_hub import errors
+
     causes = []
     cause: BaseException | None = error
     while cause is not None:
@@ -194,6 +204,8 @@ def _is_refused(route: HubRoute, error: BaseException) -> bool:
 
 
 def _failed(route: HubRoute, error: BaseException) -> str:
+    from huggingface_hub import get_token
+
     text = " ".join(str(error).split())
     token = get_token()
     if token:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import requests
 
@@ -39,13 +39,38 @@ class PassingError(MirrorError):
     """Likewise, but the same request may work a moment later."""
 
 
+class Hashes(NamedTuple):
+    """Of a file, in hexadecimal. Publishers and torchvision state MD5s; our records SHA-256."""
+
+    md5: str
+    sha256: str
+
+
+class Digests:
+    """Both hashes of bytes that come one after another."""
+
+    def __init__(self) -> None:
+        """Begin with no byte."""
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._sha256 = hashlib.sha256()
+
+    def update(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        self._md5.update(chunk)
+        self._sha256.update(chunk)
+
+    def hashes(self) -> Hashes:
+        """Return the hashes of all bytes so far."""
+        return Hashes(self._md5.hexdigest(), self._sha256.hexdigest())
+
+
 @dataclass
 class PartFile:
     """What has come of a file, with its hashes so far."""
 
     path: Path
     file: RemoteFile
-    digests: dict[str, Any] = field(default_factory=dict)
+    digests: Digests = field(default_factory=Digests)
     size: int = 0
 
     @property
@@ -101,7 +126,7 @@ class PartFile:
 
     def wrong(self) -> str:
         """Return how the hashes differ from those stated, or an empty text."""
-        return difference(self.file, {n: d.hexdigest() for n, d in self.digests.items()})
+        return difference(self.file, self.digests.hashes())
 
     def finish(self, target: Path) -> str:
         """Put the file in its place and return its SHA-256."""
@@ -109,26 +134,24 @@ class PartFile:
             os.fsync(stream.fileno())
         self.path.replace(target)
         self._origin.unlink(missing_ok=True)
-        return str(self.digests["sha256"].hexdigest())
+        return self.digests.hashes().sha256
 
     def _forget(self) -> None:
-        self.digests = _digests()
+        self.digests = Digests()
         self.size = 0
 
     def _count(self, chunk: bytes) -> None:
         self.size += len(chunk)
-        for digest in self.digests.values():
-            digest.update(chunk)
+        self.digests.update(chunk)
 
 
-def hashes(path: Path) -> dict[str, str]:
+def hashes(path: Path) -> Hashes:
     """Return the MD5 and SHA-256 of a file."""
-    digests = _digests()
+    digests = Digests()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
-            for digest in digests.values():
-                digest.update(chunk)
-    return {name: digest.hexdigest() for name, digest in digests.items()}
+            digests.update(chunk)
+    return digests.hashes()
 
 
 def _check_kind(name: str, begin: bytes) -> None:
@@ -140,15 +163,11 @@ def _check_kind(name: str, begin: bytes) -> None:
         raise MirrorError(f"no {Path(name).suffix} file (it begins with {begin[:8]!r})")
 
 
-def difference(file: RemoteFile, found: dict[str, str]) -> str:
+def difference(file: RemoteFile, found: Hashes) -> str:
     """Return how hashes that were found differ from those stated for a file, or an empty text."""
-    stated = {"md5": file.md5, "sha256": file.sha256}
+    stated = {"md5": (file.md5, found.md5), "sha256": (file.sha256, found.sha256)}
     return "; ".join(
-        f"{name} {found[name]}, expected {value.lower()}"
-        for name, value in stated.items()
-        if value is not None and value.lower() != found[name]
+        f"{name} {own}, expected {value.lower()}"
+        for name, (value, own) in stated.items()
+        if value is not None and value.lower() != own
     )
-
-
-def _digests() -> dict[str, Any]:
-    return {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}

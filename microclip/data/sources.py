@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from microclip import runtime
-from microclip.data import downloads, unpacking
+from microclip.data import downloads, hub, unpacking
 from microclip.data.hub_listing import is_partial_copy
 from microclip.data.layouts.base import lacking, load_layout
 from microclip.data.progress import in_words, tell
@@ -205,8 +205,6 @@ def _take_copy(folder: Path, route: HubRoute, how: _How) -> str:
             f"{route.repository} must be fetched and the network is forbidden (--offline, "
             "MICROCLIP_OFFLINE or HF_HUB_OFFLINE); allow it once"
         )
-    from microclip.data import hub  # the client is needed here alone, and slow to import
-
     return hub.fetch(route, folder / HUB, again=how.again)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,12 +30,34 @@ from microclip.data.decoding import RULE, UnreadableError
 from microclip.data.decoding import Pixels as Pixels
 from microclip.data.manifest import check_left, read_manifest
 from microclip.dataset_settings import BadImages
+from microclip.frozen import Frozen
 from microclip.settings import SettingsError, known, load_dataset
 
 logger = logging.getLogger(__name__)
 
 _PIXELS, _INDEX, _RECORD, _LOCK = "pixels.bin", "index.npy", "store.json", ".store.lock"
 _verified: set[tuple[str, int, int]] = set()  # stores whose bytes this process has hashed
+
+
+class SkippedImage(Frozen):
+    """An image that could not be read; its name could tell its class and is not in the store."""
+
+    row: int
+    reason: str
+
+
+class StoreRecord(Frozen):
+    """What `store.json` says."""
+
+    n_images: int = 0
+    bytes: int
+    pixels_sha256: str
+    index_sha256: str
+    source_sha256: str  # of the list of images
+    rule: int | None = None  # None: written before rules had numbers, which is rule 1
+    modes: dict[str, int] = {}
+    traits: dict[str, int] = {}
+    skipped: tuple[SkippedImage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -191,20 +212,18 @@ def _record(folder: Path, source_sha256: str, done: _Progress, pixels_sha256: st
         dict(done.modes),
         f"; {len(done.bad)} skipped, see {folder / BAD_FILES}" if done.bad else "",
     )
-    runtime.write_json(
-        folder / _RECORD,
-        {
-            "n_images": len(done.index),
-            "bytes": done.n_bytes,
-            "pixels_sha256": pixels_sha256,
-            "index_sha256": runtime.sha256(folder / _INDEX),
-            "source_sha256": source_sha256,
-            "rule": RULE,
-            "modes": dict(sorted(done.modes.items())),
-            "traits": dict(sorted(done.traits.items())),
-            "skipped": [{"row": row, "reason": file.reason} for row, file in done.bad],
-        },
+    record = StoreRecord(
+        n_images=len(done.index),
+        bytes=done.n_bytes,
+        pixels_sha256=pixels_sha256,
+        index_sha256=runtime.sha256(folder / _INDEX),
+        source_sha256=source_sha256,
+        rule=RULE,
+        modes=dict(sorted(done.modes.items())),
+        traits=dict(sorted(done.traits.items())),
+        skipped=tuple(SkippedImage(row=row, reason=file.reason) for row, file in done.bad),
     )
+    runtime.write_json(folder / _RECORD, record.model_dump(mode="json"))
     return folder / _RECORD
 
 
@@ -220,10 +239,10 @@ def _is_whole(folder: Path, source_sha256: str, bad_images: BadImages) -> bool:
     """Return whether a store is what would be written now, its bytes checked."""
     try:
         open_store(folder, source_sha256)
-        said = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        said = _read(folder / _RECORD)
     except (runtime.MissingDataError, SettingsError):
         return False
-    return "rule" in said and (bad_images == "skip" or not said["skipped"])
+    return said.rule is not None and (bad_images == "skip" or not said.skipped)
 
 
 def _clear(folder: Path) -> None:
@@ -248,30 +267,28 @@ def open_store(folder: Path, source_sha256: str | None = None) -> ImageStore:
                 f"image store {path} is not there; run `microclip store-images {folder.name}`"
             )
     said = _read(record)
-    if source_sha256 is not None and said["source_sha256"] != source_sha256:
+    if source_sha256 is not None and said.source_sha256 != source_sha256:
         raise SettingsError(
             f"image store {folder} was made from other images (expected {source_sha256[:12]}, "
-            f"got {said['source_sha256'][:12]}); run `microclip store-images {folder.name}` again"
+            f"got {said.source_sha256[:12]}); run `microclip store-images {folder.name}` again"
         )
-    if said.get("rule", 1) != RULE:
+    if (1 if said.rule is None else said.rule) != RULE:
         raise SettingsError(
-            f"image store {folder} was decoded by rule {said['rule']}, today's is {RULE}; "
+            f"image store {folder} was decoded by rule {said.rule}, today's is {RULE}; "
             f"run `microclip store-images {folder.name}` again"
         )
-    if pixels.stat().st_size != said["bytes"]:
-        raise _damaged(pixels, f"{said['bytes']} bytes", f"{pixels.stat().st_size} bytes")
-    _verify_once(pixels, said["pixels_sha256"])
-    _verify_once(folder / _INDEX, said["index_sha256"])
-    return ImageStore(folder, said["pixels_sha256"])
+    if pixels.stat().st_size != said.bytes:
+        raise _damaged(pixels, f"{said.bytes} bytes", f"{pixels.stat().st_size} bytes")
+    _verify_once(pixels, said.pixels_sha256)
+    _verify_once(folder / _INDEX, said.index_sha256)
+    return ImageStore(folder, said.pixels_sha256)
 
 
-def _read(record: Path) -> dict[str, Any]:
+def _read(record: Path) -> StoreRecord:
     try:
-        said: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        {key: said[key] for key in ("bytes", "pixels_sha256", "index_sha256", "source_sha256")}
-    except (ValueError, KeyError, TypeError):
+        return StoreRecord.model_validate_json(record.read_bytes())
+    except ValueError:  # pydantic's, of bad JSON too
         raise _damaged(record, "the hashes of a store", "something else") from None
-    return said
 
 
 def _verify_once(path: Path, sha256: str) -> None:

@@ -1,5 +1,9 @@
 """Archives unpacked whole or not at all, and never outside their folder.
 
+`tarfile` extracts with its data filter. The checks before it are ours: the filter judges members
+one by one while it writes, so a bad one would leave half an archive behind; it lets links through
+and cuts absolute paths short instead of refusing them; and zip files have no filter at all.
+
 Every member is looked at before a byte is written; one that could reach outside refuses the whole
 archive. What is unpacked becomes visible when all of it is there.
 """

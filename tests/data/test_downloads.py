@@ -281,4 +281,4 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(
 
 def test_hashes_are_those_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(CONTENT)
-    assert hashes(tmp_path / "a")["sha256"] == hashlib.sha256(CONTENT).hexdigest()
+    assert hashes(tmp_path / "a").sha256 == hashlib.sha256(CONTENT).hexdigest()
