@@ -88,7 +88,7 @@ def test_the_new_table_has_the_new_method_on_the_new_dataset(place: Path) -> Non
 
 def test_the_new_figure_sweeps_the_new_setting(place: Path) -> None:
     with (place / "results/fruit/figures/share.csv").open(newline="") as stream:
-        values = {float(row["value"]) for row in csv.DictReader(stream)}
+        values = {float(row["share"]) for row in csv.DictReader(stream)}
     assert values == {0.0, 0.5, 1.0}
 
 
