@@ -3,8 +3,8 @@
 Letters: more than a fifth are of another script than the Latin one, and fewer than three words are
 common English ones. Words: at least two are among the commonest of German, French, Spanish,
 Italian, Portuguese, Dutch or Swedish, and more than are common English ones. Sentences of other
-languages without such words pass as English. A detector such as langdetect draws at random, so that two checks of
-one file could differ.
+languages without such words pass as English. A detector such as langdetect draws at random, so
+that two checks of one file could differ.
 """
 
 from __future__ import annotations

@@ -240,6 +240,10 @@ class Caller:
             return [send()], None
         except (openai.OpenAIError, ValueError) as error:
             fault = judge(error, self.connection.scrub)
+        except (runtime.ResourceError, StoppedError):  # nothing was sent
+            with self._guard:
+                self.n_sent -= 1
+            raise
         with self._guard:
             self.faults[fault.name] += 1
         return [], fault

@@ -142,7 +142,8 @@ class Crew:
         """Send a request once, within the budget: each attempt may be billed.
 
         Raises:
-            BudgetError: it might pass the limit.  Others: see `llm_answers.send`.
+            BudgetError: it might pass the limit.  StoppedError: another request stopped all.
+            Others: see `llm_answers.send`.
         """
         body = request.whole_body()
         dearest = most_tokens(body, request.sentences)
@@ -152,6 +153,8 @@ class Crew:
             raise BudgetError(self._budget.over(most or 0.0))
         cost, is_unheard = None, False
         try:
+            if self._caller.stop.is_set():  # while it waited for money that others held
+                raise StoppedError
             answer = send(self._caller.connection, body)
             cost = self._cost(request, answer)
         except (openai.OpenAIError, ValueError) as error:

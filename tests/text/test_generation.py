@@ -241,9 +241,11 @@ def test_a_limit_of_cost_is_never_passed_and_all_that_was_paid_is_kept(
 
 
 def test_a_limit_below_the_first_request_sends_nothing(server: Server, tmp_path: Path) -> None:
+    asked = work(tmp_path, order(server))
     with pytest.raises(BudgetError):
-        work(tmp_path, order(server)).run(Lines(), 0.001)
+        asked.run(Lines(), 0.001)
     assert not server.sent
+    assert asked.done.n_sent == 0
     with pytest.raises(SettingsError, match="--max-cost needs prices"):
         work(tmp_path, order(server, prices=None)).run(Lines(), 1.0)
 
