@@ -144,11 +144,11 @@ def _get(dataset: DatasetSettings, card: DatasetCard, wishes: _Wishes) -> None:
 
 def _counted(dataset: DatasetSettings, card: DatasetCard) -> list[str]:
     """Read the split as a run would, and say how its counts differ from the expected ones."""
-    from microclip.data import public  # readers of layouts are needed here alone
+    from microclip.data.public import read_public  # readers of layouts are needed here alone
     from microclip.data.vocabulary import load_vocabulary
 
     assert isinstance(dataset.source, PublicSource)
-    read = public.read_public(dataset)
+    read = read_public(dataset)
     n_classes = len(load_vocabulary(dataset).class_names)
     counted = {"classes": n_classes, "train": len(read.split.train), "test": len(read.split.test)}
     split = dataset.source.split

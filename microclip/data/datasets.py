@@ -95,10 +95,10 @@ def fetch(dataset: DatasetSettings) -> Path:
 
 
 def _fetch_public(dataset: DatasetSettings, manifest: Path) -> Origin:
-    from microclip.data import public  # readers of layouts are needed here alone
+    from microclip.data.public import read_public  # readers of layouts are needed here alone
 
     names = load_vocabulary(dataset).class_names
-    images = public.read_public(dataset)
+    images = read_public(dataset)
     rows = [
         (part, str(i.path.resolve()), i.label, names[i.label], runtime.sha256(i.path), i.key)
         for part, items in (("train", images.split.train), ("test", images.split.test))

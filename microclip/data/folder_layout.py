@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from microclip.dataset_settings import FolderSource
+from microclip.settings import FolderSource
 
 Layout = Literal["parts", "classes", "labels"]
 PARTS = ("train", "test")

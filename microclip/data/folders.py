@@ -19,8 +19,7 @@ from microclip.data.label_list import match_label_list
 from microclip.data.manifest import UNKNOWN
 from microclip.data.vocabulary import Vocabulary
 from microclip.data.walking import Walk, require_images, walk
-from microclip.dataset_settings import FolderSource
-from microclip.settings import SettingsError
+from microclip.settings import FolderSource, SettingsError
 
 logger = logging.getLogger(__name__)
 

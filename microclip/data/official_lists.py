@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microclip import runtime
-from microclip.data.layouts.base import Item, Listing, any_case, existing, images_below
+from microclip.data.layouts.base import SHOWN, Item, Listing, any_case, existing, images_below
 from microclip.settings import SettingsError
-
-_SHOWN = 3  # names in a message
 
 
 def inside(folder: Path, *names: str) -> Path:
@@ -103,5 +101,5 @@ def listing(items: Iterable[Item], files: Sequence[ImageFiles], what: str) -> Li
 
 def _some(values: Sequence[object]) -> str:
     """Return how many there are, and the first of them."""
-    shown = ", ".join(map(str, values[:_SHOWN])) + (", …" if len(values) > _SHOWN else "")
+    shown = ", ".join(map(str, values[:SHOWN])) + (", …" if len(values) > SHOWN else "")
     return f"{len(values)} ({shown})"

@@ -6,9 +6,9 @@ import logging
 from dataclasses import dataclass
 
 from microclip import runtime
-from microclip.data import sources, splits
+from microclip.data import sources
 from microclip.data.layouts.base import load_layout
-from microclip.data.splits import Split
+from microclip.data.splits import Split, divide
 from microclip.data.vocabulary import load_vocabulary
 from microclip.dataset_settings import HubRoute, PartsRule, SplitRule
 from microclip.settings import DatasetSettings, PublicSource, load_card
@@ -53,7 +53,7 @@ def read_public(dataset: DatasetSettings) -> PublicImages:
     if found.layout == sources.IMAGE_FOLDER:
         rule = _LAID_OUT
         notes += (f"laid out by hand as train/ and test/, taken as split {source.split!r}",)
-    split = splits.divide(listing, rule, folder=found.folder, seed=source.seed)
+    split = divide(listing, rule, folder=found.folder, seed=source.seed)
     notes += split.notes
     for note in notes:
         logger.info("%s: %s", dataset.name, note)

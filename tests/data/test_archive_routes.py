@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from microclip import settings
-from microclip.data import public, sources
+from microclip.data import sources
+from microclip.data.public import read_public
 from tests.data.downloadable import archive_of
 from tests.data.public_project import COPIES, ROOT, copy_of
 from tests.file_server import FileServer, serving
@@ -79,7 +80,7 @@ def test_the_archives_of_a_card_become_its_layout(
     classes.parent.mkdir(parents=True, exist_ok=True)
     classes.write_text("\n".join(copy.CLASSES) + "\n", encoding="utf-8")
     dataset = settings.load_dataset(name)
-    read = public.read_public(dataset)
+    read = read_public(dataset)
     assert (read.found.route, read.found.layout) == ("archive", route["layout"])
     assert len(server.asked) == len(route["files"])
     expected = copy.SPLITS.get("paper")

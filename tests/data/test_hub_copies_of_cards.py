@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from microclip import settings
-from microclip.data import public, splits
 from microclip.data.layouts.base import load_layout
+from microclip.data.public import read_public
+from microclip.data.splits import divide
 from microclip.dataset_settings import HubRoute, PublicSource
 from tests.data.layouts import hub_parquet as parquet
 from tests.data.layouts import sun397, ucf101
@@ -70,7 +71,7 @@ def test_a_copy_gives_the_papers_split_with_classes_by_name(
     name: str, own_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lay_out(name, own_project, monkeypatch)
-    found = public.read_public(settings.load_dataset(name))
+    found = read_public(settings.load_dataset(name))
     assert found.found.layout == "hub_parquet"
     assert (len(found.split.train), len(found.split.test)) == SIZES[name]
     per_class = Counter(item.label for item in (*found.split.train, *found.split.test))
@@ -86,14 +87,14 @@ def test_a_draw_from_the_hubs_copy_is_that_from_the_publishers_files(
 ) -> None:
     """RESISC45's split is by file name: whichever route the images came by."""
     lay_out("resisc45", own_project, monkeypatch)
-    from_hub = public.read_public(settings.load_dataset("resisc45")).split
+    from_hub = read_public(settings.load_dataset("resisc45")).split
     folder = tmp_path / "placed"
     for path, key in rows(KEYS["resisc45"], 0, 10):
         (folder / "NWPU-RESISC45" / key).mkdir(parents=True, exist_ok=True)
         (folder / "NWPU-RESISC45" / key / path).write_bytes(b"an image")
     listing = load_layout("resisc45").read(folder, copy_of("resisc45").CLASSES, None)
     rule = settings.load_card(PublicSource(dataset="resisc45")).splits["paper"]
-    placed = splits.divide(listing, rule, folder=folder, seed=0)
+    placed = divide(listing, rule, folder=folder, seed=0)
     assert {i.path.name for i in placed.test} == {i.name for i in from_hub.test}
 
 
@@ -113,7 +114,7 @@ def test_coops_paths_are_found_in_the_layout(
     rule = settings.load_card(PublicSource(dataset=name)).splits["coop"]
     wanted = {"train": [[listed, 0, "x"]], "val": [], "test": [_other(name)]}
     (tmp_path / file).write_text(json.dumps(wanted))
-    split = splits.divide(listing, rule, folder=tmp_path, seed=0)
+    split = divide(listing, rule, folder=tmp_path, seed=0)
     assert [item.name.casefold().replace("_", "") for item in split.train] == [
         (listed if name == "sun397" else listed.removesuffix(".jpg")).casefold().replace("_", "")
     ]

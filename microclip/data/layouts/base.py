@@ -16,7 +16,7 @@ from microclip import runtime
 from microclip.settings import HubRoute, SettingsError
 from microclip.text.class_keys import letters
 
-_SHOWN = 3  # names in an error
+SHOWN = 3  # names in an error
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
 
 
@@ -107,8 +107,8 @@ def existing(items: Iterable[Item], what: str) -> tuple[Item, ...]:
     found = tuple(items)
     gone = [item for item in found if not item.path.is_file()]
     if gone:
-        shown = ", ".join(str(item.path) for item in gone[:_SHOWN])
-        more = ", …" if len(gone) > _SHOWN else ""
+        shown = ", ".join(str(item.path) for item in gone[:SHOWN])
+        more = ", …" if len(gone) > SHOWN else ""
         raise runtime.MissingDataError(
             f"{len(gone)} of {len(found)} images of {what} are not there: {shown}{more}; the "
             "archive was cut or files were removed, get it again"
@@ -164,7 +164,7 @@ def labels_by_name(
         else:
             labels[key] = label
     if unknown:
-        shown = ", ".join(map(repr, unknown[:_SHOWN]))
+        shown = ", ".join(map(repr, unknown[:SHOWN]))
         raise SettingsError(
             f"{len(unknown)} classes of {what} are not in the class list: {shown}; remove them, or "
             "see that this is the dataset it should be"
@@ -178,7 +178,7 @@ def labels_by_name(
         owners[label] = key
     absent = [name for label, name in enumerate(class_names) if label not in owners]
     if absent:
-        shown = ", ".join(map(repr, absent[:_SHOWN]))
+        shown = ", ".join(map(repr, absent[:SHOWN]))
         raise SettingsError(
             f"{what} has {len(owners)} of {len(class_names)} classes; {len(absent)} are missing: "
             f"{shown}; get the dataset again"
