@@ -151,9 +151,10 @@ def doctor() -> None:
     packages = record["packages"].items()
     found = [(f"{name} {version or ''}", version is not None) for name, version in packages]
     for name in settings.known("backbones"):
-        file = settings.load_backbone_settings(name).weights
-        there = file is None or (paths.project_root() / file).is_file()
-        found.append((f"backbone {name}" if there else f"backbone {name}: no {file}", there))
+        backbone = settings.load_backbone_settings(name)
+        lacking = [path for path in backbone.files.values() if not path.is_file()]
+        fault = f": no {lacking[0]}" if lacking else ""
+        found.append((f"backbone {name}{fault}", not lacking))
     for text, there in found:
         print(f"{'ok' if there else 'missing':8} {text}".rstrip())
     print(f"{'ok':8} python {record['python']}, {record['cpus']} CPUs, {gpu}")

@@ -31,5 +31,4 @@ def dataset_files(dataset: DatasetSettings) -> str:
 
 def backbone_files(backbone: BackboneSettings) -> list[str]:
     """Return what names a backbone's local files."""
-    named = [path for path in (backbone.config, backbone.weights) if path is not None]
-    return [content(paths.project_root() / path) for path in named]
+    return [content(path) for path in backbone.files.values()]

@@ -48,6 +48,26 @@ class BackboneSettings(Frozen):
     weights: Path | None = Field(None, description="local safetensors file")
     sha256: str | None = Field(None, description="of the weights file")
 
+    @model_validator(mode="after")
+    def _names_one_network(self) -> BackboneSettings:
+        if (self.model is None) == (self.config is None):
+            raise ValueError("must name exactly one of 'model' and 'config'; add or remove one")
+        if (self.pretrained is None) == (self.weights is None):
+            raise ValueError(
+                "must name exactly one of 'pretrained' and 'weights'; an untrained network can "
+                "only be wrapped in Python, with from_open_clip"
+            )
+        if self.pretrained is not None and self.model is None:
+            raise ValueError("'pretrained' goes with 'model', 'config' with 'weights'")
+        return self
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Local files, of the fields `config` and `weights`; relative ones are in the project."""
+        named = {"config": self.config, "weights": self.weights}
+        root = paths.project_root()
+        return {field: root / path for field, path in named.items() if path is not None}
+
 
 class MethodFile(Frozen):
     """`config/methods/<method>.yaml`: title, source and default settings of a method."""
@@ -121,6 +141,9 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Setti
         near = difflib.get_close_matches(key, model.model_fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
         return SettingsError(f"unknown key {path!r} in {where}; {hint}")
+    if first["type"] == "value_error" and not path:
+        # The check is of the model as a whole; its values would bury the sentence.
+        return SettingsError(f"{where}: {first['ctx']['error']}")
     got = "" if first["type"] == SECRET else f" (got {first['input']!r})"
     return SettingsError(f"{path or 'settings'} in {where}: {first['msg']}{got}")
 

@@ -41,7 +41,7 @@ def encode(dataset: DatasetSettings, backbone: BackboneSettings, device: str = "
         MissingDataError: images or weights are not there.  SettingsError: they are unfit.
     """
     key = _key(dataset, backbone)
-    tower = load_backbone(backbone.name, device)
+    tower = load_backbone(backbone, device)
     splits = load_splits(dataset)
     tensors = {name: embeddings(tower, splits[name].images) for name in SPLITS}
     target = _target(dataset, backbone)

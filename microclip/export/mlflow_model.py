@@ -31,7 +31,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Object, Property
 from PIL import Image
 
-from microclip import paths, prediction, tracking_server
+from microclip import prediction, tracking_server
 from microclip.api import Adapted, load
 from microclip.settings import load_backbone_settings
 
@@ -176,13 +176,11 @@ def _copy_backbone(name: str, root: Path) -> None:
     """Copy a backbone's description and local files, so that `root` can stand for the project."""
     settings = load_backbone_settings(name)
     content = settings.model_dump(mode="json", exclude={"name"}, exclude_none=True)
-    for field in ("config", "weights"):
-        if content.get(field) is not None:
-            source = paths.project_root() / content[field]
-            target = root / "resources" / source.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-            content[field] = str(target.relative_to(root))
+    for field, source in settings.files.items():
+        target = root / "resources" / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        content[field] = str(target.relative_to(root))
     file = root / "config" / "backbones" / f"{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(content), encoding="utf-8")

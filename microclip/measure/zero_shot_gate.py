@@ -64,9 +64,7 @@ def logits(
     labels = datasets.load(dataset)["test"].labels
     embeddings = features.load(dataset, backbone).test
     names = load_vocabulary(dataset).class_names
-    prompts, _ = encode_classes(
-        load_backbone(backbone.name, device), fill(dataset.templates, names)
-    )
+    prompts, _ = encode_classes(load_backbone(backbone, device), fill(dataset.templates, names))
     return cosine_similarity(embeddings, template_classifier(prompts).cpu()), labels
 
 

@@ -20,7 +20,8 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from microclip.model.weights import Tokenizer, load_open_clip, read_backbone_file
+from microclip.model.weights import Tokenizer, load_open_clip, read_backbone
+from microclip.settings import BackboneSettings
 
 _CPU_SLICE = 32  # images at a time without gradient: activations stay in the cache, 1.4 x as fast
 
@@ -225,14 +226,18 @@ def from_open_clip(model: nn.Module, tokenizer: Tokenizer | None = None) -> Back
     return Backbone(model, tokenizer).eval()
 
 
-def load_backbone(name: str, device: str | torch.device = "cpu") -> Backbone:
-    """Return the backbone that `config/backbones/<name>.yaml` describes; `name` may be a path.
+def load_backbone(backbone: str | BackboneSettings, device: str | torch.device = "cpu") -> Backbone:
+    """Return a backbone by its settings, its name in `config/backbones`, or a YAML file's path.
+
+    A run passes the settings that it holds: its class vectors and features are keyed by them,
+    and the YAML file of that name may have changed since.
 
     Raises:
         FileNotFoundError: a file is missing, or pretrained weights cannot be fetched.
         ValueError: the description or the weights are damaged, or of an unsuitable network.
     """
-    model, tokenizer = load_open_clip(read_backbone_file(name))
+    declared = read_backbone(backbone) if isinstance(backbone, str) else backbone
+    model, tokenizer = load_open_clip(declared)
     return from_open_clip(model, tokenizer).to(device)
 
 

@@ -1,15 +1,14 @@
-"""From `config/backbones/<name>.yaml` to an open_clip network with its weights."""
+"""From a backbone's settings to an open_clip network with its weights."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from open_clip import factory, pretrained
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
@@ -19,84 +18,56 @@ from torch import Tensor, nn
 
 from microclip.paths import project_root
 from microclip.safe_files import refuse_pickle
+from microclip.settings import BackboneSettings, read_yaml, validated
 
 Tokenizer = Callable[[list[str]], Tensor]
 
 
-@dataclass(frozen=True)
-class BackboneFile:
-    """What a backbone file says; see `read_backbone_file`.
+def read_backbone(name: str) -> BackboneSettings:
+    """Return `config/backbones/<name>.yaml`, or the YAML file whose path `name` is.
 
-    Attributes:
-        model: open_clip architecture name; or
-        config: an open_clip JSON of one's own.
-        pretrained: open_clip tag, for `model` alone; or
-        weights: a safetensors file.
-        sha256: of that file, lower-case hexadecimal.
-        title: for tables.
-    """
-
-    model: str | None = None
-    config: Path | None = None
-    pretrained: str | None = None
-    weights: Path | None = None
-    sha256: str | None = None
-    title: str | None = None
-
-
-def read_backbone_file(name: str) -> BackboneFile:
-    """Return the content of `config/backbones/<name>.yaml`, or of the YAML file that `name` is.
-
-    Relative paths in the file count from the project's root, or from the file's own folder if it
-    does not lie in a `config/backbones`.
+    Relative paths in a file outside a `config/backbones` count from its own folder.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: unknown key, or not exactly one architecture and one source of weights.
     """
     path = _locate(name)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML ({_one_line(error)}); correct it") from error
-    known = [field.name for field in fields(BackboneFile)]
-    if not isinstance(content, dict) or set(content) - set(known):
-        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+    content = read_yaml(path)
+    known = [field for field in BackboneSettings.model_fields if field != "name"]
+    if set(content) - set(known):
+        found = sorted(map(str, content))
         raise ValueError(f"{path} may hold the keys {known}, got {found}; remove what is unknown")
-    if (content.get("model") is None) == (content.get("config") is None):
-        raise ValueError(f"{path} must name exactly one of 'model' and 'config'; add or remove one")
-    if (content.get("pretrained") is None) == (content.get("weights") is None):
-        raise ValueError(
-            f"{path} must name exactly one of 'pretrained' and 'weights'; an untrained network "
-            "can only be wrapped in Python, with from_open_clip"
-        )
-    if content.get("pretrained") is not None and content.get("model") is None:
-        raise ValueError(f"{path}: 'pretrained' goes with 'model', 'config' with 'weights'")
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-") or "backbone"
+    declared = validated(BackboneSettings, {"name": plain, "title": plain, **content}, str(path))
     folder = path.resolve().parent
     root = folder.parents[1] if folder.parts[-2:] == ("config", "backbones") else folder
-    for key in ("config", "weights"):
-        if content.get(key) is not None:
-            content[key] = root / str(content[key])
-    return BackboneFile(**content)
+    if root == project_root():
+        return declared  # paths stay as they are written, as in the settings of a run
+    moved = {"config": declared.config, "weights": declared.weights}
+    return declared.model_copy(
+        update={field: root / path for field, path in moved.items() if path is not None}
+    )
 
 
-def load_open_clip(file: BackboneFile) -> tuple[nn.Module, Tokenizer]:
+def load_open_clip(backbone: BackboneSettings) -> tuple[nn.Module, Tokenizer]:
     """Return the network on the CPU, in float32, and its tokenizer.
 
     Raises:
         FileNotFoundError: a local file is missing, or the pretrained weights cannot be fetched.
         ValueError: a file is damaged, of another network, or needs the other activation.
     """
-    if file.pretrained is not None:
-        assert file.model is not None
-        model = _download(file.model, file.pretrained)
-        return model, _tokenizer(file.model)
-    config = _named_config(file.model) if file.model is not None else _read_config(file.config)
-    model = _build(config, where=str(file.config or file.model))
-    assert file.weights is not None
-    _load_weights(model, file.weights, sha256=file.sha256, quick_gelu=config.get("quick_gelu"))
-    if file.model is not None:
-        return model, _tokenizer(file.model)
+    name, files = backbone.model, backbone.files
+    if backbone.pretrained is not None:
+        assert name is not None
+        return _download(name, backbone.pretrained), _tokenizer(name)
+    config = _named_config(name) if name is not None else _read_config(files["config"])
+    model = _build(config, where=str(files.get("config", name)))
+    _load_weights(
+        model, files["weights"], sha256=backbone.sha256, quick_gelu=config.get("quick_gelu")
+    )
+    if name is not None:
+        return model, _tokenizer(name)
     text = config["text_cfg"]
     options = text.get("tokenizer_kwargs") or {}
     return model, SimpleTokenizer(context_length=text.get("context_length", 77), **options)
@@ -156,9 +127,8 @@ def _named_config(model: str) -> dict[str, Any]:
     return config
 
 
-def _read_config(path: Path | None) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
     """Return the architecture in a JSON file: bare, or under `model_cfg` or `open_clip`."""
-    assert path is not None
     if not path.is_file():
         raise FileNotFoundError(f"network description {path} does not exist; correct 'config'")
     try:

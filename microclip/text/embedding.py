@@ -75,16 +75,13 @@ def backbone_key(backbone: BackboneSettings) -> str:
         MissingDataError: the weights or the configuration are not there.
     """
     parts: dict[str, Any] = {"model": backbone.model, "pretrained": backbone.pretrained}
-    for field in ("config", "weights"):
-        path = getattr(backbone, field)
-        if path is not None:
-            located = path if path.is_absolute() else paths.project_root() / path
-            if not located.is_file():
-                raise runtime.MissingDataError(
-                    f"{field} of backbone {backbone.name!r}, {located}, is not there; "
-                    f"make it or correct config/backbones/{backbone.name}.yaml"
-                )
-            parts[field] = runtime.sha256(located)
+    for field, path in backbone.files.items():
+        if not path.is_file():
+            raise runtime.MissingDataError(
+                f"{field} of backbone {backbone.name!r}, {path}, is not there; "
+                f"make it or correct config/backbones/{backbone.name}.yaml"
+            )
+        parts[field] = runtime.sha256(path)
     return settings_digest(parts)
 
 
@@ -136,7 +133,7 @@ def embed(
     """
     sentences = description_files.load(dataset, descriptions)
     key = input_key(backbone_key(backbone), sentences, dataset.templates)
-    found = classifiers(load_backbone(backbone.name), sentences, dataset.templates)
+    found = classifiers(load_backbone(backbone), sentences, dataset.templates)
     target = _target(dataset, backbone, descriptions)
     save_classifiers(target, found, {"key": key, "classes": list(sentences)})
     return target
