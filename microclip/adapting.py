@@ -179,7 +179,7 @@ def _prepare(wishes: Wishes, given: Materials, texts: Texts, named: OwnSettings)
     names = given.vocabulary.class_names
     _say_all(screen.found(given, wishes.out))
     device = str(runtime.choose_device(options.device))
-    tower = load_backbone(wishes.backbone, device)
+    tower = load_backbone(named.backbone, device)
     vectors = embedding.classifiers(tower, texts.sentences, options.templates).to(device)
     _say_all(screen.texts(texts, vectors, names))
     _say_all(screen.warnings(given, method_settings))
@@ -191,12 +191,20 @@ def _prepare(wishes: Wishes, given: Materials, texts: Texts, named: OwnSettings)
         settings=named.method,
         seed=options.seed,
     )
+    start = Start(
+        record=record,
+        backbone=named.backbone,
+        texts=vectors,
+        tower=tower,
+        method=method,
+        settings=method_settings,
+        precision=options.precision,
+    )
     is_begun = (wishes.out / paths.RUN_CHECKPOINT).is_dir()
     estimate = None
     if not is_begun:
-        estimate = timing.estimate(given.images, record, vectors, method, method_settings)
+        estimate = timing.estimate(given.images, start)
     _say_all(screen.plan(wishes, estimate, device))
-    start = Start(record, vectors, tower, method, method_settings, options.precision)
     return Prepared(start, given, texts, replace(named, device=device))
 
 

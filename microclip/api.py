@@ -104,17 +104,26 @@ def adapt(
     sentences = _sentences(descriptions, vocabulary, options.templates)
     files = prediction.usable(images, skip_bad=skip_bad)
     device = str(runtime.choose_device(options.device))
-    tower = load_backbone(backbone, device)
+    declared = load_backbone_settings(backbone)
+    tower = load_backbone(declared, device)
     texts = embedding.classifiers(tower, sentences, options.templates).to(device)
     record = Record(
         class_names=vocabulary.class_names,
         backbone=backbone,
-        backbone_key=embedding.backbone_key(load_backbone_settings(backbone)),
+        backbone_key=embedding.backbone_key(declared),
         method=method,
         settings=method_settings.model_dump(mode="json"),
         seed=options.seed,
     )
-    start = training.Start(record, texts, tower, chosen, method_settings, options.precision)
+    start = training.Start(
+        record=record,
+        backbone=declared,
+        texts=texts,
+        tower=tower,
+        method=chosen,
+        settings=method_settings,
+        precision=options.precision,
+    )
     place = training.Place(_LogTracker(), RunClock())
     with prediction.stored(files) as unlabelled:
         made = training.adapt_images(start, unlabelled, place)
@@ -134,14 +143,15 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
     """
     source = Path(folder)
     record, texts, state = read_adapted(source)
-    key = embedding.backbone_key(load_backbone_settings(record.backbone))
+    backbone = load_backbone_settings(record.backbone)
+    key = embedding.backbone_key(backbone)
     if key != record.backbone_key:
         raise SettingsError(
             f"{source} was made with backbone {record.backbone!r} of key {record.backbone_key}, "
             f"got {key}; restore those weights or adapt again"
         )
     chosen_device = str(runtime.choose_device(device))
-    texts, tower = texts.to(chosen_device), load_backbone(record.backbone, chosen_device)
+    texts, tower = texts.to(chosen_device), load_backbone(backbone, chosen_device)
     method = load_method(record.method)
     settings = validated(method.Settings, record.settings, str(source / RECORD))
     task = core.task_of(record, texts, tower)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from microclip import reports, settings
-from microclip.methods.registry import known_methods, settings_of
+from microclip.methods.base import known_methods, settings_of
 from microclip.runs import RunSpec
 from microclip.settings import ReportSelection, SettingsError, StudySettings
 

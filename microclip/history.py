@@ -1,13 +1,17 @@
-"""`history.csv` of a run: a row an epoch."""
+"""`history.csv` of a run: a row an epoch, and who reports it."""
 
 from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from microclip import paths, runtime
+
+if TYPE_CHECKING:
+    from microclip.methods.base import Tracker
 
 
 def write_history(folder: Path, rows: list[dict[str, float]]) -> None:
@@ -65,3 +69,50 @@ def epoch_line(
         parts.append(f"about {round((n_epochs - epoch) * row['seconds'])} s left")
     total = "" if n_epochs is None else f"/{n_epochs}"
     return f"epoch {epoch}{total}: " + ", ".join(parts)
+
+
+class Observer(Protocol):
+    """Whoever measures a method at work, with labels or without."""
+
+    @property
+    def shown(self) -> Mapping[str, str]:
+        """Return the columns that people see of an epoch, each with its format."""
+
+    def take(self, epoch: int) -> dict[str, float]:
+        """Return what was measured since the last call, by column of history."""
+
+
+class EpochReporter:
+    """A tracker that adds what an observer measured to each epoch's row, and shows it in a line."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        observer: Observer,
+        clock: RunClock,
+        *,
+        n_epochs: int | None,
+        past: Sequence[Mapping[str, float]] = (),
+    ) -> None:
+        """Pass everything on to `tracker`; `past` is what an interrupted process recorded."""
+        self._tracker, self._observer = tracker, observer
+        self._clock, self._n_epochs = clock, n_epochs
+        self._rows = {int(row["epoch"]): dict(row) for row in past}
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """Return the history, epoch by epoch."""
+        return [self._rows[epoch] for epoch in sorted(self._rows)]
+
+    def epoch(self, epoch: int, row: dict[str, float]) -> None:
+        """Record a row with what was measured; it replaces this epoch's row and all later ones."""
+        elapsed = round(self._clock.at(epoch), 3)
+        full = {**row, **self._observer.take(epoch), "elapsed_s": elapsed}
+        self._rows = {e: r for e, r in self._rows.items() if e < epoch}
+        self._rows[epoch] = {"epoch": epoch, **full}
+        self._tracker.epoch(epoch, full)
+        self._tracker.message(epoch_line(epoch, self._n_epochs, full, self._observer.shown))
+
+    def message(self, text: str) -> None:
+        """Show a line."""
+        self._tracker.message(text)

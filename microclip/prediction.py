@@ -10,25 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from microclip.data.datasets import UnlabelledImages
-from microclip.data.features import embeddings
-from microclip.data.loading import ViewRecipe, evaluation_views
 from microclip.data.store import open_store, write_store
 from microclip.data.survey import survey
 from microclip.data.walking import image_files
-from microclip.measure.evaluation import CONFIDENCE_SCALE
-from microclip.methods.base import Classifier, Views
+from microclip.measure.evaluation import CONFIDENCE_SCALE, ViewReader, collect_heads
+from microclip.methods.base import Classifier
 from microclip.model.backbone import Backbone
 from microclip.settings import SettingsError
 
 logger = logging.getLogger(__name__)
 
 TOP = 5  # classes that are told of an image
-_BATCH = 128
 _SHOWN = 20  # bad files named in an error
 
 Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -74,8 +70,8 @@ def heads(
     classifier: Classifier, tower: Backbone, images: UnlabelledImages, seed: int = 0
 ) -> Heads:
     """Return the cosine similarities of all images, by head; "fused" is the prediction."""
-    seen = [classifier.heads(views) for views in _views(classifier, tower, images, seed)]
-    return {name: torch.cat([part[name].cpu() for part in seen]) for name in seen[0]}
+    views = ViewReader(images, seed, tower=tower, device=tower.device)
+    return collect_heads(classifier, views(classifier.views))
 
 
 def told(
@@ -144,19 +140,3 @@ def stored(files: Sequence[Path]) -> Iterator[UnlabelledImages]:
     with tempfile.TemporaryDirectory(prefix="microclip-") as name:
         write_store(files, Path(name), source_sha256="")
         yield UnlabelledImages(open_store(Path(name)), tuple(range(len(files))))
-
-
-def _views(
-    classifier: Classifier, tower: Backbone, images: UnlabelledImages, seed: int
-) -> Iterator[Views]:
-    """Yield what the classifier's plan asks for, in batches."""
-    plan = classifier.views
-    if plan.kind == "embedding":
-        for batch in torch.split(embeddings(tower, images).to(tower.device), _BATCH):
-            yield Views(embeddings=batch)
-        return
-    recipe = ViewRecipe(seed, tower.image_size, tower.mean, tower.std)
-    for batch in evaluation_views(
-        images, recipe, crop=plan.crop, batch_size=_BATCH, device=tower.device
-    ):
-        yield Views(images=batch)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from microclip import runtime, settings
-from microclip.methods.registry import settings_of
+from microclip.methods.base import settings_of
 from microclip.runs import RunSettings
 
 DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's pages show as the description

@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from pydantic import BaseModel
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from microclip import paths, runtime
 from microclip.data import datasets, features, passport
-from microclip.data.datasets import LabelledImages
-from microclip.data.loading import ViewRecipe, evaluation_views
+from microclip.data.datasets import Examples, LabelledImages, k_shot
 from microclip.data.manifest import read_manifest
 from microclip.data.vocabulary import load_vocabulary
-from microclip.history import RunClock
-from microclip.measure.evaluation import Evaluation, collect_heads, evaluate
-from microclip.measure.monitoring import LabelMonitor, MeasuredTracker
+from microclip.history import EpochReporter, RunClock
+from microclip.measure.evaluation import Evaluation, ViewReader, collect_heads, evaluate
+from microclip.measure.monitoring import LabelMonitor
 from microclip.methods.base import (
     SHARED_RECIPE,
+    Classifier,
+    Method,
+    Sight,
     Supervision,
     Task,
     Tracker,
     ViewPlan,
-    Views,
+    evaluation_fields,
+    grant,
     load_method,
 )
-from microclip.methods.registry import evaluation_fields
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.token_fusion import cosine_similarity
 from microclip.settings import SettingsError, read_yaml, validated
-from microclip.study import RunSettings
+from microclip.study import RunSettings, RunSpec
 from microclip.text import embedding
 from microclip.text.embedding import TextClassifiers
-
-_TEST_BATCH = 128
-_VIEWS_KEPT_BYTES = 256 * 2**20  # test views up to this size are drawn once a run
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +51,57 @@ class Inputs:
     """Everything that a run reads, checked against today's settings."""
 
     splits: dict[str, LabelledImages]
+    class_names: tuple[str, ...]
     texts: TextClassifiers
     device: str
     backbone: Backbone | None = None
     features: features.Features | None = None
 
 
+@dataclass(frozen=True)
+class RunScores:
+    """What `scores.json` says of a run; accuracies in percent.
+
+    Attributes:
+        heads_pct: accuracy of the predictions that the fused one is made of, by head.
+    """
+
+    spec: RunSpec
+    digest: str
+    recipe: int
+    top1_pct: float
+    mean_class_pct: float
+    heads_pct: Mapping[str, float]
+    top1_zero_shot_pct: float
+    n_test: int
+    seconds: float
+    device: str
+    shared_recipe: int = SHARED_RECIPE
+
+    def as_dict(self) -> dict[str, str | int | float]:
+        """Return plain values in the order of `scores.json`."""
+        return {
+            **asdict(self.spec),
+            "digest": self.digest,
+            "recipe": self.recipe,
+            "shared_recipe": self.shared_recipe,
+            "top1_pct": self.top1_pct,
+            "mean_class_pct": self.mean_class_pct,
+            **{f"top1_{name}_pct": value for name, value in self.heads_pct.items()},
+            "top1_zero_shot_pct": self.top1_zero_shot_pct,
+            "n_test": self.n_test,
+            "seconds": self.seconds,
+            "device": self.device,
+        }
+
+
 def run(
     settings: RunSettings, out: Path, tracker: Tracker, weights_from: Path | None = None
-) -> dict[str, Any]:
+) -> RunScores:
     """Adapt, evaluate and write one run into `out`; return its scores.
 
-    `weights_from` is the folder of a run that was trained alike and is here only tested anew.
+    `weights_from` is the folder of a run with the same training, which is here tested in another
+    way.
 
     Raises:
         MissingDataError: an input is not there.  SettingsError: an input is stale or damaged.
@@ -69,35 +110,33 @@ def run(
     method = load_method(settings.spec.method)
     options = validated(method.Settings, settings.method, f"the settings of {settings.spec.name}")
     inputs = read_inputs(settings, method.reads)
-    test = TestViews(inputs, settings.spec.seed)
-    monitor = LabelMonitor(inputs.splits["train"].labels, inputs.splits["test"].labels, test)
-    n_epochs = getattr(options, "epochs", None)
-    measured = MeasuredTracker(tracker, monitor, n_epochs=n_epochs, clock=clock)
-    zero_shot = evaluate(zero_shot_logits(inputs, test), inputs.splits["test"].labels)
-    task = _task(settings, inputs, method, out / paths.RUN_CHECKPOINT, monitor)
+    test = inputs.splits["test"]
+    views = test_views(inputs, settings.spec.seed)
+    # Before training: it changes the backbone in place.
+    zero_shot = evaluate(zero_shot_logits(inputs, views), test.labels)
     if weights_from is None:
-        classifier = method.adapt(task, options, measured)
+        training = _Training(settings, inputs, method, options, views)
+        classifier = training.adapt(tracker, out, clock)
     else:
         tracker.message(f"testing the weights of {weights_from}")
         state = read_trained(weights_from, settings, evaluation_fields(settings.spec.method))
-        classifier = method.restore(task, options, state)
-    heads = collect_heads(classifier, test(classifier.views))
-    found = {name: evaluate(part, inputs.splits["test"].labels) for name, part in heads.items()}
-    scores: dict[str, Any] = {
-        **asdict(settings.spec),
-        "digest": settings.digest(),
-        "recipe": settings.recipe,
-        "shared_recipe": SHARED_RECIPE,
-        "top1_pct": found["fused"].top1_pct,
-        "mean_class_pct": found["fused"].mean_class_pct,
-        **{f"top1_{name}_pct": found[name].top1_pct for name in found if name != "fused"},
-        "top1_zero_shot_pct": zero_shot.top1_pct,
-        "n_test": len(inputs.splits["test"]),
-        "seconds": round(clock.seconds(), 3),
-        "device": inputs.device,
-    }
+        classifier = method.restore(_task(settings, inputs), options, state)
+    heads = collect_heads(classifier, views(classifier.views))
+    found = {name: evaluate(part, test.labels) for name, part in heads.items()}
+    scores = RunScores(
+        spec=settings.spec,
+        digest=settings.digest(),
+        recipe=settings.recipe,
+        top1_pct=found["fused"].top1_pct,
+        mean_class_pct=found["fused"].mean_class_pct,
+        heads_pct={name: own.top1_pct for name, own in found.items() if name != "fused"},
+        top1_zero_shot_pct=zero_shot.top1_pct,
+        n_test=len(test),
+        seconds=round(clock.seconds(), 3),
+        device=inputs.device,
+    )
     _write(out, settings, inputs, classifier.trained_state(), found["fused"])
-    runtime.write_json(out / paths.RUN_SCORES, scores)
+    runtime.write_json(out / paths.RUN_SCORES, scores.as_dict())
     shutil.rmtree(out / paths.RUN_CHECKPOINT, ignore_errors=True)
     return scores
 
@@ -106,56 +145,29 @@ def read_inputs(settings: RunSettings, reads: str) -> Inputs:
     """Return the run's inputs; the backbone only for a method that reads images."""
     device = str(runtime.choose_device(settings.device))
     splits = datasets.load(settings.dataset)
+    names = load_vocabulary(settings.dataset).class_names
     texts = embedding.load(settings.dataset, settings.backbone, settings.descriptions).to(device)
     if reads == "images":
-        tower = load_backbone(settings.backbone.name, device)
-        return Inputs(splits, texts, device, backbone=tower)
+        tower = load_backbone(settings.backbone, device)
+        return Inputs(splits, names, texts, device, backbone=tower)
     found = features.load(settings.dataset, settings.backbone)
-    return Inputs(splits, texts, device, features=found)
+    return Inputs(splits, names, texts, device, features=found)
 
 
-class TestViews:
-    """The test set as a ViewPlan asks for it; image views are drawn once if they are few."""
-
-    def __init__(self, inputs: Inputs, seed: int) -> None:
-        """Serve the test split of `inputs`; `seed` places random crops."""
-        self._inputs = inputs
-        self._seed = seed
-        self._kept: dict[ViewPlan, list[Views]] = {}
-
-    def __call__(self, plan: ViewPlan) -> Iterable[Views]:
-        """Return the test set in batches, in order."""
-        if plan in self._kept:
-            return self._kept[plan]
-        size = 1 if self._inputs.backbone is None else self._inputs.backbone.image_size
-        n_bytes = len(self._inputs.splits["test"]) * 3 * 4 * size**2
-        if n_bytes > _VIEWS_KEPT_BYTES:
-            return self._draw(plan)
-        self._kept[plan] = list(self._draw(plan))
-        return self._kept[plan]
-
-    def _draw(self, plan: ViewPlan) -> Iterator[Views]:
-        inputs = self._inputs
-        if plan.kind == "embedding":
-            assert inputs.features is not None
-            for batch in torch.split(inputs.features.test.to(inputs.device), _TEST_BATCH):
-                yield Views(embeddings=batch)
-            return
-        assert inputs.backbone is not None
-        tower = inputs.backbone
-        recipe = ViewRecipe(self._seed, tower.image_size, tower.mean, tower.std)
-        for images in evaluation_views(
-            inputs.splits["test"].images,
-            recipe,
-            crop=plan.crop,
-            batch_size=_TEST_BATCH,
-            device=inputs.device,
-        ):
-            yield Views(images=images)
+def test_views(inputs: Inputs, seed: int) -> ViewReader:
+    """Return what reads the test images; `seed` places random crops."""
+    return ViewReader(
+        inputs.splits["test"].images,
+        seed,
+        tower=inputs.backbone,
+        embeddings=None if inputs.features is None else inputs.features.test,
+        device=inputs.device,
+        is_reread=True,
+    )
 
 
 @torch.no_grad()
-def zero_shot_logits(inputs: Inputs, test: TestViews) -> Tensor:
+def zero_shot_logits(inputs: Inputs, test: ViewReader) -> Tensor:
     """Return what the frozen [CLS] says with the descriptions' mean: where adaptation starts."""
     if inputs.backbone is None:
         assert inputs.features is not None
@@ -165,35 +177,96 @@ def zero_shot_logits(inputs: Inputs, test: TestViews) -> Tensor:
     return cosine_similarity(torch.cat(parts), inputs.texts.uniform).cpu()
 
 
-def _task(
-    settings: RunSettings, inputs: Inputs, method: Any, checkpoints: Path, monitor: LabelMonitor
-) -> Task:
-    """Return the task, with images or embeddings only if the method's supervision allows them."""
-    match method.supervision:
-        case Supervision.NONE:
-            split = None
-        case Supervision.UNLABELLED:
-            split = "train"
-        case Supervision.TRANSDUCTIVE:
-            split = "test"
-        case _:
-            raise ValueError(
-                f"{settings.spec.method} wants supervision {method.supervision!s}, the runner has "
-                "none, unlabelled or transductive; choose another method"
-            )
-    is_on_images = method.reads == "images"
+def _task(settings: RunSettings, inputs: Inputs) -> Task:
+    """Return the task of a classifier, without images."""
     return Task(
-        class_names=load_vocabulary(settings.dataset).class_names,
+        class_names=inputs.class_names,
         texts=inputs.texts,
         seed=settings.spec.seed,
         device=inputs.device,
         precision=settings.precision,
         backbone=inputs.backbone,
-        images=inputs.splits[split].images if split is not None and is_on_images else None,
-        embeddings=getattr(inputs.features, split) if split and not is_on_images else None,
-        checkpoints=checkpoints,
-        monitor=monitor,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """A method about to be adapted; the labels stay here, but for those it may see."""
+
+    settings: RunSettings
+    inputs: Inputs
+    method: Method[BaseModel]
+    options: BaseModel
+    views: ViewReader
+
+    def adapt(self, tracker: Tracker, out: Path, clock: RunClock) -> Classifier:
+        """Return the adapted classifier; a few-shot draw is written first."""
+        splits = self.inputs.splits
+        guessed, examples = splits["train"].labels, None  # of the images that the method guesses
+        if self.method.supervision is Supervision.TRANSDUCTIVE:
+            guessed = splits["test"].labels
+        if self.method.supervision is Supervision.FEW_SHOT:
+            drawn = self._draw()
+            write_shots(out / paths.RUN_SHOTS, splits["train"], drawn, self.inputs.class_names)
+            examples = self._examples(drawn)
+            guessed = examples.labels
+        monitor = LabelMonitor(guessed, splits["test"].labels, self.views)
+        task = replace(
+            _task(self.settings, self.inputs),
+            checkpoints=out / paths.RUN_CHECKPOINT,
+            monitor=monitor,
+        )
+        granted = grant(
+            task,
+            self.method,
+            train=self._sight("train"),
+            test=self._sight("test"),
+            examples=examples,
+        )
+        n_epochs = getattr(self.options, "epochs", None)
+        reporter = EpochReporter(tracker, monitor, clock, n_epochs=n_epochs)
+        return self.method.adapt(granted, self.options, reporter)
+
+    def _sight(self, split: str) -> Sight:
+        def embeddings() -> Tensor:
+            found = self.inputs.features
+            assert found is not None
+            return (found.train if split == "train" else found.test).to(self.inputs.device)
+
+        return Sight(self.inputs.splits[split].images, embeddings)
+
+    def _draw(self) -> list[int]:
+        """Return the indices of the training images whose labels the method sees."""
+        shots = getattr(self.options, "shots", None)
+        if not isinstance(shots, int):
+            raise SettingsError(
+                f"few-shot method {self.settings.spec.method!r} needs an integer setting 'shots', "
+                f"got {shots!r}; add it to its Settings"
+            )
+        seed = runtime.derive_seed(self.settings.spec.seed, "shots")
+        return k_shot(self.inputs.splits["train"].labels.tolist(), shots, seed)
+
+    def _examples(self, drawn: Sequence[int]) -> Examples:
+        train = self._sight("train")
+        # Indexing copies: no label outside the draw is left in the tensor's memory.
+        labels = self.inputs.splits["train"].labels[list(drawn)]
+        if self.method.reads == "images":
+            return Examples(labels, images=train.images.part(drawn))
+        return Examples(labels, embeddings=train.embeddings()[list(drawn)])
+
+
+def write_shots(
+    path: Path, train: LabelledImages, drawn: Sequence[int], class_names: Sequence[str]
+) -> None:
+    """Write the labelled images of a few-shot run, a row an image in the order of the draw."""
+    labels = [int(train.labels[index]) for index in drawn]
+    rows = [
+        (train.files[index], label, class_names[label])
+        for index, label in zip(drawn, labels, strict=True)
+    ]
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([("file", "label", "class"), *rows])
+    runtime.write_text(path, stream.getvalue())
 
 
 def _write(
@@ -212,6 +285,8 @@ def _write(
     )
     with runtime.atomic_path(out / paths.RUN_PREDICTIONS) as target:
         table.to_parquet(target, index=False)
+    shots = out / paths.RUN_SHOTS
+    drawn = {"shots": runtime.sha256(shots)} if shots.is_file() else {}
     write_weights(out / paths.RUN_WEIGHTS, state, {"digest": settings.digest()})
     runtime.write_json(
         out / paths.RUN_RECORD,
@@ -227,6 +302,7 @@ def _write(
                 "class_vectors": embedding.file_sha256(
                     settings.dataset, settings.backbone, settings.descriptions
                 ),
+                **drawn,
             },
             "is_transductive": passport.check(settings.dataset).is_transductive,
             "n_truncated_sentences": inputs.texts.n_truncated,
@@ -260,7 +336,7 @@ def read_trained(folder: Path, settings: RunSettings, ignored: frozenset[str]) -
     return load_file(folder / paths.RUN_WEIGHTS)
 
 
-def write_weights(path: Path, state: dict[str, Tensor], record: dict[str, Any]) -> None:
+def write_weights(path: Path, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Write trained tensors with a record; equal inputs give equal bytes."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     text = json.dumps(record, sort_keys=True)  # one key: safetensors does not keep their order

@@ -219,8 +219,8 @@ def _run(resolved: Any, out: Path, study: str, weights_from: Path | None) -> Non
     except Exception as error:
         tracker.fail("FAILED", " ".join(str(error).split()))
         raise
-    tracker.finish(scores)
-    took = f"{scores['top1_pct']:.2f} % in {scores['seconds']:.0f} s"
+    tracker.finish(scores.as_dict())
+    took = f"{scores.top1_pct:.2f} % in {scores.seconds:.0f} s"
     tracker.message(f"{resolved.spec.name}: {took}")
     _show_progress(study, tracker)
 

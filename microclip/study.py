@@ -9,7 +9,7 @@ from typing import Any
 
 from microclip import expansion, reports, settings
 from microclip.expansion import Expansion
-from microclip.methods.registry import evaluation_fields, known_methods, reads_of, recipe_of
+from microclip.methods.base import evaluation_fields, known_methods, reads_of, recipe_of
 from microclip.runs import RunSettings, RunSpec
 from microclip.settings import ReportSelection
 

@@ -33,6 +33,7 @@ _FILES = (
     paths.RUN_PREDICTIONS,
     paths.RUN_WEIGHTS,
     paths.RUN_RECORD,
+    paths.RUN_SHOTS,
     paths.RUN_SCORES,
 )
 _CHUNK = 900  # metrics in one request; the server takes 1,000

@@ -14,7 +14,7 @@ from microclip import reports, settings
 from microclip.data.vocabulary import load_vocabulary
 from microclip.expansion import unavailable
 from microclip.measure import published
-from microclip.methods.registry import known_methods
+from microclip.methods.base import known_methods
 from microclip.settings import PublicSource
 from microclip.text import descriptions
 from microclip.text.prompts import fill, readable

@@ -10,18 +10,27 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from microclip import runner
 from microclip.data import datasets, features, issuing, store
-from microclip.runtime import MissingDataError
-from microclip.settings import SettingsError
+from microclip.methods import base as methods
+from microclip.methods.base import Supervision, Task, Tracker
+from microclip.methods.clip import ClipSettings, LinearClassifier
+from microclip.model.backbone import load_backbone, unit_norm
+from microclip.model.weights import read_backbone
+from microclip.runtime import MissingDataError, derive_seed, sha256
+from microclip.settings import Frozen, SettingsError
+from microclip.study import RunSettings
 from microclip.tracking import open_tracker
 from tests.fixtures.project import CLASSES, N_TEST, Journal, prepare, settings_of
 
@@ -33,14 +42,15 @@ def test_a_run_writes_its_files_and_scores_last(method: str) -> None:
     prepare(settings)
     folder = settings.spec.folder
     scores = runner.run(settings, folder, Journal())
-    assert json.loads((folder / "scores.json").read_text()) == scores
-    assert scores["digest"] == settings.digest()
-    assert scores["recipe"] == settings.recipe
-    assert scores["n_test"] == N_TEST * len(CLASSES)
+    written = json.loads((folder / "scores.json").read_text())
+    assert list(written.items()) == list(scores.as_dict().items())
+    assert scores.digest == settings.digest()
+    assert scores.recipe == settings.recipe
+    assert scores.n_test == N_TEST * len(CLASSES)
     assert not (folder / "checkpoint").exists()
     table = pd.read_parquet(folder / "predictions.parquet")
     assert list(table) == ["file", "label", "prediction", "confidence", "correct"]
-    assert 100 * table["correct"].mean() == pytest.approx(scores["top1_pct"])
+    assert 100 * table["correct"].mean() == pytest.approx(scores.top1_pct)
     record = json.loads((folder / "run.json").read_text())
     assert set(record["inputs"]) == {"images", "passport", "backbone", "class_vectors"}
     assert record["is_transductive"] is False
@@ -62,9 +72,9 @@ def test_history_tells_losses_pseudo_labels_and_all_heads() -> None:
     guesses = {"pseudo_prior_pct", "pseudo_fusion_pct", "pseudo_mix_pct"}
     assert set(journal.rows[0]) == {*heads, "elapsed_s"}
     assert set(journal.rows[2]) >= heads | guesses | {"loss", "learning_rate", "images_per_s"}
-    assert journal.rows[2]["test_fused_pct"] == scores["top1_pct"]
-    assert journal.rows[0]["test_global_pct"] == pytest.approx(scores["top1_zero_shot_pct"])
-    assert scores["top1_local_pct"] == journal.rows[2]["test_local_pct"]
+    assert journal.rows[2]["test_fused_pct"] == scores.top1_pct
+    assert journal.rows[0]["test_global_pct"] == pytest.approx(scores.top1_zero_shot_pct)
+    assert scores.heads_pct["local"] == journal.rows[2]["test_local_pct"]
 
 
 @pytest.mark.usefixtures("project")
@@ -74,20 +84,18 @@ def test_zero_shot_is_the_same_from_cached_features_and_from_images() -> None:
         settings = settings_of(method)
         prepare(settings)
         found[method] = runner.run(settings, settings.spec.folder, Journal())
-    assert found["cupl"]["top1_pct"] == found["microclip"]["top1_zero_shot_pct"]
-    assert found["cupl"]["top1_pct"] == found["cupl"]["top1_zero_shot_pct"]
+    assert found["cupl"].top1_pct == found["microclip"].top1_zero_shot_pct
+    assert found["cupl"].top1_pct == found["cupl"].top1_zero_shot_pct
 
 
-@pytest.mark.usefixtures("project")
-def test_permuted_labels_give_identical_weights() -> None:
-    settings = settings_of("microclip")
-    prepare(settings)
-    runner.run(settings, Path("first"), Journal())
+def permute_labels(settings: RunSettings, kept: Sequence[int] = ()) -> None:
+    """Reverse the labels of the training images, but for those at `kept`."""
     manifest = Path("results/data/shapes/manifest.csv")
     rows = list(csv.DictReader(io.StringIO(manifest.read_text())))
     train = [row for row in rows if row["split"] == "train"]
-    shuffled = [{key: row[key] for key in ("label", "class")} for row in reversed(train)]
-    for row, other in zip(train, shuffled, strict=True):
+    others = [row for index, row in enumerate(train) if index not in kept]
+    shuffled = [{key: row[key] for key in ("label", "class")} for row in reversed(others)]
+    for row, other in zip(others, shuffled, strict=True):
         row.update(other)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
@@ -97,10 +105,161 @@ def test_permuted_labels_give_identical_weights() -> None:
     manifest.write_text(stream.getvalue())
     (manifest.parent / "origin.json").unlink()
     issuing.issue(settings.dataset)
+
+
+@pytest.mark.usefixtures("project")
+def test_permuted_labels_give_identical_weights() -> None:
+    settings = settings_of("microclip")
+    prepare(settings)
+    runner.run(settings, Path("first"), Journal())
+    permute_labels(settings)
     scores = runner.run(settings, Path("second"), Journal())
     first, second = (Path(name) / "adapted.safetensors" for name in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
-    assert scores["top1_pct"] == json.loads(Path("first/scores.json").read_text())["top1_pct"]
+    assert scores.top1_pct == json.loads(Path("first/scores.json").read_text())["top1_pct"]
+
+
+class ToySettings(Frozen):
+    """Settings of the toy method."""
+
+    shots: int = 1
+
+
+class Prototypes:
+    """A few-shot method: the mean embedding of a class's examples. It keeps what it was given."""
+
+    supervision: ClassVar[Supervision] = Supervision.FEW_SHOT
+    reads: ClassVar[Literal["embeddings", "images"]] = "images"
+    Settings: ClassVar[type[ToySettings]] = ToySettings
+    RECIPE: ClassVar[int] = 1
+    task: Task
+
+    def adapt(self, task: Task, settings: ToySettings, tracker: Tracker) -> LinearClassifier:
+        self.task = task
+        assert task.examples is not None
+        assert len(task.examples) == settings.shots * len(CLASSES)
+        encoded = task.examples.embeddings
+        if task.examples.images is not None:
+            assert task.backbone is not None
+            encoded = features.embeddings(task.backbone, task.examples.images)
+        assert encoded is not None
+        rows = [encoded[task.examples.labels == label] for label in range(len(CLASSES))]
+        vectors = torch.stack([unit_norm(own.mean(dim=0)) for own in rows])
+        return self.restore(task, settings, {"vectors": vectors})
+
+    def restore(
+        self, task: Task, settings: ToySettings, state: Mapping[str, torch.Tensor]
+    ) -> LinearClassifier:
+        classifier = LinearClassifier(state["vectors"])
+        classifier.trained_state = lambda: dict(state)  # type: ignore[method-assign]
+        return classifier
+
+
+class PrototypesOfEmbeddings(Prototypes):
+    """The same, from frozen embeddings."""
+
+    reads: ClassVar[Literal["embeddings", "images"]] = "embeddings"
+
+
+def few_shot(monkeypatch: pytest.MonkeyPatch, method: Any, **settings: Any) -> RunSettings:
+    """Let the runner know a method, and return the settings of its run."""
+    base = settings_of("clip")
+    prepare(base)
+    for module in (runner, methods):
+        monkeypatch.setattr(module, "load_method", lambda name: method)
+    spec = replace(base.spec, method="toy")
+    return replace(base, spec=spec, method=settings or {"shots": 2})
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("method", [Prototypes(), PrototypesOfEmbeddings()])
+def test_a_few_shot_method_sees_its_examples_and_no_other_image_or_label(
+    method: Prototypes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = few_shot(monkeypatch, method)
+    scores = runner.run(settings, Path("run"), Journal())
+    train = datasets.load(settings.dataset)["train"]
+    drawn = datasets.k_shot(train.labels.tolist(), 2, derive_seed(settings.spec.seed, "shots"))
+    given = method.task
+    assert given.examples is not None
+    assert (given.images, given.embeddings) == (None, None)
+    assert torch.equal(given.examples.labels, train.labels[drawn])
+    # a view of the whole split's labels would leave the others in reach
+    assert given.examples.labels.untyped_storage().nbytes() == 8 * len(drawn)
+    assert (given.examples.images is None) == (method.reads == "embeddings")
+    for number, index in enumerate(drawn if given.examples.images is not None else ()):
+        assert (given.examples.images.pixels(number) == train.images.pixels(index)).all()
+    rows = list(csv.DictReader(io.StringIO(Path("run/shots.csv").read_text(encoding="utf-8"))))
+    assert [row["file"] for row in rows] == [train.files[index] for index in drawn]
+    assert [int(row["label"]) for row in rows] == train.labels[drawn].tolist()
+    assert [row["class"] for row in rows] == [CLASSES[int(row["label"])] for row in rows]
+    record = json.loads(Path("run/run.json").read_text())
+    assert record["inputs"]["shots"] == sha256(Path("run/shots.csv"))
+    assert 0 <= scores.top1_pct <= 100
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("method", [Prototypes(), PrototypesOfEmbeddings()])
+def test_permuted_labels_outside_the_draw_change_nothing(
+    method: Prototypes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = few_shot(monkeypatch, method)
+    runner.run(settings, Path("first"), Journal())
+    labels = datasets.load(settings.dataset)["train"].labels.tolist()
+    drawn = datasets.k_shot(labels, 2, derive_seed(settings.spec.seed, "shots"))
+    permute_labels(settings, kept=drawn)
+    assert datasets.load(settings.dataset)["train"].labels.tolist() != labels
+    # other labels would give another draw; the question is what a given draw lets through
+    monkeypatch.setattr(runner, "k_shot", lambda *_: drawn)
+    runner.run(settings, Path("second"), Journal())
+    for name in ("adapted.safetensors", "shots.csv", "predictions.parquet"):
+        assert (Path("first") / name).read_bytes() == (Path("second") / name).read_bytes()
+
+
+@pytest.mark.usefixtures("project")
+def test_a_few_shot_run_is_tested_again_without_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = few_shot(monkeypatch, Prototypes())
+    open_tracker(settings, Path("first"), "study")
+    scores = runner.run(settings, Path("first"), Journal())
+    monkeypatch.setattr(runner, "k_shot", lambda *_: pytest.fail("no draw is needed"))
+    again = runner.run(settings, Path("second"), Journal(), Path("first"))
+    assert again.top1_pct == scores.top1_pct
+    assert not Path("second/shots.csv").exists()
+
+
+@pytest.mark.usefixtures("project")
+def test_a_few_shot_method_without_the_setting_shots_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = Prototypes()
+    monkeypatch.setattr(method, "Settings", ClipSettings, raising=False)
+    settings = few_shot(monkeypatch, method, text_norm="joint")
+    with pytest.raises(SettingsError, match="needs an integer setting 'shots', got None"):
+        runner.run(settings, Path("run"), Journal())
+
+
+def test_a_run_loads_the_weights_that_its_settings_name(own_project: Path) -> None:
+    settings = settings_of("microclip")
+    prepare(settings)
+    folder = own_project / "resources" / "tiny"
+    before = load_file(folder / "tiny.safetensors")
+    save_file({name: 2 * value for name, value in before.items()}, folder / "other.safetensors")
+    file = own_project / "config" / "backbones" / "tiny.yaml"
+    file.write_text(file.read_text().replace("tiny.safetensors", "other.safetensors"))
+    name = "visual.ln_pre.weight"
+    found = runner.read_inputs(settings, "images").backbone
+    assert found is not None
+    assert torch.equal(found.visual.ln_pre.weight.detach(), before[name])
+    today = load_backbone("tiny").visual.ln_pre.weight.detach()
+    assert torch.equal(today, 2 * before[name])
+    # settings of the new file have no class vectors yet, whatever lies there by the same name
+    changed = replace(settings, backbone=read_backbone("tiny"))
+    assert changed.digest() != settings.digest()
+    with pytest.raises(SettingsError, match="made from another backbone or text"):
+        runner.run(changed, Path("run"), Journal())
+    (folder / "tiny.safetensors").unlink()
+    with pytest.raises(MissingDataError, match=r"weights of backbone 'tiny'.*is not there"):
+        runner.run(settings, Path("run"), Journal())
 
 
 @pytest.mark.usefixtures("project")
@@ -151,8 +310,8 @@ def test_a_run_may_test_the_weights_of_one_trained_alike_and_no_other() -> None:
     scores = runner.run(trained, source, Journal())
     swapped = settings_of("microclip", rho=1.0, legacy_swap=True)
     tested = runner.run(swapped, Path("run"), Journal(), source)
-    assert tested["top1_pct"] == scores["top1_local_pct"]
-    assert tested["digest"] == swapped.digest() != scores["digest"]
+    assert tested.top1_pct == scores.heads_pct["local"]
+    assert tested.digest == swapped.digest() != scores.digest
     weights = [load_file(folder / "adapted.safetensors") for folder in (source, Path("run"))]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     other = settings_of("microclip", rho=0.0, legacy_swap=True)

@@ -101,6 +101,20 @@ def test_an_unknown_name_lists_the_known_ones(load, name: str, said: str) -> Non
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"weights": "w"}, "exactly one of 'model' and 'config'"),
+        ({"model": "ViT-B-32"}, "exactly one of 'pretrained' and 'weights'"),
+        ({"config": "c", "pretrained": "openai"}, "'pretrained' goes with 'model'"),
+    ],
+)
+def test_a_backbone_names_one_network(values: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsError, match=f"^here: .*{said}") as caught:
+        settings.validated(settings.BackboneSettings, {"name": "b", "title": "B", **values}, "here")
+    assert "Value error" not in str(caught.value)
+
+
 def test_an_unknown_variant_lists_the_known_ones() -> None:
     with pytest.raises(SettingsError, match="known: default, paper-text"):
         settings.load_variant("microclip", "paper")
@@ -180,7 +194,7 @@ def test_the_digest_does_not_depend_on_the_order_of_keys() -> None:
 
 
 def test_every_field_of_a_method_setting_is_described() -> None:
-    from microclip.methods.registry import known_methods, settings_of
+    from microclip.methods.base import known_methods, settings_of
 
     for method in known_methods():
         model: type[BaseModel] = settings_of(method)

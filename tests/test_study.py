@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from microclip import settings, study
-from microclip.methods.registry import known_methods
+from microclip.methods.base import known_methods
 from microclip.settings import SettingsError
 from microclip.study import RunSettings, RunSpec
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from microclip import paths, runtime
@@ -18,6 +19,7 @@ from microclip.data.folders import folder_rows
 from microclip.data.manifest import (
     COLUMNS,
     SPLITS,
+    UNKNOWN,
     Origin,
     PublicFiles,
     check_labels,
@@ -66,6 +68,50 @@ class LabelledImages:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.files)
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """The labelled images of a few-shot method: those that were drawn and no other.
+
+    Attributes:
+        labels: on the CPU, in the order of the draw, as the other two.
+        images: set if the method reads images.
+        embeddings: frozen [CLS], unit norm; set if it reads embeddings.
+    """
+
+    labels: Int[Tensor, " example"]
+    images: UnlabelledImages | None = None
+    embeddings: Float[Tensor, "example embedding"] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.labels)
+
+
+def k_shot(labels: Sequence[int], shots: int, seed: int) -> list[int]:
+    """Return the indices of `shots` images a class, drawn without repetition.
+
+    A class with fewer images gives all of them. Images of unknown class are left out. The classes
+    follow each other in order of first appearance.
+
+    Source: Dassl's few-shot draw, as in CoOp and MaPLe: the same seed gives the same images.
+
+    Raises:
+        ValueError: fewer than one image a class.
+    """
+    if shots < 1:
+        raise ValueError(f"expected at least 1 shot a class, got {shots}; raise 'shots'")
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        if label != UNKNOWN:
+            by_class.setdefault(label, []).append(index)
+    # Python's generator and not torch's: it is the one that reproduces the published draws.
+    rng = random.Random(seed)
+    drawn = []
+    for own in by_class.values():
+        drawn += rng.sample(own, shots) if len(own) >= shots else own
+    return drawn
 
 
 def fetch(dataset: DatasetSettings) -> Path:

@@ -1,17 +1,81 @@
-"""Accuracy of a classifier: overall, by class, image by image."""
+"""Images read as a classifier asks for them, what it predicts, and how accurate that is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from microclip.methods.base import Classifier, Views
+from microclip.data import features
+from microclip.data.datasets import UnlabelledImages
+from microclip.data.loading import ViewRecipe, evaluation_views
+from microclip.methods.base import Classifier, ViewPlan, Views
+from microclip.model.backbone import Backbone
 
 CONFIDENCE_SCALE = 100.0  # CLIP's temperature: cosines to probabilities
+_BATCH = 128
+_KEPT_BYTES = 256 * 2**20  # image views up to this size are drawn once
+
+
+@dataclass(frozen=True, eq=False)
+class ViewReader:
+    """Reads images as a ViewPlan asks for them, in batches and in order.
+
+    Attributes:
+        seed: places random crops.
+        tower: normalises images; needed for plans of images.
+        embeddings: frozen [CLS] of all images, if already encoded; otherwise `tower` encodes them.
+        is_reread: keep image views that take little memory, for the next call.
+    """
+
+    images: UnlabelledImages
+    seed: int
+    tower: Backbone | None = None
+    embeddings: Float[Tensor, "image embedding"] | None = None
+    device: str | torch.device = "cpu"
+    is_reread: bool = False
+    _kept: dict[ViewPlan, list[Views]] = field(default_factory=dict, init=False, repr=False)
+
+    def __call__(self, plan: ViewPlan) -> Iterable[Views]:
+        """Return all images in batches of 128.
+
+        Raises:
+            ValueError: the plan needs a backbone, and there is none.
+        """
+        if plan not in self._kept:
+            views = self._embeddings() if plan.kind == "embedding" else self._images(plan)
+            if not self.is_reread or self._n_bytes(plan) > _KEPT_BYTES:
+                return views
+            self._kept[plan] = list(views)
+        return self._kept[plan]
+
+    def _n_bytes(self, plan: ViewPlan) -> int:
+        if plan.kind == "embedding" or self.tower is None:
+            return 0
+        return len(self.images) * 3 * 4 * self.tower.image_size**2
+
+    def _embeddings(self) -> Iterator[Views]:
+        encoded = self.embeddings
+        if encoded is None:
+            encoded = features.embeddings(self._backbone(), self.images)
+        for batch in torch.split(encoded.to(self.device), _BATCH):
+            yield Views(embeddings=batch)
+
+    def _images(self, plan: ViewPlan) -> Iterator[Views]:
+        tower = self._backbone()
+        recipe = ViewRecipe(self.seed, tower.image_size, tower.mean, tower.std)
+        for batch in evaluation_views(
+            self.images, recipe, crop=plan.crop, batch_size=_BATCH, device=self.device
+        ):
+            yield Views(images=batch)
+
+    def _backbone(self) -> Backbone:
+        if self.tower is None:
+            raise ValueError("these views need a backbone, got none; give the reader a tower")
+        return self.tower
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import ClassVar
 
 from jaxtyping import Int
 from torch import Tensor
 
-from microclip.history import RunClock, epoch_line
 from microclip.measure.evaluation import collect_heads, evaluate
-from microclip.methods.base import Classifier, Tracker, ViewPlan, Views
-
-_SHOWN = {
-    "loss": "loss {:.3f}",
-    "pseudo_mix_pct": "pseudo-labels {:.1f} %",
-    "test_fused_pct": "test {:.1f} %",
-    "test_global_pct": "global {:.1f}",
-    "test_local_pct": "local {:.1f}",
-    "images_per_s": "{:.0f} images/s",
-}  # of an epoch's row, for people
+from microclip.methods.base import Classifier, ViewPlan, Views
 
 TestBatches = Callable[[ViewPlan], Iterable[Views]]
 
@@ -29,6 +20,15 @@ class LabelMonitor:
     A training label of -1 is unknown: such images do not count, and without any known label there
     is no number of pseudo-labels.
     """
+
+    shown: ClassVar[Mapping[str, str]] = {
+        "loss": "loss {:.3f}",
+        "pseudo_mix_pct": "pseudo-labels {:.1f} %",
+        "test_fused_pct": "test {:.1f} %",
+        "test_global_pct": "global {:.1f}",
+        "test_local_pct": "local {:.1f}",
+        "images_per_s": "{:.0f} images/s",
+    }
 
     def __init__(
         self,
@@ -56,8 +56,9 @@ class LabelMonitor:
             column = f"test_{name}_pct"
             self._measured[column] = evaluate(logits, self._test_labels).top1_pct
 
-    def take(self) -> dict[str, float]:
+    def take(self, epoch: int) -> dict[str, float]:
         """Return what was measured since the last call, by column of history."""
+        del epoch
         right: dict[str, int] = {}
         total: dict[str, int] = {}
         for indices, guesses in self._guesses:
@@ -72,26 +73,3 @@ class LabelMonitor:
         measured = {**rates, **self._measured}
         self._guesses, self._measured = [], {}
         return measured
-
-
-class MeasuredTracker:
-    """A tracker that adds the monitor's numbers to each epoch's row and shows them in a line."""
-
-    def __init__(
-        self, tracker: Tracker, monitor: LabelMonitor, *, n_epochs: int | None, clock: RunClock
-    ) -> None:
-        """Pass everything on to `tracker`."""
-        self._clock = clock
-        self._tracker = tracker
-        self._monitor = monitor
-        self._n_epochs = n_epochs
-
-    def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        """Record a row with what was measured."""
-        full = {**row, **self._monitor.take(), "elapsed_s": round(self._clock.at(epoch), 3)}
-        self._tracker.epoch(epoch, full)
-        self._tracker.message(epoch_line(epoch, self._n_epochs, full, _SHOWN))
-
-    def message(self, text: str) -> None:
-        """Show a line."""
-        self._tracker.message(text)

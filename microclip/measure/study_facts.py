@@ -14,7 +14,7 @@ import pandas as pd
 
 from microclip import paths, settings
 from microclip.measure.scores import SPEC
-from microclip.methods.registry import known_methods, settings_of
+from microclip.methods.base import known_methods, settings_of
 from microclip.runs import RunSpec
 
 Changes = tuple[tuple[str, str], ...]  # settings with the values that they were given

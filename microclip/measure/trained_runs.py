@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,20 @@ from torch import Tensor
 from microclip import paths, runtime
 from microclip.data import datasets
 from microclip.data.datasets import LabelledImages
+from microclip.data.features import embeddings
 from microclip.data.loading import ViewRecipe, evaluation_views
-from microclip.data.manifest import read_manifest
+from microclip.data.manifest import SPLITS, read_manifest
 from microclip.data.store import Pixels
 from microclip.data.views import Crop
 from microclip.data.vocabulary import load_vocabulary
-from microclip.measure.evaluation import collect_heads
-from microclip.methods.base import Task, Views, load_method
+from microclip.measure.evaluation import ViewReader, collect_heads
+from microclip.methods.base import Classifier, Sight, Silence, Task, grant, load_method
 from microclip.methods.microclip import FusionClassifier
 from microclip.model.backbone import load_backbone
 from microclip.settings import SettingsError, read_yaml, validated
 from microclip.study import RunSettings, RunSpec
 from microclip.text import embedding
 
-_BATCH = 128
 _PICTURE_PX = 224  # side of pictures for people, unless the image is smaller
 
 
@@ -118,19 +118,22 @@ class FusedRun:
                 "choose a method and variant that train TokenFusion"
             )
         _check_inputs(tested)
-        self.after: FusionClassifier = self._method.restore(
-            self._task(), self._options, load_file(tested.folder / paths.RUN_WEIGHTS)
-        )
+        state = load_file(tested.folder / paths.RUN_WEIGHTS)
+        self.after = _fusion_of(self._method.restore(self._task(), self._options, state))
 
     @cached_property
     def before(self) -> FusionClassifier:
-        """Return the network before training: what no epoch of it leaves, in its own backbone."""
+        """Return the network as it is before training, in a backbone of its own."""
         untouched = self._options.model_copy(update={"epochs": 0, "prior": "online"})
-        images = datasets.load(self.tested.settings.dataset)["train"].images
-        classifier: FusionClassifier = self._method.adapt(
-            self._task(images=images), untouched, _Silence()
+        task = self._task()
+        assert task.backbone is not None
+        tower, splits = task.backbone, datasets.load(self.tested.settings.dataset)
+        train, test = (
+            Sight(splits[split].images, partial(embeddings, tower, splits[split].images))
+            for split in SPLITS
         )
-        return classifier
+        granted = grant(task, self._method, train=train, test=test)
+        return _fusion_of(self._method.adapt(granted, untouched, Silence()))
 
     def views(self, indices: Sequence[int]) -> Float[Tensor, "batch 3 size size"]:
         """Return the views of some test images that the run was tested on."""
@@ -160,13 +163,8 @@ class FusedRun:
 
         In the batches of the run's own test.
         """
-        batches = evaluation_views(
-            self.tested.test.images,
-            self._recipe,
-            crop=self.after.views.crop,
-            batch_size=_BATCH,
-        )
-        return collect_heads(self.after, (Views(images=images) for images in batches))
+        views = ViewReader(self.tested.test.images, self._seed, tower=self.after.fusion.backbone)
+        return collect_heads(self.after, views(self.after.views))
 
     @property
     def _seed(self) -> int:
@@ -177,7 +175,7 @@ class FusedRun:
         tower = self.after.fusion.backbone
         return ViewRecipe(self._seed, tower.image_size, tower.mean, tower.std)
 
-    def _task(self, **parts: Any) -> Task:
+    def _task(self) -> Task:
         settings = self.tested.settings
         return Task(
             class_names=self.tested.class_names,
@@ -185,19 +183,8 @@ class FusedRun:
             seed=self._seed,
             device="cpu",
             precision="fp32",
-            backbone=load_backbone(settings.backbone.name),
-            **parts,
+            backbone=load_backbone(settings.backbone),
         )
-
-
-class _Silence:
-    """A tracker of nothing."""
-
-    def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        pass
-
-    def message(self, text: str) -> None:
-        pass
 
 
 def read(folder: Path) -> TestedRun:
@@ -241,6 +228,15 @@ def selected(plot: Any, selection: Mapping[str, Any]) -> Iterable[FusedRun]:
             seed=selection["seeds"][0],
         )
         yield FusedRun(read(spec.folder))
+
+
+def _fusion_of(classifier: Classifier) -> FusionClassifier:
+    if not isinstance(classifier, FusionClassifier):
+        raise SettingsError(
+            f"expected a run of TokenFusion, got a {type(classifier).__name__}; "
+            "choose a method that trains TokenFusion"
+        )
+    return classifier
 
 
 def as_pixels(picture: Float[Tensor, "3 height width"]) -> Pixels:

@@ -1,38 +1,34 @@
-"""What a method is: it sees what its supervision allows, and leaves a classifier behind."""
+"""What a method is: it sees what its supervision allows, and leaves a classifier behind.
+
+A file of this folder is a method, its name is the key; nothing registers itself. This module
+imports no torch, so that a study can be planned without it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
-from jaxtyping import Float, Int
 from pydantic import BaseModel
-from torch import Tensor
 
-from microclip.methods.registry import known_methods, load_method
+from microclip.settings import SettingsError
 
 if TYPE_CHECKING:
-    from microclip.data.datasets import UnlabelledImages
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from microclip.data.datasets import Examples, UnlabelledImages
     from microclip.model.backbone import Backbone
     from microclip.text.embedding import TextClassifiers
 
-__all__ = [
-    "Classifier",
-    "Method",
-    "Monitor",
-    "Supervision",
-    "Task",
-    "Tracker",
-    "ViewPlan",
-    "Views",
-    "known_methods",
-    "load_method",
-]
-
 SHARED_RECIPE = 1  # raise when data, views, backbone or text stages change what they mean
+_NOT_METHODS = {"__init__", "base"}
+
+MethodSettings = TypeVar("MethodSettings", bound=BaseModel)
 
 
 class Supervision(StrEnum):
@@ -53,6 +49,16 @@ class Tracker(Protocol):
 
     def message(self, text: str) -> None:
         """Show one line to whoever watches."""
+
+
+class Silence:
+    """A tracker that records and shows nothing."""
+
+    def epoch(self, epoch: int, row: dict[str, float]) -> None:
+        """Record nothing."""
+
+    def message(self, text: str) -> None:
+        """Show nothing."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ class Task:
     backbone: Backbone | None = None  # set if the method reads images
     images: UnlabelledImages | None = None  # if it reads images and its supervision allows it
     embeddings: Float[Tensor, "image embedding"] | None = None  # frozen [CLS], likewise
+    examples: Examples | None = None  # the labelled images of a few-shot method, nothing else
     checkpoints: Path | None = None  # folder for epoch checkpoints; None: keep none
     monitor: Monitor | None = None  # None: nobody measures
 
@@ -141,16 +148,98 @@ class Watching:
 
 
 @runtime_checkable
-class Method(Protocol):
-    """A method: one file, one `METHOD` object."""
+class Method(Protocol[MethodSettings]):
+    """A method: one file, one `METHOD` object.
+
+    It may name settings that only change how a trained classifier is tested, in a class variable
+    `EVALUATION_FIELDS`. A few-shot method has a setting `shots`: labelled images a class.
+    """
 
     supervision: ClassVar[Supervision]
     reads: ClassVar[Literal["embeddings", "images"]]  # frozen [CLS] alone, or images and backbone
-    Settings: ClassVar[type[BaseModel]]
-    RECIPE: ClassVar[int]
+    RECIPE: ClassVar[int]  # raised whenever the same settings mean other numbers
 
-    def adapt(self, task: Task, settings: Any, tracker: Tracker) -> Classifier:
+    @property
+    def Settings(self) -> type[MethodSettings]:  # noqa: N802  a class, named as such
+        """The model of its settings."""
+
+    def adapt(self, task: Task, settings: MethodSettings, tracker: Tracker) -> Classifier:
         """Return the adapted classifier."""
 
-    def restore(self, task: Task, settings: Any, state: Mapping[str, Tensor]) -> Classifier:
+    def restore(
+        self, task: Task, settings: MethodSettings, state: Mapping[str, Tensor]
+    ) -> Classifier:
         """Return the classifier whose `trained_state` is `state`, without training."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """Unlabelled images in the two forms that a method may read; embeddings are made when asked."""
+
+    images: UnlabelledImages
+    embeddings: Callable[[], Float[Tensor, "image embedding"]]  # frozen [CLS], on the task's device
+
+
+def grant(
+    task: Task,
+    method: Method[BaseModel],
+    *,
+    train: Sight,
+    test: Sight,
+    examples: Examples | None = None,
+) -> Task:
+    """Return the task with what the method's supervision allows it to see, and nothing else.
+
+    Raises:
+        SettingsError: a few-shot method, and there are no labelled `examples`.
+    """
+    match method.supervision:
+        case Supervision.NONE:
+            return task
+        case Supervision.UNLABELLED:
+            seen = train
+        case Supervision.TRANSDUCTIVE:
+            seen = test
+        case Supervision.FEW_SHOT:
+            if examples is None:
+                raise SettingsError(
+                    f"method needs labels ({method.supervision}), adapt has none; "
+                    "use another method"
+                )
+            return replace(task, examples=examples)
+    if method.reads == "images":
+        return replace(task, images=seen.images)
+    return replace(task, embeddings=seen.embeddings())
+
+
+def known_methods() -> list[str]:
+    """Return the names of all methods: one file of this folder each."""
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _NOT_METHODS)
+
+
+def load_method(name: str) -> Method[BaseModel]:
+    """Return the `METHOD` of `microclip.methods.<name>`. Raises SettingsError if unknown."""
+    if name not in known_methods():
+        raise SettingsError(f"unknown method {name!r}; known: {', '.join(known_methods())}")
+    method: Method[BaseModel] = importlib.import_module(f"microclip.methods.{name}").METHOD
+    return method
+
+
+def settings_of(name: str) -> type[BaseModel]:
+    """Return the settings model of a method."""
+    return load_method(name).Settings
+
+
+def recipe_of(name: str) -> int:
+    """Return the method's RECIPE."""
+    return load_method(name).RECIPE
+
+
+def reads_of(name: str) -> Literal["embeddings", "images"]:
+    """Return what a method looks at."""
+    return load_method(name).reads
+
+
+def evaluation_fields(name: str) -> frozenset[str]:
+    """Return the settings that only change how a trained method is tested."""
+    return frozenset(getattr(load_method(name), "EVALUATION_FIELDS", ()))

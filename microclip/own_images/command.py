@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from microclip import paths, settings
 from microclip.dataset_settings import DatasetSettings
 from microclip.llm_settings import DescriptionSettings
-from microclip.methods.registry import recipe_of
+from microclip.methods.base import recipe_of
 from microclip.own_images.core import Options
 from microclip.own_images.materials import Materials, Wishes
 from microclip.own_images.record import RECORD

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field
 
 from microclip.data.datasets import UnlabelledImages
 from microclip.data.features import embeddings
 from microclip.dataset_settings import TEMPLATES
-from microclip.methods.base import Supervision, Task, load_method
+from microclip.methods.base import Method, Sight, Task, grant, load_method
 from microclip.model.backbone import Backbone
 from microclip.own_images.record import Record
-from microclip.settings import Frozen, SettingsError, validated
+from microclip.settings import Frozen, validated
 from microclip.text.embedding import TextClassifiers
 
 
@@ -27,9 +26,15 @@ class Options(Frozen):
     templates: tuple[str, ...] = TEMPLATES
 
 
-def resolved(
-    method: str, settings: Mapping[str, Any], where: str
-) -> tuple[Any, BaseModel, Options]:
+class Resolved(NamedTuple):
+    """A method with its settings, and the options beside them."""
+
+    method: Method[BaseModel]
+    settings: BaseModel
+    options: Options
+
+
+def resolved(method: str, settings: Mapping[str, Any], where: str) -> Resolved:
     """Return a method, its settings, and the options; `settings` holds fields of both.
 
     Raises:
@@ -39,7 +44,8 @@ def resolved(
     own = {name: settings[name] for name in settings if name in Options.model_fields}
     rest = {name: value for name, value in settings.items() if name not in own}
     options = validated(Options, own, where)
-    return chosen, validated(chosen.Settings, rest, f"{where} for method {method!r}"), options
+    chosen_settings = validated(chosen.Settings, rest, f"{where} for method {method!r}")
+    return Resolved(chosen, chosen_settings, options)
 
 
 def task_of(
@@ -56,19 +62,12 @@ def task_of(
     )
 
 
-def with_images(task: Task, method: Any, tower: Backbone, images: UnlabelledImages) -> Task:
+def with_images(
+    task: Task, method: Method[BaseModel], tower: Backbone, images: UnlabelledImages
+) -> Task:
     """Return the task with what the method may see of the images.
 
     Raises: SettingsError if the method needs labels.
     """
-    match method.supervision:
-        case Supervision.NONE:
-            return task
-        case Supervision.UNLABELLED | Supervision.TRANSDUCTIVE:
-            if method.reads == "images":
-                return replace(task, images=images)
-            return replace(task, embeddings=embeddings(tower, images).to(task.device))
-        case _:
-            raise SettingsError(
-                f"method needs labels ({method.supervision}), adapt has none; use another method"
-            )
+    seen = Sight(images, lambda: embeddings(tower, images).to(task.device))
+    return grant(task, method, train=seen, test=seen)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -15,13 +14,14 @@ from torch import Tensor
 from microclip import prediction
 from microclip.adaptation.training import NonFiniteLossError
 from microclip.data.datasets import UnlabelledImages
-from microclip.history import RunClock
-from microclip.methods.base import Classifier, Task, Tracker, load_method
+from microclip.history import EpochReporter, RunClock
+from microclip.methods.base import Classifier, Method, Task, Tracker, load_method
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.own_images.core import task_of, with_images
 from microclip.own_images.health import Verdict, judge
 from microclip.own_images.record import Record
-from microclip.own_images.watch import Watch, WatchedTracker
+from microclip.own_images.watch import Watch
+from microclip.settings import BackboneSettings
 from microclip.text.embedding import TextClassifiers
 
 ZERO_SHOT = "cupl"  # the method that classifies by the mean of a class's sentences, untrained
@@ -32,9 +32,10 @@ class Start:
     """What is adapted: a backbone fresh from its file, class vectors, a method and its settings."""
 
     record: Record
+    backbone: BackboneSettings
     texts: TextClassifiers
     tower: Backbone
-    method: Any
+    method: Method[BaseModel]
     settings: BaseModel
     precision: str = "fp32"
 
@@ -79,7 +80,7 @@ def adapt_images(start: Start, images: UnlabelledImages, place: Place) -> Outcom
     untrained = prediction.heads(_zero_shot(task), start.tower, images, record.seed)
     zero_shot = untrained["fused"].argmax(dim=-1)
     watch = Watch(images, start.tower, zero_shot, seed=record.seed, folder=folder)
-    watched = WatchedTracker(
+    reporter = EpochReporter(
         place.tracker,
         watch,
         place.clock,
@@ -90,17 +91,17 @@ def adapt_images(start: Start, images: UnlabelledImages, place: Place) -> Outcom
     given = replace(given, checkpoints=folder, monitor=watch)
     stopped, classifier, heads = "", None, untrained
     try:
-        classifier = start.method.adapt(given, start.settings, watched)
+        classifier = start.method.adapt(given, start.settings, reporter)
         heads = prediction.heads(classifier, start.tower, images, record.seed)
         if not bool(torch.isfinite(heads["fused"]).all()):
             stopped = "similarities of some images are no numbers"
     except NonFiniteLossError as error:
         stopped = str(error)
     verdict = judge(
-        watched.rows, n_images=len(images), n_classes=len(record.class_names), stopped=stopped
+        reporter.rows, n_images=len(images), n_classes=len(record.class_names), stopped=stopped
     )
     if classifier is None or verdict.keeps_zero_shot:
-        tower = load_backbone(record.backbone, str(start.tower.device))
+        tower = load_backbone(start.backbone, start.tower.device)
         kept = _zero_shot(task_of(record, start.texts, tower))
         settings = load_method(ZERO_SHOT).Settings().model_dump(mode="json")
         return Outcome(
@@ -116,5 +117,4 @@ def adapt_images(start: Start, images: UnlabelledImages, place: Place) -> Outcom
 
 def _zero_shot(task: Task) -> Classifier:
     method = load_method(ZERO_SHOT)
-    classifier: Classifier = method.restore(task, method.Settings(), {})
-    return classifier
+    return method.restore(task, method.Settings(), {})

@@ -6,9 +6,10 @@ A `methods.base.Monitor`: it takes guesses and a classifier, and gives the metho
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -16,23 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from microclip import prediction, runtime
+from microclip import runtime
 from microclip.data.datasets import UnlabelledImages
-from microclip.history import RunClock, epoch_line
-from microclip.measure.evaluation import CONFIDENCE_SCALE
+from microclip.measure.evaluation import CONFIDENCE_SCALE, ViewReader, collect_heads
 from microclip.measure.gallery import spread
-from microclip.methods.base import Classifier, Tracker
+from microclip.methods.base import Classifier
 from microclip.model.backbone import Backbone
 from microclip.settings import SettingsError
-
-_SHOWN = {
-    "loss": "loss {:.3f}",
-    "churn_pct": "{:.1f} % of the pseudo-labels changed",
-    "agreement_pct": "[FG] and [CLS] agree on {:.0f} %",
-    "confidence": "confidence {:.2f}",
-    "classes_seen_pct": "{:.0f} % of the classes predicted",
-    "images_per_s": "{:.0f} images/s",
-}  # of an epoch's row, for people
 
 MAX_LOOKED_AT = 2048  # images that are classified at each epoch's end; of more, every k-th
 GUESSES = "guesses.safetensors"  # of the last two epochs, beside the checkpoint
@@ -91,6 +82,15 @@ def signs(
 class Watch:
     """Keeps the guesses of two epochs, and looks at the classifier when an epoch has ended."""
 
+    shown: ClassVar[Mapping[str, str]] = {
+        "loss": "loss {:.3f}",
+        "churn_pct": "{:.1f} % of the pseudo-labels changed",
+        "agreement_pct": "[FG] and [CLS] agree on {:.0f} %",
+        "confidence": "confidence {:.2f}",
+        "classes_seen_pct": "{:.0f} % of the classes predicted",
+        "images_per_s": "{:.0f} images/s",
+    }
+
     def __init__(
         self,
         images: UnlabelledImages,
@@ -104,10 +104,11 @@ class Watch:
 
         `zero_shot` is the class of every image before training.
         """
-        self._looked_at = spread(len(images), MAX_LOOKED_AT)
-        self._images = images.part(self._looked_at)
-        self._n_images, self._tower, self._seed = len(images), tower, seed
-        self._zero_shot = zero_shot[torch.tensor(self._looked_at)]
+        looked_at = spread(len(images), MAX_LOOKED_AT)
+        part = images.part(looked_at)
+        self._views = ViewReader(part, seed, tower=tower, device=tower.device)
+        self._n_images = len(images)
+        self._zero_shot = zero_shot[torch.tensor(looked_at)]
         self._file = None if folder is None else folder / GUESSES
         self._new: list[tuple[Tensor, Tensor]] = []
         self._signs: dict[str, float] = {}
@@ -124,7 +125,7 @@ class Watch:
 
     def evaluate(self, classifier: Classifier) -> None:
         """Look at what the classifier says of the images."""
-        heads = prediction.heads(classifier, self._tower, self._images, self._seed)
+        heads = collect_heads(classifier, self._views(classifier.views))
         self._predicted = heads["fused"].argmax(dim=-1)
         self._signs = signs(heads, self._zero_shot).row()
 
@@ -151,41 +152,6 @@ class Watch:
             _write_guesses(self._file, {_START: self._start, **self._guesses})
         self._new, self._signs, self._predicted = [], {}, None
         return found
-
-
-class WatchedTracker:
-    """A tracker that adds what was seen to each epoch's row, and shows it in a line."""
-
-    def __init__(
-        self,
-        tracker: Tracker,
-        watch: Watch,
-        clock: RunClock,
-        *,
-        n_epochs: int | None,
-        past: Sequence[Mapping[str, float]] = (),
-    ) -> None:
-        """Pass everything on to `tracker`; `past` is what an interrupted process recorded."""
-        self._tracker, self._watch = tracker, watch
-        self._n_epochs, self._clock = n_epochs, clock
-        self._rows = {int(row["epoch"]): dict(row) for row in past}
-
-    @property
-    def rows(self) -> list[dict[str, float]]:
-        """Return the history, epoch by epoch."""
-        return [self._rows[epoch] for epoch in sorted(self._rows)]
-
-    def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        """Record a row with what was seen."""
-        full = {**row, **self._watch.take(epoch), "elapsed_s": round(self._clock.at(epoch), 3)}
-        self._rows = {e: r for e, r in self._rows.items() if e < epoch}
-        self._rows[epoch] = {"epoch": epoch, **full}
-        self._tracker.epoch(epoch, full)
-        self._tracker.message(epoch_line(epoch, self._n_epochs, full, _SHOWN))
-
-    def message(self, text: str) -> None:
-        """Show a line."""
-        self._tracker.message(text)
 
 
 def _share(is_so: Tensor) -> float:

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from microclip.data import datasets, issuing, store
-from microclip.data.datasets import UnlabelledImages
+from microclip.data.datasets import UnlabelledImages, k_shot
 from microclip.data.folder_layout import label_of_folder
-from microclip.data.manifest import read_manifest
+from microclip.data.manifest import UNKNOWN, read_manifest
 from microclip.data.walking import image_files
 from microclip.runtime import MissingDataError
 from microclip.settings import DatasetSettings, FolderSource, SettingsError, load_dataset
@@ -159,3 +159,34 @@ def test_a_benchmark_that_is_not_whole_is_one_clear_line(
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not Path("results/data/jets/manifest.csv").exists()
+
+
+# The split and the draws of CoOp's own code (Dassl, seed 1), recorded from a run of it.
+SPLIT = [2, 4, 1, 4, 4, 1, 4, 0, 2, 2, 0, 2, 2, 4, 2, 4, 4]
+SPLIT += [3, 2, 2, 0, 1, 0, 0, 0, 4, 0, 2, 4, 0, 0, 0, 0, 4]
+DRAWS = {
+    1: [9, 33, 2, 23, 17],
+    2: [9, 8, 13, 3, 5, 21, 29, 26, 17],
+    4: [9, 8, 27, 0, 25, 33, 28, 15, 2, 5, 21, 26, 22, 10, 29, 17],
+    8: [
+        *[9, 8, 27, 0, 11, 12, 19, 18, 6, 3, 25, 1, 33, 15, 16, 4],
+        *[2, 5, 21, 29, 23, 22, 10, 20, 7, 24, 31, 17],
+    ],
+}
+
+
+@pytest.mark.parametrize("shots", DRAWS)
+def test_a_draw_is_that_of_coops_own_code(shots: int) -> None:
+    assert k_shot(SPLIT, shots, seed=1) == DRAWS[shots]
+
+
+def test_a_draw_repeats_no_image_and_takes_all_of_a_small_class() -> None:
+    labels = [1, UNKNOWN, 0, 1, 1, UNKNOWN, 1]
+    draws = [k_shot(labels, 2, seed) for seed in range(20)]
+    for drawn in draws:
+        assert [labels[index] for index in drawn] == [1, 1, 0]
+        assert len(set(drawn)) == 3
+    assert len({tuple(drawn) for drawn in draws}) > 1
+    assert draws[3] == k_shot(labels, 2, 3)
+    with pytest.raises(ValueError, match="at least 1 shot a class, got 0"):
+        k_shot(labels, 0, 0)

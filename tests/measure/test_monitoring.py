@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from microclip.history import RunClock, epoch_line, write_history
-from microclip.measure.monitoring import LabelMonitor, MeasuredTracker
+from microclip.history import EpochReporter, RunClock, epoch_line, write_history
+from microclip.measure.monitoring import LabelMonitor
 from microclip.methods.base import Views
 from tests.fixtures.project import Journal
 from tests.measure.test_evaluation import Halves
@@ -32,8 +32,8 @@ def test_guesses_are_counted_by_image_index_and_kind() -> None:
         torch.tensor([1, 2]), {"prior": torch.tensor([0, 0]), "mix": torch.tensor([1, 1])}
     )
     assert nothing is None
-    assert watching.take() == {"pseudo_prior_pct": 50.0, "pseudo_mix_pct": 75.0}
-    assert watching.take() == {}
+    assert watching.take(1) == {"pseudo_prior_pct": 50.0, "pseudo_mix_pct": 75.0}
+    assert watching.take(1) == {}
 
 
 def test_images_whose_class_nobody_said_do_not_count() -> None:
@@ -41,20 +41,20 @@ def test_images_whose_class_nobody_said_do_not_count() -> None:
     for known, expected in (([2, -1, 0], {"pseudo_mix_pct": 50.0}), ([-1, -1, -1], {})):
         watching = LabelMonitor(torch.tensor(known), torch.tensor([0]), lambda _: [])
         watching.pseudo_labels(torch.tensor([0, 1, 2]), guesses)
-        assert watching.take() == expected
+        assert watching.take(1) == expected
 
 
 def test_every_head_is_tested() -> None:
     watching = monitor()
     assert watching.evaluate(Halves()) is None
-    measured = watching.take()
+    measured = watching.take(1)
     assert measured["test_fused_pct"] == pytest.approx(200 / 3)
     assert measured["test_global_pct"] == 0.0
 
 
 def test_the_tracker_gets_the_rows_and_the_method_does_not(tmp_path: Path) -> None:
     journal, watching = Journal(), monitor()
-    tracker = MeasuredTracker(journal, watching, n_epochs=4, clock=RunClock(tmp_path))
+    tracker = EpochReporter(journal, watching, RunClock(tmp_path), n_epochs=4)
     watching.evaluate(Halves())
     row = {"loss": 1.5, "seconds": 2.0}
     assert tracker.epoch(3, row) is None

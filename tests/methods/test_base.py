@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,19 @@ import pytest
 import torch
 
 from microclip.data import datasets
+from microclip.data.datasets import Examples, UnlabelledImages
 from microclip.methods.base import (
     Classifier,
     Method,
+    Sight,
     Supervision,
     Task,
     Views,
+    grant,
     known_methods,
     load_method,
+    settings_of,
 )
-from microclip.methods.registry import settings_of
 from microclip.model.backbone import load_backbone
 from microclip.settings import SettingsError, load_method_file, variants_of
 from microclip.text import embedding
@@ -115,6 +119,41 @@ def test_every_variant_of_a_method_with_code_is_valid(method: str) -> None:
     base = load_method_file(method).settings
     for overrides in variants_of(method).values():
         settings_of(method).model_validate({**base, **overrides})
+
+
+class Blank:
+    """A method of some supervision."""
+
+    RECIPE = 1
+
+    def __init__(self, supervision: Supervision, reads: str) -> None:
+        self.supervision, self.reads = supervision, reads
+
+
+@pytest.mark.parametrize("reads", ["images", "embeddings"])
+@pytest.mark.parametrize("supervision", list(Supervision))
+def test_a_method_is_granted_what_its_supervision_allows(
+    supervision: Supervision, reads: str
+) -> None:
+    def embeddings_of(rows: torch.Tensor) -> torch.Tensor:
+        assert reads == "embeddings", "encoded for a method that reads images"
+        return rows
+
+    rows = {"train": torch.zeros(3, 2), "test": torch.ones(2, 2)}
+    images = {name: UnlabelledImages(store=None, rows=()) for name in rows}  # type: ignore[arg-type]
+    sights = {name: Sight(images[name], partial(embeddings_of, own)) for name, own in rows.items()}
+    examples = Examples(torch.tensor([1, 0]))
+    blank = Task((), None, seed=0, device="cpu", precision="fp32")  # type: ignore[arg-type]
+    method: Any = Blank(supervision, reads)
+    split = {Supervision.UNLABELLED: "train", Supervision.TRANSDUCTIVE: "test"}.get(supervision)
+    given = grant(blank, method, examples=examples, **sights)
+    is_few_shot = supervision is Supervision.FEW_SHOT
+    assert given.examples is (examples if is_few_shot else None)
+    assert given.images is (images[split] if split and reads == "images" else None)
+    assert given.embeddings is (rows[split] if split and reads == "embeddings" else None)
+    if is_few_shot:
+        with pytest.raises(SettingsError, match=r"needs labels \(few-shot\)"):
+            grant(blank, method, **sights)
 
 
 def test_an_unknown_method_lists_the_known() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from microclip import settings, study
-from microclip.methods.registry import known_methods, reads_of
+from microclip.methods.base import known_methods, reads_of
 from microclip.study import Study
 from tests.workflow import folder
 from tests.workflow.folder import ROOT
