@@ -29,7 +29,7 @@ report: "workflow/report/workflow.rst"
 
 
 onstart:
-    write_plan()
+    PLAN.write()
     shell("python -m microclip init-tracking")
 
 

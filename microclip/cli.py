@@ -24,14 +24,8 @@ from microclip import (
     survivor,
 )
 from microclip.interruption import INTERRUPTED, TERMINATED, Terminated
-from microclip.stages import (
-    DEFAULT_CONFIG,
-    ConfigOption,
-    StudyOption,
-    app,
-    read_plan,
-    say,
-)
+from microclip.runs import Plan
+from microclip.stages import DEFAULT_CONFIG, ConfigOption, StudyOption, app, say
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (runtime.MissingDataError, 3),
@@ -73,7 +67,7 @@ def verify(
     """Compare a study with the paper; exit code 6 if a cell differs beyond its tolerance."""
     from microclip.measure import ledger
 
-    plan = read_plan(study or _study_of(config))
+    plan = Plan.read(study or _study_of(config))
     for line in ledger.verify(plan, is_full_audit=is_full_audit):
         print(line, flush=True)
 

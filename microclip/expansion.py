@@ -7,23 +7,13 @@ figures. A point of a sweep that equals the settings of the default run is the d
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from microclip import reports, settings
 from microclip.methods.base import known_methods, settings_of
-from microclip.runs import RunSpec
-from microclip.settings import ReportSelection, SettingsError, StudySettings
-
-
-@dataclass(frozen=True, order=True)
-class SweepPoint:
-    """A value of a sweep on one dataset, and the variant that has it."""
-
-    dataset: str
-    value: float
-    variant: str
+from microclip.runs import RunSpec, Selection, SweepPoint
+from microclip.settings import ReportSelection, RunGrid, SettingsError, StudySettings
 
 
 @dataclass
@@ -44,23 +34,13 @@ class Expansion:
     points: dict[str, tuple[SweepPoint, ...]] = field(default_factory=dict)
     _named: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False)
 
-    def add(  # noqa: PLR0913  the parts of a RunSpec
-        self,
-        method: str,
-        variant: str,
-        *,
-        datasets: Iterable[str],
-        backbones: Iterable[str],
-        descriptions: Iterable[str],
-        seeds: Sequence[int],
-    ) -> None:
-        """Add the product as runs, or as holes if the method has no code here."""
-        if not settings.load_method_file(method).seeded:
-            seeds = (0,)
+    def add(self, method: str, variant: str, part: Selection) -> None:
+        """Add a method's runs on a part of the study, or holes if the method has no code here."""
+        seeds = part.seeds if settings.load_method_file(method).seeded else (0,)
         reason = unavailable(method)
-        for parts in itertools.product(datasets, backbones, descriptions):
+        for names in itertools.product(part.datasets, part.backbones, part.descriptions):
             for seed in seeds:
-                spec = RunSpec(*parts, method=method, variant=variant, seed=seed)
+                spec = RunSpec(*names, method=method, variant=variant, seed=seed)
                 if reason is None:
                     self.runs[spec] = None
                 else:
@@ -90,15 +70,9 @@ def expand(study: StudySettings) -> Expansion:
     """
     found = Expansion(study)
     for grid in study.runs:
+        part = selected(study, grid)
         for method, variant in itertools.product(grid.methods, grid.variants):
-            found.add(
-                method,
-                variant,
-                datasets=grid.datasets or study.datasets,
-                backbones=grid.backbones or study.backbones,
-                descriptions=grid.descriptions or study.descriptions,
-                seeds=study.seeds if grid.seeds is None else grid.seeds,
-            )
+            found.add(method, variant, part)
     for selection in study.tables:
         _add_table(found, selection)
     for selection in study.figures:
@@ -110,38 +84,39 @@ def _add_table(found: Expansion, selection: ReportSelection) -> None:
     for row in reports.load_table(selection.name).rows:
         if unavailable(row.method) and selection.is_brief:
             continue
-        parts = selected(found.study, selection)
+        part = selected(found.study, selection)
         if row.backbone is not None:
-            parts["backbones"] = (row.backbone,)
+            part = replace(part, backbones=(row.backbone,))
         if row.descriptions is not None:
-            parts["descriptions"] = (row.descriptions,)
-        found.add(row.method, row.variant, **parts)
+            part = replace(part, descriptions=(row.descriptions,))
+        found.add(row.method, row.variant, part)
 
 
 def _add_figure(found: Expansion, selection: ReportSelection) -> None:
     figure = reports.load_figure(selection.name)
-    parts = selected(found.study, selection)
+    part = selected(found.study, selection)
     for variant in figure.variants:
-        found.add(figure.plot.method, variant, **parts)
+        found.add(figure.plot.method, variant, part)
     if not isinstance(figure.plot, reports.SweepPlot):
         return
     points = []
-    for dataset in parts["datasets"]:
+    for dataset in part.datasets:
         for value in selection.values or figure.plot.values:
             variant = _point(found, figure.plot, dataset, value)
             points.append(SweepPoint(dataset, value, variant))
-            found.add(figure.plot.method, variant, **{**parts, "datasets": (dataset,)})
+            found.add(figure.plot.method, variant, replace(part, datasets=(dataset,)))
     found.points[figure.name] = tuple(points)
 
 
-def selected(study: StudySettings, selection: ReportSelection) -> dict[str, Any]:
-    """Return the part of a study that a table or figure shows; what is not said is all of it."""
-    return {
-        "datasets": selection.datasets or study.datasets,
-        "backbones": selection.backbones or study.backbones,
-        "descriptions": selection.descriptions or study.descriptions,
-        "seeds": study.seeds if selection.seeds is None else selection.seeds,
-    }
+def selected(study: StudySettings, asked: ReportSelection | RunGrid) -> Selection:
+    """Return the part of a study that is asked for; what is not named is all of it."""
+    return Selection(
+        datasets=asked.datasets or study.datasets,
+        backbones=asked.backbones or study.backbones,
+        descriptions=asked.descriptions or study.descriptions,
+        seeds=study.seeds if asked.seeds is None else asked.seeds,
+        is_brief=isinstance(asked, ReportSelection) and asked.is_brief,
+    )
 
 
 def _point(found: Expansion, plot: reports.SweepPlot, dataset: str, value: float) -> str:

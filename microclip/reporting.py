@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from microclip import paths, reports, runtime
-from microclip.stages import StudyOption, app, read_plan, say
+from microclip.runs import Plan
+from microclip.stages import StudyOption, app, say
 
 
 @app.command()
@@ -22,7 +23,7 @@ def tabulate(
     """Build a table from scores.csv as CSV, Markdown and LaTeX."""
     from microclip.measure import tables
 
-    say(f"wrote {tables.write(reports.load_table(table), read_plan(study))}.csv, .md, .tex")
+    say(f"wrote {tables.write(reports.load_table(table), Plan.read(study))}.csv, .md, .tex")
 
 
 @app.command()
@@ -30,7 +31,7 @@ def typeset(study: StudyOption) -> None:
     """Gather all tables of a study in one LaTeX document."""
     from microclip.measure import typesetting
 
-    say(f"wrote {typesetting.write(read_plan(study))}")
+    say(f"wrote {typesetting.write(Plan.read(study))}")
 
 
 @app.command()
@@ -42,7 +43,7 @@ def plot(
     from microclip.measure import figures
 
     runtime.use_all_cpus()
-    say(f"wrote {figures.write(reports.load_figure(figure), read_plan(study))}.pdf, .png, .csv")
+    say(f"wrote {figures.write(reports.load_figure(figure), Plan.read(study))}.pdf, .png, .csv")
 
 
 @app.command()
@@ -50,7 +51,7 @@ def compare(study: StudyOption) -> None:
     """Write the ledger: each published cell beside ours."""
     from microclip.measure import ledger
 
-    say(f"wrote {ledger.write(read_plan(study))}.csv, .md")
+    say(f"wrote {ledger.write(Plan.read(study))}.csv, .md")
 
 
 @app.command()
@@ -58,7 +59,7 @@ def report(study: StudyOption) -> None:
     """Write the study's page: one file that works from disk."""
     from microclip.measure import page
 
-    say(f"wrote {page.write(read_plan(study))}")
+    say(f"wrote {page.write(Plan.read(study))}")
 
 
 @app.command()
@@ -77,5 +78,5 @@ def mirror_study(study: StudyOption) -> None:
     """Show a study's tables, figures and sweeps in MLflow."""
     from microclip import study_tracking
 
-    study_tracking.mirror(read_plan(study))
+    study_tracking.mirror(Plan.read(study))
     say(f"wrote {paths.STUDY_MIRRORED.format(study=study)}")

@@ -16,6 +16,7 @@ import typer
 
 from microclip import paths, runtime, settings
 from microclip.interruption import Terminated
+from microclip.runs import Plan, RunSettings
 from microclip.settings import SettingsError
 
 app = typer.Typer(
@@ -44,23 +45,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def read_plan(study: str) -> dict[str, Any]:
-    """Return the runs of a study. Raises MissingDataError if it was not planned."""
-    path = Path(paths.STUDY_PLAN.format(study=study))
-    if not path.is_file():
-        raise runtime.MissingDataError(f"{path} does not exist; run `make run` or `snakemake`")
-    plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return plan
-
-
 @app.command()
 def plan(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Write a study's list of runs, each with what names its settings."""
     from microclip import study
 
     declared = study.load(settings.read_yaml(config))
-    target = Path(paths.STUDY_PLAN.format(study=declared.settings.study))
-    runtime.write_json(target, declared.plan())
+    target = declared.plan().write()
     say(f"{len(declared.runs)} runs planned in {target}")
 
 
@@ -173,9 +164,7 @@ def check_zero_shot(
     say(f"CLIP has {said['top1_pct']:.2f} % on {dataset}; {beside}; wrote {written}")
 
 
-def _read_run_settings(text: str) -> Any:
-    from microclip.study import RunSettings
-
+def _read_run_settings(text: str) -> RunSettings:
     if not text.lstrip().startswith("{"):
         return RunSettings.from_dict(settings.read_yaml(Path(text)))
     try:
@@ -207,7 +196,7 @@ def run(
         _run(resolved, out, study, weights_from)
 
 
-def _run(resolved: Any, out: Path, study: str, weights_from: Path | None) -> None:
+def _run(resolved: RunSettings, out: Path, study: str, weights_from: Path | None) -> None:
     from microclip import runner, tracking
 
     tracker = tracking.open_tracker(resolved, out, study)
@@ -230,7 +219,7 @@ def _show_progress(study: str, tracker: Any) -> None:
 
     if Path(paths.STUDY_PLAN.format(study=study)).is_file():
         jobs = int(os.environ.get("MICROCLIP_JOBS", "1"))
-        done, pending, left = progress(read_plan(study), jobs)
+        done, pending, left = progress(Plan.read(study), jobs)
         time = "" if left is None or not pending else f", about {left / 60:.1f} min left"
         tracker.message(f"study {study}: {len(done)} of {len(done) + len(pending)} runs done{time}")
 
@@ -241,5 +230,5 @@ def collect_scores(study: StudyOption, out: Annotated[Path, typer.Option()]) -> 
     from microclip.measure import scores
     from microclip.methods.base import SHARED_RECIPE
 
-    frame = scores.collect(read_plan(study), out, SHARED_RECIPE)
+    frame = scores.collect(Plan.read(study), out, SHARED_RECIPE)
     say(f"wrote {out}, {len(frame)} runs")

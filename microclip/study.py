@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from microclip import expansion, reports, settings
 from microclip.expansion import Expansion
 from microclip.methods.base import evaluation_fields, known_methods, reads_of, recipe_of
-from microclip.runs import RunSettings, RunSpec
-from microclip.settings import ReportSelection
+from microclip.runs import FigureSelection, Hole, Plan, PlannedRun, RunSettings, RunSpec
 
-__all__ = ["RunSettings", "RunSpec", "Study", "load", "reads_of"]
+__all__ = ["Plan", "RunSettings", "RunSpec", "Study", "load", "reads_of"]
 
 
 @dataclass(frozen=True)
@@ -74,35 +73,27 @@ class Study:
         del values["device"]
         return json.dumps(values, sort_keys=True)
 
-    def plan(self) -> dict[str, Any]:
-        """Return what all later stages read: runs, holes, and what each table and figure shows.
-
-        A run comes with what names its settings: `scores.csv` is checked against it.
-        """
+    def plan(self) -> Plan:
+        """Return what all later stages read: runs, holes, and what each table and figure shows."""
         found = self.expansion
-        return {
-            "study": self.settings.study,
-            "title": self.settings.title,
-            "runs": [{"name": s.name, **asdict(s), **_identity(self, s)} for s in self.runs],
-            "holes": [{**asdict(spec), "reason": why} for spec, why in found.holes.items()],
-            "tables": {s.name: self._selection(s) for s in self.settings.tables},
-            "figures": {
-                s.name: {
-                    **self._selection(s),
-                    "points": [asdict(point) for point in found.points.get(s.name, ())],
-                }
-                for s in self.settings.figures
+        declared = self.settings
+        return Plan(
+            study=declared.study,
+            title=declared.title,
+            runs=tuple(self._planned(spec) for spec in self.runs),
+            holes=tuple(Hole(spec, why) for spec, why in found.holes.items()),
+            tables={s.name: expansion.selected(declared, s) for s in declared.tables},
+            figures={
+                s.name: FigureSelection(
+                    **vars(expansion.selected(declared, s)), points=found.points.get(s.name, ())
+                )
+                for s in declared.figures
             },
-        }
+        )
 
-    def _selection(self, selection: ReportSelection) -> dict[str, Any]:
-        parts = expansion.selected(self.settings, selection)
-        return {key: list(part) for key, part in parts.items()} | {"is_brief": selection.is_brief}
-
-
-def _identity(study: Study, spec: RunSpec) -> dict[str, Any]:
-    resolved = study.resolve(spec)
-    return {"digest": resolved.digest(), "recipe": resolved.recipe}
+    def _planned(self, spec: RunSpec) -> PlannedRun:
+        resolved = self.resolve(spec)
+        return PlannedRun(spec, resolved.digest(), resolved.recipe)
 
 
 def load(config: Mapping[str, Any]) -> Study:

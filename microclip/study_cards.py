@@ -16,15 +16,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from microclip import paths, reports, runtime, settings
 from microclip.history import read_history
 from microclip.reports import SweepPlot
 from microclip.run_facts import TAG_LENGTH
-from microclip.runs import RunSpec
+from microclip.runs import SPEC, Plan, RunSpec
 
-SPEC = ("dataset", "backbone", "descriptions", "method", "variant", "seed")
 _CURVES = ("top1_pct", "top1_global_pct", "top1_local_pct")
 
 
@@ -86,45 +84,40 @@ def address(experiment: str, run_id: str) -> str:
     return f"#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
 
-def read_scores(plan: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def read_scores(plan: Plan) -> dict[str, dict[str, str]]:
     """Return the rows of `scores.csv` by run name.
 
     Raises: MissingDataError if the study has no scores.
     """
-    path = Path(paths.STUDY_SCORES.format(study=plan["study"]))
+    path = Path(paths.STUDY_SCORES.format(study=plan.study))
     if not path.is_file():
         raise runtime.MissingDataError(f"{path} does not exist; run `make run` or `snakemake`")
     with path.open(newline="", encoding="utf-8") as stream:
-        return {spec_of(row).name: row for row in csv.DictReader(stream)}
+        return {RunSpec.of(row).name: row for row in csv.DictReader(stream)}
 
 
-def spec_of(row: Mapping[str, Any]) -> RunSpec:
-    """Return the run that a row of `scores.csv` or of a plan is about."""
-    return RunSpec(**{**{key: row[key] for key in SPEC}, "seed": int(row["seed"])})
-
-
-def sweeps(plan: Mapping[str, Any]) -> list[Sweep]:
+def sweeps(plan: Plan) -> list[Sweep]:
     """Return the sweeps of a study with their planned points: one a figure, dataset and seed.
 
     Where a figure has several backbones or authors of descriptions, one for each of them too.
     """
-    planned = {run["name"] for run in plan["runs"]}
+    planned = {run.name for run in plan.runs}
     found = []
-    for figure, part in plan["figures"].items():
+    for figure, part in plan.figures.items():
         plot = reports.load_figure(figure).plot
         if not isinstance(plot, SweepPlot):
             continue
-        is_plain = len(part["backbones"]) == len(part["descriptions"]) == 1
+        is_plain = len(part.backbones) == len(part.descriptions) == 1
         for dataset, backbone, author, seed in itertools.product(
-            part["datasets"], part["backbones"], part["descriptions"], part["seeds"]
+            part.datasets, part.backbones, part.descriptions, part.seeds
         ):
             specs = [
                 (
-                    point["value"],
-                    RunSpec(dataset, backbone, author, plot.method, point["variant"], seed),
+                    point.value,
+                    RunSpec(dataset, backbone, author, plot.method, point.variant, seed),
                 )
-                for point in part["points"]
-                if point["dataset"] == dataset
+                for point in part.points
+                if point.dataset == dataset
             ]
             points = tuple((value, spec) for value, spec in specs if spec.name in planned)
             place = dataset if is_plain else f"{dataset}/{backbone}/{author}"
@@ -188,28 +181,26 @@ def _numbers(spec: RunSpec, row: Mapping[str, str]) -> dict[str, float]:
     return {f"sweep/{key}": value for key, value in numbers.items()}
 
 
-def study_card(
-    plan: Mapping[str, Any], scores: Mapping[str, Mapping[str, str]], mirrored: Mirrored
-) -> Card:
+def study_card(plan: Plan, scores: Mapping[str, Mapping[str, str]], mirrored: Mirrored) -> Card:
     """Return the card of the study; `mirrored` holds the sweeps beside the runs."""
-    study = plan["study"]
-    done = [scores[run["name"]] for run in plan["runs"] if run["name"] in scores]
+    study = plan.study
+    done = [scores[run.name] for run in plan.runs if run.name in scores]
     listed = {
         key: ", ".join(dict.fromkeys(str(row[key]) for row in done))
         for key in ("dataset", "backbone", "descriptions", "method", "seed")
     }
     numbers = {
         "n_runs": float(len(done)),
-        "n_holes": float(len(plan["holes"])),
+        "n_holes": float(len(plan.holes)),
         "total_seconds": sum(float(row["seconds"]) for row in done),
-        **{f"tolerance_pct/{t}": reports.load_table(t).tolerance_pct for t in plan["tables"]},
+        **{f"tolerance_pct/{t}": reports.load_table(t).tolerance_pct for t in plan.tables},
         **mean_accuracies(done),
         **_verdicts(study),
     }
     return Card(
         name=f"study/{study}",
         kind="study",
-        params={"study": study, "title": plan["title"], **listed},
+        params={"study": study, "title": plan.title, **listed},
         tags={},
         metrics=tuple((name, value, 0) for name, value in numbers.items()),
         note=_study_note(plan, len(done), mirrored),
@@ -249,15 +240,15 @@ def _verdicts(study: str) -> dict[str, float]:
     return {f"ledger/{verdict}": float(n) for verdict, n in sorted(counts.items())}
 
 
-def _files(plan: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+def _files(plan: Plan) -> Iterator[tuple[Path, str]]:
     """Yield the study's files that are there, each with its folder among the artifacts."""
-    study = plan["study"]
+    study = plan.study
     wanted = [(paths.STUDY_PLAN, ""), (paths.STUDY_SCORES, ""), (paths.PAGE, "")]
     wanted += [(paths.LEDGER.replace("{format}", kind), "") for kind in ("csv", "md")]
     wanted.append((paths.ALL_TABLES, "tables"))
-    for table, kind in itertools.product(plan["tables"], ("csv", "md", "tex")):
+    for table, kind in itertools.product(plan.tables, ("csv", "md", "tex")):
         wanted.append((paths.TABLE.format(study=study, table=table, format=kind), "tables"))
-    for figure, kind in itertools.product(plan["figures"], ("png", "pdf", "csv")):
+    for figure, kind in itertools.product(plan.figures, ("png", "pdf", "csv")):
         wanted.append((paths.FIGURE.format(study=study, figure=figure, format=kind), "figures"))
     for pattern, folder in wanted:
         path = Path(pattern.format(study=study))
@@ -265,16 +256,16 @@ def _files(plan: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
             yield path, folder
 
 
-def _study_note(plan: Mapping[str, Any], n_runs: int, mirrored: Mirrored) -> str:
+def _study_note(plan: Plan, n_runs: int, mirrored: Mirrored) -> str:
     """Return the story of a study: its first table, its sweeps, its figures."""
-    study = plan["study"]
-    lines = [f"**{plan['title'] or study}**: {n_runs} runs, {len(plan['holes'])} holes.", ""]
-    for table in list(plan["tables"])[:1]:
+    study = plan.study
+    lines = [f"**{plan.title or study}**: {n_runs} runs, {len(plan.holes)} holes.", ""]
+    for table in list(plan.tables)[:1]:
         path = Path(paths.TABLE.format(study=study, table=table, format="md"))
         lines += path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     lines += ["", "All tables, figures, the ledger and `index.html` are under *Artifacts*.", ""]
     lines += [f"- {mirrored.link(sweep.name, sweep.name)}" for sweep in sweeps(plan)]
-    for figure in plan["figures"]:
+    for figure in plan.figures:
         if Path(paths.FIGURE.format(study=study, figure=figure, format="png")).is_file():
             shown = reports.load_figure(figure)
             picture = f"get-artifact?path=figures%2F{figure}.png&run_uuid={{run}}"

@@ -17,6 +17,7 @@ from typing import Any
 
 from microclip import paths, runtime, study_cards, tracking
 from microclip.run_facts import DESCRIPTION, PARENT, RUN_NAME
+from microclip.runs import Plan, RunSpec
 from microclip.study_cards import Card, Mirrored
 from microclip.tracking_server import failure, shown_uri
 
@@ -26,7 +27,7 @@ _CONTENT = "content"  # tag: the card's digest
 _KINDS = ("study", "sweep")
 
 
-def mirror(plan: Mapping[str, Any]) -> bool:
+def mirror(plan: Plan) -> bool:
     """Show a study in MLflow and write its record; return whether the mirror is whole.
 
     The record names MLflow's run of the study and of each sweep, and what is missing. With MLflow
@@ -35,7 +36,7 @@ def mirror(plan: Mapping[str, Any]) -> bool:
     Raises: MissingDataError if the study has no scores.
     """
     scores = study_cards.read_scores(plan)
-    target = Path(paths.STUDY_MIRRORED.format(study=plan["study"]))
+    target = Path(paths.STUDY_MIRRORED.format(study=plan.study))
     record: dict[str, Any] = {"uri": shown_uri(), "study": None, "sweeps": {}, "missing": []}
     try:
         shown = _Shown(plan, scores)
@@ -59,28 +60,28 @@ def sync(results: Path) -> tuple[int, int]:
         if not plan.is_file() or not record.with_name(Path(paths.STUDY_SCORES).name).is_file():
             continue
         before = record.read_bytes()
-        failed += not mirror(json.loads(plan.read_text(encoding="utf-8")))
+        failed += not mirror(Plan.from_file(plan))
         changed += record.read_bytes() != before
     return changed, failed
 
 
-def _names(plan: Mapping[str, Any]) -> list[str]:
-    return [f"study/{plan['study']}", *(sweep.name for sweep in study_cards.sweeps(plan))]
+def _names(plan: Plan) -> list[str]:
+    return [f"study/{plan.study}", *(sweep.name for sweep in study_cards.sweeps(plan))]
 
 
 class _Shown:
     """What MLflow shows of a study, brought up to date."""
 
-    def __init__(self, plan: Mapping[str, Any], scores: dict[str, dict[str, str]]) -> None:
+    def __init__(self, plan: Plan, scores: dict[str, dict[str, str]]) -> None:
         """Look up which runs of the study, and which cards, are there."""
         self._plan = plan
         self._scores = scores
         self._mlflow = tracking.connect()
-        self._experiment = tracking.experiment(self._mlflow, plan["study"])
+        self._experiment = tracking.experiment(self._mlflow, plan.study)
         there = tracking.complete_runs(self._mlflow)
         self._runs: dict[str, Any] = {}
         for name, row in scores.items():
-            folder = study_cards.spec_of(row).folder
+            folder = RunSpec.of(row).folder
             if run := tracking.held(folder, row["digest"], there):
                 self._runs[name] = run
         self.missing = [name for name in scores if name not in self._runs]
@@ -120,9 +121,9 @@ class _Shown:
     def _introduce(self, study: str) -> None:
         """Lead from the experiment's page to the study's run, unless people wrote there."""
         link = study_cards.address(self._experiment, study)
-        text = f"Tables, figures and ledger: [study/{self._plan['study']}]({link})"
+        text = f"Tables, figures and ledger: [study/{self._plan.study}]({link})"
         now = self._mlflow.get_experiment(self._experiment).tags.get(DESCRIPTION, "")
-        if now != text and (not now or f"[study/{self._plan['study']}]" in now):
+        if now != text and (not now or f"[study/{self._plan.study}]" in now):
             self._mlflow.set_experiment_tag(self._experiment, DESCRIPTION, text)
 
     def _put(self, card: Card) -> str:

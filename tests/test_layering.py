@@ -10,14 +10,13 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "microclip"
 LAYERS = (  # a module may import from its own layer and from those above it
     ("frozen", "dataset_settings", "llm_settings", "paths", "settings"),
-    ("safe_files",),
+    ("safe_files", "runtime"),
     ("reports", "runs", "text.prompts", "text.prompt_sets", "text.class_keys"),
     ("text.sentences", "text.answers", "text.language", "text.token_count"),
     ("text.similar_classes",),
     ("methods.base",),
     ("expansion",),
     ("study",),
-    ("runtime",),
     ("history", "interruption", "provenance", "schema", "survivor", "workspace"),
     ("run_facts", "tracking_server"),
     ("tracking", "study_cards"),

@@ -11,6 +11,7 @@ import pytest
 
 from microclip import settings, study
 from microclip.methods.base import known_methods
+from microclip.runs import Plan, SweepPoint
 from microclip.settings import SettingsError
 from microclip.study import RunSettings, RunSpec
 
@@ -183,7 +184,7 @@ def test_a_selection_restricts_a_table_and_not_the_study() -> None:
         (SMALL, "clip", 0): 1,
         ("icons-food", "microclip", 7): 3,
     }
-    assert declared.plan()["tables"]["table5"]["datasets"] == ["icons-food"]
+    assert declared.plan().tables["table5"].datasets == ("icons-food",)
 
 
 def test_a_row_that_names_its_backbone_has_runs_with_that_one_alone() -> None:
@@ -195,12 +196,12 @@ def test_a_row_that_names_its_backbone_has_runs_with_that_one_alone() -> None:
 def test_a_point_of_a_sweep_that_equals_the_default_is_the_default_run() -> None:
     declared = bare(runs=[{"methods": ["microclip"]}], figures=[SWEEP])
     assert variants(declared) == ["default", "gamma-0", "gamma-1"]
-    points = declared.plan()["figures"]["figure5"]["points"]
-    assert points == [
-        {"dataset": SMALL, "value": 0.0, "variant": "gamma-0"},
-        {"dataset": SMALL, "value": 0.5, "variant": "default"},
-        {"dataset": SMALL, "value": 1.0, "variant": "gamma-1"},
-    ]
+    points = declared.plan().figures["figure5"].points
+    assert points == (
+        SweepPoint(SMALL, 0.0, "gamma-0"),
+        SweepPoint(SMALL, 0.5, "default"),
+        SweepPoint(SMALL, 1.0, "gamma-1"),
+    )
 
 
 def test_which_point_is_the_default_run_is_a_question_of_the_dataset() -> None:
@@ -281,11 +282,11 @@ def test_a_method_without_code_is_a_hole_with_a_reason_and_no_run() -> None:
     missing = {"wca", "upl", "pouf", "lafter", "reclip", "dpa"} - set(known_methods())
     assert {spec.method for spec in declared.expansion.holes} == missing
     assert {spec.method for spec in declared.runs} & missing == set()
-    holes = declared.plan()["holes"]
+    holes = declared.plan().holes
     assert len(holes) == len(missing)
     for hole in holes:
-        assert hole["reason"] == f"method {hole['method']} has no code in this release"
-        assert hole["variant"] == "default"
+        assert hole.reason == f"method {hole.spec.method} has no code in this release"
+        assert hole.spec.variant == "default"
 
 
 def test_a_brief_table_leaves_such_rows_out() -> None:
@@ -315,9 +316,31 @@ def test_without_that_sibling_in_the_study_a_run_trains_for_itself() -> None:
 
 def test_the_plan_names_each_run_with_what_it_was_settled_on() -> None:
     declared = bare(runs=THREE)
-    planned = declared.plan()["runs"]
-    assert [run["name"] for run in planned] == [spec.name for spec in declared.runs]
+    planned = declared.plan().runs
+    assert [run.name for run in planned] == [spec.name for spec in declared.runs]
     for run, spec in zip(planned, declared.runs, strict=True):
         resolved = declared.resolve(spec)
-        assert run["digest"] == resolved.digest()
-        assert run["recipe"] == resolved.recipe
+        assert run.digest == resolved.digest()
+        assert run.recipe == resolved.recipe
+
+
+def test_a_plan_is_read_back_as_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = bare(tables=["table1"], figures=[SWEEP]).plan()
+    monkeypatch.chdir(tmp_path)
+    path = plan.write()
+    before = path.read_bytes()
+    again = Plan.read(plan.study)
+    assert again == plan
+    assert plan.holes or plan.runs
+    again.write()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"study": "s"}', '{"runs": [{"dataset": 1}]}'])
+def test_a_file_that_holds_no_plan_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=r"plan\.json is not a study's plan .*microclip plan"):
+        Plan.from_file(path)

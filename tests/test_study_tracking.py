@@ -14,7 +14,7 @@ import yaml
 
 from microclip import paths, runtime, study, study_cards, study_tracking, tracking
 from microclip.run_facts import DESCRIPTION, PARENT
-from microclip.runs import RunSpec
+from microclip.runs import Plan, RunSpec
 from microclip.study import Study
 from tests.browser import Browser, executable
 from tests.fixtures.tracking import client, free_port, own_store, points, runs, served
@@ -51,11 +51,11 @@ def declared(**changes: Any) -> Study:
     return study.load({**STUDY, **changes})
 
 
-def write_study(found: Study) -> dict[str, Any]:
+def write_study(found: Study) -> Plan:
     """Leave the files that the workflow leaves before it shows a study; return its plan."""
     name = found.settings.study
     plan = found.plan()
-    runtime.write_json(Path(paths.STUDY_PLAN.format(study=name)), plan)
+    plan.write()
     rows = [json.loads((s.folder / paths.RUN_SCORES).read_text()) for s in found.runs]
     table = pd.DataFrame(rows)
     table.to_csv(paths.STUDY_SCORES.format(study=name), index=False)
@@ -128,9 +128,8 @@ def place(
         yield tmp_path
 
 
-def plan_of(name: str = "tiny") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path(paths.STUDY_PLAN.format(study=name)).read_text())
-    return found
+def plan_of(name: str = "tiny") -> Plan:
+    return Plan.read(name)
 
 
 def record_of(name: str = "tiny") -> dict[str, Any]:

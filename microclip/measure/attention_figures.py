@@ -6,9 +6,8 @@ classifier itself uses; the released pictures cut other ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 from jaxtyping import Float
@@ -21,7 +20,8 @@ from microclip.measure import pictures
 from microclip.measure.attention_maps import enlarge, min_max, token_maps
 from microclip.measure.drawing import Drawn, house_style
 from microclip.measure.trained_runs import FusedRun, selected
-from microclip.reports import FigureSettings
+from microclip.reports import MapsPlot
+from microclip.runs import FigureSelection
 
 _MAPS = ("[CLS] before", "[FG] before", "[CLS] after", "[FG] after")
 _LINE = 17  # characters of the text beside a row
@@ -41,17 +41,17 @@ class _Row:
 
 
 @house_style()
-def draw(figure: FigureSettings, selection: Mapping[str, Any]) -> Drawn:
+def draw(plot: MapsPlot, selection: FigureSelection) -> Drawn:
     """Return the maps of some test images of each dataset, a row an image.
 
     Raises:
         MissingDataError: a run is not complete.  SettingsError: it has no [FG] token.
     """
-    rows = [row for run in selected(figure.plot, selection) for row in _rows(run, figure.plot)]
+    rows = [row for run in selected(plot, selection) for row in _rows(run, plot)]
     return Drawn(_picture(rows), _numbers(rows))
 
 
-def _rows(run: FusedRun, plot: Any) -> list[_Row]:
+def _rows(run: FusedRun, plot: MapsPlot) -> list[_Row]:
     """Return the images that are shown of one run."""
     tested = run.tested
     indices = tested.choose(plot.images)

@@ -14,9 +14,10 @@ from typing import Any, Literal
 import pandas as pd
 
 from microclip import reports
-from microclip.measure import dataset_counts, published, tables
+from microclip.measure import dataset_counts, published, scores, statistics
 from microclip.measure.published import AVERAGE, PublishedTable
 from microclip.reports import TableRow, TableSettings
+from microclip.runs import Plan, Selection
 from microclip.settings import SettingsError
 
 Verdict = Literal["match", "differs", "not run", "cannot run", ""]
@@ -53,27 +54,27 @@ class Entry:
     note: str = ""
 
 
-def compare(plan: Mapping[str, Any]) -> list[Entry]:
+def compare(plan: Plan) -> list[Entry]:
     """Return an entry for every row and column of the published tables that a study shows.
 
     Raises:
         MissingDataError: the study has no scores yet.
         SettingsError: a table names a published row that is not there, or one twice.
     """
-    scores = tables.read_scores(plan["study"])
+    frame = scores.read(plan.study)
     found: list[Entry] = []
-    for name, selection in plan["tables"].items():
+    for name, selection in plan.tables.items():
         table = reports.load_table(name)
         if table.published is None:
             continue
         printed = published.load(table.published)
         named = printed.rows if table.kind == "datasets" else printed.datasets
-        if not set(named) & set(selection["datasets"]):
+        if not set(named) & set(selection.datasets):
             found += _elsewhere(table, printed)
         elif table.kind == "datasets":
             found += _counts(table, printed, selection)
         else:
-            found += _accuracies(table, printed, scores, plan)
+            found += _accuracies(table, printed, frame, plan)
     return found
 
 
@@ -120,7 +121,7 @@ def _is_number(text: str) -> bool:
 
 
 def _accuracies(
-    table: TableSettings, printed: PublishedTable, scores: pd.DataFrame, plan: Mapping[str, Any]
+    table: TableSettings, printed: PublishedTable, frame: pd.DataFrame, plan: Plan
 ) -> Iterator[Entry]:
     rows = rows_by_key(table, printed)
     for key in printed.rows:
@@ -130,8 +131,8 @@ def _accuracies(
             why = f"no row of config/tables/{table.name}.yaml names it"
             yield from (_judged(replace(entry, reason=why)) for entry in blanks.values())
             continue
-        own = tables.runs_of(row, scores, plan["tables"][table.name], table.name)
-        found = tables.statistics(own, printed.datasets, row.head)
+        own = statistics.runs_of(row, frame, plan.tables[table.name], table.name)
+        found = statistics.statistics(own, printed.datasets, row.head)
         filled: dict[str, Entry] = {}
         for column, one in zip([*printed.datasets, AVERAGE], found, strict=True):
             if one.mean is None:
@@ -164,17 +165,17 @@ def rows_by_key(table: TableSettings, printed: PublishedTable) -> dict[str, Tabl
 
 
 def _why_not(
-    row: TableRow, column: str, others: Mapping[str, Entry], plan: Mapping[str, Any], table: str
+    row: TableRow, column: str, others: Mapping[str, Entry], plan: Plan, table: str
 ) -> dict[str, Any]:
     """Return verdict and reason of a cell without a score; `others` are the row's datasets."""
-    selection = plan["tables"][table]
+    selection = plan.tables[table]
     if column == AVERAGE:
         return _why_no_average(others)
-    if column in selection["datasets"]:
-        hole = tables.hole_of(row, column, plan, selection)
+    if column in selection.datasets:
+        hole = statistics.hole_of(row, column, plan, selection)
         if hole is not None:
             return {"verdict": "cannot run", "reason": hole}
-        return {"reason": tables.missing(row, column, plan, selection)}
+        return {"reason": statistics.missing(row, column, plan, selection)}
     return {"reason": f"{column} is not in this study"}
 
 
@@ -188,12 +189,10 @@ def _why_no_average(datasets: Mapping[str, Entry]) -> dict[str, Any]:
     return {"reason": f"lacks {', '.join(entry.column for entry in lacking)}"}
 
 
-def _counts(
-    table: TableSettings, printed: PublishedTable, selection: Mapping[str, Any]
-) -> Iterator[Entry]:
+def _counts(table: TableSettings, printed: PublishedTable, selection: Selection) -> Iterator[Entry]:
     for dataset in printed.rows:
-        is_here = dataset in selection["datasets"]
-        found = dataset_counts.count(dataset, selection["descriptions"][0]) if is_here else {}
+        is_here = dataset in selection.datasets
+        found = dataset_counts.count(dataset, selection.descriptions[0]) if is_here else {}
         for column in printed.columns:
             entry = _blank(table, printed, dataset, column)
             if column in found:

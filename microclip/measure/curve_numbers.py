@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
 
 from microclip import paths, settings
 from microclip.history import read_history
+from microclip.measure import scores
 from microclip.reports import HistoryPlot, PublishedPoint, SweepPlot
-from microclip.runs import RunSpec
+from microclip.runs import SPEC, FigureSelection, Plan, RunSpec
 from microclip.runtime import MissingDataError
 
 COLUMNS = (  # of the plotted numbers; `x` bears the name of the setting, or "epoch"
@@ -38,27 +38,21 @@ COLUMNS = (  # of the plotted numbers; `x` bears the name of the setting, or "ep
     "note",
 )
 MEASURES = {"accuracy": "top1_pct", "seconds": "seconds", "memory": "peak_memory_mib"}
-_SPEC = tuple(field.name for field in fields(RunSpec))
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
     """What a study has measured: a row of `scores.csv` a run, and why other runs are missing."""
 
-    scores: Mapping[RunSpec, pd.Series[Any]]
+    scores: Mapping[RunSpec, Mapping[Any, Any]]
     holes: Mapping[RunSpec, str]
 
     @classmethod
-    def of(cls, plan: Mapping[str, Any]) -> Results:
+    def of(cls, plan: Plan) -> Results:
         """Return the results of a planned study. Raises MissingDataError without `scores.csv`."""
-        path = Path(paths.STUDY_SCORES.format(study=plan["study"]))
-        if not path.is_file():
-            raise MissingDataError(f"{path} is not there; run `snakemake --cores 1 {path}`")
-        text = {name: str for name in _SPEC if name != "seed"}
-        frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
         return cls(
-            {_spec(row): row for _, row in frame.iterrows()},
-            {_spec(hole): str(hole["reason"]) for hole in plan["holes"]},
+            {RunSpec.of(row): row for row in scores.read(plan.study).to_dict("records")},
+            {hole.spec: hole.reason for hole in plan.holes},
         )
 
     def score(self, spec: RunSpec, column: str) -> float:
@@ -110,11 +104,11 @@ class Place:
         return numbers[own]
 
 
-def places(selection: Mapping[str, Any]) -> list[Place]:
+def places(selection: FigureSelection) -> list[Place]:
     """Return the places that a figure shows, in the study's order; titles tell them apart."""
-    backbones, descriptions = selection["backbones"], selection["descriptions"]
+    backbones, descriptions = selection.backbones, selection.descriptions
     found = []
-    for names in itertools.product(selection["datasets"], backbones, descriptions):
+    for names in itertools.product(selection.datasets, backbones, descriptions):
         titles = [settings.load_dataset(names[0]).title]
         if len(backbones) > 1:
             titles.append(settings.load_backbone_settings(names[1]).title)
@@ -124,17 +118,17 @@ def places(selection: Mapping[str, Any]) -> list[Place]:
     return found
 
 
-def sweep_numbers(plot: SweepPlot, selection: Mapping[str, Any], results: Results) -> pd.DataFrame:
+def sweep_numbers(plot: SweepPlot, selection: FigureSelection, results: Results) -> pd.DataFrame:
     """Return what a sweep plots: a row a mean, a run, a published point or a missing run."""
     rows: list[dict[str, Any]] = []
-    datasets = selection["datasets"]
+    datasets = selection.datasets
     for place, panel in itertools.product(places(selection), plot.panels):
-        for point in selection["points"]:
-            if point["dataset"] != place.dataset:
+        for point in selection.points:
+            if point.dataset != place.dataset:
                 continue
             for seed in _seeds(plot.method, selection):
-                spec = place.run(plot.method, point["variant"], seed)
-                about = {"line": place.title, "measure": MEASURES[panel], "x": point["value"]}
+                spec = place.run(plot.method, point.variant, seed)
+                about = {"line": place.title, "measure": MEASURES[panel], "x": point.value}
                 rows.append({**asdict(spec), **about, **_measured(results, spec, panel)})
     if "accuracy" in plot.panels:
         rows += [_published(point) for point in plot.published if point.dataset in datasets]
@@ -142,7 +136,7 @@ def sweep_numbers(plot: SweepPlot, selection: Mapping[str, Any], results: Result
 
 
 def history_numbers(
-    plot: HistoryPlot, selection: Mapping[str, Any], results: Results
+    plot: HistoryPlot, selection: FigureSelection, results: Results
 ) -> pd.DataFrame:
     """Return what a history plots: a row a mean, an epoch of a run, or a missing run."""
     rows = []
@@ -160,13 +154,9 @@ def history_numbers(
     return _summarised(rows, "epoch")
 
 
-def _spec(row: Mapping[str, Any] | pd.Series[Any]) -> RunSpec:
-    return RunSpec(**{key: row[key] for key in _SPEC})
-
-
-def _seeds(method: str, selection: Mapping[str, Any]) -> tuple[int, ...]:
+def _seeds(method: str, selection: FigureSelection) -> tuple[int, ...]:
     """Return the seeds of a figure's runs; a method without random draws has one."""
-    return tuple(selection["seeds"]) if settings.load_method_file(method).seeded else (0,)
+    return selection.seeds if settings.load_method_file(method).seeded else (0,)
 
 
 def _measured(results: Results, spec: RunSpec, panel: str) -> dict[str, Any]:
@@ -199,7 +189,7 @@ def _summarised(rows: list[dict[str, Any]], x: str) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float, "deviation": float})
     runs = frame[frame["kind"] == "run"]
     means = (
-        runs.groupby([*(key for key in _SPEC if key != "seed"), "line", "measure", "x"], sort=False)
+        runs.groupby([*(key for key in SPEC if key != "seed"), "line", "measure", "x"], sort=False)
         .agg(value=("value", "mean"), deviation=("value", "std"), n_seeds=("value", "count"))
         .reset_index()
         .assign(kind="mean")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -22,6 +21,7 @@ from microclip.measure import curve_numbers, drawing
 from microclip.measure.curve_numbers import MEASURES, Results
 from microclip.measure.drawing import Drawn, Ink
 from microclip.reports import HistoryPlot, SweepPlot
+from microclip.runs import FigureSelection
 from microclip.settings import SettingsError
 
 PANEL_IN = {"accuracy": 1.75, "seconds": 1.05, "memory": 1.05}  # height of a sweep's panels
@@ -48,7 +48,7 @@ _STAR: dict[str, Any] = {
 
 
 @drawing.house_style()
-def draw_sweep(name: str, plot: SweepPlot, selection: Mapping[str, Any], results: Results) -> Drawn:
+def draw_sweep(name: str, plot: SweepPlot, selection: FigureSelection, results: Results) -> Drawn:
     """Draw a line a dataset over the values of a setting, panels below each other.
 
     Raises: SettingsError if a value has no place on the axis.
@@ -78,7 +78,7 @@ def draw_sweep(name: str, plot: SweepPlot, selection: Mapping[str, Any], results
 
 
 @drawing.house_style()
-def draw_history(plot: HistoryPlot, selection: Mapping[str, Any], results: Results) -> Drawn:
+def draw_history(plot: HistoryPlot, selection: FigureSelection, results: Results) -> Drawn:
     """Draw columns of history by epoch, a panel a dataset."""
     numbers = curve_numbers.history_numbers(plot, selection, results)
     places = curve_numbers.places(selection)

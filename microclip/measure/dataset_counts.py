@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from microclip import paths, settings
 from microclip.data import passport as passports
@@ -17,6 +16,7 @@ from microclip.dataset_settings import DatasetCard, PublicSource
 from microclip.measure import published
 from microclip.measure.layout import Cell, Column, Row, Table
 from microclip.reports import TableSettings
+from microclip.runs import Selection
 
 HEADINGS = {  # by column of the published CSV
     "descriptions_per_class": "Descriptions a class",
@@ -93,13 +93,13 @@ def text_of(number: tuple[int, int]) -> str:
 
 
 def build(
-    table: TableSettings, titles: Mapping[str, str], selection: Mapping[str, Any], study: str
+    table: TableSettings, titles: Mapping[str, str], selection: Selection, study: str
 ) -> Table:
     """Return one row a dataset: our counts, the paper's, and a mark where they differ.
 
     Counts of descriptions are those of the selection's first author of descriptions.
     """
-    author = selection["descriptions"][0]
+    author = selection.descriptions[0]
     printed = None if table.published is None else published.load(table.published)
     groups = [_OURS] if printed is None else [_OURS, _PAPER]
     rows: list[Row] = []
@@ -108,7 +108,7 @@ def build(
     for dataset, title in titles.items():
         found, said = count(dataset, author), declared(dataset)
         known = {**({} if said is None else said.numbers), **found}
-        if selection["is_brief"] and not known:
+        if selection.is_brief and not known:
             continue
         shown.append((dataset, title))
         for reason in {why_not(column) for column in HEADINGS if column not in known}:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -14,7 +13,8 @@ from microclip.measure import pictures
 from microclip.measure.drawing import Drawn, house_style
 from microclip.measure.evaluation import Evaluation, evaluate
 from microclip.measure.trained_runs import FusedRun, selected
-from microclip.reports import FigureSettings
+from microclip.reports import FailuresPlot
+from microclip.runs import FigureSelection
 from microclip.settings import load_dataset
 
 _HEADS = {"fused": "fusion", "global": "[CLS]", "local": "[FG]"}
@@ -46,13 +46,12 @@ class _Failure:
 
 
 @house_style()
-def draw(figure: FigureSettings, selection: Mapping[str, Any]) -> Drawn:
+def draw(plot: FailuresPlot, selection: FigureSelection) -> Drawn:
     """Return the failures of each dataset that the fusion is surest of.
 
     Raises:
         MissingDataError: a run is not complete.  SettingsError: it has no [FG] token.
     """
-    plot: Any = figure.plot
     found: list[_Failure] = []
     lines: list[str] = []
     for run in selected(plot, selection):

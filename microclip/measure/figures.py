@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from microclip import paths, reports
 from microclip.measure import drawing
 from microclip.measure.curve_numbers import Results
 from microclip.measure.drawing import Drawn
+from microclip.runs import Plan
 from microclip.settings import SettingsError
 
 
-def write(figure: reports.FigureSettings, plan: Mapping[str, Any]) -> Path:
+def write(figure: reports.FigureSettings, plan: Plan) -> Path:
     """Draw a figure of a planned study and save it; return its path without suffix.
 
     Writes `<path>.png`, `<path>.pdf` and the plotted numbers, `<path>.csv`.
@@ -22,22 +21,22 @@ def write(figure: reports.FigureSettings, plan: Mapping[str, Any]) -> Path:
         SettingsError: the study does not list the figure.
         MissingDataError: a file that the figure is drawn from is not there.
     """
-    file = paths.FIGURE.format(study=plan["study"], figure=figure.name, format="png")
+    file = paths.FIGURE.format(study=plan.study, figure=figure.name, format="png")
     stem = Path(file).with_suffix("")
     with drawing.house_style():
         drawing.save(draw(figure, plan), stem)
     return stem
 
 
-def draw(figure: reports.FigureSettings, plan: Mapping[str, Any]) -> Drawn:
+def draw(figure: reports.FigureSettings, plan: Plan) -> Drawn:
     """Return a figure of a planned study. Raises SettingsError if the study does not list it.
 
     Imports stand inside, so that curves need no torch.
     """
-    listed = plan["figures"]
+    listed = plan.figures
     if figure.name not in listed:
         raise SettingsError(
-            f"study {plan['study']} lists no figure {figure.name!r}; "
+            f"study {plan.study} lists no figure {figure.name!r}; "
             f"listed: {', '.join(listed) or 'none'}"
         )
     selection = listed[figure.name]
@@ -53,12 +52,12 @@ def draw(figure: reports.FigureSettings, plan: Mapping[str, Any]) -> Drawn:
         case reports.MapsPlot():
             from microclip.measure import attention_figures
 
-            return attention_figures.draw(figure, selection)
+            return attention_figures.draw(figure.plot, selection)
         case reports.MasksPlot():
             from microclip.measure import mask_figures
 
-            return mask_figures.draw(figure, selection)
+            return mask_figures.draw(figure.plot, selection)
         case reports.FailuresPlot():
             from microclip.measure import failure_figures
 
-            return failure_figures.draw(figure, selection)
+            return failure_figures.draw(figure.plot, selection)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from microclip import paths, reports, runtime
 from microclip.measure import comparison, published
@@ -17,9 +16,10 @@ from microclip.measure.comparison import ELSEWHERE, VERDICTS, Entry
 from microclip.measure.layout import HOLE, aligned
 from microclip.measure.published import Audit
 from microclip.reports import TableSettings
+from microclip.runs import Plan, Selection
 
 
-def write(plan: Mapping[str, Any]) -> Path:
+def write(plan: Plan) -> Path:
     """Write a study's ledger as CSV and Markdown; return its path without suffix.
 
     Raises:
@@ -27,7 +27,7 @@ def write(plan: Mapping[str, Any]) -> Path:
         SettingsError: a table names a published row that is not there.
     """
     entries = comparison.compare(plan)
-    target = Path(paths.LEDGER.format(study=plan["study"], format="csv"))
+    target = Path(paths.LEDGER.format(study=plan.study, format="csv"))
     runtime.write_text(target, to_csv(entries))
     runtime.write_text(target.with_suffix(".md"), to_markdown(entries, plan))
     return target.with_suffix("")
@@ -45,9 +45,9 @@ def to_csv(entries: Sequence[Entry]) -> str:
     return stream.getvalue()
 
 
-def to_markdown(entries: Sequence[Entry], plan: Mapping[str, Any]) -> str:
+def to_markdown(entries: Sequence[Entry], plan: Plan) -> str:
     """Return counts by verdict, a table of pairs for each table, footnotes, printed averages."""
-    lines = [f"# Paper ledger of study {plan['study']}", "", *summary(entries), ""]
+    lines = [f"# Paper ledger of study {plan.study}", "", *summary(entries), ""]
     if any(entry.ours for entry in entries):
         lines += [
             "A cell is the published number, ours, and ours minus published. Bold: beyond the "
@@ -65,7 +65,7 @@ def to_markdown(entries: Sequence[Entry], plan: Mapping[str, Any]) -> str:
             title = reports.load_table(name).title
             lines.append(f"- {title}: {n} cells not run: {ELSEWHERE}")
         else:
-            sections += _section(own, plan["tables"][name], marks)
+            sections += _section(own, plan.tables[name], marks)
     lines += ["", *sections] if lines[-1] else sections
     if footnotes:
         lines += ["## Footnotes", ""]
@@ -114,7 +114,7 @@ def _heading(column: str) -> str:
 
 def _section(
     entries: Sequence[Entry],
-    selection: Mapping[str, Any],
+    selection: Selection,
     marks: Mapping[tuple[str, str], int],
 ) -> list[str]:
     """Return a table's part of the ledger: published, ours and difference of each cell."""
@@ -123,12 +123,12 @@ def _section(
     shown = [
         column
         for column in dict.fromkeys(entry.column for entry in entries)
-        if not is_accuracy or column in (*selection["datasets"], published.AVERAGE)
+        if not is_accuracy or column in (*selection.datasets, published.AVERAGE)
     ]
     body = []
     for key, group in groupby(entries, key=lambda entry: entry.row):
         cells = {entry.column: entry for entry in group}
-        if is_accuracy or key in selection["datasets"]:
+        if is_accuracy or key in selection.datasets:
             body.append([key, *(_pair(cells[column], marks) for column in shown)])
     reasons = list(_reasons(entries))
     return [
@@ -142,9 +142,7 @@ def _section(
     ]
 
 
-def _what_is_ours(
-    table: TableSettings, selection: Mapping[str, Any], entries: Sequence[Entry]
-) -> str:
+def _what_is_ours(table: TableSettings, selection: Selection, entries: Sequence[Entry]) -> str:
     if table.kind == "datasets":
         return "Ours are counts of what was fetched and described; tolerance 0."
     sizes = sorted({entry.n_seeds for entry in entries} - {0}) or [0]
@@ -152,7 +150,7 @@ def _what_is_ours(
     used = []
     for field, several in (("backbone", "backbones"), ("descriptions", "descriptions")):
         named = [getattr(row, field) for row in table.rows]
-        default = selection[several] if None in named else []
+        default = getattr(selection, several) if None in named else []
         used.append(dict.fromkeys([*default, *filter(None, named)]))
     return (
         f"Ours: {', '.join(used[0])}; descriptions {', '.join(used[1])}; "
@@ -199,7 +197,7 @@ def describe(audit: Audit) -> str:
     )
 
 
-def verify(plan: Mapping[str, Any], *, is_full_audit: bool = False) -> Iterator[str]:
+def verify(plan: Plan, *, is_full_audit: bool = False) -> Iterator[str]:
     """Yield what `microclip verify` prints: counts, cells that differ, printed averages.
 
     Raises:
@@ -224,5 +222,5 @@ def verify(plan: Mapping[str, Any], *, is_full_audit: bool = False) -> Iterator[
     if differing:
         raise runtime.VerificationError(
             f"{len(differing)} of {sum(bool(e.verdict) for e in entries)} published cells differ "
-            f"from study {plan['study']} beyond their tolerance"
+            f"from study {plan.study} beyond their tolerance"
         )

@@ -5,9 +5,8 @@ Source: Fig. 4, arXiv:2510.02270v1. The classifier uses the raw mask alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
@@ -23,7 +22,8 @@ from microclip.measure.cuts import examine
 from microclip.measure.drawing import Drawn, house_style
 from microclip.measure.refinement import inference_name, refine
 from microclip.measure.trained_runs import FusedRun, selected
-from microclip.reports import FigureSettings
+from microclip.reports import MasksPlot
+from microclip.runs import FigureSelection
 from microclip.settings import SettingsError
 
 _VECTOR_COLOURS = "PuOr"  # diverging, readable to colour-blind people
@@ -50,18 +50,18 @@ class _Row:
 
 
 @house_style()
-def draw(figure: FigureSettings, selection: Mapping[str, Any]) -> Drawn:
+def draw(plot: MasksPlot, selection: FigureSelection) -> Drawn:
     """Return the masks of some test images of each dataset, a row an image.
 
     Raises:
         MissingDataError: a run is not complete.  SettingsError: it cuts no graph.
     """
-    rows = [row for run in selected(figure.plot, selection) for row in _rows(run, figure.plot)]
+    rows = [row for run in selected(plot, selection) for row in _rows(run, plot)]
     return Drawn(_picture(rows), _numbers(rows))
 
 
 @torch.no_grad()
-def _rows(run: FusedRun, plot: Any) -> list[_Row]:
+def _rows(run: FusedRun, plot: MasksPlot) -> list[_Row]:
     """Return the cuts of the images that are shown of one run, as its trained network makes them.
 
     Raises: SettingsError if its query needs no cut.

@@ -9,30 +9,29 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from microclip import paths, runtime, settings
-from microclip.measure import page_parts, study_facts
+from microclip.measure import page_parts, scores, study_facts
 from microclip.measure.study_facts import Run
-from microclip.measure.tables import read_scores
+from microclip.runs import Plan
 from microclip.settings import DatasetSettings, IconSource
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write(plan: Mapping[str, Any]) -> Path:
+def write(plan: Plan) -> Path:
     """Write the page of a planned study; return its path.
 
     A table, figure or ledger that is not there is said to be missing, in its place.
 
     Raises: MissingDataError if the study has no scores yet.
     """
-    study = plan["study"]
-    runs = study_facts.read_runs(plan, read_scores(study))
+    study = plan.study
+    runs = study_facts.read_runs(plan, scores.read(study))
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -44,9 +43,9 @@ def write(plan: Mapping[str, Any]) -> Path:
     environment.filters["duration"] = study_facts.duration_text
     text = environment.get_template("page.html").render(
         study=study,
-        title=plan["title"] or f"Study {study}",
-        tables=[page_parts.read_table(name, study) for name in plan["tables"]],
-        figures=page_parts.read_figures(plan["figures"], study),
+        title=plan.title or f"Study {study}",
+        tables=[page_parts.read_table(name, study) for name in plan.tables],
+        figures=page_parts.read_figures(plan.figures, study),
         ledger=page_parts.read_ledger(study),
         files=page_parts.files_of(beside, study),
         **_setting(plan, runs),
@@ -57,11 +56,12 @@ def write(plan: Mapping[str, Any]) -> Path:
     return target
 
 
-def _setting(plan: Mapping[str, Any], runs: list[Run]) -> dict[str, Any]:
+def _setting(plan: Plan, runs: list[Run]) -> dict[str, Any]:
     """Return what was run: datasets, backbones, descriptions, seeds, methods."""
 
     def named(field: str) -> list[str]:
-        parts = [run[field] for run in (*plan["runs"], *plan["holes"])]
+        specs = [one.spec for part in (plan.runs, plan.holes) for one in part]
+        parts = [str(getattr(spec, field)) for spec in specs]
         return list(dict.fromkeys(parts))
 
     datasets, shared = _dataset_facts(named("dataset"))
@@ -77,7 +77,7 @@ def _setting(plan: Mapping[str, Any], runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def _outcome(plan: Mapping[str, Any], runs: list[Run]) -> dict[str, Any]:
+def _outcome(plan: Plan, runs: list[Run]) -> dict[str, Any]:
     """Return what came of it: runs, holes, durations, machines."""
     titles = {run.spec.method: settings.load_method_file(run.spec.method).title for run in runs}
     sets = {run.spec.dataset: settings.load_dataset(run.spec.dataset).title for run in runs}

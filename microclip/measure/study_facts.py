@@ -6,16 +6,15 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from microclip import paths, settings
-from microclip.measure.scores import SPEC
 from microclip.methods.base import known_methods, settings_of
-from microclip.runs import RunSpec
+from microclip.runs import Plan, RunSpec
 
 Changes = tuple[tuple[str, str], ...]  # settings with the values that they were given
 LOCAL_SERVER = "http://127.0.0.1:5000"  # where `make ui` shows a database that is a file
@@ -98,12 +97,11 @@ class Machine:
     n_runs: int
 
 
-def read_runs(plan: Mapping[str, Any], scores: pd.DataFrame) -> list[Run]:
+def read_runs(plan: Plan, scores: pd.DataFrame) -> list[Run]:
     """Return the planned runs in order, each with what its folder says."""
-    keyed = {tuple(str(row[k]) for k in SPEC): row for row in scores.to_dict("records")}
-    specs = [RunSpec(**{key: run[key] for key in SPEC}) for run in plan["runs"]]
-    page = Path(paths.PAGE.format(study=plan["study"])).parent
-    return [_run(s, keyed.get(tuple(str(getattr(s, k)) for k in SPEC)), page) for s in specs]
+    keyed = {RunSpec.of(row): row for row in scores.to_dict("records")}
+    page = Path(paths.PAGE.format(study=plan.study)).parent
+    return [_run(run.spec, keyed.get(run.spec), page) for run in plan.runs]
 
 
 def _run(spec: RunSpec, scored: Mapping[Any, Any] | None, page: Path) -> Run:
@@ -112,7 +110,7 @@ def _run(spec: RunSpec, scored: Mapping[Any, Any] | None, page: Path) -> Run:
     folder = spec.folder
     record = _json(folder / paths.RUN_RECORD)
     used = record.get("settings", {})
-    gallery = Path(paths.RUN_GALLERY.format(**{key: getattr(spec, key) for key in SPEC}))
+    gallery = Path(paths.RUN_GALLERY.format(**asdict(spec)))
     return Run(
         spec,
         top1_pct=float(scored["top1_pct"]),
@@ -269,12 +267,12 @@ def machines(runs: Iterable[Run]) -> list[Machine]:
     ]
 
 
-def holes(plan: Mapping[str, Any]) -> list[dict[str, str]]:
+def holes(plan: Plan) -> list[dict[str, str]]:
     """Return what cannot run: a line a method, variant and reason, with its datasets."""
     grouped: dict[tuple[str, str, str], list[str]] = {}
-    for hole in plan["holes"]:
-        key = (hole["method"], hole["variant"], hole["reason"])
-        grouped.setdefault(key, []).append(hole["dataset"])
+    for hole in plan.holes:
+        key = (hole.spec.method, hole.spec.variant, hole.reason)
+        grouped.setdefault(key, []).append(hole.spec.dataset)
     return [
         {
             "method": settings.load_method_file(method).title,

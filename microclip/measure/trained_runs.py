@@ -30,8 +30,9 @@ from microclip.measure.evaluation import ViewReader, collect_heads
 from microclip.methods.base import Classifier, Sight, Silence, Task, grant, load_method
 from microclip.methods.microclip import FusionClassifier
 from microclip.model.backbone import load_backbone
+from microclip.reports import FailuresPlot, MapsPlot, MasksPlot
+from microclip.runs import FigureSelection, RunSettings, RunSpec
 from microclip.settings import SettingsError, read_yaml, validated
-from microclip.study import RunSettings, RunSpec
 from microclip.text import embedding
 
 _PICTURE_PX = 224  # side of pictures for people, unless the image is smaller
@@ -213,19 +214,21 @@ def read(folder: Path) -> TestedRun:
     )
 
 
-def selected(plot: Any, selection: Mapping[str, Any]) -> Iterable[FusedRun]:
+def selected(
+    plot: MapsPlot | MasksPlot | FailuresPlot, selection: FigureSelection
+) -> Iterable[FusedRun]:
     """Yield the run of each dataset that a figure shows pictures of.
 
     Of several backbones, descriptions and seeds it is the first.
     """
-    for dataset in selection["datasets"]:
+    for dataset in selection.datasets:
         spec = RunSpec(
             dataset=dataset,
-            backbone=selection["backbones"][0],
-            descriptions=selection["descriptions"][0],
+            backbone=selection.backbones[0],
+            descriptions=selection.descriptions[0],
             method=plot.method,
             variant=plot.variant,
-            seed=selection["seeds"][0],
+            seed=selection.seeds[0],
         )
         yield FusedRun(read(spec.folder))
 

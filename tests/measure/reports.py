@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 
 from microclip import paths, runtime
 from microclip.data import passport as passports
+from microclip.runs import Hole, Plan, PlannedRun, RunSpec, Selection
 
 Cells = Mapping[str, Sequence[float]]  # dataset -> a number a seed
 
@@ -44,35 +46,26 @@ def plan(
     runs: Iterable[tuple[str, str, str]] = (),
     holes: Mapping[tuple[str, str], str] | None = None,
     **selection: Any,
-) -> dict[str, Any]:
+) -> Plan:
     """Return a plan of one table; `runs` are (dataset, method, variant), `holes` reasons."""
-    datasets = list(datasets)
-    parts = {"backbone": "b", "descriptions": "d", "seed": 0}
-    return {
-        "study": "s",
-        "title": "Study S",
-        "runs": [
-            {"dataset": dataset, "method": method, "variant": variant, **parts}
+    names = tuple(datasets)
+    part = Selection(names, ("b",), ("d",), (0, 1, 2))
+    return Plan(
+        study="s",
+        title="Study S",
+        runs=tuple(
+            PlannedRun(RunSpec(dataset, "b", "d", method, variant), digest="", recipe=1)
             for dataset, method, variant in runs
-        ],
-        "holes": [
-            {"dataset": dataset, "method": method, "variant": variant, **parts, "reason": reason}
+        ),
+        holes=tuple(
+            Hole(RunSpec(dataset, "b", "d", method, variant), reason)
             for ((method, variant), reason), dataset in itertools.product(
-                (holes or {}).items(), datasets
+                (holes or {}).items(), names
             )
-        ],
-        "tables": {
-            table: {
-                "datasets": datasets,
-                "backbones": ["b"],
-                "descriptions": ["d"],
-                "seeds": [0, 1, 2],
-                "is_brief": False,
-                **selection,
-            }
-        },
-        "figures": {},
-    }
+        ),
+        tables={table: replace(part, **selection)},
+        figures={},
+    )
 
 
 def write_scores(frame: pd.DataFrame, study: str = "s") -> None:

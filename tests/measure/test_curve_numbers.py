@@ -1,12 +1,12 @@
 """What a study has measured, as curves read it; the numbers of each curve: test_curves.py."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from microclip.measure.curve_numbers import Results
-from microclip.runs import RunSpec
+from microclip.runs import Hole, Plan, RunSpec
 from microclip.runtime import MissingDataError
 
 RUN = RunSpec("icons-food-small", "icon-clip", "shipped", "microclip")
@@ -16,7 +16,8 @@ def test_results_are_read_as_they_were_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = {"study": "s", "holes": [{**asdict(RUN), "variant": "NA", "reason": "no code"}]}
+    hole = Hole(replace(RUN, variant="NA"), "no code")
+    plan = Plan("s", "", (), (hole,), {}, {})
     with pytest.raises(MissingDataError, match=r"results/s/scores\.csv .*snakemake"):
         Results.of(plan)
     (tmp_path / "results" / "s").mkdir(parents=True)

@@ -16,7 +16,7 @@ from microclip.measure import curves
 from microclip.measure.curve_numbers import Results
 from microclip.measure.drawing import Drawn
 from microclip.reports import HistoryPlot, SweepPlot
-from microclip.runs import RunSpec
+from microclip.runs import FigureSelection, RunSpec, SweepPoint
 from microclip.settings import SettingsError
 
 RUN = RunSpec("icons-food-small", "icon-clip", "shipped", "microclip")
@@ -49,21 +49,21 @@ HISTORY = HistoryPlot.model_validate(
 )
 
 
-def selection(**changes: Any) -> dict[str, Any]:
+def selection(**changes: Any) -> FigureSelection:
     """Return what a plan says of a figure of one dataset with three seeds."""
-    found: dict[str, Any] = {
+    parts = {
         "datasets": ["icons-food-small"],
         "backbones": ["icon-clip"],
         "descriptions": ["shipped"],
         "seeds": [0, 1, 2],
         **changes,
     }
-    points = [
-        {"dataset": dataset, "value": value, "variant": variant}
-        for dataset in found["datasets"]
+    points = tuple(
+        SweepPoint(dataset, value, variant)
+        for dataset in parts["datasets"]
         for value, variant in VARIANTS.items()
-    ]
-    return {"points": points, **found}
+    )
+    return FigureSelection(**{k: tuple(v) for k, v in {"points": points, **parts}.items()})
 
 
 def row(top1_pct: float, seconds: float = 10.0, device: str = "cpu") -> "pd.Series[Any]":
@@ -264,7 +264,7 @@ def test_a_log_axis_has_ticks_at_the_values(
 ) -> None:
     names = ("gamma-0", "default", "gamma-1")
     points = [
-        {"dataset": "icons-food-small", "value": value, "variant": variant}
+        SweepPoint("icons-food-small", value, variant)
         for value, variant in zip(values, names, strict=True)
     ]
     plot = SWEEP.model_copy(update={"x_scale": scale, "published": ()})
@@ -286,10 +286,7 @@ def test_zero_has_no_place_on_a_log_axis() -> None:
 
 
 def test_many_values_are_all_ticked_and_not_all_named() -> None:
-    points = [
-        {"dataset": "icons-food-small", "value": value / 20, "variant": "default"}
-        for value in range(21)
-    ]
+    points = [SweepPoint("icons-food-small", value / 20, "default") for value in range(21)]
     _, (axes,) = sweep(points=points)
     named = [tick.get_text() for tick in axes.get_xticklabels()]
     assert len(named) == 21

@@ -8,10 +8,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from microclip import cli, reports, runtime, study
+from microclip import cli, reports, study
 from microclip.measure import figures
 from microclip.measure.curve_numbers import Results
 from microclip.measure.curves import draw_sweep
+from microclip.runs import Plan
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError
 
@@ -19,19 +20,19 @@ ROOT = Path(__file__).resolve().parents[2]
 CURVES = ("figure3", "figure5", "figure6", "figure6a", "figure6b", "figure8")
 
 
-def planned(**selection: Any) -> dict[str, Any]:
+def planned(**selection: Any) -> Plan:
     """Return the plan of the shipped study with the figures that are curves."""
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
     listed = [{"name": name, "datasets": ["icons-food-small"], **selection} for name in CURVES]
     return study.load({**config, "study": "s", "tables": [], "figures": listed}).plan()
 
 
-def write_scores(plan: dict[str, Any], *, variants: tuple[str, ...]) -> None:
+def write_scores(plan: Plan, *, variants: tuple[str, ...]) -> None:
     """Write `scores.csv` with a row for the runs of these variants."""
     rows = [
-        {**run, "top1_pct": 50.0 + run["seed"], "seconds": 9.0, "device": "cpu"}
-        for run in plan["runs"]
-        if run["variant"] in variants
+        {**run.as_dict(), "top1_pct": 50.0 + run.spec.seed, "seconds": 9.0, "device": "cpu"}
+        for run in plan.runs
+        if run.spec.variant in variants
     ]
     names = ["dataset", "backbone", "descriptions", "method", "variant", "seed"]
     frame = pd.DataFrame(rows, columns=[*names, "top1_pct", "seconds", "device"])
@@ -51,7 +52,7 @@ def test_a_figure_is_saved_in_the_study_with_its_numbers() -> None:
     write_scores(plan, variants=("default", "gamma-0"))
     figure = reports.load_figure("figure5")
     assert figures.write(figure, plan) == Path("results/s/figures/figure5")
-    drawn = draw_sweep("figure5", figure.plot, plan["figures"]["figure5"], Results.of(plan))
+    drawn = draw_sweep("figure5", figure.plot, plan.figures["figure5"], Results.of(plan))
     saved = pd.read_csv("results/s/figures/figure5.csv")
     assert saved.columns.tolist() == drawn.numbers.columns.tolist()
     assert saved["value"].tolist() == pytest.approx(drawn.numbers["value"].tolist(), nan_ok=True)
@@ -105,7 +106,7 @@ def test_without_scores_the_message_says_what_to_run() -> None:
 def test_the_verb_plots_a_figure(capsys: pytest.CaptureFixture[str]) -> None:
     plan = planned()
     write_scores(plan, variants=("default",))
-    runtime.write_json(Path("results/s/plan.json"), plan)
+    plan.write()
     assert cli.main(["plot", "figure8", "--study", "s"]) == 0
     assert "results/s/figures/figure8.pdf" in capsys.readouterr().err
     assert Path("results/s/figures/figure8.pdf").read_bytes().startswith(b"%PDF")

@@ -228,8 +228,7 @@ def test_verify_of_a_study_that_was_not_run_exits_with_3(
 ) -> None:
     assert cli.main(["verify", "--study", "s"]) == 3
     assert "results/s/plan.json does not exist" in capsys.readouterr().err
-    Path("results/s").mkdir(parents=True)
-    Path("results/s/plan.json").write_text(json.dumps(plan("table4", SIX)))
+    plan("table4", SIX).write()
     assert cli.main(["verify", "--study", "s"]) == 3
     assert "results/s/scores.csv is not there" in capsys.readouterr().err
 

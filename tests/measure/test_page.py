@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tomllib
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from PIL import Image
 
 from microclip import paths, runtime, settings, study
 from microclip.measure import page, page_parts, study_facts
-from microclip.measure.scores import COLUMNS, SPEC
+from microclip.measure.scores import COLUMNS
 from microclip.methods.base import SHARED_RECIPE
+from microclip.runs import Plan
 from tests.browser import DESKTOP, PHONE, Browser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +113,7 @@ def write_runs(declared: study.Study) -> None:
     for spec in declared.runs:
         is_trained = spec.method == "microclip"
         scores = {
-            **{key: getattr(spec, key) for key in SPEC},
+            **asdict(spec),
             "top1_pct": 44.0 + spec.seed if is_trained else 40.0,
             "seconds": 60.0 * (1 + spec.seed) if is_trained else 1.0,
             "device": "cpu",
@@ -155,7 +157,7 @@ def write_reports() -> None:
 
 
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     write_config(tmp_path / "root")
     monkeypatch.setenv("MICROCLIP_ROOT", str(tmp_path / "root"))
     (tmp_path / "work").mkdir()
@@ -195,11 +197,11 @@ class Words(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag == name]
 
 
-def read(plan: dict[str, Any]) -> Words:
+def read(plan: Plan) -> Words:
     return Words(page.write(plan).read_text())
 
 
-def test_the_page_shows_each_number_with_its_mark(plan: dict[str, Any]) -> None:
+def test_the_page_shows_each_number_with_its_mark(plan: Plan) -> None:
     target = page.write(plan)
     assert target == Path("results/toy/index.html")
     text = target.read_text()
@@ -211,7 +213,7 @@ def test_the_page_shows_each_number_with_its_mark(plan: dict[str, Any]) -> None:
     assert "Accuracy, in percent. Study toy; mean ± sample deviation, 2 seeds." in words.text
 
 
-def test_rows_columns_and_groups_are_headings(plan: dict[str, Any]) -> None:
+def test_rows_columns_and_groups_are_headings(plan: Plan) -> None:
     text = page.write(plan).read_text()
     assert '<th scope="rowgroup" colspan="4"><span>Zero-shot</span></th>' in text
     assert '<th scope="row">CLIP</th>' in text
@@ -226,7 +228,7 @@ def test_rows_columns_and_groups_are_headings(plan: dict[str, Any]) -> None:
     assert (named | inside) <= set(ids)
 
 
-def test_a_missing_table_or_figure_is_said_in_its_place(plan: dict[str, Any]) -> None:
+def test_a_missing_table_or_figure_is_said_in_its_place(plan: Plan) -> None:
     words = read(plan)
     assert (
         "Table B As declared. Not here yet. results/toy/tables/tableB.md is missing" in words.text
@@ -236,7 +238,7 @@ def test_a_missing_table_or_figure_is_said_in_its_place(plan: dict[str, Any]) ->
     assert "results/toy/ledger.csv is missing" in read(plan).text
 
 
-def test_files_are_linked_beside_the_page_if_they_are_there(plan: dict[str, Any]) -> None:
+def test_files_are_linked_beside_the_page_if_they_are_there(plan: Plan) -> None:
     page_folder = page.write(plan).parent
     links = [str(a["href"]) for a in Words((page_folder / "index.html").read_text()).of("a")]
     files = [link for link in links if not link.startswith(("#", "http"))]
@@ -246,7 +248,7 @@ def test_files_are_linked_beside_the_page_if_they_are_there(plan: dict[str, Any]
 
 
 def test_pictures_lie_within_the_file_and_are_shown_at_their_printed_size(
-    plan: dict[str, Any],
+    plan: Plan,
 ) -> None:
     [image] = read(plan).of("img")
     head, _, data = str(image["src"]).partition(",")
@@ -267,14 +269,14 @@ def test_a_large_picture_is_made_smaller(tmp_path: Path) -> None:
     assert len(data) < (tmp_path / "noise.png").stat().st_size
 
 
-def test_columns_that_say_nothing_are_left_out_of_the_numbers(plan: dict[str, Any]) -> None:
+def test_columns_that_say_nothing_are_left_out_of_the_numbers(plan: Plan) -> None:
     text = page.write(plan).read_text()
     heads = re.search(r"Figure A, the numbers</span></caption>\s*<thead>(.*?)</thead>", text)
     assert heads is not None
     assert re.findall(r">([^<]+)</th>", heads[1]) == ["gamma", "value"]
 
 
-def test_all_text_is_escaped(plan: dict[str, Any]) -> None:
+def test_all_text_is_escaped(plan: Plan) -> None:
     text = page.write(plan).read_text()
     assert '<script>alert("of")' not in text
     assert text.count("<script>") == 1
@@ -283,7 +285,7 @@ def test_all_text_is_escaped(plan: dict[str, Any]) -> None:
     assert "A slip & its reason." in words.text
 
 
-def test_nothing_is_asked_of_a_network(plan: dict[str, Any]) -> None:
+def test_nothing_is_asked_of_a_network(plan: Plan) -> None:
     words = read(plan)
     loaded = [*words.of("img"), *words.of("link"), *words.of("script"), *words.of("iframe")]
     sources = [str(value) for one in loaded for key in ("src", "href") if (value := one.get(key))]
@@ -292,24 +294,24 @@ def test_nothing_is_asked_of_a_network(plan: dict[str, Any]) -> None:
     assert str(policy["content"]).startswith("default-src 'none'; img-src data:;")
 
 
-def test_the_same_results_give_the_same_bytes(plan: dict[str, Any]) -> None:
+def test_the_same_results_give_the_same_bytes(plan: Plan) -> None:
     first = page.write(plan).read_bytes()
-    assert page.write(json.loads(json.dumps(plan))).read_bytes() == first
+    assert page.write(Plan.from_dict(json.loads(json.dumps(plan.as_dict())))).read_bytes() == first
 
 
-def test_the_ledger_is_counted_and_told(plan: dict[str, Any]) -> None:
+def test_the_ledger_is_counted_and_told(plan: Plan) -> None:
     text = read(plan).text
     assert "Cells that match the paper 1 of 2" in text
     assert "Match 1 Differs 1 Cannot run 1" in text
     assert "tableA CLIP cars 55.00 50.00 -5.00 differs" in text
 
 
-def test_a_ledger_without_cells_says_so(plan: dict[str, Any]) -> None:
+def test_a_ledger_without_cells_says_so(plan: Plan) -> None:
     Path("results/toy/ledger.csv").write_text(LEDGER_CSV.splitlines()[0] + "\n")
     assert "No table of this study names a published one." in read(plan).text
 
 
-def test_runs_link_to_mlflow_their_folder_and_their_gallery(plan: dict[str, Any]) -> None:
+def test_runs_link_to_mlflow_their_folder_and_their_gallery(plan: Plan) -> None:
     links = [str(a["href"]) for a in read(plan).of("a")]
     clip = "../runs/cats/icon-clip/shipped/clip/default/seed-0"
     assert f"http://127.0.0.1:5000/#/runs/{RUN_ID}" in links
@@ -318,16 +320,16 @@ def test_runs_link_to_mlflow_their_folder_and_their_gallery(plan: dict[str, Any]
     assert f"{clip}/" in links
 
 
-def test_a_planned_run_without_a_score_is_listed_as_such(plan: dict[str, Any]) -> None:
+def test_a_planned_run_without_a_score_is_listed_as_such(plan: Plan) -> None:
     path = Path("results/toy/scores.csv")
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     text = read(plan).text
-    n = len(plan["runs"])
+    n = len(plan.runs)
     assert f"{n - 1} of {n} planned runs are complete." in text
     assert "not run yet" in text
 
 
-def test_what_differs_from_the_method_s_file_is_listed(plan: dict[str, Any]) -> None:
+def test_what_differs_from_the_method_s_file_is_listed(plan: Plan) -> None:
     text = read(plan).text
     assert "In all runs of this study: epochs: 2 . On Cars: batch_size: 7 ." in text
     [changes] = re.findall(r"paper-text ((?:[a-z_]+: [a-z]+ )+)4 ", text)
@@ -342,11 +344,11 @@ def test_what_differs_from_the_method_s_file_is_listed(plan: dict[str, Any]) -> 
     assert "default nothing 4" in text
 
 
-def test_holes_show_their_reason(plan: dict[str, Any]) -> None:
+def test_holes_show_their_reason(plan: Plan) -> None:
     assert "WCA method wca has no code in this release 2 Cats, Cars" in read(plan).text
 
 
-def test_durations_are_added_up_by_method(plan: dict[str, Any]) -> None:
+def test_durations_are_added_up_by_method(plan: Plan) -> None:
     """Two runs of clip of 1 s; of microclip 2 datasets, 2 variants, seeds of 60 and 120 s."""
     text = read(plan).text
     assert "CLIP 2 2.0 s 1.0 s 1.0 s" in text
@@ -369,7 +371,7 @@ def test_a_duration_is_written_for_people(seconds: float, text: str) -> None:
     assert study_facts.duration_text(seconds) == text
 
 
-def test_machines_and_versions_are_those_of_the_runs(plan: dict[str, Any]) -> None:
+def test_machines_and_versions_are_those_of_the_runs(plan: Plan) -> None:
     text = read(plan).text
     assert "6 runs on CPU Device CPU, 2 CPUs System Linux-1, Python 3.11.7" in text
     assert "4 runs on Fast GPU" in text
@@ -377,7 +379,7 @@ def test_machines_and_versions_are_those_of_the_runs(plan: dict[str, Any]) -> No
     assert "torch 2.0" in text
 
 
-def test_images_are_counted_in_the_manifest_or_as_declared(plan: dict[str, Any]) -> None:
+def test_images_are_counted_in_the_manifest_or_as_declared(plan: Plan) -> None:
     manifest = "split,file,label\ntrain,a,0\ntrain,b,1\ntest,c,1\n"
     runtime.write_text(Path(paths.MANIFEST.format(dataset="cats")), manifest)
     text = read(plan).text
@@ -386,15 +388,15 @@ def test_images_are_counted_in_the_manifest_or_as_declared(plan: dict[str, Any])
     assert "Source of all: icons, size 96 px, seed 0." in text
 
 
-def test_without_scores_the_reason_is_one_line(plan: dict[str, Any]) -> None:
+def test_without_scores_the_reason_is_one_line(plan: Plan) -> None:
     Path("results/toy/scores.csv").unlink()
     with pytest.raises(runtime.MissingDataError, match="results/toy/scores.csv"):
         page.write(plan)
 
 
-def test_a_table_that_is_not_declared_is_refused(plan: dict[str, Any]) -> None:
+def test_a_table_that_is_not_declared_is_refused(plan: Plan) -> None:
     with pytest.raises(settings.SettingsError, match="unknown table 'table9'"):
-        page.write({**plan, "tables": {"table9": {}}})
+        page.write(replace(plan, tables={"table9": plan.tables["tableA"]}))
 
 
 def test_the_templates_are_packaged() -> None:
@@ -407,7 +409,7 @@ def test_the_templates_are_packaged() -> None:
 
 
 @pytest.fixture
-def url(plan: dict[str, Any]) -> str:
+def url(plan: Plan) -> str:
     return page.write(plan).resolve().as_uri()
 
 
@@ -461,7 +463,7 @@ def test_everything_is_there_without_scripts(browser: Browser, url: str) -> None
         assert not seen.page.get_by_text("A column's heading sorts.").is_visible()
 
 
-def test_a_wide_picture_stays_readable_on_a_phone(browser: Browser, plan: dict[str, Any]) -> None:
+def test_a_wide_picture_stays_readable_on_a_phone(browser: Browser, plan: Plan) -> None:
     png = Path("results/toy/figures/figureA.png")
     Image.new("RGB", (2000, 600), "navy").save(png, dpi=(300, 300))
     with browser.visit(page.write(plan).resolve().as_uri(), PHONE) as seen:

@@ -1,5 +1,6 @@
 """scores.csv: a row a run, in the study's order; what is stale or missing is refused by name."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,17 @@ import pytest
 from microclip import expansion, paths, runtime
 from microclip.measure import scores
 from microclip.methods.base import SHARED_RECIPE
+from microclip.runs import Plan, PlannedRun
 from microclip.runtime import MissingDataError
-from microclip.study import RunSpec, Study
+from microclip.study import Study
 from tests.fixtures.project import load_study
 
 
-def write_scores(run: dict[str, Any], **changes: Any) -> Path:
-    spec = RunSpec(**{key: run[key] for key in scores.SPEC})
-    path = spec.folder / paths.RUN_SCORES
-    values = {key: run[key] for key in scores.SPEC} | {
-        "digest": run["digest"],
-        "recipe": run["recipe"],
+def write_scores(run: PlannedRun, **changes: Any) -> Path:
+    path = run.spec.folder / paths.RUN_SCORES
+    values = asdict(run.spec) | {
+        "digest": run.digest,
+        "recipe": run.recipe,
         "shared_recipe": SHARED_RECIPE,
         "top1_pct": 50.12345678,
         "mean_class_pct": 49.0,
@@ -32,13 +33,12 @@ def write_scores(run: dict[str, Any], **changes: Any) -> Path:
 
 
 @pytest.fixture
-def plan(project: Path) -> dict[str, Any]:
-    found: dict[str, Any] = load_study().plan()
-    return found
+def plan(project: Path) -> Plan:
+    return load_study().plan()
 
 
-def test_there_is_a_row_a_run_in_the_study_s_order(plan: dict[str, Any], project: Path) -> None:
-    for run in reversed(plan["runs"]):
+def test_there_is_a_row_a_run_in_the_study_s_order(plan: Plan, project: Path) -> None:
+    for run in reversed(plan.runs):
         write_scores(run)
     scores.collect(plan, Path("out/scores.csv"), SHARED_RECIPE)
     frame = pd.read_csv("out/scores.csv")
@@ -47,8 +47,8 @@ def test_there_is_a_row_a_run_in_the_study_s_order(plan: dict[str, Any], project
     assert frame["top1_pct"].tolist() == [50.1235] * 3
 
 
-def test_collecting_twice_gives_the_same_bytes(plan: dict[str, Any]) -> None:
-    for run in plan["runs"]:
+def test_collecting_twice_gives_the_same_bytes(plan: Plan) -> None:
+    for run in plan.runs:
         write_scores(run)
     texts = []
     for _ in range(2):
@@ -66,11 +66,11 @@ def test_collecting_twice_gives_the_same_bytes(plan: dict[str, Any]) -> None:
     ],
 )
 def test_a_stale_score_is_refused_with_the_command_to_run(
-    plan: dict[str, Any], change: dict[str, Any], said: str
+    plan: Plan, change: dict[str, Any], said: str
 ) -> None:
-    for run in plan["runs"]:
+    for run in plan.runs:
         write_scores(run)
-    path = write_scores(plan["runs"][2], **change)
+    path = write_scores(plan.runs[2], **change)
     with pytest.raises(MissingDataError) as caught:
         scores.collect(plan, Path("scores.csv"), SHARED_RECIPE)
     assert "shapes/tiny/shipped/microclip/default/seed-0" in str(caught.value)
@@ -79,28 +79,28 @@ def test_a_stale_score_is_refused_with_the_command_to_run(
     assert not Path("scores.csv").exists()
 
 
-def test_a_missing_run_is_named(plan: dict[str, Any]) -> None:
-    write_scores(plan["runs"][0])
+def test_a_missing_run_is_named(plan: Plan) -> None:
+    write_scores(plan.runs[0])
     with pytest.raises(MissingDataError, match="shapes/tiny/shipped/cupl.*is not complete"):
         scores.collect(plan, Path("scores.csv"), SHARED_RECIPE)
 
 
-def test_the_time_left_is_that_of_done_runs_of_the_same_method(plan: dict[str, Any]) -> None:
+def test_the_time_left_is_that_of_done_runs_of_the_same_method(plan: Plan) -> None:
     study = load_study().settings.model_copy(update={"seeds": (0, 1, 2)})
     plan = Study(study, expansion.expand(study)).plan()
-    assert len(plan["runs"]) == 5
+    assert len(plan.runs) == 5
     done, pending, left = scores.progress(plan)
     assert (len(done), len(pending), left) == (0, 5, None)
-    write_scores(plan["runs"][0], seconds=1.0)
-    write_scores(plan["runs"][1], seconds=2.0)
-    write_scores(plan["runs"][2], seconds=90.0)
+    write_scores(plan.runs[0], seconds=1.0)
+    write_scores(plan.runs[1], seconds=2.0)
+    write_scores(plan.runs[2], seconds=90.0)
     done, pending, left = scores.progress(plan)
     assert (len(done), len(pending), left) == (3, 2, 180.0)
 
 
-def test_a_stale_run_counts_as_pending(plan: dict[str, Any]) -> None:
-    for run in plan["runs"]:
+def test_a_stale_run_counts_as_pending(plan: Plan) -> None:
+    for run in plan.runs:
         write_scores(run)
-    write_scores(plan["runs"][2], digest="0" * 16)
+    write_scores(plan.runs[2], digest="0" * 16)
     _, pending, _ = scores.progress(plan)
     assert [spec.method for spec in pending] == ["microclip"]

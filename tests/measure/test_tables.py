@@ -328,7 +328,7 @@ def test_datasets_are_counted_beside_the_paper_s_numbers(
         runtime.write_json(target, {"descriptions": texts})
     titles = {"fgvc": "FGVC", "pets": "Pets", "dtd": "DTD", "icons-food": "Food"}
     table = dataset_counts.build(
-        reports.load_table("table10"), titles, plan("t", titles)["tables"]["t"], "s"
+        reports.load_table("table10"), titles, plan("t", titles).tables["t"], "s"
     )
     assert cells_of(layout.to_markdown(table))[2:] == [
         ["FGVC", "20", "20", "100", "≠ 102", "3334", "3334", "3300", "≠ 3333"],

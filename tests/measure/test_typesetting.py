@@ -114,12 +114,12 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for file in ("config", "paper"):
         config = settings.read_yaml(ROOT / "config" / f"{file}.yaml") | {"seeds": [0, 1, 2]}
         plan = study.load(config).plan()
-        frame = pd.DataFrame(plan["runs"])
+        frame = pd.DataFrame([run.as_dict() for run in plan.runs])
         noise = frame.index.to_series() * 7919 % 997 / 100
-        write_scores(frame.assign(top1_pct=60 + noise), plan["study"])
-        for name in plan["tables"]:
+        write_scores(frame.assign(top1_pct=60 + noise), plan.study)
+        for name in plan.tables:
             tables.write(reports.load_table(name), plan)
-        found[plan["study"]] = typesetting.write(plan).absolute().parent
+        found[plan.study] = typesetting.write(plan).absolute().parent
     patch.undo()
     return found
 

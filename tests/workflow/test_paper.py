@@ -146,7 +146,7 @@ def test_holes_are_the_methods_without_code(name: str, studies: dict[str, Study]
     here = set(known_methods())
     assert set(HERE) <= here
     assert holes == {m: count for m, count in WANTED[name].items() if m not in here}
-    assert {hole["method"] for hole in studies[name].plan()["holes"]} == set(holes)
+    assert {hole.spec.method for hole in studies[name].plan().holes} == set(holes)
 
 
 @pytest.mark.parametrize("name", WANTED)

@@ -18,6 +18,7 @@ except settings.SettingsError as error:
 
 STUDY_NAME = STUDY.settings.study
 PLAN = STUDY.plan()
+PLANNED = PLAN.as_dict()  # plain values, for digests
 PUBLISHED = provenance.content(paths.project_root() / "config" / "published")
 HAS_GPU = STUDY.settings.device != "cpu" and bool(runtime.visible_gpus())
 N_JOBS = 1 if HAS_GPU else workflow.cores or 1
@@ -42,10 +43,10 @@ CONSTRAINTS = {
 }
 SCORES = [str(spec.folder / paths.RUN_SCORES) for spec in STUDY.runs]
 TABLES = expand(
-    paths.TABLE, study=STUDY_NAME, table=PLAN["tables"], format=["csv", "md", "tex"]
+    paths.TABLE, study=STUDY_NAME, table=PLAN.tables, format=["csv", "md", "tex"]
 )
 FIGURES = expand(
-    paths.FIGURE, study=STUDY_NAME, figure=PLAN["figures"], format=["pdf", "png", "csv"]
+    paths.FIGURE, study=STUDY_NAME, figure=PLAN.figures, format=["pdf", "png", "csv"]
 )
 LEDGER = expand(paths.LEDGER, study=STUDY_NAME, format=["csv", "md"])
 REPORT = [
@@ -59,9 +60,3 @@ MISSING = sources.notice(
 )
 if MISSING:
     logger.info(MISSING)
-
-
-def write_plan():
-    """Leave the list of runs where jobs and people find it."""
-    target = Path(paths.STUDY_PLAN.format(study=STUDY_NAME))
-    runtime.write_json(target, PLAN)

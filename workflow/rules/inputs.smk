@@ -46,8 +46,8 @@ def selection_digest(wildcards):
     """Return what names the part of the study that a table or figure shows, and the paper's numbers."""
     return settings.digest(
         [
-            PLAN["tables"].get(wildcards.get("table")),
-            PLAN["figures"].get(wildcards.get("figure")),
+            PLANNED["tables"].get(wildcards.get("table")),
+            PLANNED["figures"].get(wildcards.get("figure")),
             PUBLISHED,
         ]
     )
@@ -55,7 +55,7 @@ def selection_digest(wildcards):
 
 def report_digest(wildcards):
     """Return what names everything that a study's page tells beside its scores."""
-    told = {key: PLAN[key] for key in ("title", "holes", "tables", "figures")}
+    told = {key: PLANNED[key] for key in ("title", "holes", "tables", "figures")}
     return settings.digest({**told, "published": PUBLISHED})
 
 

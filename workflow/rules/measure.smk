@@ -11,7 +11,7 @@ rule collect_scores:
     conda:
         "../../environment.yml"
     params:
-        runs=settings.digest(PLAN["runs"]),
+        runs=settings.digest(PLANNED["runs"]),
     message:
         "collect the scores of study {wildcards.study}"
     shell:

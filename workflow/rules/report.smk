@@ -71,7 +71,7 @@ rule plot:
 rule compare:
     input:
         scores=paths.STUDY_SCORES,
-        settings=expand("config/tables/{table}.yaml", table=PLAN["tables"]),
+        settings=expand("config/tables/{table}.yaml", table=PLAN.tables),
     output:
         csv=report(
             "results/{study}/ledger.csv",
