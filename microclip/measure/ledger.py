@@ -11,12 +11,38 @@ from itertools import groupby
 from pathlib import Path
 
 from microclip import paths, reports, runtime
-from microclip.measure import comparison, published
+from microclip.measure import comparison, layout, published
 from microclip.measure.comparison import ELSEWHERE, VERDICTS, Entry
-from microclip.measure.layout import HOLE, aligned
+from microclip.measure.layout import (
+    HOLE,
+    Block,
+    Cell,
+    Code,
+    Column,
+    Heading,
+    Listing,
+    Paragraph,
+    Row,
+    Table,
+)
 from microclip.measure.published import Audit
 from microclip.reports import TableSettings
 from microclip.runs import Plan, Selection
+
+_LEGEND = Paragraph(
+    (
+        "A cell is the published number, ours, and ours minus published. Bold: beyond the "
+        "tolerance. ",
+        Code("*"),
+        ": derived from the paper's text. ",
+        Code("?"),
+        f": {comparison.ILLEGIBLE}. ",
+        Code(HOLE),
+        ": no score. ",
+        Code("[n]"),
+        ": footnote.",
+    )
+)
 
 
 def write(plan: Plan) -> Path:
@@ -29,7 +55,8 @@ def write(plan: Plan) -> Path:
     entries = comparison.compare(plan)
     target = Path(paths.LEDGER.format(study=plan.study, format="csv"))
     runtime.write_text(target, to_csv(entries))
-    runtime.write_text(target.with_suffix(".md"), to_markdown(entries, plan))
+    text = layout.text_to_markdown(to_text(entries, plan))
+    runtime.write_text(target.with_suffix(".md"), text)
     return target.with_suffix("")
 
 
@@ -45,47 +72,49 @@ def to_csv(entries: Sequence[Entry]) -> str:
     return stream.getvalue()
 
 
-def to_markdown(entries: Sequence[Entry], plan: Plan) -> str:
+def to_text(entries: Sequence[Entry], plan: Plan) -> tuple[Block, ...]:
     """Return counts by verdict, a table of pairs for each table, footnotes, printed averages."""
-    lines = [f"# Paper ledger of study {plan.study}", "", *summary(entries), ""]
+    blocks: list[Block] = [Heading(1, f"Paper ledger of study {plan.study}"), summary(entries)]
     if any(entry.ours for entry in entries):
-        lines += [
-            "A cell is the published number, ours, and ours minus published. Bold: beyond the "
-            f"tolerance. `*`: derived from the paper's text. `?`: {comparison.ILLEGIBLE}. "
-            f"`{HOLE}`: no score. `[n]`: footnote.",
-            "",
-        ]
+        blocks.append(_LEGEND)
     footnotes: list[str] = []
-    sections: list[str] = []
+    elsewhere: list[str] = []
+    sections: list[Block] = []
     for name, group in groupby(entries, key=lambda entry: entry.table):
         own = list(group)
         marks = _marks(own, footnotes)
         if is_elsewhere(own):
             n = sum(entry.reason == ELSEWHERE for entry in own)
             title = reports.load_table(name).title
-            lines.append(f"- {title}: {n} cells not run: {ELSEWHERE}")
+            elsewhere.append(f"{title}: {n} cells not run: {ELSEWHERE}")
         else:
             sections += _section(own, plan.tables[name], marks)
-    lines += ["", *sections] if lines[-1] else sections
+    if elsewhere:
+        blocks.append(Listing(tuple(elsewhere)))
+    blocks += sections
     if footnotes:
-        lines += ["## Footnotes", ""]
-        lines += [f"{number}. {text}" for number, text in enumerate(footnotes, start=1)] + [""]
-    return "\n".join([*lines, "## Printed averages", "", *_audit_lines(), ""])
+        blocks += [Heading(2, "Footnotes"), Listing(tuple(footnotes), is_ordered=True)]
+    return (*blocks, Heading(2, "Printed averages"), *_audit_blocks())
 
 
-def summary(entries: Sequence[Entry]) -> list[str]:
-    """Return the number of cells by verdict, a line a table, as a Markdown table."""
+def summary(entries: Sequence[Entry]) -> Table | Paragraph:
+    """Return the number of cells by verdict, a row a table."""
     if not entries:
-        return ["No table of this study has published numbers."]
-    lines = [["Table", *VERDICTS, "illegible"]]
-    for name, group in groupby(entries, key=lambda entry: entry.table):
-        lines.append([reports.load_table(name).title, *_counts(list(group))])
-    return aligned([*lines, ["All", *_counts(entries)]])
+        return Paragraph(("No table of this study has published numbers.",))
+    rows = [
+        Row(reports.load_table(name).title, _verdict_counts(list(group)))
+        for name, group in groupby(entries, key=lambda entry: entry.table)
+    ]
+    return Table(
+        corner="Table",
+        columns=tuple(map(Column, (*VERDICTS, "illegible"))),
+        rows=(*rows, Row("All", _verdict_counts(entries))),
+    )
 
 
-def _counts(entries: Sequence[Entry]) -> list[str]:
+def _verdict_counts(entries: Sequence[Entry]) -> tuple[Cell, ...]:
     found = Counter(entry.verdict for entry in entries)
-    return [str(found[verdict]) for verdict in (*VERDICTS, "")]
+    return tuple(Cell(str(found[verdict])) for verdict in (*VERDICTS, ""))
 
 
 def is_elsewhere(entries: Sequence[Entry]) -> bool:
@@ -116,7 +145,7 @@ def _section(
     entries: Sequence[Entry],
     selection: Selection,
     marks: Mapping[tuple[str, str], int],
-) -> list[str]:
+) -> list[Block]:
     """Return a table's part of the ledger: published, ours and difference of each cell."""
     table = reports.load_table(entries[0].table)
     is_accuracy = table.kind == "accuracy"
@@ -125,20 +154,17 @@ def _section(
         for column in dict.fromkeys(entry.column for entry in entries)
         if not is_accuracy or column in (*selection.datasets, published.AVERAGE)
     ]
-    body = []
+    rows = []
     for key, group in groupby(entries, key=lambda entry: entry.row):
         cells = {entry.column: entry for entry in group}
         if is_accuracy or key in selection.datasets:
-            body.append([key, *(_pair(cells[column], marks) for column in shown)])
-    reasons = list(_reasons(entries))
+            rows.append(Row(key, tuple(_pair(cells[column], marks) for column in shown)))
+    reasons = tuple(_reasons(entries))
     return [
-        f"## {table.title}",
-        "",
-        _what_is_ours(table, selection, entries),
-        "",
-        *aligned([["Row", *map(_heading, shown)], *body]),
-        "",
-        *(reasons + [""] if reasons else []),
+        Heading(2, table.title),
+        Paragraph((_what_is_ours(table, selection, entries),)),
+        Table("Row", tuple(Column(_heading(column)) for column in shown), tuple(rows)),
+        *([Listing(reasons)] if reasons else []),
     ]
 
 
@@ -158,7 +184,7 @@ def _what_is_ours(table: TableSettings, selection: Selection, entries: Sequence[
     )
 
 
-def _pair(entry: Entry, marks: Mapping[tuple[str, str], int]) -> str:
+def _pair(entry: Entry, marks: Mapping[tuple[str, str], int]) -> Cell:
     star = "*" if entry.is_derived else ""
     mark = marks.get((entry.row, entry.column))
     theirs = (entry.published or "?") + star + (f" [{mark}]" if mark else "")
@@ -166,27 +192,26 @@ def _pair(entry: Entry, marks: Mapping[tuple[str, str], int]) -> str:
     if entry.deviation:
         ours += f" ± {entry.deviation}"
     difference = f" ({entry.difference})" if entry.difference else ""
-    text = f"{theirs} / {ours}{difference}"
-    return f"**{text}**" if entry.verdict == "differs" else text
+    return Cell(f"{theirs} / {ours}{difference}", differs=entry.verdict == "differs")
 
 
 def _reasons(entries: Sequence[Entry]) -> Iterator[str]:
     """Yield why cells have no score, each reason once with the number of its cells."""
     counts = Counter((e.verdict, e.reason) for e in entries if e.verdict and e.reason)
     for (verdict, reason), n in counts.items():
-        yield f"- {n} {'cell' if n == 1 else 'cells'} {verdict}: {reason}"
+        yield f"{n} {'cell' if n == 1 else 'cells'} {verdict}: {reason}"
 
 
-def _audit_lines() -> Iterator[str]:
+def _audit_blocks() -> Iterator[Block]:
     found = published.audit()
     flagged = [one for one in found if one.is_flagged]
-    yield (
+    text = (
         f"{len(found)} printed averages have a legible row; {len(flagged)} differ from its mean by "
         f"more than {published.AUDIT_TOLERANCE_PCT} points{':' if flagged else '.'}"
     )
+    yield Paragraph((text,))
     if flagged:
-        yield ""
-        yield from (f"- {describe(one)}" for one in flagged)
+        yield Listing(tuple(describe(one) for one in flagged))
 
 
 def describe(audit: Audit) -> str:
@@ -205,7 +230,7 @@ def verify(plan: Plan, *, is_full_audit: bool = False) -> Iterator[str]:
         VerificationError: after the last line, if a cell differs beyond its tolerance.
     """
     entries = comparison.compare(plan)
-    yield from summary(entries)
+    yield from layout.text_to_markdown([summary(entries)]).splitlines()
     yield ""
     differing = [entry for entry in entries if entry.verdict == "differs"]
     for entry in differing:

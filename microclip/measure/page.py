@@ -1,8 +1,8 @@
 """`results/<study>/index.html`: a study on one page that needs nothing but itself.
 
-The page shows what other steps have written: tables (`.md`), figures (`.png`), the ledger, and what
-the run folders say. Pictures lie within the file; a strict content policy in its head keeps
-browsers from asking the network for anything. The same inputs give the same bytes.
+The page shows tables and ledger from the structures that their files are written from, the figures
+(`.png`), and what the run folders say. Pictures lie within the file; a strict content policy in its
+head keeps browsers from asking the network for anything. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def write(plan: Plan) -> Path:
     text = environment.get_template("page.html").render(
         study=study,
         title=plan.title or f"Study {study}",
-        tables=[page_parts.read_table(name, study) for name in plan.tables],
+        tables=[page_parts.table_part(name, plan) for name in plan.tables],
         figures=page_parts.read_figures(plan.figures, study),
-        ledger=page_parts.read_ledger(study),
+        ledger=page_parts.ledger_part(plan),
         files=page_parts.files_of(beside, study),
         **_setting(plan, runs),
         **_outcome(plan, runs),

@@ -1,4 +1,4 @@
-"""The tables, figures and ledger of a study as its page shows them, read from their files."""
+"""The tables, figures and ledger of a study as its page shows them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from markupsafe import Markup
 from PIL import Image
 
 from microclip import paths, reports
-from microclip.measure import markdown
-from microclip.measure.markdown import MarkdownTable, Paragraph
+from microclip.measure import comparison, ledger, tables
+from microclip.measure.layout import Block, Table
+from microclip.runs import Plan
 
 PICTURES_BYTES = 5_500_000  # of all figures together; in the page a third more
 _SCREEN_DPI = 150  # a figure made for print is read on a screen at one and a half times its size
@@ -25,13 +25,12 @@ _NUMBERS_ROWS = 80  # a figure's numbers are shown if they are not more
 
 @dataclass(frozen=True)
 class TablePart:
-    """A table of the study as the page shows it; `document` is None if it was not made."""
+    """A table of the study as the page shows it; `table` is None if it was not written."""
 
     name: str
     title: str
-    caption: Markup
-    notes: tuple[Markup, ...]
-    table: MarkdownTable | None
+    caption: str
+    table: Table | None
     files: dict[str, str]
     missing: str
 
@@ -53,21 +52,21 @@ class FigurePart:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The ledger: its cells, how many have which verdict, and what its Markdown says of them.
+    """The ledger: its cells, how many have which verdict, and its text.
 
     Attributes:
         heads: of the columns that say something.
         numeric: which of the columns hold numbers alone.
-        summary: the first table of the Markdown.
-        text: what comes after it.
+        summary: number of cells by table and verdict; None if the study has no published table.
+        text: what its Markdown holds below that.
     """
 
     heads: list[str]
     rows: list[list[str]]
     numeric: list[bool]
     verdicts: dict[str, int]
-    summary: MarkdownTable | None
-    text: tuple[markdown.Block, ...]
+    summary: Table | None
+    text: tuple[Block, ...]
     files: dict[str, str]
 
 
@@ -80,28 +79,18 @@ def files_of(patterns: Mapping[str, str], study: str, **names: str) -> dict[str,
     }
 
 
-def read_table(name: str, study: str) -> TablePart:
-    """Return a table from its Markdown, or the note that it is missing."""
+def table_part(name: str, plan: Plan) -> TablePart:
+    """Return a table as `tabulate` writes it, or the note that it was not written."""
     declared = reports.load_table(name)
-    formats = ("csv", "md", "tex")
-    patterns = {f: paths.TABLE.replace("{format}", f) for f in formats}
-    path = Path(paths.TABLE.format(study=study, table=name, format="md"))
-    caption: Markup = markdown.inline(declared.caption)
-    notes: tuple[Markup, ...] = ()
-    table = None
-    if path.is_file():
-        blocks = markdown.read(path.read_text(encoding="utf-8"))
-        table = next((one for one in blocks if isinstance(one, MarkdownTable)), None)
-        caption, *rest = [one.text for one in blocks if isinstance(one, Paragraph)] or [caption]
-        notes = tuple(rest)
-    lead = Markup("<strong>{}.</strong> ").format(declared.title)
+    patterns = {f: paths.TABLE.replace("{format}", f) for f in ("csv", "md", "tex")}
+    path = Path(paths.TABLE.format(study=plan.study, table=name, format="md"))
+    table = tables.read(declared, plan) if path.is_file() else None
     return TablePart(
         name=name,
         title=declared.title,
-        caption=Markup(caption.removeprefix(lead)),  # HTML already
-        notes=notes,
+        caption=declared.caption if table is None else table.caption,
         table=table,
-        files=files_of(patterns, study, table=name),
+        files=files_of(patterns, plan.study, table=name),
         missing=str(path),
     )
 
@@ -183,25 +172,22 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def read_ledger(study: str) -> Ledger | None:
-    """Return the ledger; None if it was not made."""
-    lines = _csv(Path(paths.LEDGER.format(study=study, format="csv")))
-    if not lines:
+def ledger_part(plan: Plan) -> Ledger | None:
+    """Return the ledger as `compare` writes it; None if it was not written."""
+    if not Path(paths.LEDGER.format(study=plan.study, format="csv")).is_file():
         return None
-    place = lines[0].index("verdict") if "verdict" in lines[0] else None
-    verdicts = Counter(row[place] for row in lines[1:] if place is not None and row[place])
+    entries = comparison.compare(plan)
+    lines = list(csv.reader(io.StringIO(ledger.to_csv(entries))))
     told = [column for column in zip(*lines, strict=True) if set(column[1:]) - {"", "0", "false"}]
     heads, *rows = [list(row) for row in zip(*told, strict=True)] or [lines[0]]
-    beside = Path(paths.LEDGER.format(study=study, format="md"))
-    blocks = markdown.read(beside.read_text(encoding="utf-8")) if beside.is_file() else ()
-    at = [number for number, one in enumerate(blocks) if isinstance(one, MarkdownTable)]
-    summary = blocks[at[0]] if at else None
+    _, summary, *text = ledger.to_text(entries, plan)
+    patterns = {f: paths.LEDGER.replace("{format}", f) for f in ("csv", "md")}
     return Ledger(
         heads=[head.replace("_", " ") for head in heads],
         rows=rows,
         numeric=_numeric([heads, *rows]),
-        verdicts=dict(verdicts.most_common()),
-        summary=summary if isinstance(summary, MarkdownTable) else None,
-        text=blocks[at[0] + 1 :] if at else blocks[1:],
-        files=files_of({f: paths.LEDGER.replace("{format}", f) for f in ("csv", "md")}, study),
+        verdicts=dict(Counter(e.verdict for e in entries if e.verdict).most_common()),
+        summary=summary if isinstance(summary, Table) else None,
+        text=tuple(text if isinstance(summary, Table) else [summary, *text]),
+        files=files_of(patterns, plan.study),
     )

@@ -175,7 +175,9 @@ def test_writing_twice_gives_the_same_bytes() -> None:
 
 def test_a_study_without_a_dataset_of_the_paper_has_a_short_ledger() -> None:
     planned = study.load(settings.read_yaml(ROOT / "config" / "config.yaml")).plan()
-    write_scores(pd.DataFrame(planned["runs"]).assign(top1_pct=50.0), "icons")
+    write_scores(
+        pd.DataFrame([run.as_dict() for run in planned.runs]).assign(top1_pct=50.0), "icons"
+    )
     target = ledger.write(planned)
     text = target.with_suffix(".md").read_text()
     assert "- Table 1: 126 cells not run: no dataset of the paper in this study\n" in text

@@ -17,8 +17,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from microclip import paths, runtime, settings, study
-from microclip.measure import page, page_parts, study_facts
+from microclip import paths, reports, runtime, settings, study
+from microclip.measure import ledger, page, page_parts, study_facts, tables
 from microclip.measure.scores import COLUMNS
 from microclip.methods.base import SHARED_RECIPE
 from microclip.runs import Plan
@@ -39,32 +39,8 @@ STUDY = {
     "device": "cpu",
 }
 RUN_ID = "0123456789abcdef0123456789abcdef"
-TABLE = """**Table A.** Accuracy, *in* percent. Study toy; mean ± sample deviation, 2 seeds.
-
-| Method      |         Cats | Cars <all> |      Mean |
-| ----------- | -----------: | ---------: | --------: |
-| *Zero-shot* |              |            |           |
-| CLIP        | <u>40.00</u> |  **50.00** |     45.00 |
-| *Ours*      |              |            |           |
-| microCLIP   | **44.10** ± 0.25 | — | 44.10 |
-
-— microCLIP (Cars <all>): no score of the planned run
-"""
-LEDGER_CSV = """table,row,column,published,ours,difference,verdict,reason
-tableA,CLIP,cats,40.10,40.00,-0.10,match,
-tableA,CLIP,cars,55.00,50.00,-5.00,differs,
-tableA,WCA,cats,41.00,,,cannot run,no code
-"""
-LEDGER_MD = """# Paper ledger of study toy
-
-| Table | match | differs |
-| ----- | ----: | ------: |
-| All   |     1 |       1 |
-
-## Footnotes
-
-1. A slip & its reason.
-"""
+PUBLISHED = "method,cats,cars,avg\nCLIP,40.10,55.00,\nWCA,41.00,,\n"
+SLIP = {"table": "tableA", "row": "CLIP", "note": "A slip & its reason."}
 
 
 def dataset(name: str, drawings: str, difficulty: float) -> dict[str, Any]:
@@ -88,7 +64,7 @@ def write_config(root: Path) -> None:
             "caption": "As declared.",
             "label": f"tab:{letter}",
             "rows": [
-                {"method": "clip", "label": "CLIP"},
+                {"method": "clip", "label": "CLIP <all>", "group": "Zero-shot"},
                 {"method": "microclip", "label": "microCLIP"},
                 {"method": "microclip", "variant": "paper-text", "label": "As the text says"},
                 {"method": "wca", "label": "WCA"},
@@ -99,6 +75,11 @@ def write_config(root: Path) -> None:
             "caption": "Accuracy <over> gamma. More words.",
             "plot": {**plot, "values": [0.5]},
         }
+    first, *_, last = files["tables/tableA"]["rows"]
+    files["tables/tableA"]["published"] = "tableA"
+    first["published"], last["published"] = "CLIP", "WCA"
+    files["published/slips"] = {"slips": [SLIP]}
+    runtime.write_text(root / "config" / "published" / "tableA.csv", PUBLISHED)
     for name, values in files.items():
         path = root / "config" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,18 +123,14 @@ def write_runs(declared: study.Study) -> None:
     runtime.write_text(first.folder / "gallery.html", "gallery")
 
 
-def write_reports() -> None:
+def write_reports(plan: Plan) -> None:
     """Write one of the two tables, one of the two figures, and the ledger."""
-    for suffix, text in (("md", TABLE), ("csv", "Method\n"), ("tex", "%")):
-        runtime.write_text(
-            Path(paths.TABLE.format(study="toy", table="tableA", format=suffix)), text
-        )
+    tables.write(reports.load_table("tableA"), plan)
+    ledger.write(plan)
     figure = paths.FIGURE.format(study="toy", figure="figureA", format="{}")
     Path(figure.format("png")).parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (1500, 600), "navy").save(figure.format("png"), dpi=(300, 300))
     runtime.write_text(Path(figure.format("csv")), "dataset,gamma,value\ncats,0.5,44\ncats,1,43\n")
-    runtime.write_text(Path(paths.LEDGER.format(study="toy", format="csv")), LEDGER_CSV)
-    runtime.write_text(Path(paths.LEDGER.format(study="toy", format="md")), LEDGER_MD)
 
 
 @pytest.fixture
@@ -164,8 +141,9 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.chdir(tmp_path / "work")
     declared = study.load(STUDY)
     write_runs(declared)
-    write_reports()
-    return declared.plan()
+    found = declared.plan()
+    write_reports(found)
+    return found
 
 
 class Words(HTMLParser):
@@ -206,18 +184,21 @@ def test_the_page_shows_each_number_with_its_mark(plan: Plan) -> None:
     assert target == Path("results/toy/index.html")
     text = target.read_text()
     assert "<u>40.00</u>" in text
-    assert "<strong>44.10</strong> <small>± 0.25</small>" in text
+    assert "<strong>44.50</strong> <small>± 0.71</small>" in text
     assert '<td class="right hole">—</td>' in text
     words = Words(text)
-    assert "— microCLIP (Cars <all>): no score of the planned run" in words.text
-    assert "Accuracy, in percent. Study toy; mean ± sample deviation, 2 seeds." in words.text
+    assert "— WCA: method wca has no code in this release" in words.text
+    assert (
+        "As declared. Study toy; mean ± sample deviation, 2 seeds; a number alone is of one run."
+        in words.text
+    )
 
 
 def test_rows_columns_and_groups_are_headings(plan: Plan) -> None:
     text = page.write(plan).read_text()
     assert '<th scope="rowgroup" colspan="4"><span>Zero-shot</span></th>' in text
-    assert '<th scope="row">CLIP</th>' in text
-    assert '<th scope="col" class="right">Cars &lt;all&gt;</th>' in text
+    assert '<th scope="row">CLIP &lt;all&gt;</th>' in text
+    assert '<th scope="col" class="right">Cars</th>' in text
     words = Words(text)
     assert all(t.get("scope") for t in words.of("th"))
     assert all(image.get("alt") for image in words.of("img"))
@@ -303,12 +284,12 @@ def test_the_ledger_is_counted_and_told(plan: Plan) -> None:
     text = read(plan).text
     assert "Cells that match the paper 1 of 2" in text
     assert "Match 1 Differs 1 Cannot run 1" in text
-    assert "tableA CLIP cars 55.00 50.00 -5.00 differs" in text
+    assert "tableA CLIP cars 55.00 40.00 1 -15.00 0.50 differs" in text
 
 
 def test_a_ledger_without_cells_says_so(plan: Plan) -> None:
-    Path("results/toy/ledger.csv").write_text(LEDGER_CSV.splitlines()[0] + "\n")
-    assert "No table of this study names a published one." in read(plan).text
+    without = replace(plan, tables={"tableB": plan.tables["tableB"]})
+    assert "No table of this study names a published one." in read(without).text
 
 
 def test_runs_link_to_mlflow_their_folder_and_their_gallery(plan: Plan) -> None:

@@ -13,6 +13,7 @@ import pytest
 from microclip import paths, reports, runtime, settings, study
 from microclip.measure import dataset_counts, layout, tables
 from microclip.reports import TableSettings
+from microclip.runs import Plan
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError
 from tests.measure.reports import plan, scores, write_passport, write_scores
@@ -278,17 +279,17 @@ def test_the_order_of_scores_does_not_matter() -> None:
 
 
 @pytest.fixture
-def icons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def icons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """Work in an empty folder; return the plan of the shipped study."""
     monkeypatch.setenv("MICROCLIP_ROOT", str(ROOT))
     monkeypatch.chdir(tmp_path)
     return study.load(settings.read_yaml(ROOT / "config" / "config.yaml")).plan()
 
 
-def test_every_table_of_the_shipped_study_is_written_twice_alike(icons: dict[str, Any]) -> None:
-    frame = pd.DataFrame(icons["runs"]).assign(top1_pct=50.0)
+def test_every_table_of_the_shipped_study_is_written_twice_alike(icons: Plan) -> None:
+    frame = pd.DataFrame([run.as_dict() for run in icons.runs]).assign(top1_pct=50.0)
     write_scores(frame, "icons")
-    for name in icons["tables"]:
+    for name in icons.tables:
         target = tables.write(reports.load_table(name), icons)
         assert target == Path("results/icons/tables") / name
         before = {s: target.with_suffix(f".{s}").read_bytes() for s in tables.FORMATS}
@@ -297,8 +298,8 @@ def test_every_table_of_the_shipped_study_is_written_twice_alike(icons: dict[str
         assert "—" not in before["md"].decode(), f"{name} has a hole"
 
 
-def test_table_1_has_the_rows_of_the_shipped_study(icons: dict[str, Any]) -> None:
-    write_scores(pd.DataFrame(icons["runs"]).assign(top1_pct=50.0), "icons")
+def test_table_1_has_the_rows_of_the_shipped_study(icons: Plan) -> None:
+    write_scores(pd.DataFrame([run.as_dict() for run in icons.runs]).assign(top1_pct=50.0), "icons")
     shown = tables.write(reports.load_table("table1"), icons).with_suffix(".csv").read_text()
     rows = list(csv.DictReader(io.StringIO(shown)))
     assert [row["Method"] for row in rows] == ["CLIP", "CuPL", "microCLIP"]
@@ -307,7 +308,7 @@ def test_table_1_has_the_rows_of_the_shipped_study(icons: dict[str, Any]) -> Non
     ]  # fmt: skip
 
 
-def test_a_study_without_scores_or_without_the_table_is_refused(icons: dict[str, Any]) -> None:
+def test_a_study_without_scores_or_without_the_table_is_refused(icons: Plan) -> None:
     with pytest.raises(MissingDataError, match="results/icons/scores.csv is not there; run"):
         tables.write(reports.load_table("table1"), icons)
     with pytest.raises(SettingsError, match="study icons has no table table12; its tables: table1"):
