@@ -22,7 +22,7 @@ import yaml
 
 from microclip import paths, run_facts, runtime
 from microclip.history import read_history, write_history
-from microclip.study import RunSettings
+from microclip.runs import RunSettings
 from microclip.tracking_server import be_quiet, failure, shown_uri, tracking_uri
 
 log = logging.getLogger(__name__)

@@ -24,11 +24,11 @@ from microclip.reports import MapsPlot
 from microclip.runs import FigureSelection
 
 _MAPS = ("[CLS] before", "[FG] before", "[CLS] after", "[FG] after")
-_LINE = 17  # characters of the text beside a row
+_MAPS_LINE = 17  # characters of the text beside a row
 
 
 @dataclass(frozen=True, eq=False)
-class _Row:
+class _MapsRow:
     """One image of the figure."""
 
     dataset: str
@@ -41,17 +41,17 @@ class _Row:
 
 
 @house_style()
-def draw(plot: MapsPlot, selection: FigureSelection) -> Drawn:
+def draw_maps(plot: MapsPlot, selection: FigureSelection) -> Drawn:
     """Return the maps of some test images of each dataset, a row an image.
 
     Raises:
         MissingDataError: a run is not complete.  SettingsError: it has no [FG] token.
     """
-    rows = [row for run in selected(plot, selection) for row in _rows(run, plot)]
-    return Drawn(_picture(rows), _numbers(rows))
+    rows = [row for run in selected(plot, selection) for row in _maps_rows(run, plot)]
+    return Drawn(_maps_picture(rows), _maps_numbers(rows))
 
 
-def _rows(run: FusedRun, plot: MapsPlot) -> list[_Row]:
+def _maps_rows(run: FusedRun, plot: MapsPlot) -> list[_MapsRow]:
     """Return the images that are shown of one run."""
     tested = run.tested
     indices = tested.choose(plot.images)
@@ -65,7 +65,7 @@ def _rows(run: FusedRun, plot: MapsPlot) -> list[_Row]:
     for place, (index, picture) in enumerate(zip(indices, run.pictures(indices), strict=True)):
         maps = [part[place] for s in seen for part in (s.global_map, s.local_map)]
         rows.append(
-            _Row(
+            _MapsRow(
                 dataset=tested.settings.spec.dataset,
                 file=tested.test.files[index],
                 picture=picture,
@@ -78,7 +78,7 @@ def _rows(run: FusedRun, plot: MapsPlot) -> list[_Row]:
     return rows
 
 
-def _picture(rows: Sequence[_Row]) -> Figure:
+def _maps_picture(rows: Sequence[_MapsRow]) -> Figure:
     """Return all rows under each other, and one colour bar."""
     n_columns = 1 + len(_MAPS)
     names_dataset = len({row.dataset for row in rows}) > 1
@@ -99,15 +99,15 @@ def _picture(rows: Sequence[_Row]) -> Figure:
     return board.figure
 
 
-def _describe(axes: Axes, row: _Row, *, names_dataset: bool) -> None:
+def _describe(axes: Axes, row: _MapsRow, *, names_dataset: bool) -> None:
     """Write an image's class and both predictions beside its row."""
     lines = [row.dataset] if names_dataset else []
     for when, guess in (("before", row.before), ("after", row.after)):
         lines.append(f"{when}: {pictures.mark(is_right=guess == row.truth)} {guess}")
-    pictures.write_lines(axes, row.truth, lines, width=_LINE)
+    pictures.write_lines(axes, row.truth, lines, width=_MAPS_LINE)
 
 
-def _numbers(rows: Sequence[_Row]) -> pd.DataFrame:
+def _maps_numbers(rows: Sequence[_MapsRow]) -> pd.DataFrame:
     """Return each map's values as they are: cosines and attention weights."""
     return pd.DataFrame(
         [

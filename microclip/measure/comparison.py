@@ -72,7 +72,7 @@ def compare(plan: Plan) -> list[Entry]:
         if not set(named) & set(selection.datasets):
             found += _elsewhere(table, printed)
         elif table.kind == "datasets":
-            found += _counts(table, printed, selection)
+            found += _counted(table, printed, selection)
         else:
             found += _accuracies(table, printed, frame, plan)
     return found
@@ -189,7 +189,9 @@ def _why_no_average(datasets: Mapping[str, Entry]) -> dict[str, Any]:
     return {"reason": f"lacks {', '.join(entry.column for entry in lacking)}"}
 
 
-def _counts(table: TableSettings, printed: PublishedTable, selection: Selection) -> Iterator[Entry]:
+def _counted(
+    table: TableSettings, printed: PublishedTable, selection: Selection
+) -> Iterator[Entry]:
     for dataset in printed.rows:
         is_here = dataset in selection.datasets
         found = dataset_counts.count(dataset, selection.descriptions[0]) if is_here else {}

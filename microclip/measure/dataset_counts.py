@@ -92,7 +92,7 @@ def text_of(number: tuple[int, int]) -> str:
     return str(least) if least == most else f"{least}–{most}"
 
 
-def build(
+def count_table(
     table: TableSettings, titles: Mapping[str, str], selection: Selection, study: str
 ) -> Table:
     """Return one row a dataset: our counts, the paper's, and a mark where they differ.
@@ -117,7 +117,9 @@ def build(
         cells = [
             cell
             for column in HEADINGS
-            for cell in _pair(column, known, theirs, is_counted=column in found)[: len(groups)]
+            for cell in _count_cells(column, known, theirs, is_counted=column in found)[
+                : len(groups)
+            ]
         ]
         rows.append(Row(title, tuple(cells)))
     where = f"results/data and results/descriptions/{author}"
@@ -130,7 +132,7 @@ def build(
         corner="Dataset",
         columns=tuple(Column(group, head) for head in HEADINGS.values() for group in groups),
         rows=tuple(rows),
-        notes=(*_reasons(lacking, len(rows)), *_notes(shown)),
+        notes=(*_reasons(lacking, len(rows)), *_count_notes(shown)),
     )
 
 
@@ -140,7 +142,7 @@ def _reasons(lacking: Mapping[str, list[str]], n_rows: int) -> Iterator[str]:
             yield f"{'all datasets' if len(names) == n_rows else ', '.join(names)}: {why}"
 
 
-def _notes(shown: list[tuple[str, str]]) -> Iterator[str]:
+def _count_notes(shown: list[tuple[str, str]]) -> Iterator[str]:
     """Yield by whose word the declared counts are, then what is odd of each dataset."""
     cards = []
     for dataset, title in shown:
@@ -160,7 +162,7 @@ def _notes(shown: list[tuple[str, str]]) -> Iterator[str]:
             yield from card.deviations
 
 
-def _pair(
+def _count_cells(
     column: str, known: Numbers, theirs: Mapping[str, str], *, is_counted: bool
 ) -> tuple[Cell, Cell]:
     """Return our cell and the paper's, which is marked if it differs."""

@@ -20,7 +20,7 @@ from microclip.settings import load_dataset
 _HEADS = {"fused": "fusion", "global": "[CLS]", "local": "[FG]"}
 _COLUMNS = ("dataset", "image", "class", "rank", "head", "prediction", "confidence", "is_correct")
 _BLOCKS = 2  # failures beside each other
-_LINE = 29  # characters of the text beside an image
+_FAILURE_LINE = 29  # characters of the text beside an image
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Failure:
 
 
 @house_style()
-def draw(plot: FailuresPlot, selection: FigureSelection) -> Drawn:
+def draw_failures(plot: FailuresPlot, selection: FigureSelection) -> Drawn:
     """Return the failures of each dataset that the fusion is surest of.
 
     Raises:
@@ -60,7 +60,7 @@ def draw(plot: FailuresPlot, selection: FigureSelection) -> Drawn:
         title = load_dataset(run.tested.settings.spec.dataset).title
         lines.append(_summary(title, len(ranked), len(run.tested.test)))
         found += _failures(run, heads, ranked[: plot.images])
-    return Drawn(_picture(found, lines), _numbers(found))
+    return Drawn(_failures_picture(found, lines), _failures_numbers(found))
 
 
 def rank(heads: Mapping[str, Evaluation]) -> list[int]:
@@ -111,7 +111,7 @@ def _summary(title: str, n_failures: int, n_test: int) -> str:
     )
 
 
-def _picture(failures: Sequence[_Failure], lines: Sequence[str]) -> Figure:
+def _failures_picture(failures: Sequence[_Failure], lines: Sequence[str]) -> Figure:
     """Return the failures in blocks beside each other, below what is counted."""
     n_rows = -(-len(failures) // _BLOCKS)
     head = 0.06 + 0.16 * len(lines)
@@ -133,11 +133,11 @@ def _picture(failures: Sequence[_Failure], lines: Sequence[str]) -> Figure:
         ]
         if len(lines) > 1:
             said.insert(0, failure.dataset)
-        pictures.write_lines(axes, failure.class_name, said, width=_LINE)
+        pictures.write_lines(axes, failure.class_name, said, width=_FAILURE_LINE)
     return board.figure
 
 
-def _numbers(failures: Sequence[_Failure]) -> pd.DataFrame:
+def _failures_numbers(failures: Sequence[_Failure]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             (

@@ -52,12 +52,12 @@ def draw(figure: reports.FigureSettings, plan: Plan) -> Drawn:
         case reports.MapsPlot():
             from microclip.measure import attention_figures
 
-            return attention_figures.draw(figure.plot, selection)
+            return attention_figures.draw_maps(figure.plot, selection)
         case reports.MasksPlot():
             from microclip.measure import mask_figures
 
-            return mask_figures.draw(figure.plot, selection)
+            return mask_figures.draw_masks(figure.plot, selection)
         case reports.FailuresPlot():
             from microclip.measure import failure_figures
 
-            return failure_figures.draw(figure.plot, selection)
+            return failure_figures.draw_failures(figure.plot, selection)

@@ -50,7 +50,7 @@ class _Row:
 
 
 @house_style()
-def draw(plot: MasksPlot, selection: FigureSelection) -> Drawn:
+def draw_masks(plot: MasksPlot, selection: FigureSelection) -> Drawn:
     """Return the masks of some test images of each dataset, a row an image.
 
     Raises:

@@ -53,7 +53,7 @@ def read(table: TableSettings, plan: Plan) -> Table:
     selection = plan.tables[table.name]
     titles = {name: settings.load_dataset(name).title for name in selection.datasets}
     if table.kind == "datasets":
-        return dataset_counts.build(table, titles, selection, plan.study)
+        return dataset_counts.count_table(table, titles, selection, plan.study)
     return build(table, scores.read(plan.study), titles=titles, plan=plan)
 
 

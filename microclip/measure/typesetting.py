@@ -83,7 +83,7 @@ def to_tex(table: Table) -> str:
         *_body(table, small),
         r"\bottomrule",
         r"\end{tabular}",
-        *_notes(table),
+        *_tex_notes(table),
         rf"\end{{{environment}}}",
     ]
     return "\n".join([*lines, ""])
@@ -145,10 +145,10 @@ def _body(table: Table, small: str) -> Iterator[str]:
 
 
 def _line(row: Row, small: str) -> str:
-    return " & ".join([escape(row.label), *(_marked(c, small) for c in row.cells)]) + r" \\"
+    return " & ".join([escape(row.label), *(_tex_cell(c, small) for c in row.cells)]) + r" \\"
 
 
-def _marked(cell: Cell, small: str) -> str:
+def _tex_cell(cell: Cell, small: str) -> str:
     if cell.hole is not None:
         return "--"
     mark = {1: r"\textbf{%s}", 2: r"\underline{%s}"}.get(cell.rank or 0, "%s")
@@ -156,7 +156,7 @@ def _marked(cell: Cell, small: str) -> str:
     return mark % escape(cell.text) + deviation
 
 
-def _notes(table: Table) -> Iterator[str]:
+def _tex_notes(table: Table) -> Iterator[str]:
     if table.notes:
         yield r"\par\smallskip"
         yield r"\begin{minipage}{\linewidth}\footnotesize\raggedright"

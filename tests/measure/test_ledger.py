@@ -1,7 +1,6 @@
 """The ledger: each published cell beside ours, verdicts and reasons, and `microclip verify`."""
 
 import csv
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -193,7 +192,7 @@ def verify(
 ) -> tuple[int, str, str]:
     write_scores(frame)
     planned = plan(table, SIX)
-    Path("results/s/plan.json").write_text(json.dumps(planned))
+    planned.write()
     code = cli.main(["verify", "--study", "s", *options])
     shown = capsys.readouterr()
     return code, shown.out, shown.err

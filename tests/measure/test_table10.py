@@ -20,7 +20,7 @@ PAPER = tuple(settings.read_yaml(ROOT / "config/paper.yaml")["datasets"])
 def table10(names: tuple[str, ...]) -> Table:
     titles = {name: settings.load_dataset(name).title for name in names}
     selection = plan("table10", titles).tables["table10"]
-    return dataset_counts.build(reports.load_table("table10"), titles, selection, "paper")
+    return dataset_counts.count_table(reports.load_table("table10"), titles, selection, "paper")
 
 
 def cells(table: Table, title: str) -> list[str]:

@@ -328,7 +328,7 @@ def test_datasets_are_counted_beside_the_paper_s_numbers(
         target = Path(paths.DESCRIPTIONS.format(descriptions="d", dataset=dataset))
         runtime.write_json(target, {"descriptions": texts})
     titles = {"fgvc": "FGVC", "pets": "Pets", "dtd": "DTD", "icons-food": "Food"}
-    table = dataset_counts.build(
+    table = dataset_counts.count_table(
         reports.load_table("table10"), titles, plan("t", titles).tables["t"], "s"
     )
     assert cells_of(layout.to_markdown(table))[2:] == [

@@ -13,7 +13,7 @@ from microclip import reports, settings, study
 from microclip.measure import tables, typesetting
 from microclip.measure.layout import Cell, Column, Row, Table
 from microclip.runtime import MissingDataError
-from tests.measure.reports import write_scores
+from tests.measure.reports import plan, write_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -140,7 +140,7 @@ def test_the_document_inputs_every_table_once_and_counts_as_the_paper(
 def test_a_table_that_was_not_built_is_named(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MissingDataError, match="run `microclip tabulate table3 --study s`"):
-        typesetting.write({"study": "s", "title": "", "tables": {"table3": {}}})
+        typesetting.write(plan("table3", ["cats"]))
 
 
 @pytest.mark.skipif(

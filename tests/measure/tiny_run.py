@@ -11,16 +11,12 @@ import pytest
 import yaml
 
 from microclip import runner
+from microclip.runs import FigureSelection
 from tests.fixtures.project import Journal, prepare, settings_of
 
 MICROCLIP = Path("results/runs/shapes/tiny/shipped/microclip/default/seed-0")
 CLIP = Path("results/runs/shapes/tiny/shipped/clip/default/seed-0")
-SELECTION = {
-    "datasets": ["shapes"],
-    "backbones": ["tiny"],
-    "descriptions": ["shipped"],
-    "seeds": [0],
-}
+SELECTION = FigureSelection(("shapes",), ("tiny",), ("shipped",), seeds=(0,))
 
 
 @contextmanager
