@@ -18,7 +18,7 @@ SECRET = "sk-4f7a2b9c1d"
 def test_runs_on_shipped_descriptions_are_named_as_before_models_could_be_asked() -> None:
     root = Path(__file__).resolve().parents[1]
     planned = study.load(settings.read_yaml(root / "config" / "config.yaml")).plan().runs
-    names = {run["name"]: run["digest"] for run in planned}
+    names = {run.name: run.digest for run in planned}
     assert names["icons-animals/icon-clip/shipped/clip/default/seed-0"] == "22d1ab2f5474e551"
     shipped = load_descriptions("shipped")
     assert set(shipped.identity()) == {"name", "engine", "model", "prompts", "files", "frame"}

@@ -37,9 +37,15 @@ def table(
         )
     ]
     return Table(
-        "Table 0", "Of A&B ± 1.", "tab:t", "results/s/scores.csv", "Method", columns, tuple(rows),
-        ("CuPL: 100% of #1 was_not run",),
-    )  # fmt: skip
+        title="Table 0",
+        caption="Of A&B ± 1.",
+        label="tab:t",
+        source="results/s/scores.csv",
+        corner="Method",
+        columns=columns,
+        rows=tuple(rows),
+        notes=("CuPL: 100% of #1 was_not run",),
+    )
 
 
 def body(tex: str) -> list[str]:
@@ -82,7 +88,7 @@ def test_groups_have_a_rule_and_a_heading_over_all_columns() -> None:
 def test_columns_of_a_group_share_a_heading() -> None:
     columns = (Column("a"), Column("ours", "Train"), Column("paper", "Train"))
     row = Row("x", (Cell("1"), Cell("2"), Cell("3")))
-    tex = typesetting.to_tex(Table("T", "C", "tab:t", "s", "D", columns, (row,)))
+    tex = typesetting.to_tex(Table("D", columns, (row,)))
     assert r" & \multicolumn{1}{c}{} & \multicolumn{2}{c}{Train} \\" in tex
     assert r"\cmidrule(lr){3-4}" in tex
     assert r"D & a & ours & paper \\" in tex
