@@ -19,7 +19,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from microclip.api import Adapted, Prediction, adapt, load
+    from microclip.api import Adapted, adapt, load
+    from microclip.prediction import Prediction
 
 __version__ = "0.1.0"
 __all__ = ["Adapted", "Prediction", "__version__", "adapt", "load"]

@@ -13,8 +13,8 @@ import typer
 import yaml
 
 from microclip import paths, runtime, settings, workspace
+from microclip.cli_app import BackboneOption, app, say
 from microclip.interruption import Terminated
-from microclip.stages import BackboneOption, app, say
 
 if TYPE_CHECKING:
     from microclip.own_images.command import OwnSettings

@@ -23,9 +23,9 @@ from microclip import (
     settings,
     survivor,
 )
+from microclip.cli_app import DEFAULT_CONFIG, ConfigOption, StudyOption, app, say
 from microclip.interruption import INTERRUPTED, TERMINATED, Terminated
 from microclip.runs import Plan
-from microclip.stages import DEFAULT_CONFIG, ConfigOption, StudyOption, app, say
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (runtime.MissingDataError, 3),

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import typer
 
 from microclip import runtime, settings
+from microclip.cli_app import app, say
 from microclip.data import sources
 from microclip.settings import DatasetCard, DatasetSettings, PublicSource, SettingsError
-from microclip.stages import app, say
 
 data = typer.Typer(no_args_is_help=True, help="Public datasets: get, verify, list.")
 app.add_typer(data, name="data")

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from microclip import paths, runtime, settings, survivor
+from microclip.cli_app import app, say
 from microclip.dataset_settings import TEMPLATES
 from microclip.doctoring import DoctorOptions, run_doctor
 from microclip.llm_settings import DescriptionSettings
 from microclip.settings import SettingsError
-from microclip.stages import app, say
 
 if TYPE_CHECKING:
     from microclip.text.generation import Estimate, Generation

@@ -11,13 +11,12 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from microclip.frozen import Frozen, Name
+from microclip.settings_secret import SECRET
 
 Engine = Literal["shipped", "file", "templates", "chat", "batch", "completions"]
 AnswerMode = Literal["strict", "official", "single"]
 ASKING = ("chat", "batch", "completions")
 READING = ("shipped", "file")  # "templates" needs neither: the dataset's prompts, filled
-# Set from the prompts, or what would change the form of an answer or who pays for it.
-SECRET = "secret"  # type of an error whose input must not be shown
 _SECRET_HINT = "a key stands in an environment variable, which `key_variable` names; not here"
 _OWN_KEYS = ("model", "messages", "prompt", "n", "stream", "functions", "tools", "response_format")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from microclip import runtime, settings
-from microclip.stages import DeviceOption, app, say
+from microclip.cli_app import DeviceOption, app, say
 
 if TYPE_CHECKING:
     from microclip.api import Adapted

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from microclip import paths, reports, runtime
+from microclip.cli_app import StudyOption, app, say
 from microclip.runs import Plan
-from microclip.stages import StudyOption, app, say
 
 
 @app.command()

@@ -40,8 +40,8 @@ from microclip.methods.base import (
 )
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.token_fusion import cosine_similarity
+from microclip.runs import RunSettings, RunSpec
 from microclip.settings import SettingsError, read_yaml, validated
-from microclip.study import RunSettings, RunSpec
 from microclip.text import embedding
 from microclip.text.embedding import TextClassifiers
 

@@ -7,16 +7,11 @@ must exist in the method's `Settings`.
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from microclip import paths
 from microclip.dataset_settings import DatasetCard as DatasetCard
@@ -27,14 +22,15 @@ from microclip.dataset_settings import IconSource as IconSource
 from microclip.dataset_settings import PublicSource as PublicSource
 from microclip.frozen import Frozen as Frozen
 from microclip.frozen import Name as Name
-from microclip.llm_settings import SECRET
 from microclip.llm_settings import DescriptionSettings as DescriptionSettings
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class SettingsError(ValueError):
-    """A setting that cannot be used; the message says what, where and how to mend it."""
+from microclip.settings_base import Model as Model
+from microclip.settings_base import SettingsError as SettingsError
+from microclip.settings_base import digest as digest
+from microclip.settings_base import explain as explain
+from microclip.settings_base import known as known
+from microclip.settings_base import load_named as load_named
+from microclip.settings_base import read_yaml as read_yaml
+from microclip.settings_base import validated as validated
 
 
 class BackboneSettings(Frozen):
@@ -132,67 +128,6 @@ class StudySettings(Frozen):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPU only")
 
 
-def explain(error: ValidationError, model: type[BaseModel], where: str) -> SettingsError:
-    """Return the first problem of a pydantic report as one sentence: what, where, what to do."""
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        key = str(first["loc"][-1])
-        near = difflib.get_close_matches(key, model.model_fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
-        return SettingsError(f"unknown key {path!r} in {where}; {hint}")
-    if first["type"] == "value_error" and not path:
-        # The check is of the model as a whole; its values would bury the sentence.
-        return SettingsError(f"{where}: {first['ctx']['error']}")
-    got = "" if first["type"] == SECRET else f" (got {first['input']!r})"
-    return SettingsError(f"{path or 'settings'} in {where}: {first['msg']}{got}")
-
-
-def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
-    """Return `values` as `model`. Raises SettingsError, one line, when they do not fit."""
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        raise explain(error, model, where) from error
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a YAML mapping. Raises SettingsError if the file is missing, broken or no mapping."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(f"{path} does not exist; create it or name another file") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise SettingsError(f"{path} must hold a mapping; got {type(values).__name__}")
-    return values
-
-
-def known(kind: str) -> list[str]:
-    """Return the names declared under `config/<kind>/`."""
-    return sorted(path.stem for path in (paths.project_root() / "config" / kind).glob("*.yaml"))
-
-
-def load_named(kind: str, name: str, model: type[Model]) -> Model:
-    """Return `config/<kind>/<name>.yaml`. Raises SettingsError if there is none, or it is wrong."""
-    found = _load(kind, name, model, paths.project_root())
-    assert isinstance(found, model)
-    return found
-
-
-@cache
-def _load(kind: str, name: str, model: type[BaseModel], root: Path) -> BaseModel:
-    path = root / "config" / kind / f"{name}.yaml"
-    if not path.is_file():
-        names = known(kind)
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
-        raise SettingsError(f"unknown {kind[:-1]} {name!r}, no config/{kind}/{name}.yaml; {hint}")
-    values = read_yaml(path)
-    return validated(model, {"name": name, **values}, f"config/{kind}/{name}.yaml")
-
-
 def load_dataset(name: str) -> DatasetSettings:
     """Return `config/datasets/<name>.yaml`."""
     return load_named("datasets", name, DatasetSettings)
@@ -252,9 +187,3 @@ def load_variant(method: str, variant: str) -> dict[str, Any]:
 def load_study(config: Mapping[str, Any]) -> StudySettings:
     """Return the study that a Snakemake `config` mapping (or a YAML file's content) declares."""
     return validated(StudySettings, config, "the study (config/config.yaml or --configfile)")
-
-
-def digest(values: Any) -> str:
-    """Return 16 hex digits that name a JSON-able value; key order does not matter."""
-    text = json.dumps(values, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,34 +14,20 @@ from typing import Annotated, Any
 import typer
 
 from microclip import paths, runtime, settings
+from microclip.cli_app import (
+    DEFAULT_CONFIG,
+    BackboneOption,
+    ConfigOption,
+    DatasetArgument,
+    DescriptionsOption,
+    DeviceOption,
+    StudyOption,
+    app,
+    say,
+)
 from microclip.interruption import Terminated
 from microclip.runs import Plan, RunSettings
 from microclip.settings import SettingsError
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Adapt CLIP to fine-grained images without labels; reproduce and compare.",
-)
-
-
-DatasetArgument = Annotated[str, typer.Argument(help="name of a file in config/datasets")]
-BackboneOption = Annotated[str, typer.Option(help="name of a file in config/backbones")]
-DescriptionsOption = Annotated[str, typer.Option(help="name of a file in config/llms")]
-ConfigOption = Annotated[Path, typer.Option("--config", help="the study's YAML file")]
-StudyOption = Annotated[
-    str, typer.Option(help="name of a study that was planned", envvar="MICROCLIP_STUDY")
-]
-DeviceOption = Annotated[
-    str | None, typer.Option(help="auto, cpu or cuda", envvar="MICROCLIP_DEVICE")
-]
-DEFAULT_CONFIG = Path("config/config.yaml")
-
-
-def say(text: str) -> None:
-    """Print a line on standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 @app.command()

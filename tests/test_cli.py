@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from microclip import cli, interruption, runtime, stages
+from microclip import cli, cli_app, interruption, runtime
 from microclip.settings import SettingsError
 from tests.fixtures.project import CLASSES, SENTENCES, draw, prepare, settings_of
 
@@ -27,7 +27,7 @@ VERBS_OF_DESIGN = {
 
 
 def verbs() -> set[str]:
-    return set(typer.main.get_command(stages.app).commands)  # type: ignore[attr-defined]
+    return set(typer.main.get_command(cli_app.app).commands)  # type: ignore[attr-defined]
 
 
 def test_there_is_a_verb_for_each_rule_and_for_people() -> None:

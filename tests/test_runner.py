@@ -28,9 +28,9 @@ from microclip.methods.base import Supervision, Task, Tracker
 from microclip.methods.clip import ClipSettings, LinearClassifier
 from microclip.model.backbone import load_backbone, unit_norm
 from microclip.model.weights import read_backbone
+from microclip.runs import RunSettings
 from microclip.runtime import MissingDataError, derive_seed, sha256
 from microclip.settings import Frozen, SettingsError
-from microclip.study import RunSettings
 from microclip.tracking import open_tracker
 from tests.fixtures.project import CLASSES, N_TEST, Journal, prepare, settings_of
 

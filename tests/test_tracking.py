@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from microclip import paths, runtime, tracking
-from microclip.study import RunSettings
+from microclip.runs import RunSettings
 from tests.browser import Browser
 from tests.fixtures.project import settings_of
 from tests.fixtures.tracking import client, points, runs, served

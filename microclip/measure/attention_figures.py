@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from microclip.data.store import Pixels
+from microclip.data.decoding import Pixels
 from microclip.measure import pictures
 from microclip.measure.attention_maps import enlarge, min_max, token_maps
 from microclip.measure.drawing import Drawn, house_style

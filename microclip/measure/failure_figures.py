@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
-from microclip.data.store import Pixels
+from microclip.data.decoding import Pixels
 from microclip.measure import pictures
 from microclip.measure.drawing import Drawn, house_style
 from microclip.measure.evaluation import Evaluation, evaluate

@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from microclip.data.store import Pixels
+from microclip.data.decoding import Pixels
 from microclip.measure.drawing import TEXT_IN, new_figure
 
 HEAT = "viridis"  # perceptually even, and readable to colour-blind people

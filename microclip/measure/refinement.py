@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from microclip.data.store import Pixels
+from microclip.data.decoding import Pixels
 
 EXACT_MAX_PX = 112
 _BLOCK_ENTRIES = 1 << 22  # of the bilateral kernel at a time, 16 MiB

@@ -19,10 +19,10 @@ from torch import Tensor
 from microclip import paths, runtime
 from microclip.data import datasets
 from microclip.data.datasets import LabelledImages
+from microclip.data.decoding import Pixels
 from microclip.data.features import embeddings
 from microclip.data.loading import ViewRecipe, evaluation_views
 from microclip.data.manifest import SPLITS, read_manifest
-from microclip.data.store import Pixels
 from microclip.data.views import Crop
 from microclip.data.vocabulary import load_vocabulary
 from microclip.measure.evaluation import ViewReader, collect_heads

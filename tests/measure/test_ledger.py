@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from microclip import cli, reports, runtime, settings, study
-from microclip.measure import comparison, ledger
+from microclip.measure import comparison, ledger, published
 from microclip.measure.comparison import Entry
 from microclip.settings import SettingsError
 from tests.measure.reports import plan, scores, write_passport, write_scores
@@ -116,7 +116,7 @@ def test_counts_of_datasets_match_exactly_or_differ() -> None:
 
 def test_a_table_names_a_published_row_once_and_one_that_is_there() -> None:
     table = reports.load_table("table5")
-    printed = comparison.published.load("table5")
+    printed = published.load("table5")
     rows = [row.model_dump() for row in table.rows]
     twice = table.model_validate({**table.model_dump(), "rows": [*rows, rows[0]]})
     with pytest.raises(SettingsError, match="two rows of config/tables/table5.yaml name"):

@@ -1,0 +1,90 @@
+"""Reading and checking what is written under `config/`, and the digest that names it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from microclip import paths
+from microclip.settings_secret import SECRET
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message says what, where and how to mend it."""
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> SettingsError:
+    """Return the first problem of a pydantic report as one sentence: what, where, what to do."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])
+        near = difflib.get_close_matches(key, model.model_fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
+        return SettingsError(f"unknown key {path!r} in {where}; {hint}")
+    if first["type"] == "value_error" and not path:
+        # The check is of the model as a whole; its values would bury the sentence.
+        return SettingsError(f"{where}: {first['ctx']['error']}")
+    got = "" if first["type"] == SECRET else f" (got {first['input']!r})"
+    return SettingsError(f"{path or 'settings'} in {where}: {first['msg']}{got}")
+
+
+def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """Return `values` as `model`. Raises SettingsError, one line, when they do not fit."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise explain(error, model, where) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return a YAML mapping. Raises SettingsError if the file is missing, broken or no mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"{path} does not exist; create it or name another file") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} must hold a mapping; got {type(values).__name__}")
+    return values
+
+
+def known(kind: str) -> list[str]:
+    """Return the names declared under `config/<kind>/`."""
+    return sorted(path.stem for path in (paths.project_root() / "config" / kind).glob("*.yaml"))
+
+
+def load_named(kind: str, name: str, model: type[Model]) -> Model:
+    """Return `config/<kind>/<name>.yaml`. Raises SettingsError if there is none, or it is wrong."""
+    found = _load(kind, name, model, paths.project_root())
+    assert isinstance(found, model)
+    return found
+
+
+@cache
+def _load(kind: str, name: str, model: type[BaseModel], root: Path) -> BaseModel:
+    path = root / "config" / kind / f"{name}.yaml"
+    if not path.is_file():
+        names = known(kind)
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+        raise SettingsError(f"unknown {kind[:-1]} {name!r}, no config/{kind}/{name}.yaml; {hint}")
+    values = read_yaml(path)
+    return validated(model, {"name": name, **values}, f"config/{kind}/{name}.yaml")
+
+
+def digest(values: Any) -> str:
+    """Return 16 hex digits that name a JSON-able value; key order does not matter."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
