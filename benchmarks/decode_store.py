@@ -19,7 +19,7 @@ from PIL import Image
 
 from microclip.data.decoders import decode_all, n_processes_for
 from microclip.data.decoding import Decoded
-from microclip.data.walking import image_files
+from microclip.data.files import image_files
 
 ROUNDS = 3
 N_MADE = 1000

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from microclip.api import Adapted, adapt, load
-    from microclip.prediction import Prediction
+    from microclip.own_images.prediction import Prediction
 
 __version__ = "0.1.0"
 __all__ = ["Adapted", "Prediction", "__version__", "adapt", "load"]

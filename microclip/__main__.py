@@ -2,6 +2,6 @@
 
 import sys
 
-from microclip.cli import main
+from microclip.cli.main import main
 
 sys.exit(main())

@@ -9,18 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from microclip import prediction, runtime
+from microclip import runtime
 from microclip.data.vocabulary import Vocabulary, checked
 from microclip.history import RunClock
 from microclip.methods.base import Classifier, load_method
+from microclip.model import embeddings
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.state import difference
-from microclip.own_images import core, training
+from microclip.own_images import core, prediction, training
+from microclip.own_images.prediction import Images, Prediction
 from microclip.own_images.record import RECORD, WEIGHTS, Record, read_adapted, write_adapted
-from microclip.prediction import Images, Prediction
 from microclip.settings import SettingsError, load_backbone_settings, validated
 from microclip.text import descriptions as description_files
-from microclip.text import embedding
 from microclip.text.prompts import fill
 
 __all__ = ["Adapted", "Prediction", "adapt", "load"]
@@ -34,7 +34,7 @@ class Adapted:
     def __init__(
         self,
         record: Record,
-        texts: embedding.TextClassifiers,
+        texts: embeddings.TextClassifiers,
         backbone: Backbone,
         classifier: Classifier,
     ) -> None:
@@ -106,11 +106,11 @@ def adapt(
     device = str(runtime.choose_device(options.device))
     declared = load_backbone_settings(backbone)
     tower = load_backbone(declared, device)
-    texts = embedding.classifiers(tower, sentences, options.templates).to(device)
+    texts = embeddings.classifiers(tower, sentences, options.templates).to(device)
     record = Record(
         class_names=vocabulary.class_names,
         backbone=backbone,
-        backbone_key=embedding.backbone_key(declared),
+        backbone_key=embeddings.backbone_key(declared),
         method=method,
         settings=method_settings.model_dump(mode="json"),
         seed=options.seed,
@@ -144,7 +144,7 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
     source = Path(folder)
     record, texts, state = read_adapted(source)
     backbone = load_backbone_settings(record.backbone)
-    key = embedding.backbone_key(backbone)
+    key = embeddings.backbone_key(backbone)
     if key != record.backbone_key:
         raise SettingsError(
             f"{source} was made with backbone {record.backbone!r} of key {record.backbone_key}, "

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from microclip import runtime, tracking
+from microclip import runtime
 from microclip.settings import digest
+from microclip.tracking import run as tracking
 from microclip.tracking_server import failure, shown_uri
 
 if TYPE_CHECKING:

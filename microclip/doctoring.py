@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from microclip import paths, runtime, settings
-from microclip.cli_app import say
-from microclip.llm_settings import DescriptionSettings
+from microclip.cli import say
 from microclip.settings import DatasetSettings, IconSource, SettingsError
+from microclip.settings.llms import DescriptionSettings
 
 if TYPE_CHECKING:
     from microclip.text.doctor import Options

@@ -10,10 +10,10 @@ import itertools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from microclip import reports, settings
+from microclip import settings
 from microclip.methods.base import known_methods, settings_of
 from microclip.runs import RunSpec, Selection, SweepPoint
-from microclip.settings import ReportSelection, RunGrid, SettingsError, StudySettings
+from microclip.settings import ReportSelection, RunGrid, SettingsError, StudySettings, reports
 
 
 @dataclass

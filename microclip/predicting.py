@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from microclip import runtime, settings
-from microclip.cli_app import DeviceOption, app, say
+from microclip.cli import DeviceOption, app, say
 
 if TYPE_CHECKING:
     from microclip.api import Adapted
-    from microclip.prediction import Prediction
+    from microclip.own_images.prediction import Prediction
 
 EXPERIMENT = "exports"  # of MLflow's store, for registered models
 AdaptedArgument = Annotated[Path, typer.Argument(help="folder of an adapted classifier")]
@@ -94,12 +94,11 @@ def export(
 
 def _registered(loaded: Adapted, name: str) -> str:
     """Register a classifier in MLflow's store and return how to serve it from there."""
-    from microclip import tracking, tracking_server
+    from microclip import tracking_server
     from microclip.export import mlflow_model
+    from microclip.tracking import run
 
-    address = mlflow_model.log_model(
-        loaded, name, tracking.experiment(tracking.connect(), EXPERIMENT)
-    )
+    address = mlflow_model.log_model(loaded, name, run.experiment(run.connect(), EXPERIMENT))
     where = tracking_server.shown_uri()
     return (
         f"registered as {address} in {where}; serve it by `MLFLOW_TRACKING_URI={where} mlflow "

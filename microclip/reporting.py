@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from microclip import paths, reports, runtime
-from microclip.cli_app import StudyOption, app, say
+from microclip import paths, runtime
+from microclip.cli import StudyOption, app, say
 from microclip.runs import Plan
+from microclip.settings import reports
 
 
 @app.command()
@@ -76,7 +77,7 @@ def gallery(
 @app.command()
 def mirror_study(study: StudyOption) -> None:
     """Show a study's tables, figures and sweeps in MLflow."""
-    from microclip import study_tracking
+    from microclip.tracking import study as study_tracking
 
     study_tracking.mirror(Plan.read(study))
     say(f"wrote {paths.STUDY_MIRRORED.format(study=study)}")

@@ -38,12 +38,12 @@ from microclip.methods.base import (
     grant,
     load_method,
 )
+from microclip.model import embeddings
 from microclip.model.backbone import Backbone, load_backbone
+from microclip.model.embeddings import TextClassifiers
 from microclip.model.token_fusion import cosine_similarity
 from microclip.runs import RunSettings, RunSpec
 from microclip.settings import SettingsError, read_yaml, validated
-from microclip.text import embedding
-from microclip.text.embedding import TextClassifiers
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ def read_inputs(settings: RunSettings, reads: str) -> Inputs:
     device = str(runtime.choose_device(settings.device))
     splits = datasets.load(settings.dataset)
     names = load_vocabulary(settings.dataset).class_names
-    texts = embedding.load(settings.dataset, settings.backbone, settings.descriptions).to(device)
+    texts = embeddings.load(settings.dataset, settings.backbone, settings.descriptions).to(device)
     if reads == "images":
         tower = load_backbone(settings.backbone, device)
         return Inputs(splits, names, texts, device, backbone=tower)
@@ -298,8 +298,8 @@ def _write(
             "inputs": {
                 "images": read_manifest(settings.dataset.name).images_sha256,
                 "passport": passport.file_sha256(settings.dataset.name),
-                "backbone": embedding.backbone_key(settings.backbone),
-                "class_vectors": embedding.file_sha256(
+                "backbone": embeddings.backbone_key(settings.backbone),
+                "class_vectors": embeddings.file_sha256(
                     settings.dataset, settings.backbone, settings.descriptions
                 ),
                 **drawn,

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 from microclip import runtime
-from microclip.reports import FigureSettings, TableSettings
 from microclip.settings import (
     BackboneSettings,
     DatasetSettings,
@@ -16,6 +15,7 @@ from microclip.settings import (
     StudySettings,
     VariantFile,
 )
+from microclip.settings.reports import FigureSettings, TableSettings
 from microclip.text.prompt_sets import PromptSet
 
 _NAMED: dict[str, type[Frozen]] = {

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from microclip import expansion, reports, settings
+from microclip import expansion, settings
 from microclip.expansion import Expansion
 from microclip.methods.base import evaluation_fields, known_methods, reads_of, recipe_of
 from microclip.runs import FigureSelection, Hole, Plan, PlannedRun, RunSettings, RunSpec
+from microclip.settings import reports
 
 __all__ = ["Plan", "RunSettings", "RunSpec", "Study", "load", "reads_of"]
 

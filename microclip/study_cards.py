@@ -17,11 +17,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from microclip import paths, reports, runtime, settings
+from microclip import paths, runtime, settings
 from microclip.history import read_history
-from microclip.reports import SweepPlot
 from microclip.run_facts import TAG_LENGTH
 from microclip.runs import SPEC, Plan, RunSpec
+from microclip.settings import reports
+from microclip.settings.reports import SweepPlot
 
 _CURVES = ("top1_pct", "top1_global_pct", "top1_local_pct")
 

@@ -43,7 +43,7 @@ def work() -> int:
             code = worker.wait()
         except KeyboardInterrupt:
             worker.send_signal(signal.SIGINT)
-        except BaseException:  # SIGTERM, as cli.py raises it
+        except BaseException:  # SIGTERM, as cli/main.py raises it
             worker.terminate()
         else:
             return code if code >= 0 else 128 - code

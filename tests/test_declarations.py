@@ -10,12 +10,12 @@ import pytest
 from open_clip import factory, pretrained
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
-from microclip import reports, settings
+from microclip import settings
 from microclip.data.vocabulary import load_vocabulary
 from microclip.expansion import unavailable
 from microclip.measure import published
 from microclip.methods.base import known_methods
-from microclip.settings import PublicSource
+from microclip.settings import PublicSource, reports
 from microclip.text import descriptions
 from microclip.text.prompts import fill, readable
 

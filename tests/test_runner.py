@@ -31,7 +31,7 @@ from microclip.model.weights import read_backbone
 from microclip.runs import RunSettings
 from microclip.runtime import MissingDataError, derive_seed, sha256
 from microclip.settings import Frozen, SettingsError
-from microclip.tracking import open_tracker
+from microclip.tracking.run import open_tracker
 from tests.fixtures.project import CLASSES, N_TEST, Journal, prepare, settings_of
 
 

@@ -141,7 +141,9 @@ def fetch(dataset: DatasetSettings) -> Path:
 
 
 def _fetch_public(dataset: DatasetSettings, manifest: Path) -> Origin:
-    from microclip.data.public import read_public  # readers of layouts are needed here alone
+    from microclip.data.public_unmerged import (
+        read_public,  # readers of layouts are needed here alone
+    )
 
     names = load_vocabulary(dataset).class_names
     images = read_public(dataset)

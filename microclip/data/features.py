@@ -18,9 +18,9 @@ from microclip.data.datasets import load as load_splits
 from microclip.data.loading import ViewRecipe, evaluation_views
 from microclip.data.manifest import SPLITS, read_manifest
 from microclip.model.backbone import Backbone, load_backbone
+from microclip.model.embeddings import backbone_key
 from microclip.settings import BackboneSettings, DatasetSettings, SettingsError
 from microclip.settings import digest as settings_digest
-from microclip.text.embedding import backbone_key
 
 FORMAT = 1  # of the cache file
 _BATCH = 256

@@ -14,11 +14,11 @@ import numpy as np
 
 from microclip import runtime
 from microclip.data.bad_files import complaint, printable, write_bad_files
+from microclip.data.files import Walk, require_images, walk
 from microclip.data.folder_layout import PARTS, beside, label_of_folder, layout_of, source_folder
 from microclip.data.label_list import match_label_list
 from microclip.data.manifest import UNKNOWN
 from microclip.data.vocabulary import Vocabulary
-from microclip.data.walking import Walk, require_images, walk
 from microclip.settings import FolderSource, SettingsError
 
 logger = logging.getLogger(__name__)

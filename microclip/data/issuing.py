@@ -38,8 +38,8 @@ from microclip.data.passport import (
 )
 from microclip.data.store import ImageStore, open_store
 from microclip.data.vocabulary import load_vocabulary
-from microclip.dataset_settings import Counts, DatasetSettings, FolderSource, PublicSource
 from microclip.settings import SettingsError, load_card
+from microclip.settings.datasets import Counts, DatasetSettings, FolderSource, PublicSource
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from typing import Any
 from microclip import paths, runtime
 from microclip.data.bad_files import BAD_FILES
 from microclip.data.vocabulary import Vocabulary
-from microclip.dataset_settings import Source, SplitRule
 from microclip.frozen import Frozen
 from microclip.settings import DatasetSettings, PublicSource, SettingsError, validated
+from microclip.settings.datasets import Source, SplitRule
 
 SPLITS = ("train", "test")
 COLUMNS = ("split", "file", "label", "class", "sha256")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import requests
 
 from microclip import runtime
-from microclip.dataset_settings import RemoteFile
+from microclip.settings.datasets import RemoteFile
 
 _CHUNK = 1 << 20
 _BLOCK = 1 << 16  # of what is sent: at most this much is lost when a connection breaks

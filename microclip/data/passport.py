@@ -19,9 +19,9 @@ from pydantic import Field
 from microclip import paths, runtime
 from microclip.data.manifest import PublicFiles, manifest_sha256, source_difference
 from microclip.data.vocabulary import load_vocabulary
-from microclip.dataset_settings import Counts, DatasetSettings, PublicSource, Source, SplitRule
 from microclip.frozen import Frozen
 from microclip.settings import SettingsError, validated
+from microclip.settings.datasets import Counts, DatasetSettings, PublicSource, Source, SplitRule
 
 FORMAT = 1
 

@@ -29,9 +29,9 @@ from microclip.data.decoders import decode_all
 from microclip.data.decoding import RULE, UnreadableError
 from microclip.data.decoding import Pixels as Pixels
 from microclip.data.manifest import check_left, read_manifest
-from microclip.dataset_settings import BadImages
 from microclip.frozen import Frozen
 from microclip.settings import SettingsError, known, load_dataset
+from microclip.settings.datasets import BadImages
 
 logger = logging.getLogger(__name__)
 

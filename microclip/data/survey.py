@@ -11,7 +11,7 @@ from microclip import runtime
 from microclip.data.bad_files import BadFile
 from microclip.data.decoders import decode_all
 from microclip.data.decoding import UnreadableError
-from microclip.data.walking import Walk, walk
+from microclip.data.files import Walk, walk
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 from microclip import paths, runtime
-from microclip.data import passport, sources
+from microclip.data import passport
 from microclip.data.hub_listing import files_of_copy
 from microclip.data.layouts.base import load_layout
 from microclip.data.manifest import read_manifest
 from microclip.data.part_file import difference, hashes
 from microclip.data.progress import Advance, progress
-from microclip.dataset_settings import ArchiveRoute, DatasetCard
+from microclip.data.public import sources
 from microclip.settings import DatasetSettings, SettingsError
+from microclip.settings.datasets import ArchiveRoute, DatasetCard
 
 _SHOWN = 3
 

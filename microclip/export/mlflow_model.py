@@ -31,8 +31,9 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Object, Property
 from PIL import Image
 
-from microclip import prediction, tracking_server
+from microclip import tracking_server
 from microclip.api import Adapted, load
+from microclip.own_images import prediction
 from microclip.settings import load_backbone_settings
 
 IMAGE, TOP = "image", "top"  # the input's column, and the parameter and column of the answer

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from microclip.api import Adapted
 from microclip.data.loading import ViewRecipe, evaluation_views
-from microclip.export import onnx_file
-from microclip.prediction import Images, stored, usable
+from microclip.export import onnx
+from microclip.own_images.prediction import Images, stored, usable
 from microclip.settings import SettingsError
 
 _BATCH = 64
@@ -27,16 +27,14 @@ def to_onnx(adapted: Adapted, out: Path, check_on: Images | None = None) -> str:
         ResourceError: packages are missing.  VerificationError: the file answers otherwise.
     """
     with whole_folder(out) as folder:
-        model = onnx_file.write_onnx(adapted, folder)
+        model = onnx.write_onnx(adapted, folder)
         if check_on is None:
-            return (
-                f"{onnx_file.compare(adapted, model, [onnx_file.probe(adapted)])} (random pixels)"
-            )
+            return f"{onnx.compare(adapted, model, [onnx.probe(adapted)])} (random pixels)"
         tower = adapted.backbone
         recipe = ViewRecipe(0, tower.image_size, tower.mean, tower.std)
         with stored(usable(check_on)) as images:
             views = evaluation_views(images, recipe, crop="center", batch_size=_BATCH)
-            return str(onnx_file.compare(adapted, model, views))
+            return str(onnx.compare(adapted, model, views))
 
 
 def to_mlflow(adapted: Adapted, out: Path) -> None:

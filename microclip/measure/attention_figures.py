@@ -20,8 +20,8 @@ from microclip.measure import pictures
 from microclip.measure.attention_maps import enlarge, min_max, token_maps
 from microclip.measure.drawing import Drawn, house_style
 from microclip.measure.trained_runs import FusedRun, selected
-from microclip.reports import MapsPlot
 from microclip.runs import FigureSelection
+from microclip.settings.reports import MapsPlot
 
 _MAPS = ("[CLS] before", "[FG] before", "[CLS] after", "[FG] after")
 _MAPS_LINE = 17  # characters of the text beside a row

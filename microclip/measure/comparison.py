@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from microclip import reports
 from microclip.measure import dataset_counts, published, scores, statistics
 from microclip.measure.published import AVERAGE, PublishedTable
-from microclip.reports import TableRow, TableSettings
 from microclip.runs import Plan, Selection
-from microclip.settings import SettingsError
+from microclip.settings import SettingsError, reports
+from microclip.settings.reports import TableRow, TableSettings
 
 Verdict = Literal["match", "differs", "not run", "cannot run", ""]
 VERDICTS: tuple[Verdict, ...] = ("match", "differs", "not run", "cannot run")

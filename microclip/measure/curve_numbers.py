@@ -16,9 +16,9 @@ import pandas as pd
 from microclip import paths, settings
 from microclip.history import read_history
 from microclip.measure import scores
-from microclip.reports import HistoryPlot, PublishedPoint, SweepPlot
 from microclip.runs import SPEC, FigureSelection, Plan, RunSpec
 from microclip.runtime import MissingDataError
+from microclip.settings.reports import HistoryPlot, PublishedPoint, SweepPlot
 
 COLUMNS = (  # of the plotted numbers; `x` bears the name of the setting, or "epoch"
     "kind",  # mean, run, published or missing

@@ -20,9 +20,9 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from microclip.measure import curve_numbers, drawing
 from microclip.measure.curve_numbers import MEASURES, Results
 from microclip.measure.drawing import Drawn, Ink
-from microclip.reports import HistoryPlot, SweepPlot
 from microclip.runs import FigureSelection
 from microclip.settings import SettingsError
+from microclip.settings.reports import HistoryPlot, SweepPlot
 
 PANEL_IN = {"accuracy": 1.75, "seconds": 1.05, "memory": 1.05}  # height of a sweep's panels
 HISTORY_IN = 1.9  # height of a panel of a history

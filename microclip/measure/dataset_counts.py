@@ -12,11 +12,11 @@ from pathlib import Path
 
 from microclip import paths, settings
 from microclip.data import passport as passports
-from microclip.dataset_settings import DatasetCard, PublicSource
 from microclip.measure import published
 from microclip.measure.layout import Cell, Column, Row, Table
-from microclip.reports import TableSettings
 from microclip.runs import Selection
+from microclip.settings.datasets import DatasetCard, PublicSource
+from microclip.settings.reports import TableSettings
 
 HEADINGS = {  # by column of the published CSV
     "descriptions_per_class": "Descriptions a class",

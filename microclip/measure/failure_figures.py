@@ -13,9 +13,9 @@ from microclip.measure import pictures
 from microclip.measure.drawing import Drawn, house_style
 from microclip.measure.evaluation import Evaluation, evaluate
 from microclip.measure.trained_runs import FusedRun, selected
-from microclip.reports import FailuresPlot
 from microclip.runs import FigureSelection
 from microclip.settings import load_dataset
+from microclip.settings.reports import FailuresPlot
 
 _HEADS = {"fused": "fusion", "global": "[CLS]", "local": "[FG]"}
 _COLUMNS = ("dataset", "image", "class", "rank", "head", "prediction", "confidence", "is_correct")

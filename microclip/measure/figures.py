@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from microclip import paths, reports
+from microclip import paths
 from microclip.measure import drawing
 from microclip.measure.curve_numbers import Results
 from microclip.measure.drawing import Drawn
 from microclip.runs import Plan
-from microclip.settings import SettingsError
+from microclip.settings import SettingsError, reports
 
 
 def write(figure: reports.FigureSettings, plan: Plan) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
 
-from microclip import paths, reports, runtime
+from microclip import paths, runtime
 from microclip.measure import comparison, layout, published
 from microclip.measure.comparison import ELSEWHERE, VERDICTS, Entry
 from microclip.measure.layout import (
@@ -26,8 +26,9 @@ from microclip.measure.layout import (
     Table,
 )
 from microclip.measure.published import Audit
-from microclip.reports import TableSettings
 from microclip.runs import Plan, Selection
+from microclip.settings import reports
+from microclip.settings.reports import TableSettings
 
 _LEGEND = Paragraph(
     (

@@ -20,11 +20,11 @@ from microclip.measure import pictures
 from microclip.measure.attention_maps import enlarge_mask
 from microclip.measure.cuts import examine
 from microclip.measure.drawing import Drawn, house_style
-from microclip.measure.refinement import inference_name, refine
+from microclip.measure.masks import inference_name, refine
 from microclip.measure.trained_runs import FusedRun, selected
-from microclip.reports import MasksPlot
 from microclip.runs import FigureSelection
 from microclip.settings import SettingsError
+from microclip.settings.reports import MasksPlot
 
 _VECTOR_COLOURS = "PuOr"  # diverging, readable to colour-blind people
 _LINE = 21  # characters of the text beside a row

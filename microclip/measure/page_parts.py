@@ -12,10 +12,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from microclip import paths, reports
+from microclip import paths
 from microclip.measure import comparison, ledger, tables
 from microclip.measure.layout import Block, Table
 from microclip.runs import Plan
+from microclip.settings import reports
 
 PICTURES_BYTES = 5_500_000  # of all figures together; in the page a third more
 _SCREEN_DPI = 150  # a figure made for print is read on a screen at one and a half times its size

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from microclip import settings
-from microclip.reports import TableRow
 from microclip.runs import Plan, RunSpec, Selection
 from microclip.settings import SettingsError
+from microclip.settings.reports import TableRow
 
 ACCURACIES = {"fused": "top1_pct", "global": "top1_global_pct", "local": "top1_local_pct"}
 

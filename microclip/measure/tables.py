@@ -18,9 +18,9 @@ from microclip.measure import dataset_counts, scores
 from microclip.measure.layout import Cell, Column, Row, Table, to_csv, to_markdown
 from microclip.measure.statistics import Statistic, missing, runs_of, statistics
 from microclip.measure.typesetting import to_tex
-from microclip.reports import TableSettings
 from microclip.runs import Plan
 from microclip.settings import SettingsError
+from microclip.settings.reports import TableSettings
 
 FORMATS: dict[str, Callable[[Table], str]] = {"csv": to_csv, "md": to_markdown, "tex": to_tex}
 MEAN = "Mean"

@@ -28,11 +28,11 @@ from microclip.data.vocabulary import load_vocabulary
 from microclip.measure.evaluation import ViewReader, collect_heads
 from microclip.methods.base import Classifier, Sight, Silence, Task, grant, load_method
 from microclip.methods.microclip import FusionClassifier
+from microclip.model import embeddings as embedding
 from microclip.model.backbone import load_backbone
-from microclip.reports import FailuresPlot, MapsPlot, MasksPlot
 from microclip.runs import FigureSelection, RunSettings, RunSpec
 from microclip.settings import SettingsError, read_yaml, validated
-from microclip.text import embedding
+from microclip.settings.reports import FailuresPlot, MapsPlot, MasksPlot
 
 _PICTURE_PX = 224  # side of pictures for people, unless the image is smaller
 

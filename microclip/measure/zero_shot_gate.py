@@ -23,10 +23,10 @@ from microclip.data.vocabulary import load_vocabulary
 from microclip.measure.evaluation import evaluate
 from microclip.measure.zero_shot_figures import Figure, figure
 from microclip.model.backbone import load_backbone
+from microclip.model.embeddings import encode_classes
 from microclip.model.token_fusion import cosine_similarity
 from microclip.settings import BackboneSettings, DatasetSettings, SettingsError
 from microclip.text.classifier import template_classifier
-from microclip.text.embedding import encode_classes
 from microclip.text.prompts import fill
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from microclip.data.datasets import Examples, UnlabelledImages
     from microclip.model.backbone import Backbone
-    from microclip.text.embedding import TextClassifiers
+    from microclip.model.embeddings import TextClassifiers
 
 SHARED_RECIPE = 1  # raise when data, views, backbone or text stages change what they mean
 _NOT_METHODS = {"__init__", "base"}

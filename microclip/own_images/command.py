@@ -10,16 +10,16 @@ from typing import Any
 from pydantic import BaseModel
 
 from microclip import paths, settings
-from microclip.dataset_settings import DatasetSettings
-from microclip.llm_settings import DescriptionSettings
 from microclip.methods.base import recipe_of
+from microclip.model.embeddings import backbone_key
 from microclip.own_images.core import Options
-from microclip.own_images.materials import Materials, Wishes
+from microclip.own_images.inputs import Materials, Wishes
 from microclip.own_images.record import RECORD
 from microclip.runs import RunSettings, RunSpec
 from microclip.runtime import sha256
 from microclip.settings import SettingsError
-from microclip.text.embedding import backbone_key
+from microclip.settings.datasets import DatasetSettings
+from microclip.settings.llms import DescriptionSettings
 
 STUDY = "own-images"  # MLflow's experiment
 

@@ -9,12 +9,12 @@ from pydantic import BaseModel, Field
 
 from microclip.data.datasets import UnlabelledImages
 from microclip.data.features import embeddings
-from microclip.dataset_settings import TEMPLATES
 from microclip.methods.base import Method, Sight, Task, grant, load_method
 from microclip.model.backbone import Backbone
+from microclip.model.embeddings import TextClassifiers
 from microclip.own_images.record import Record
 from microclip.settings import Frozen, validated
-from microclip.text.embedding import TextClassifiers
+from microclip.settings.datasets import TEMPLATES
 
 
 class Options(Frozen):

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from microclip import runtime
 from microclip.methods.base import Classifier
+from microclip.model import embeddings
 from microclip.runner import write_weights
 from microclip.safe_files import refuse_pickle
 from microclip.settings import SettingsError
-from microclip.text import embedding
 
 RECORD, WEIGHTS, TEXTS = "adapted.json", "adapted.safetensors", "class_vectors.safetensors"
 
@@ -41,7 +41,7 @@ class Record:
 
 
 def write_adapted(
-    folder: Path, record: Record, texts: embedding.TextClassifiers, classifier: Classifier
+    folder: Path, record: Record, texts: embeddings.TextClassifiers, classifier: Classifier
 ) -> None:
     """Write the classifier into `folder`; the record comes last, and says that the rest is whole.
 
@@ -50,11 +50,11 @@ def write_adapted(
     classes = list(record.class_names)  # in every file: files of two folders must not mix
     own = {"method": record.method, "classes": classes}
     write_weights(folder / WEIGHTS, classifier.trained_state(), own)
-    embedding.save_classifiers(folder / TEXTS, texts, {"classes": classes})
+    embeddings.save_classifiers(folder / TEXTS, texts, {"classes": classes})
     runtime.write_json(folder / RECORD, asdict(record))
 
 
-def read_adapted(folder: Path) -> tuple[Record, embedding.TextClassifiers, dict[str, Tensor]]:
+def read_adapted(folder: Path) -> tuple[Record, embeddings.TextClassifiers, dict[str, Tensor]]:
     """Return what `write_adapted` wrote: the record, the class vectors, what was trained.
 
     Raises:
@@ -75,7 +75,7 @@ def read_adapted(folder: Path) -> tuple[Record, embedding.TextClassifiers, dict[
             f"{folder} holds no complete classifier ({' '.join(str(error).split())}); "
             "expected the folder that Adapted.save wrote"
         ) from error
-    texts, described = embedding.load_classifiers(folder / TEXTS)
+    texts, described = embeddings.load_classifiers(folder / TEXTS)
     names = record.class_names
     _check_classes(folder / WEIGHTS, trained.get("classes", names), names)
     _check_classes(folder / TEXTS, described.get("classes", names), names)

@@ -12,7 +12,7 @@ import torch
 
 from microclip.measure.evaluation import Evaluation, evaluate
 from microclip.own_images.command import OwnSettings
-from microclip.own_images.materials import Materials
+from microclip.own_images.inputs import Materials
 from microclip.own_images.tables import Predictions, most_uncertain, predictions
 from microclip.own_images.texts import Texts
 from microclip.own_images.training import Outcome

@@ -13,15 +13,15 @@ from microclip.data.bad_files import BAD_FILES, write_bad_files
 from microclip.data.datasets import UnlabelledImages
 from microclip.data.store import open_store, write_store
 from microclip.history import RunClock, read_history
-from microclip.own_images import card, pages, tables
+from microclip.own_images import pages, report, tables
 from microclip.own_images.command import OwnSettings
-from microclip.own_images.materials import Materials
+from microclip.own_images.inputs import Materials
 from microclip.own_images.record import RECORD, TEXTS, WEIGHTS, write_adapted
 from microclip.own_images.results import Results
 from microclip.own_images.texts import Texts, closest
 from microclip.own_images.training import Place, Start, adapt_images
 from microclip.settings import SettingsError
-from microclip.tracking import Mirror, RunTracker
+from microclip.tracking.run import Mirror, RunTracker
 
 PREDICTIONS, LABEL_FIRST = "predictions.csv", "label_these_first.csv"
 GALLERY, CARD = "gallery.html", "README.md"
@@ -94,7 +94,7 @@ def _write(results: Results, images: UnlabelledImages, start: Start, out: Path) 
         PREDICTIONS: tables.predictions_csv(found, files, names),
         LABEL_FIRST: tables.label_first_csv(found, files, names, count),
         GALLERY: pages.page(results, images),
-        CARD: card.write(results),
+        CARD: report.write(results),
     }
     for name, text in written.items():
         runtime.write_text(out / name, text)

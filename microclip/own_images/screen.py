@@ -7,11 +7,11 @@ from pathlib import Path
 
 from microclip.adaptation.training import duration
 from microclip.data.bad_files import BAD_FILES
-from microclip.own_images.materials import Materials, Wishes
+from microclip.model.embeddings import TextClassifiers
+from microclip.own_images.inputs import Materials, Wishes
 from microclip.own_images.results import Results
 from microclip.own_images.texts import Texts, closest
 from microclip.own_images.timing import Estimate
-from microclip.text.embedding import TextClassifiers
 
 
 def found(materials: Materials, out: Path) -> Iterator[str]:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from microclip.measure.evaluation import CONFIDENCE_SCALE
-from microclip.prediction import Heads
+from microclip.own_images.prediction import Heads
 
 PREDICTION_COLUMNS = (
     *("file", "class", "confidence", "second_class", "margin"),

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microclip.data.vocabulary import Vocabulary
+from microclip.model.embeddings import TextClassifiers
 from microclip.safe_files import refuse_pickle
 from microclip.settings import SettingsError
 from microclip.text import descriptions, examination
 from microclip.text.doctor import Options
-from microclip.text.embedding import TextClassifiers
 from microclip.text.findings import Report
 from microclip.text.prompts import fill
 from microclip.text.similar_classes import Pair, most_similar, pairs_above

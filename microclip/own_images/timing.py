@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from microclip import prediction, runtime
+from microclip import runtime
 from microclip.adaptation.training import NonFiniteLossError
 from microclip.methods.base import Silence
 from microclip.model.backbone import Backbone, load_backbone
+from microclip.own_images import prediction
 from microclip.own_images.core import task_of, with_images
 from microclip.own_images.training import Start
 from microclip.own_images.watch import MAX_LOOKED_AT

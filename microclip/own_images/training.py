@@ -11,18 +11,18 @@ from jaxtyping import Int
 from pydantic import BaseModel
 from torch import Tensor
 
-from microclip import prediction
 from microclip.adaptation.training import NonFiniteLossError
 from microclip.data.datasets import UnlabelledImages
 from microclip.history import EpochReporter, RunClock
 from microclip.methods.base import Classifier, Method, Task, Tracker, load_method
 from microclip.model.backbone import Backbone, load_backbone
+from microclip.model.embeddings import TextClassifiers
+from microclip.own_images import prediction
 from microclip.own_images.core import task_of, with_images
-from microclip.own_images.health import Verdict, judge
 from microclip.own_images.record import Record
+from microclip.own_images.verdict import Verdict, judge
 from microclip.own_images.watch import Watch
 from microclip.settings import BackboneSettings
-from microclip.text.embedding import TextClassifiers
 
 ZERO_SHOT = "cupl"  # the method that classifies by the mean of a class's sentences, untrained
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from microclip.llm_settings import Prices
+from microclip.settings.llms import Prices
 
 # The body of a request: model, messages or prompt, and parameters as each service names them. No
 # record: a setting may pass any parameter on, and the body's JSON is part of the answers' keys.

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from microclip.model.backbone import Backbone
+from microclip.model.embeddings import encode_classes
 from microclip.text import sentences as rules
 from microclip.text.class_keys import match_keys
 from microclip.text.classifier import description_classifier
-from microclip.text.embedding import encode_classes
 from microclip.text.findings import Facts, Finding, Report
 from microclip.text.language import is_foreign
 from microclip.text.prompts import readable

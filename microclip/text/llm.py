@@ -23,8 +23,8 @@ import openai
 from openai import OpenAI
 
 from microclip import runtime
-from microclip.llm_settings import AskSettings
 from microclip.settings import SettingsError
+from microclip.settings.llms import AskSettings
 
 logger = logging.getLogger(__name__)
 

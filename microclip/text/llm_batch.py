@@ -16,7 +16,7 @@ from typing import Any, Literal
 from openai.types import Batch
 
 from microclip import runtime
-from microclip.llm_settings import AskSettings
+from microclip.settings.llms import AskSettings
 from microclip.text.answer_cache import AnswerCache, AnswerRecord, BatchRecord
 from microclip.text.budget import Budget, cost_usd, expected_tokens, most_tokens
 from microclip.text.llm import Caller, Complaint, StoppedError, judge_complaint

@@ -11,7 +11,7 @@ from typing import Protocol
 import openai
 
 from microclip import runtime
-from microclip.llm_settings import AskSettings
+from microclip.settings.llms import AskSettings
 from microclip.text.answer_cache import AnswerRecord
 from microclip.text.budget import Budget, cost_usd, most_tokens
 from microclip.text.llm import (

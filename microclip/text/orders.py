@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from microclip.llm_settings import AskSettings, DescriptionSettings
 from microclip.settings import SettingsError
+from microclip.settings.llms import AskSettings, DescriptionSettings
 from microclip.text.answer_cache import Message, question_key
 from microclip.text.budget import Body
 from microclip.text.llm import service_of

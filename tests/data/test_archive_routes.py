@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from microclip import settings
-from microclip.data import sources
-from microclip.data.public import read_public
+from microclip.data.public import sources
+from microclip.data.public_unmerged import read_public
 from tests.data.downloadable import archive_of
 from tests.data.public_project import COPIES, ROOT, copy_of
 from tests.file_server import FileServer, serving

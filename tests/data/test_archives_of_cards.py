@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from microclip import settings
-from microclip.data import sources
 from microclip.data.layouts.base import load_layout
-from microclip.dataset_settings import ArchiveRoute, DatasetCard, PublicSource
+from microclip.data.public import sources
+from microclip.settings.datasets import ArchiveRoute, DatasetCard, PublicSource
 from tests.file_server import FileServer, serving
 
 PACKED = {  # archive -> what lies at its top, from the folder of the copy

@@ -9,9 +9,9 @@ from PIL import Image
 
 from microclip.data import datasets, issuing, store
 from microclip.data.datasets import UnlabelledImages, k_shot
+from microclip.data.files import image_files
 from microclip.data.folder_layout import label_of_folder
 from microclip.data.manifest import UNKNOWN, read_manifest
-from microclip.data.walking import image_files
 from microclip.runtime import MissingDataError
 from microclip.settings import DatasetSettings, FolderSource, SettingsError, load_dataset
 from tests.fixtures.project import CLASSES, N_TEST, N_TRAIN

@@ -166,7 +166,7 @@ def test_without_pillow_heif_the_line_says_how_to_have_it(tmp_path: Path) -> Non
         "import sys; sys.modules['pillow_heif'] = None\n"
         "from pathlib import Path\n"
         "from microclip.data.decoding import decode\n"
-        "from microclip.data.walking import image_files\n"
+        "from microclip.data.files import image_files\n"
         "for ask in (lambda: decode(Path('a.heic')), lambda: image_files(Path())):\n"
         "    try: ask()\n"
         "    except ValueError as error: print(error)\n"

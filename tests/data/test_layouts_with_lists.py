@@ -13,10 +13,10 @@ from PIL import Image
 from torchvision import datasets as theirs
 
 from microclip import runtime, settings
-from microclip.data import splits
 from microclip.data.layouts.base import Listing, lacking, load_layout
-from microclip.dataset_settings import CoopRule, PublicSource
+from microclip.data.public import splits
 from microclip.settings import SettingsError
+from microclip.settings.datasets import CoopRule, PublicSource
 from tests.data.layouts import pictures
 
 NAMES = ("caltech101", "cars", "dtd", "fgvc", "flowers", "food101", "pets")

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from microclip import cli, paths, settings
+from microclip import paths, settings
+from microclip.cli import main
 from microclip.data import datasets, issuing, passport, store
 from microclip.data.manifest import PublicFiles, manifest_sha256, read_manifest
-from microclip.dataset_settings import PartsRule
 from microclip.runtime import MissingDataError, VerificationError
-from microclip.settings import SettingsError
+from microclip.settings import SettingsError, study
+from microclip.settings.datasets import PartsRule
 from tests.data import public_project
 from tests.data.layouts import dtd
 from tests.fixtures.project import CLASSES, N_TEST, N_TRAIN
@@ -108,7 +109,7 @@ def test_one_s_own_test_images_must_not_be_training_images(
 ) -> None:
     share(own_project, 2)
     datasets.fetch(shapes())
-    assert cli.main(["store-images", "shapes"]) == 2
+    assert main.main(["store-images", "shapes"]) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert "2 of 14 test images of shapes are also training images (same bytes)" in told
     assert "train/red_disc/0.png = " in told
@@ -123,11 +124,11 @@ def test_allowed_overlap_marks_the_results_transductive(
 ) -> None:
     share(own_project, 2)
     datasets.fetch(shapes())
-    assert cli.main(["store-images", "shapes", "--allow-overlap"]) == 0
+    assert main.main(["store-images", "shapes", "--allow-overlap"]) == 0
     found = passport.check(shapes())
     assert found.is_transductive
     assert (found.same_bytes.test, found.same_bytes.train) == (2, 2)
-    assert cli.main(["passport", "shapes"]) == 0
+    assert main.main(["passport", "shapes"]) == 0
     assert "results are transductive" in capsys.readouterr().out
 
 
@@ -176,7 +177,7 @@ def test_another_split_than_the_passport_s_is_refused(own_project: Path) -> None
     public_project.bring("dtd")
     card = own_project / "config/datasets/dtd.yaml"
     card.write_text(card.read_text().replace("split: paper}", "split: official}"))
-    settings._load.cache_clear()
+    study._load.cache_clear()
     declared = settings.load_dataset("dtd")
     with pytest.raises(SettingsError, match=r"is of split 'paper', .* says 'official'; run"):
         passport.check(declared)
@@ -208,7 +209,7 @@ def test_fewer_shared_images_and_those_that_the_card_allows_are_told(
     shutil.copy(images / "banded_0000.jpg", images / "banded_0002.jpg")
     card = own_project / "config/datasets/dtd.yaml"
     card.write_text(card.read_text() + "  allowed_overlap: [paper]\n")
-    settings._load.cache_clear()
+    study._load.cache_clear()
     public_project.bring("dtd")
     found = passport.check(settings.load_dataset("dtd"))
     assert found.same_bytes.test == 1
@@ -221,14 +222,14 @@ def test_the_verb_prints_it_for_people_and_for_machines(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     public_project.bring("dtd")
-    assert cli.main(["passport", "dtd"]) == 0
+    assert main.main(["passport", "dtd"]) == 0
     told = capsys.readouterr().out
     assert told.splitlines()[:2] == [
         "dtd: public, split paper (seed 0)",
         "images     18 train, 9 test, 3 classes",
     ]
     assert "!          3 classes, expected 47 in split 'paper'" in told
-    assert cli.main(["passport", "dtd", "--json"]) == 0
+    assert main.main(["passport", "dtd", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["classes"] == list(dtd.CLASSES)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from microclip import cli
+from microclip.cli import main
 from tests.export.conftest import Icons
 from tests.fixtures.tracking import free_port
 
@@ -73,7 +73,7 @@ def test_a_served_folder_answers_real_requests_with_the_classes_of_predict(
 ) -> None:
     out = tmp_path / "model"
     command = ["export", str(icons.folder), "--format", "mlflow", "--out", str(out)]
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     pickled = {".pkl", ".pickle", ".pt", ".pth", ".joblib"}
     assert not [p for p in out.rglob("*") if p.suffix in pickled]
     assert (out / "artifacts" / "adapted" / "adapted.json").is_file()
@@ -102,7 +102,7 @@ def test_a_registered_model_is_served_from_the_store(
     store = f"sqlite:///{work / 'results' / 'mlflow.db'}"
     monkeypatch.delenv("MICROCLIP_ROOT")
     command = ["export", str(icons.folder), "--format", "mlflow", "--out", "model"]
-    assert cli.main([*command, "--log", "food-icons"]) == 0
+    assert main.main([*command, "--log", "food-icons"]) == 0
     assert "registered as models:/food-icons/1" in capsys.readouterr().err
     assert "MLFLOW_TRACKING_URI" not in os.environ  # of whatever comes next in this process
     own = {"MLFLOW_TRACKING_URI": store}

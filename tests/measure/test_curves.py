@@ -15,9 +15,9 @@ from microclip.history import write_history
 from microclip.measure import curves
 from microclip.measure.curve_numbers import Results
 from microclip.measure.drawing import Drawn
-from microclip.reports import HistoryPlot, SweepPlot
 from microclip.runs import FigureSelection, RunSpec, SweepPoint
 from microclip.settings import SettingsError
+from microclip.settings.reports import HistoryPlot, SweepPlot
 
 RUN = RunSpec("icons-food-small", "icon-clip", "shipped", "microclip")
 SWEEP = SweepPlot.model_validate(

@@ -16,14 +16,13 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from microclip import reports
 from microclip.measure import attention_figures, drawing, failure_figures, mask_figures
 from microclip.measure.drawing import Drawn
 from microclip.measure.evaluation import CONFIDENCE_SCALE, evaluate
 from microclip.measure.trained_runs import FusedRun, read
+from microclip.model import embeddings
 from microclip.runtime import MissingDataError
-from microclip.settings import SettingsError
-from microclip.text import embedding
+from microclip.settings import SettingsError, reports
 from tests.fixtures.project import CLASSES, N_TEST
 from tests.measure.tiny_run import CLIP, MICROCLIP, SELECTION, finished_runs
 
@@ -82,7 +81,7 @@ def test_attention_is_drawn_for_both_tokens_before_and_after() -> None:
 
 def test_the_network_before_is_the_untrained_one_and_the_one_after_made_the_predictions() -> None:
     run = FusedRun(read(MICROCLIP))
-    texts = embedding.load(
+    texts = embeddings.load(
         run.tested.settings.dataset,
         run.tested.settings.backbone,
         run.tested.settings.descriptions,

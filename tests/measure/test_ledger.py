@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from microclip import cli, reports, runtime, settings, study
+from microclip import runtime, settings, study
+from microclip.cli import main
 from microclip.measure import comparison, ledger, published
 from microclip.measure.comparison import Entry
-from microclip.settings import SettingsError
+from microclip.settings import SettingsError, reports
 from tests.measure.reports import plan, scores, write_passport, write_scores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,7 +194,7 @@ def verify(
     write_scores(frame)
     planned = plan(table, SIX)
     planned.write()
-    code = cli.main(["verify", "--study", "s", *options])
+    code = main.main(["verify", "--study", "s", *options])
     shown = capsys.readouterr()
     return code, shown.out, shown.err
 
@@ -227,20 +228,20 @@ def test_verify_can_list_every_average(capsys: pytest.CaptureFixture[str]) -> No
 def test_verify_of_a_study_that_was_not_run_exits_with_3(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main(["verify", "--study", "s"]) == 3
+    assert main.main(["verify", "--study", "s"]) == 3
     assert "results/s/plan.json does not exist" in capsys.readouterr().err
     plan("table4", SIX).write()
-    assert cli.main(["verify", "--study", "s"]) == 3
+    assert main.main(["verify", "--study", "s"]) == 3
     assert "results/s/scores.csv is not there" in capsys.readouterr().err
 
 
 def test_show_prints_the_tables_in_the_order_of_their_numbers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main(["show", "--study", "s"]) == 3
+    assert main.main(["show", "--study", "s"]) == 3
     assert "results/s/tables holds no table" in capsys.readouterr().err
     for number in (10, 2, 1):
         runtime.write_text(Path(f"results/s/tables/table{number}.md"), f"<{number}>\n")
-    assert cli.main(["show", "--study", "s"]) == 0
+    assert main.main(["show", "--study", "s"]) == 0
     out = capsys.readouterr().out
     assert out.index("<1>") < out.index("<2>") < out.index("<10>")

@@ -17,11 +17,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from microclip import paths, reports, runtime, settings, study
+from microclip import paths, runtime, settings, study
 from microclip.measure import ledger, page, page_parts, study_facts, tables
 from microclip.measure.scores import COLUMNS
 from microclip.methods.base import SHARED_RECIPE
 from microclip.runs import Plan
+from microclip.settings import reports
 from tests.browser import DESKTOP, PHONE, Browser
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from microclip import reports, settings
+from microclip import settings
 from microclip.measure import comparison, published
-from microclip.settings import SettingsError
+from microclip.settings import SettingsError, reports
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL_METHOD = 64.27  # the average of Tables 2 to 5

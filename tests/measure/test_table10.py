@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from microclip import reports, settings
+from microclip import settings
 from microclip.data import passport
 from microclip.measure import dataset_counts, layout
 from microclip.measure.layout import Table
+from microclip.settings import reports
 from tests.data import public_project
 from tests.data.public_project import COPIES, ROOT
 from tests.measure.reports import plan

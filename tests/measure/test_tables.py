@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from microclip import paths, reports, runtime, settings, study
+from microclip import paths, runtime, settings, study
 from microclip.measure import dataset_counts, layout, tables
-from microclip.reports import TableSettings
 from microclip.runs import Plan
 from microclip.runtime import MissingDataError
-from microclip.settings import SettingsError
+from microclip.settings import SettingsError, reports
+from microclip.settings.reports import TableSettings
 from tests.measure.reports import plan, scores, write_passport, write_scores
 
 ROOT = Path(__file__).resolve().parents[2]

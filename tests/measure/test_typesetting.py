@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from microclip import reports, settings, study
+from microclip import settings, study
 from microclip.measure import tables, typesetting
 from microclip.measure.layout import Cell, Column, Row, Table
 from microclip.runtime import MissingDataError
+from microclip.settings import reports
 from tests.measure.reports import plan, write_scores
 
 ROOT = Path(__file__).resolve().parents[2]

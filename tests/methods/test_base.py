@@ -23,9 +23,9 @@ from microclip.methods.base import (
     load_method,
     settings_of,
 )
+from microclip.model import embeddings
 from microclip.model.backbone import load_backbone
 from microclip.settings import SettingsError, load_method_file, variants_of
-from microclip.text import embedding
 from tests.fixtures import project as fixture
 
 SHORT: dict[str, Any] = {"epochs": 1, "batch_size": 8, "n_crops": 2}
@@ -43,7 +43,7 @@ def task(method: Any) -> Task:
     is_blind = method.supervision is Supervision.NONE
     return Task(
         class_names=fixture.CLASSES,
-        texts=embedding.load(settings.dataset, settings.backbone, settings.descriptions),
+        texts=embeddings.load(settings.dataset, settings.backbone, settings.descriptions),
         seed=0,
         device="cpu",
         precision="fp32",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from microclip.methods.base import Task, Views, load_method
-from microclip.text.embedding import TextClassifiers
+from microclip.model.embeddings import TextClassifiers
 from tests.fixtures.project import Journal
 
 VECTORS = {

@@ -10,9 +10,9 @@ import torch
 from microclip.data import datasets
 from microclip.methods.base import Task, ViewPlan, Views
 from microclip.methods.microclip import METHOD
+from microclip.model import embeddings
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.token_fusion import cosine_similarity
-from microclip.text import embedding
 from tests.fixtures import project as fixture
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -23,7 +23,7 @@ def task(seed: int = 0) -> Task:
     fixture.prepare(settings)
     return Task(
         class_names=fixture.CLASSES,
-        texts=embedding.load(settings.dataset, settings.backbone, settings.descriptions),
+        texts=embeddings.load(settings.dataset, settings.backbone, settings.descriptions),
         seed=seed,
         device="cpu",
         precision="fp32",

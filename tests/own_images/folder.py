@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from microclip import cli, paths
+from microclip import paths
+from microclip.cli import main
 from tests.fixtures.project import CLASSES, N_TRAIN, draw
 
 SHORT = ("--set", "epochs=2", "--set", "batch_size=8", "--set", "n_crops=2")
@@ -39,7 +40,7 @@ def adapt(*more: str, out: str = "adapted") -> int:
     """Run the command on `photos` with the tiny backbone, trained shortly; return its exit code."""
     given = ("adapt", "photos", "--classes", "names.txt", "--out", out, "--backbone", "tiny")
     short = () if "--method" in more else SHORT
-    return cli.main([*given, "--set", "device=cpu", *short, *more])
+    return main.main([*given, "--set", "device=cpu", *short, *more])
 
 
 def read(path: Path) -> list[dict[str, str]]:

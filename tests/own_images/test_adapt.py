@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import microclip
-from microclip import cli
-from microclip.own_images.card import FILES
+from microclip.cli import main
+from microclip.own_images.report import FILES
 from tests.fixtures.project import CLASSES, SENTENCES, draw
 from tests.fixtures.tracking import client, runs
 from tests.own_images.folder import N_IMAGES, SHORT, adapt, place, read, write_labels, write_photos
@@ -137,13 +137,13 @@ def test_names_may_be_those_of_folders_or_of_labels(place: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         path.rename(target / path.name)
     given = ["adapt", "sorted", "--backbone", "tiny", "--method", "clip"]
-    assert cli.main([*given, "--classes-from-folders", "--out", "one"]) == 0
+    assert main.main([*given, "--classes-from-folders", "--out", "one"]) == 0
     record = json.loads((place / "one" / "adapted.json").read_text())
     assert record["class_names"] == sorted(CLASSES)
     assert record["about"]["verdict"] == "untrained"
     files = [path.relative_to(place / "sorted") for path in (place / "sorted").rglob("*.png")]
     write_labels(place / "labels.csv", {str(file): file.parts[0] for file in files})
-    assert cli.main([*given, "--labels", "labels.csv", "--out", "two"]) == 0
+    assert main.main([*given, "--labels", "labels.csv", "--out", "two"]) == 0
     assert json.loads((place / "two" / "scores.json").read_text())["n_labelled"] == N_IMAGES
 
 
@@ -297,14 +297,14 @@ def test_the_same_images_elsewhere_are_the_same_command(
     capsys.readouterr()
     given = ["adapt", "moved/photos", "--classes", "names.txt", "--out", "adapted"]
     given += ["--backbone", "tiny", "--method", "cupl", "--set", "device=cpu"]
-    assert cli.main(given) == 0
+    assert main.main(given) == 0
     assert "complete already" in capsys.readouterr().err
 
 
 def test_two_commands_do_not_share_a_folder(place: Path) -> None:
-    from microclip import workspace
+    from microclip import processes
 
-    with workspace.exclusive(place / "adapted"):
+    with processes.exclusive(place / "adapted"):
         assert adapt() == 2
     assert not (place / "adapted" / "settings.yaml").exists()
 

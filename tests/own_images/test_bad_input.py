@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from microclip import cli
+from microclip.cli import main
 from tests.fixtures.project import CLASSES, SENTENCES, draw
 from tests.own_images.folder import N_IMAGES, adapt, place, write_labels, write_photos
 
@@ -231,7 +231,7 @@ def test_a_wrong_input_is_one_line_with_its_code_and_starts_nothing(
     place: Path, capsys: pytest.CaptureFixture[str], case: Case
 ) -> None:
     case.spoil()
-    code = cli.main(list(case.instead)) if case.instead else adapt(*case.options)
+    code = main.main(list(case.instead)) if case.instead else adapt(*case.options)
     said = capsys.readouterr()
     print(said.err.strip())
     assert code == case.code
@@ -311,12 +311,12 @@ def test_an_adapted_model_of_other_classes_is_refused(
     record["class_names"].append("yak")
     Path("adapted/adapted.json").write_text(json.dumps(record))
     capsys.readouterr()
-    assert cli.main(["predict", "adapted", "photos"]) == 2
+    assert main.main(["predict", "adapted", "photos"]) == 2
     said = capsys.readouterr().err
     print(said)
     assert "is for 3 classes, adapted.json beside it names 4" in said
     shutil.copy("other/class_vectors.safetensors", "adapted/class_vectors.safetensors")
-    assert cli.main(["predict", "adapted", "photos"]) == 2
+    assert main.main(["predict", "adapted", "photos"]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 

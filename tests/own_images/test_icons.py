@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from microclip import cli, paths
-from microclip.dataset_settings import IconSource
+from microclip import paths
+from microclip.cli import main
 from microclip.icons.scenes import write_dataset
+from microclip.settings.datasets import IconSource
 from tests.own_images.folder import read, write_labels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +61,7 @@ def adapt(out: str, *more: str) -> int:
     words = ROOT / "resources" / "descriptions" / "food.json"
     given = ["adapt", "photos", "--classes", "names.txt", "--descriptions", str(words)]
     given += ["--labels", "labels.csv", "--out", out, "--skip-bad", "--set", "batch_size=16"]
-    return cli.main([*given, "--set", "n_crops=4", *more])
+    return main.main([*given, "--set", "n_crops=4", *more])
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from microclip import settings
+from microclip.settings import study
 from microclip.text import descriptions
 from tests.llm_server import Server
 from tests.text.asking import PRICES, server
@@ -64,10 +65,10 @@ def test_what_is_asked_and_of_whom_names_the_job(
 ) -> None:
     place = place_of(tmp_path, server)
     monkeypatch.setenv("MICROCLIP_ROOT", str(place))
-    settings._load.cache_clear()
+    study._load.cache_clear()
 
     def named() -> str:
-        settings._load.cache_clear()
+        study._load.cache_clear()
         dataset = settings.load_dataset("tiny")
         return settings.digest(descriptions.identity(dataset, settings.load_descriptions("asked")))
 

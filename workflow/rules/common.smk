@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from microclip import paths, provenance, runtime, settings, study
-from microclip.data import sources
+from microclip.data.public import sources
 from microclip.text import descriptions
 
 try:

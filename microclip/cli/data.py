@@ -1,0 +1,272 @@
+"""The verbs `microclip data get|verify|list`: public datasets on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
+
+import typer
+
+from microclip import runtime, settings
+from microclip.cli import app, say
+from microclip.data.public import sources
+from microclip.settings import DatasetCard, DatasetSettings, PublicSource, SettingsError
+
+data = typer.Typer(no_args_is_help=True, help="Public datasets: get, verify, list.")
+app.add_typer(data, name="data")
+
+NamesArgument = Annotated[
+    list[str] | None, typer.Argument(help="names of files in config/datasets that have a card")
+]
+_LICENCE_WIDTH = 34
+_FAILURES = (  # of one dataset among several: the others are still tried
+    runtime.MissingDataError,
+    runtime.ServiceError,
+    runtime.ResourceError,
+    SettingsError,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A public dataset as `data list` shows it."""
+
+    dataset: str
+    classes: int | None
+    is_here: bool
+    where: str  # layout and folder, or the ways to have it
+    licence: str
+    split: str
+    train: int | None  # expected images
+    test: int | None
+    counts_source: str
+    differences: tuple[str, ...]  # what is wrong with what is here
+
+
+@data.command(name="list")
+def list_(*, is_json: Annotated[bool, typer.Option("--json", help="for programs")] = False) -> None:
+    """Say which public datasets are here, what is wrong with them, and how to have the others."""
+    rows = [_row(dataset, card) for dataset, card in _public(None)]
+    if is_json:
+        print(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False))
+        return
+    for line in _table(rows):
+        print(line)
+    for row in rows:
+        for difference in row.differences:
+            print(f"! {row.dataset}: {difference}")
+    print(_next(rows))
+
+
+@data.command()
+def get(
+    names: NamesArgument = None,
+    *,
+    is_all: Annotated[bool, typer.Option("--all", help="every public dataset")] = False,
+    route: Annotated[
+        Literal["archive", "hub", "local"] | None, typer.Option(help="only this kind of route")
+    ] = None,
+    is_offline: Annotated[
+        bool, typer.Option("--offline", help="unpack what is here, ask no server")
+    ] = False,
+    is_again: Annotated[
+        bool, typer.Option("--again", help="also where it is here: bring back what was removed")
+    ] = False,
+) -> None:
+    """Bring public datasets here: fetched, checked, unpacked, counted. Continues if interrupted."""
+    if bool(names) == is_all:
+        raise SettingsError("name the datasets to get, or give --all; `microclip data list`")
+    chosen = _public(names)
+    if route == "local":
+        for dataset, card in chosen:
+            print("\n".join(sources.recipe_lines(_files_of(dataset), card)))
+        return
+    failures = []
+    for dataset, card in chosen:
+        try:
+            _get(dataset, card, _Wishes(route or "", is_offline, is_again))
+        except _FAILURES as error:
+            if len(chosen) == 1:
+                raise
+            say(f"{dataset.name}: {error}")
+            failures.append(error)
+    if failures:
+        raise type(failures[-1])(f"{len(failures)} of {len(chosen)} datasets could not be had")
+
+
+@data.command()
+def verify(names: NamesArgument = None) -> None:
+    """Hold archives, copies and images against their hashes; exit 6 if one differs, 3 if missing.
+
+    Without names, all public datasets that are here.
+    """
+    from microclip.data import verification
+
+    chosen = _public(names or None)
+    if not names:
+        chosen = [(d, c) for d, c in chosen if sources.locate(_files_of(d), c) is not None]
+        if not chosen:
+            raise runtime.MissingDataError("no public dataset is here; see `microclip data list`")
+    verdicts = []
+    for dataset, card in chosen:
+        for finding in (
+            *verification.verify(dataset.name, _files_of(dataset), card),
+            *verification.verify_passport(dataset),
+        ):
+            print(f"{finding.verdict:8} {dataset.name}: {finding.text}", flush=True)
+            verdicts.append(finding.verdict)
+    n_wrong, n_missing = verdicts.count("wrong"), verdicts.count("missing")
+    remedy = "`microclip data get NAME --again` restores what its archive or copy holds"
+    if n_wrong:
+        raise runtime.VerificationError(f"{n_wrong} things differ, {n_missing} missing; {remedy}")
+    if n_missing:
+        raise runtime.MissingDataError(f"{n_missing} things are missing; {remedy}")
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    route: str
+    is_offline: bool
+    is_again: bool
+
+
+def _get(dataset: DatasetSettings, card: DatasetCard, wishes: _Wishes) -> None:
+    name = _files_of(dataset)
+    found = sources.get(
+        name, card, only=wishes.route, offline=wishes.is_offline, again=wishes.is_again
+    )
+    say(f"{dataset.name}: {found.layout} in {found.folder}, by {sources.KINDS[found.route]}")
+    for line in _counted(dataset, card):
+        print(line, flush=True)
+
+
+def _counted(dataset: DatasetSettings, card: DatasetCard) -> list[str]:
+    """Read the split as a run would, and say how its counts differ from the expected ones."""
+    from microclip.data.public_unmerged import (
+        read_public,  # readers of layouts are needed here alone
+    )
+    from microclip.data.vocabulary import load_vocabulary
+
+    assert isinstance(dataset.source, PublicSource)
+    read = read_public(dataset)
+    n_classes = len(load_vocabulary(dataset).class_names)
+    counted = {"classes": n_classes, "train": len(read.split.train), "test": len(read.split.test)}
+    split = dataset.source.split
+    lines = [
+        f"{dataset.name}: split {split}: {counted['train']} training and {counted['test']} test "
+        f"images, {n_classes} classes"
+    ]
+    expected = card.counts.get(split)
+    for what, n in counted.items() if expected else ():
+        wanted = getattr(expected, what)
+        if wanted is not None and wanted != n:
+            assert expected is not None
+            lines.append(f"! {dataset.name}: {n} {what}, expected {wanted} ({expected.source})")
+    return lines + [f"note {dataset.name}: {note}" for note in read.notes]
+
+
+def _public(names: Sequence[str] | None) -> list[tuple[DatasetSettings, DatasetCard]]:
+    """Return the named datasets, or all, that have a card of their own.
+
+    Raises: SettingsError for a name that is unknown or of no public dataset.
+    """
+    found = []
+    for name in names if names is not None else settings.known("datasets"):
+        dataset = settings.load_dataset(name)
+        if isinstance(dataset.source, PublicSource):
+            found.append((dataset, settings.load_card(dataset.source)))
+        elif names is not None:
+            raise SettingsError(
+                f"{name} is no public dataset (its images are made or one's own); see "
+                "`microclip data list`"
+            )
+    return found
+
+
+def _files_of(dataset: DatasetSettings) -> str:
+    assert isinstance(dataset.source, PublicSource)
+    return dataset.source.dataset
+
+
+def _row(dataset: DatasetSettings, card: DatasetCard) -> Row:
+    assert isinstance(dataset.source, PublicSource)
+    split = dataset.source.split
+    expected = card.counts.get(split)
+    found = sources.locate(dataset.source.dataset, card)
+    return Row(
+        dataset=dataset.name,
+        classes=None if expected is None else expected.classes,
+        is_here=found is not None,
+        where=sources.ways(card) if found is None else f"{found.layout} in {found.folder}",
+        licence=card.licence,
+        split=split,
+        train=None if expected is None else expected.train,
+        test=None if expected is None else expected.test,
+        counts_source="" if expected is None else expected.source,
+        differences=_differences(dataset.name, dataset.source.dataset, card),
+    )
+
+
+def _differences(name: str, files: str, card: DatasetCard) -> tuple[str, ...]:
+    """Return what is known to be wrong with a dataset's files, without reading them."""
+    from microclip.data import passport
+
+    try:
+        found = list(passport.differences(name))
+    except SettingsError as error:
+        found = [str(error)]
+    if sources.is_unfinished(files, card):
+        found.append(f"a download stopped halfway; `microclip data get {name}` continues")
+    if (sources.home(files) / sources.RECORD).is_file():
+        route = sources.locate(files, card)
+        if route is None or route.route == "local":
+            found.append(f"files of it were removed; `microclip data get {name} --again`")
+    return tuple(found)
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    head = ("dataset", "classes", "", "how", "split", "train", "test", "licence")
+    cells = [
+        (
+            row.dataset,
+            _number(row.classes),
+            "here" if row.is_here else "missing",
+            row.where,
+            row.split,
+            _number(row.train),
+            _number(row.test),
+            row.licence
+            if len(row.licence) <= _LICENCE_WIDTH
+            else row.licence[: _LICENCE_WIDTH - 1] + "…",
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[k]) for line in (head, *cells)) for k in range(len(head))]
+    numbers = {k for k, title in enumerate(head) if title in ("classes", "train", "test")}
+    return [
+        "  ".join(
+            cell.rjust(width) if k in numbers else cell.ljust(width)
+            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in (head, *cells)
+    ]
+
+
+def _number(n: int | None) -> str:
+    return "?" if n is None else f"{n:,}"
+
+
+def _next(rows: Sequence[Row]) -> str:
+    missing = [row for row in rows if not row.is_here]
+    if not missing:
+        return f"all {len(rows)} public datasets are here; `microclip data verify` hashes them"
+    by_hand = [row.dataset for row in missing if row.where.startswith("by hand")]
+    fetched = [row.dataset for row in missing if row.dataset not in by_hand]
+    told = [f"{len(rows) - len(missing)} of {len(rows)} public datasets are here"]
+    if fetched:
+        told.append(f"`microclip data get {' '.join(fetched)}` fetches what is missing")
+    if by_hand:
+        told.append(f"`microclip data get {' '.join(by_hand)} --route local` says what to place")
+    return "; ".join(told)

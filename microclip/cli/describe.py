@@ -1,0 +1,306 @@
+"""The verb `describe`: class descriptions from files or a language model, checked and counted.
+
+Heavy imports stand inside the functions, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from microclip import paths, runtime, settings, survivor
+from microclip.cli import app, say
+from microclip.doctoring import DoctorOptions, run_doctor
+from microclip.settings import SettingsError
+from microclip.settings.datasets import TEMPLATES
+from microclip.settings.llms import DescriptionSettings
+
+if TYPE_CHECKING:
+    from microclip.text.generation import Estimate, Generation
+    from microclip.text.orders import Order
+
+_OWN_PROMPTS = "own-images"
+_HEAD = ("classes of", "requests", "answered", "prompt tokens", "answer tokens", "USD", "at most")
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What the command line changes of a file in config/llms; "" and False change nothing."""
+
+    prompts: str = ""
+    model: str = ""
+    domain: str = ""
+    base_url: str = ""
+    allow_quarantined: bool = False
+
+    def changed(self, written: DescriptionSettings) -> DescriptionSettings:
+        """Return settings with the options that were given in their place."""
+        values = written.model_dump(exclude_none=True)
+        values |= _given(prompts=self.prompts, model=self.model)
+        values["ask"] |= _given(
+            domain=self.domain,
+            base_url=self.base_url,
+            allow_quarantined=self.allow_quarantined,
+        )
+        where = f"{written.name!r} with these options"
+        return settings.validated(DescriptionSettings, values, where)
+
+
+def _given(**options: str | float | None) -> dict[str, str | float | None]:
+    """Return the options that were given, by name."""
+    return {name: value for name, value in options.items() if value}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One order, and the file that its descriptions are written to."""
+
+    order: Order
+    target: Path | None
+    is_tracked: bool
+
+
+TargetsArgument = Annotated[
+    list[str], typer.Argument(help="datasets of config/datasets, or a file: one name a line")
+]
+AuthorOption = Annotated[str, typer.Option(help="name of a file in config/llms")]
+LlmOption = Annotated[str, typer.Option(help="the same, for one's own classes")]
+PromptsOption = Annotated[str, typer.Option(help="name of a file in config/prompts")]
+DomainOption = Annotated[str, typer.Option(help='what the classes are: "a kind of bird"')]
+ModelOption = Annotated[str, typer.Option(help="the model's name at its service")]
+UrlOption = Annotated[str, typer.Option(help="a service that speaks OpenAI's protocol")]
+OutOption = Annotated[Path | None, typer.Option(help="JSON file to write")]
+AnswersOption = Annotated[
+    Path, typer.Option(help="folder of paid answers", envvar="MICROCLIP_ANSWERS")
+]
+CostOption = Annotated[float | None, typer.Option(min=0, help="dollars this command may spend")]
+LongOption = Annotated[
+    Literal["trim", "drop", "error"], typer.Option(help="--fix: sentences over 77 tokens")
+]
+VectorsOption = Annotated[
+    str, typer.Option(help="--check: compare classes by the vectors of config/backbones/NAME")
+]
+CheckFlag = Annotated[bool, typer.Option("--check", help="report on a JSON file or a dataset's")]
+FixFlag = Annotated[bool, typer.Option("--fix", help="the same, and mend a copy beside it")]
+DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="count, and send nothing")]
+RetryFlag = Annotated[
+    bool, typer.Option("--retry-quarantined", help="ask again where no answer was usable")
+]
+AllowFlag = Annotated[
+    bool, typer.Option("--allow-quarantined", help="templates where no answer is usable")
+]
+CancelFlag = Annotated[
+    bool, typer.Option("--cancel", help="end batches under way; keep what they answered")
+]
+
+
+@app.command()
+def describe(
+    targets: TargetsArgument,
+    descriptions: AuthorOption = "shipped",
+    llm: LlmOption = "",
+    prompts: PromptsOption = "",
+    domain: DomainOption = "",
+    model: ModelOption = "",
+    base_url: UrlOption = "",
+    out: OutOption = None,
+    answers: AnswersOption = Path(paths.ANSWERS),
+    max_cost: CostOption = None,
+    long: LongOption = "trim",
+    backbone: VectorsOption = "",
+    *,
+    check: CheckFlag = False,
+    fix: FixFlag = False,
+    dry_run: DryRunFlag = False,
+    retry_quarantined: RetryFlag = False,
+    allow_quarantined: AllowFlag = False,
+    cancel: CancelFlag = False,
+) -> None:
+    """Describe the classes of a dataset, or those of a list, by sentences."""
+    name = llm or descriptions
+    written = settings.load_descriptions(name)
+    if check or fix:
+        run_doctor(targets, written, DoctorOptions(fix, long, backbone, out))
+        return
+    options = _Options(prompts, model, domain, base_url, allow_quarantined)
+    if not written.asks:
+        _refuse_options(_given(**vars(options), max_cost=max_cost, cancel=cancel), name)
+        for target in targets:
+            _gather(target, written, dry_run=dry_run)
+        return
+    jobs = [_job(target, written, options, out) for target in targets]
+    if len(jobs) > 1 and out is not None:
+        raise SettingsError(f"--out {out} holds one list of classes, got {len(jobs)}; name one")
+    works = [_work(job, answers, retry_quarantined=retry_quarantined) for job in jobs]
+    if dry_run:
+        _show_estimates(jobs, [work.estimate() for work in works])
+        return
+    for job, work in zip(jobs, works, strict=True):
+        if cancel:
+            say(f"{work.cancel(say)} batches of {_title(job)} were ended; their answers are kept")
+        else:
+            _generate(job, work, max_cost)
+
+
+def _gather(target: str, written: DescriptionSettings, *, dry_run: bool) -> None:
+    from microclip.text import descriptions as texts
+
+    if target not in settings.known("datasets") and Path(target).is_file():
+        raise SettingsError(
+            f"{target} is a list of classes, and {written.name!r} reads a dataset's file; name a "
+            "model, as --llm gpt-4o"
+        )
+    dataset = settings.load_dataset(target)
+    if dry_run:
+        where = texts.location(dataset, written) if written.reads_file else "its templates"
+        print(f"{target}: read from {where}, nothing is asked")
+        return
+    say(f"wrote {texts.write(dataset, written)}")
+
+
+def _refuse_options(given: Iterable[str], name: str) -> None:
+    """Raise SettingsError if an option is given that only means something to a model."""
+    for option in given:
+        raise SettingsError(
+            f"--{option.replace('_', '-')} says how a language model is asked, and {name!r} reads "
+            "a file; name a model with --llm"
+        )
+
+
+def _job(target: str, written: DescriptionSettings, options: _Options, out: Path | None) -> _Job:
+    from microclip.data import vocabulary
+    from microclip.text.orders import Order
+
+    is_dataset = target in settings.known("datasets")
+    if is_dataset:
+        dataset = settings.load_dataset(target)
+        if out is None and (options.prompts or options.model):
+            raise SettingsError(
+                f"--prompts and --model would differ from config/llms/{written.name}.yaml, by "
+                "which the descriptions are known; give --out, or a file of their own there"
+            )
+        names = vocabulary.load_vocabulary(dataset).class_names
+        place = Path(paths.DESCRIPTIONS.format(descriptions=written.name, dataset=target))
+        order = Order(names, options.changed(written), target, dataset.templates)
+        return _Job(order, out or place, is_tracked=out is None)
+    if not Path(target).is_file():
+        if Path(target).suffix or os.sep in target:
+            raise runtime.MissingDataError(f"{target} is no file; give one class name a line")
+        settings.load_dataset(target)  # says which names are known
+    lines = [line.strip() for line in Path(target).read_text(encoding="utf-8").splitlines()]
+    names = vocabulary.checked([line for line in lines if line], target).class_names
+    own = replace(options, prompts=options.prompts or _OWN_PROMPTS)
+    return _Job(Order(names, own.changed(written), None, TEMPLATES), out, is_tracked=False)
+
+
+def _work(job: _Job, answers: Path, *, retry_quarantined: bool) -> Generation:
+    from microclip.text.answer_cache import AnswerCache
+    from microclip.text.generation import Generation
+
+    cache = AnswerCache(answers, job.order.settings.model)
+    return Generation(job.order, cache, retry_quarantined=retry_quarantined)
+
+
+def _title(job: _Job) -> str:
+    return job.order.dataset or f"{len(job.order.class_names)} classes"
+
+
+def _generate(job: _Job, work: Generation, max_cost: float | None) -> None:
+    """Ask for what is missing, then write the descriptions, or say why they are not."""
+    from microclip.text import generated
+    from microclip.text.generation import checked_outcome
+
+    if job.target is None:
+        raise SettingsError("--out is missing; name the JSON file to write, as --out out.json")
+    before = work.estimate()
+    if before.n_requests and not survivor.is_worker():
+        raise typer.Exit(survivor.work())
+    survivor.watch()
+    say(f"{_title(job)}: {_estimate_line(job, before)}")
+    limit = job.order.ask.max_cost_usd if max_cost is None else max_cost
+    is_whole = False
+    try:
+        work.run(say, limit)
+        found = checked_outcome(work.outcome(), job.order)
+        generated.write_descriptions(job.target, job.order, found)
+        is_whole = True
+    finally:
+        is_told = generated.usage_file(job.target).is_file()
+        if work.done.n_sent or (is_whole and not is_told):
+            generated.write_usage(job.target, work, before)
+        if work.done.n_sent or is_whole:
+            _mirror(job)
+    for name, why in found.quarantined.items():
+        say(f"quarantined, described by what is there or by templates: {name!r} ({why})")
+    n_sentences = sum(map(len, found.sentences.values()))
+    money = "" if found.cost_usd is None else f", {found.cost_usd:.4f} USD in all"
+    say(
+        f"wrote {job.target}: {n_sentences} sentences for {len(found.sentences)} classes; "
+        f"{work.done.n_sent} requests sent now{_faults(work)}, {found.tokens.prompt:,} prompt and "
+        f"{found.tokens.completion:,} answer tokens{money}"
+    )
+
+
+def _faults(work: Generation) -> str:
+    faults = ", ".join(f"{n} x {name}" for name, n in sorted(work.done.faults.items()))
+    return f" ({faults} among them)" if faults else ""
+
+
+def _mirror(job: _Job) -> None:
+    """Show the usage in MLflow: for a dataset always, else where there is a store already."""
+    from microclip.text import generated
+
+    assert job.target is not None
+    file = generated.usage_file(job.target)
+    has_store = Path(paths.TRACKING_DATABASE).is_file() or "MLFLOW_TRACKING_URI" in os.environ
+    if file.is_file() and (job.is_tracked or has_store):
+        from microclip import description_tracking
+
+        description_tracking.mirror_usage(file)
+
+
+def _estimate_line(job: _Job, found: Estimate) -> str:
+    if not found.n_requests:
+        return f"all {found.n_answered} requests are answered already, nothing is sent"
+    prices = job.order.ask.prices
+    money = "no prices known"
+    if prices is not None:
+        money = f"about {found.cost_usd:.4f} USD, at most {found.most_usd:.4f}"
+        money += f" (prices of {prices.date})"
+    return (
+        f"{found.n_requests} requests to send, {found.n_answered} answered already; about "
+        f"{found.tokens.prompt:,} prompt and {found.tokens.completion:,} answer tokens, {money}"
+    )
+
+
+def _show_estimates(jobs: Sequence[_Job], found: Sequence[Estimate]) -> None:
+    """Print what would be sent, a line for each list of classes and their sum."""
+    rows = [_row(_title(job), [one]) for job, one in zip(jobs, found, strict=True)]
+    if len(rows) > 1:
+        rows.append(_row("together", found))
+    widths = [max(len(row[i]) for row in (_HEAD, *rows)) for i in range(len(_HEAD))]
+    for row in (_HEAD, *rows):
+        first = row[0].ljust(widths[0])
+        rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        print("  ".join((first, *rest)))
+    prices = jobs[0].order.ask.prices
+    known = "no prices known" if prices is None else f"prices of {prices.date}, {prices.source}"
+    print(f"nothing was sent; {known}; tokens are reckoned, not counted")
+
+
+def _row(title: str, found: Sequence[Estimate]) -> tuple[str, ...]:
+    whole = [
+        sum(e.n_requests for e in found),
+        sum(e.n_answered for e in found),
+        sum(e.tokens.prompt for e in found),
+        sum(e.tokens.completion for e in found),
+    ]
+    has_prices = all(e.cost_usd is not None for e in found)
+    money = [sum(e.cost_usd or 0.0 for e in found), sum(e.most_usd or 0.0 for e in found)]
+    costs = [f"{usd:.2f}" if has_prices else "-" for usd in money]
+    return (title, *(f"{n:,}" for n in whole), *costs)

@@ -1,0 +1,190 @@
+"""The command line: the verbs of the rules (`cli/study.py`) and those for people; no mathematics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from microclip import interruption, paths, runtime, settings, survivor
+from microclip.cli import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    StudyOption,
+    app,
+    say,
+)
+from microclip.interruption import INTERRUPTED, TERMINATED, Terminated
+from microclip.runs import Plan
+
+EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (runtime.MissingDataError, 3),
+    (FileNotFoundError, 3),
+    (runtime.ResourceError, 4),
+    (MemoryError, 4),
+    (runtime.ServiceError, 5),
+    (runtime.VerificationError, 6),
+    (ValueError, 2),
+    (ArithmeticError, 1),  # a loss that is no number: the run failed, the message says where
+)
+
+
+def _study_of(config: Path) -> str:
+    return settings.load_study(settings.read_yaml(config)).study
+
+
+@app.command()
+def show(config: ConfigOption = DEFAULT_CONFIG, study: StudyOption = "") -> None:
+    """Print a study's tables, in the order of their numbers."""
+    study = study or _study_of(config)
+    folder = Path(paths.STUDY.format(study=study), "tables")
+    found = sorted(folder.glob("*.md"), key=lambda path: (len(path.stem), path.stem))
+    if not found:
+        raise runtime.MissingDataError(f"{folder} holds no table; run `make run` or `snakemake`")
+    for path in found:
+        print(f"\n{path}\n\n{path.read_text(encoding='utf-8')}", flush=True)
+
+
+@app.command()
+def verify(
+    config: ConfigOption = DEFAULT_CONFIG,
+    study: StudyOption = "",
+    *,
+    is_full_audit: Annotated[
+        bool, typer.Option("--audit", help="list all printed averages, not only the wrong ones")
+    ] = False,
+) -> None:
+    """Compare a study with the paper; exit code 6 if a cell differs beyond its tolerance."""
+    from microclip.measure import ledger
+
+    plan = Plan.read(study or _study_of(config))
+    for line in ledger.verify(plan, is_full_audit=is_full_audit):
+        print(line, flush=True)
+
+
+@app.command()
+def status(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Say which runs of a study are done, failed or pending."""
+    from microclip import study
+    from microclip.measure.scores import progress
+
+    done, pending, _ = progress(study.load(settings.read_yaml(config)).plan())
+    failed = [spec for spec in pending if _failed(spec.folder)]
+    for spec in done:
+        print(f"done     {spec.name}")
+    for spec in pending:
+        print(f"{'failed ' if spec in failed else 'pending'}  {spec.name}")
+    print(f"{len(done)} done, {len(failed)} failed, {len(pending) - len(failed)} pending")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _failed(folder: Path) -> bool:
+    journal = folder / paths.RUN_JOURNAL
+    if not journal.is_file():
+        return False
+    lines = journal.read_text(encoding="utf-8").splitlines()
+    return bool(lines) and json.loads(lines[-1])["event"] == "failed"
+
+
+@app.command()
+def unlock() -> None:
+    """Clear what an interrupted workflow left in this folder."""
+    from microclip import processes
+
+    for line in processes.release(Path.cwd()):
+        say(line)
+
+
+@app.command()
+def export_schema() -> None:
+    """Write config/schema from the settings' models."""
+    from microclip import schema
+
+    schema.export(paths.project_root() / "config" / "schema")
+
+
+@app.command()
+def sync() -> None:
+    """Replay complete runs that MLflow lacks, then bring its studies and sweeps up to date."""
+    from microclip import description_tracking, tracking_server
+    from microclip.tracking import run, study
+
+    done, failed = run.sync(Path("results"))
+    changed, not_whole = study.sync(Path("results"))
+    n_described, not_shown = description_tracking.sync_usage(Path("results"))
+    say(
+        f"{done} runs replayed to {tracking_server.shown_uri()}, {failed} failed; "
+        f"{changed} studies changed, {not_whole} not whole; costs of {n_described} descriptions, "
+        f"{not_shown} not shown"
+    )
+    raise typer.Exit(5 if failed or not_whole or not_shown else 0)
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option()] = 5000) -> None:
+    """Open MLflow's pages on this machine's loopback address."""
+    from microclip import tracking_server
+
+    tracking_server.serve(port)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, and what is missing."""
+    record = runtime.record()
+    gpu = "a GPU is visible" if runtime.visible_gpus() else "no GPU: the icon studies run on CPU"
+    packages = record["packages"].items()
+    found = [(f"{name} {version or ''}", version is not None) for name, version in packages]
+    for name in settings.known("backbones"):
+        backbone = settings.load_backbone_settings(name)
+        lacking = [path for path in backbone.files.values() if not path.is_file()]
+        fault = f": no {lacking[0]}" if lacking else ""
+        found.append((f"backbone {name}{fault}", not lacking))
+    for text, there in found:
+        print(f"{'ok' if there else 'missing':8} {text}".rstrip())
+    print(f"{'ok':8} python {record['python']}, {record['cpus']} CPUs, {gpu}")
+    raise typer.Exit(0 if all(there for _, there in found) else 3)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return its exit code. Errors are one line unless `--debug` is given."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    survivor.remember(given)
+    debug = "--debug" in given
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.captureWarnings(capture=True)
+    interruption.listen()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve a shared machine
+    try:
+        result = app([a for a in given if a != "--debug"], standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except Terminated:
+        code = TERMINATED
+    except Exception as error:
+        if debug:
+            raise
+        return _explain(error)
+    if (
+        code in (INTERRUPTED, TERMINATED) and not survivor.is_worker()
+    ):  # typer turns Ctrl-C into an exit
+        say("microclip: interrupted; the same command continues")
+    return code
+
+
+def _explain(error: Exception) -> int:
+    usage = getattr(error, "format_message", None)
+    if usage is not None:  # click's own errors: unknown option, missing argument
+        say(f"microclip: {usage()}")
+        return 2
+    say(f"microclip: {' '.join(str(error).split()) or type(error).__name__}")
+    for kind, code in EXIT_CODES:
+        if isinstance(error, kind):
+            return code
+    say("microclip: this is a fault of the program; --debug shows where")
+    return 1

@@ -1,0 +1,1 @@
+"""Public datasets: downloaded, unpacked, verified and split."""

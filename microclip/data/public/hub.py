@@ -1,0 +1,216 @@
+"""A dataset's copy on the Hugging Face hub, at one commit: listed, fetched, checked.
+
+The commit is the card's, or that of `main` when the copy was first asked for: it is written down
+before anything is fetched, so that a download which goes on tomorrow is of the same files.
+
+`huggingface_hub` does the transfer, retries and resumes within its process. We call it file by file
+rather than by `snapshot_download` for three reasons: it names partial files at random, so another
+process cannot resume them and its eight parallel transfers would lose eight files to a kill; it
+does not compare bytes with the stated SHA-256; and paths, sizes and free space must be checked
+before the first file is written.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from microclip import runtime
+from microclip.data.archive_members import name_problem
+from microclip.data.hub_listing import CopiedFile, CopyRecord, read_listing, write_listing
+from microclip.data.progress import in_words, tell
+from microclip.data.public.downloads import check_space
+from microclip.settings import SettingsError
+from microclip.settings.datasets import HubRoute
+
+if TYPE_CHECKING:  # the client takes 0.3 s to import: functions do so where they need it
+    from huggingface_hub import HfApi
+
+_ALWAYS = ("README.md",)  # tells the names of classes
+_REFUSED = (401, 403)
+_SHOWN = 3
+
+Answer = TypeVar("Answer")
+
+
+def fetch(route: HubRoute, folder: Path, *, again: bool = False) -> str:
+    """Bring the files of a copy into `folder` and return the commit that they are of.
+
+    Files that are here are known by their sizes; with `again` their bytes are hashed too. A
+    process that is killed loses the one file it was at: the library resumes within its process.
+
+    Raises:
+        MissingDataError: the terms of the copy must be accepted by a person first.
+        ServiceError: the hub cannot be reached, or has no such files.
+        SettingsError: the folder holds another copy.  ResourceError: the disk is too small.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    api = HfApi(endpoint=endpoint)
+    _clear(folder)
+    commit = _pinned(api, route, folder)
+    files = _list(api, route, commit)
+    rest = [file for file in files if not _is_there(folder, file, hashed=again)]
+    check_space(folder, sum(file.size for file in rest), f"the copy {route.repository}")
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    for number, file in enumerate(rest, len(files) - len(rest) + 1):
+        tell(f"{route.repository}: {file.path}, {in_words(file.size)}, {number} of {len(files)}")
+        _fetch_one(api, route, commit, folder, file)
+    write_listing(folder, CopyRecord(route.repository, commit, tuple(files)))
+    return commit
+
+
+def _clear(folder: Path) -> None:
+    """Remove what killed processes left: the library never takes up another process's file."""
+    for path in sorted((folder / ".cache/huggingface/download").rglob("*.incomplete")):
+        path.unlink()
+
+
+def _pinned(api: HfApi, route: HubRoute, folder: Path) -> str:
+    """Return the commit to fetch, written down in the folder before the first file is."""
+    said = read_listing(folder)
+    wanted = route.revision or (said.revision if said else None)
+    if said and (said.repository, said.revision) != (route.repository, wanted):
+        raise SettingsError(
+            f"{folder} holds {said.repository} at {said.revision}, the card wants "
+            f"{route.repository} at {wanted}; move the folder away, or pin the card to what is "
+            "there"
+        )
+    if wanted is None:
+        info = _asked(route, lambda: api.dataset_info(route.repository, revision="main"))
+        wanted = str(info.sha)
+        tell(
+            f"{route.repository} is not pinned; its commit of today is kept. To pin it for all, "
+            f"write this into the card: revision: {wanted}"
+        )
+    if not said:
+        write_listing(folder, CopyRecord(route.repository, wanted))
+    return wanted
+
+
+def _list(api: HfApi, route: HubRoute, commit: str) -> list[CopiedFile]:
+    """Return the wanted files of a commit, sorted."""
+    from huggingface_hub.hf_api import RepoFile
+
+    tree = _asked(
+        route,
+        lambda: list(
+            api.list_repo_tree(
+                route.repository, recursive=True, revision=commit, repo_type="dataset"
+            )
+        ),
+    )
+    known = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    names = sorted(
+        path
+        for path in known
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in (*route.files, *_ALWAYS))
+    )
+    if not set(names) - set(_ALWAYS):
+        raise runtime.ServiceError(
+            f"{route.repository} at {commit} has no file that matches {', '.join(route.files)}; it "
+            f"has {', '.join(sorted(known)[:_SHOWN]) or 'none'}; correct the card"
+        )
+    _refuse_paths(route, names)
+    return [
+        CopiedFile(name, entry.size, entry.lfs.sha256 if entry.lfs else None)
+        for name in names
+        for entry in [known[name]]
+    ]
+
+
+def _refuse_paths(route: HubRoute, names: Sequence[str]) -> None:
+    for name in names:
+        problem = name_problem(name)
+        if problem:
+            raise runtime.MissingDataError(f"{route.repository}: {name!r} {problem}; refused")
+
+
+def _is_there(folder: Path, file: CopiedFile, *, hashed: bool) -> bool:
+    """Return whether the file is here with the stated size and, if asked for, hash."""
+    path = folder / file.path
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    return not hashed or file.sha256 is None or runtime.sha256(path) == file.sha256
+
+
+def _fetch_one(api: HfApi, route: HubRoute, commit: str, folder: Path, file: CopiedFile) -> None:
+    """Bring one file; the library continues what was broken off."""
+    path = folder / file.path
+    path.unlink(missing_ok=True)  # not the stated one: the library would take it as it is
+    _asked(
+        route,
+        lambda: api.hf_hub_download(
+            route.repository,
+            file.path,
+            repo_type="dataset",
+            revision=commit,
+            local_dir=folder,
+        ),
+    )
+    if not _is_there(folder, file, hashed=True):
+        path.unlink(missing_ok=True)
+        raise runtime.ServiceError(
+            f"{file.path} of {route.repository} came with other bytes than the hub states and was "
+            "removed; run the same command again"
+        )
+
+
+def _asked(route: HubRoute, ask: Callable[[], Answer]) -> Answer:
+    """Return what the hub answers; its errors become one line without the token."""
+    import httpx2
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/datasets/{route.repository}"
+    try:
+        return ask()
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
+        if _is_refused(route, error):
+            raise runtime.MissingDataError(
+                f"{route.repository} is given only to those who accepted its terms: accept them at "
+                f"{page}, set HF_TOKEN to a token of yours, then run the same command again"
+            ) from error
+        if isinstance(error, errors.RepositoryNotFoundError):
+            raise runtime.ServiceError(
+                f"{page} does not exist, or is not shown without a token (HF_TOKEN)"
+            ) from error
+        raise runtime.ServiceError(_failed(route, error)) from error
+    except (httpx2.HTTPError, OSError) as error:
+        raise runtime.ServiceError(_failed(route, error)) from error
+
+
+def _is_refused(route: HubRoute, error: BaseException) -> bool:
+    """Return whether a person must do something first; a 401 also stands for what is not there."""
+    from huggingface_hub import errors
+
+    causes = []
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__
+    if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
+        return True
+    responses = [getattr(cause, "response", None) for cause in causes]
+    is_denied = any(r is not None and r.status_code in _REFUSED for r in responses)
+    is_absent = any(isinstance(cause, errors.RepositoryNotFoundError) for cause in causes)
+    return is_denied and (route.is_gated or not is_absent)
+
+
+def _failed(route: HubRoute, error: BaseException) -> str:
+    from huggingface_hub import get_token
+
+    text = " ".join(str(error).split())
+    token = get_token()
+    if token:
+        text = text.replace(token, "***")
+    return (
+        f"the hub did not give {route.repository}: {type(error).__name__}: {text[:300]}; the same "
+        "command continues"
+    )

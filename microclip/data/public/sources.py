@@ -1,0 +1,289 @@
+"""Where a public dataset's files are, and how they are had: routes in order of preference."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from microclip import runtime
+from microclip.data.hub_listing import is_partial_copy
+from microclip.data.layouts.base import lacking, load_layout
+from microclip.data.progress import in_words, tell
+from microclip.data.public import downloads, hub, unpacking
+from microclip.settings import DatasetSettings, PublicSource, SettingsError, load_card
+from microclip.settings.datasets import (
+    ArchiveRoute,
+    DatasetCard,
+    HubRoute,
+    LocalRoute,
+    RemoteFile,
+    Route,
+)
+
+RECORD = "source.json"  # which route the files came by, written last
+IMAGE_FOLDER = "image_folder"
+ARCHIVES, HUB = "archives", "hub"  # folders of a dataset
+KINDS = {"archive": "archive", "hub": "hub", "local": "by hand"}  # in words
+
+
+@dataclass(frozen=True)
+class Found:
+    """A dataset's files on this machine."""
+
+    folder: Path
+    layout: str
+    route: str  # "archive", "hub" or "local"
+    revision: str = ""  # commit of the hub's copy, or hashes of archives
+
+
+def home(dataset: str) -> Path:
+    """Return the folder of a dataset's files: `data/<dataset>`, or below $MICROCLIP_DATA."""
+    return Path(os.environ.get("MICROCLIP_DATA") or "data") / dataset
+
+
+def place_of(folder: Path, file: RemoteFile) -> Path:
+    """Return where a file of an archive route lies below a dataset's folder."""
+    return folder / ARCHIVES / file.name if file.unpack else folder / file.name
+
+
+def is_offline(switch: str = "MICROCLIP_OFFLINE") -> bool:
+    """Return whether an environment variable forbids the network."""
+    return os.environ.get(switch, "").lower() not in {"", "0", "no", "off", "false"}
+
+
+def locate(dataset: str, card: DatasetCard) -> Found | None:
+    """Return where a dataset's files are, or None.
+
+    What `get` recorded stands first, then images laid out as `train/<class>` and `test/<class>`,
+    then whatever layout of a route has all that it needs.
+    """
+    folder = home(dataset)
+    record = folder / RECORD
+    if record.is_file():
+        said = json.loads(record.read_text(encoding="utf-8"))
+        found = Found(folder, said["layout"], said["route"], said.get("revision", ""))
+        if not lacking(folder, load_layout(found.layout).NEEDS):
+            return found
+    is_partial = is_partial_copy(folder / HUB)
+    layouts = [r.layout for r in card.routes if not (is_partial and isinstance(r, HubRoute))]
+    if _is_half_unpacked(folder, card):  # a pattern could match what is not whole yet
+        return None
+    for layout in (IMAGE_FOLDER, *layouts):
+        if folder.is_dir() and not lacking(folder, load_layout(layout).NEEDS):
+            return Found(folder, layout, "local")
+    return None
+
+
+def is_unfinished(dataset: str, card: DatasetCard) -> bool:
+    """Return whether getting a dataset was begun and is not done."""
+    folder = home(dataset)
+    places = [place_of(folder, file) for file in _files(card)]
+    parts = [place.with_name(f"{place.name}.part") for place in places]
+    is_partial = any(part.is_file() for part in parts) or is_partial_copy(folder / HUB)
+    return is_partial or _is_half_unpacked(folder, card)
+
+
+def _is_half_unpacked(folder: Path, card: DatasetCard) -> bool:
+    places = [unpacking.temporary_of(file.name, folder / file.into) for file in _files(card)]
+    return any(place.exists() for place in places)
+
+
+def _files(card: DatasetCard) -> list[RemoteFile]:
+    return [f for route in card.routes if isinstance(route, ArchiveRoute) for f in route.files]
+
+
+def get(
+    dataset: str, card: DatasetCard, *, only: str = "", offline: bool = False, again: bool = False
+) -> Found:
+    """Return a dataset's files, brought here by the first route that works.
+
+    `only` names the one kind of route to take; `offline` (or MICROCLIP_OFFLINE) forbids the
+    network; `again` goes through the route that the files came by and brings back what is gone.
+
+    Raises:
+        MissingDataError: no route can be taken without the user; the message is the recipe.
+        ServiceError: routes failed; the message tells how each did.
+        ResourceError: the disk is too small.  SettingsError: the card has no such route.
+    """
+    found = locate(dataset, card)
+    if found is not None and not again:
+        return found
+    if found is not None and found.route != "local":
+        only = only or found.route  # files of two routes are not mixed
+    routes = [route for route in card.routes if only in ("", route.kind)]
+    if not routes:
+        kinds = ", ".join(dict.fromkeys(route.kind for route in card.routes))
+        raise SettingsError(f"{dataset} has no route {only!r}; it has {kinds}")
+    automatic = [route for route in routes if not isinstance(route, LocalRoute)]
+    if not automatic:
+        raise runtime.MissingDataError(recipe(dataset, card))
+    with _alone(home(dataset)):
+        found = None if again else locate(dataset, card)  # another process may have been first
+        how = _How(offline=offline or is_offline(), again=again)
+        if found is None:
+            tell(
+                f"{dataset}: {card.size or 'size unknown'} to fetch and about as much unpacked, "
+                f"{in_words(shutil.disk_usage(home(dataset)).free)} free in {home(dataset)}; "
+                f"licence: {card.licence}"
+            )
+        return found or _take_first(dataset, card, automatic, how)
+
+
+@dataclass(frozen=True)
+class _How:
+    offline: bool
+    again: bool
+
+
+def _take_first(
+    dataset: str, card: DatasetCard, routes: Sequence[ArchiveRoute | HubRoute], how: _How
+) -> Found:
+    failures: list[Exception] = []
+    told = []
+    for route in routes:
+        try:
+            return remember(dataset, route, _take(home(dataset), route, how))
+        except (runtime.ServiceError, runtime.MissingDataError, SettingsError) as error:
+            failures.append(error)
+            told.append(f"{route.kind}: {error}")
+            tell(f"{dataset} by {told[-1]}")
+    is_for_user = not any(isinstance(error, runtime.ServiceError) for error in failures)
+    kind = runtime.MissingDataError if is_for_user else runtime.ServiceError
+    by_hand = "" if how.again else f"; {recipe(dataset, card)}"
+    raise kind(f"no route to {dataset} worked: {'; '.join(told)}{by_hand}")
+
+
+def _take(folder: Path, route: ArchiveRoute | HubRoute, how: _How) -> str:
+    """Bring the files of a route into a dataset's folder and return what names their version."""
+    needs = load_layout(route.layout).NEEDS
+    try:
+        if isinstance(route, ArchiveRoute):
+            revision = _take_archives(folder, route, offline=how.offline)
+            _unpack(folder, route, again=how.again)
+            if lacking(folder, needs):  # something was removed since it was unpacked
+                _unpack(folder, route, again=True)
+        else:
+            revision = _take_copy(folder, route, how)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise runtime.ResourceError(
+                f"the disk of {folder} is full; make room, then run the same command again"
+            ) from error
+        raise
+    if absent := lacking(folder, needs):
+        raise runtime.MissingDataError(
+            f"it came, but {folder} lacks {', '.join(absent)}; the publisher changed its layout, "
+            "or it holds other files"
+        )
+    return revision
+
+
+def _take_archives(folder: Path, route: ArchiveRoute, *, offline: bool) -> str:
+    hashes = {
+        file.name: downloads.fetch(file, place_of(folder, file), is_offline=offline)
+        for file in route.files
+    }
+    return ", ".join(f"{name} sha256 {digest}" for name, digest in hashes.items())
+
+
+def _unpack(folder: Path, route: ArchiveRoute, *, again: bool) -> None:
+    for file in route.files:
+        if file.unpack:
+            place = place_of(folder, file)
+            unpacking.unpack(place, folder / file.into, file.inner, again=again)
+
+
+def _take_copy(folder: Path, route: HubRoute, how: _How) -> str:
+    if how.offline or is_offline("HF_HUB_OFFLINE"):
+        raise runtime.ServiceError(
+            f"{route.repository} must be fetched and the network is forbidden (--offline, "
+            "MICROCLIP_OFFLINE or HF_HUB_OFFLINE); allow it once"
+        )
+    return hub.fetch(route, folder / HUB, again=how.again)
+
+
+def recipe(dataset: str, card: DatasetCard) -> str:
+    """Return what a person does to have the dataset, one line."""
+    by_hand = [route.recipe for route in card.routes if isinstance(route, LocalRoute)]
+    what = "; or ".join(by_hand) or f"`microclip data get {dataset}` fetches it"
+    page = f"; homepage: {card.homepage}" if card.homepage else ""
+    return f"{dataset} is not in {home(dataset)}; {what}{page} ({card.licence})"
+
+
+def recipe_lines(dataset: str, card: DatasetCard) -> list[str]:
+    """Return all ways to have a dataset, for people: what to place where, and its licence."""
+    lines = [
+        f"{dataset}: {card.size or 'size unknown'}; licence: {card.licence}",
+        f"  page    {card.homepage}" if card.homepage else "",
+    ]
+    for route in card.routes:
+        match route:
+            case ArchiveRoute():
+                lines.append(f"  archive `microclip data get {dataset} --route archive`, or place:")
+                lines += [
+                    f"          {place_of(home(dataset), file)} from {file.urls[0]}"
+                    + (f" (md5 {file.md5})" if file.md5 else "")
+                    for file in route.files
+                ]
+            case HubRoute():
+                gate = "; accept its terms there and set HF_TOKEN" if route.is_gated else ""
+                page = f"https://huggingface.co/datasets/{route.repository}"
+                lines.append(f"  hub     `microclip data get {dataset} --route hub`: {page}{gate}")
+            case LocalRoute():
+                lines.append(f"  by hand {route.recipe}")
+    return [line for line in lines if line]
+
+
+def remember(dataset: str, route: Route, revision: str) -> Found:
+    """Write down the route by which a dataset's files came, the last step of `get`."""
+    found = Found(home(dataset), route.layout, route.kind, revision)
+    runtime.write_json(
+        found.folder / RECORD, {k: v for k, v in asdict(found).items() if k != "folder"}
+    )
+    return found
+
+
+def ways(card: DatasetCard) -> str:
+    """Return the kinds of routes in order, as `archive 0.6 GB | by hand`."""
+    words = []
+    for route in card.routes:
+        is_gated = isinstance(route, HubRoute) and route.is_gated
+        words.append(KINDS[route.kind] + (" (terms)" if is_gated else ""))
+    words = list(dict.fromkeys(words))
+    if card.size and words[0] != KINDS["local"]:
+        words[0] += f" {card.size}"
+    return " | ".join(words)
+
+
+def notice(datasets: Sequence[DatasetSettings]) -> str:
+    """Return one line on which public datasets are not here yet; empty if all are."""
+    cards = {
+        d.source.dataset: load_card(d.source)
+        for d in datasets
+        if isinstance(d.source, PublicSource)
+    }
+    missing = [
+        f"{name} ({KINDS[card.routes[0].kind]})"
+        for name, card in cards.items()
+        if locate(name, card) is None
+    ]
+    if not missing:
+        return ""
+    return (
+        f"public datasets: {len(cards) - len(missing)} of {len(cards)} here; missing: "
+        f"{', '.join(missing)}; `microclip data list` tells how to get them"
+    )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time bring a dataset's files; the lock goes with the process."""
+    busy = f"another process is getting {folder}; waiting for it"
+    with runtime.locked(folder / ".lock", on_busy=lambda: tell(busy)):
+        yield

@@ -1,0 +1,170 @@
+"""Which images train and which are tested: each rule sorts first and draws with a seed of its own.
+
+Rules are declared a dataset in `config/datasets/*.yaml`; the paper's Table 10, VISSL's scripts and
+CoOp's files are what they follow (docs/datasets.md). A draw walks over the classes in the order of
+their labels, and over a class in the order of its names, with one generator: neither the order of
+files on a disk nor the order of a list matters.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from microclip import runtime
+from microclip.data.coop_split import read_coop_split
+from microclip.data.layouts.base import Item, Listing
+from microclip.settings import SettingsError
+from microclip.settings.datasets import CoopRule, DrawnRule, PartsRule, SplitRule, SubsetRule
+
+Shuffle = Callable[[Sequence[Item]], list[Item]]
+_COOP_DRAW = DrawnRule(
+    rule="drawn", train=0.5, val=0.2, rounding="half-even", draws=1, generator="python", seed=None
+)
+_NUMPY_SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of `train` and `test`, each in order of names, and what to know about them."""
+
+    train: tuple[Item, ...]
+    test: tuple[Item, ...]
+    notes: tuple[str, ...] = ()
+
+
+def divide(listing: Listing, rule: SplitRule, *, folder: Path, seed: int) -> Split:
+    """Return the split that a rule makes of a dataset; `folder` is where its files lie.
+
+    Raises:
+        MissingDataError: a file that the rule reads is not there.
+        SettingsError: a part that has no image, a class that has too few, or a list that names
+            others.
+    """
+    match rule:
+        case PartsRule():
+            return Split(_of_parts(listing, rule.train), _of_parts(listing, rule.test))
+        case CoopRule():
+            return _coop(listing, rule, folder=folder, seed=seed)
+        case DrawnRule():
+            return _drawn(listing, rule, seed)
+        case SubsetRule():
+            return _subset(listing, rule, seed)
+
+
+def _of_parts(listing: Listing, parts: tuple[str, ...]) -> tuple[Item, ...]:
+    there = Counter(item.part for item in listing.items)
+    for part in parts:
+        if not there[part]:
+            raise SettingsError(
+                f"the split needs part {part!r}, this copy has {dict(there)}; "
+                "get the dataset by another route, or choose another split"
+            )
+    return _sorted(item for item in listing.items if item.part in parts)
+
+
+def _coop(listing: Listing, rule: CoopRule, *, folder: Path, seed: int) -> Split:
+    path = folder / rule.file
+    if path.is_file():
+        train, test, notes = read_coop_split(path, listing.items)
+        return Split(_sorted(train), _sorted(test), notes)
+    if not rule.otherwise_drawn:
+        raise runtime.MissingDataError(
+            f"{path} is not there: CoOp's file is not ours to ship and decides this split; place "
+            "it (DATASETS.md of github.com/KaiyangZhou/CoOp links it), or choose another split"
+        )
+    drawn = _drawn(listing, _COOP_DRAW, seed)
+    note = (
+        f"{path.name} is not in {folder}: 50/20/30 of each class were drawn with seed {seed}, as "
+        "many images as in CoOp's split, but not the same ones"
+    )
+    return Split(drawn.train, drawn.test, (note,))
+
+
+def _drawn(listing: Listing, rule: DrawnRule, seed: int) -> Split:
+    """Return a draw a class, or the union of two, where what any leaves over is tested."""
+    seed = seed if rule.seed is None else rule.seed
+    train: dict[str, Item] = {}
+    test: dict[str, Item] = {}
+    for draw in range(rule.draws):
+        shuffle = _generator(rule.generator, seed, draw)
+        for key, items in _by_class(listing.items):
+            n_train, n_val = _sizes(len(items), rule, key)
+            order = shuffle(items)
+            train |= {item.name: item for item in order[:n_train]}
+            test |= {item.name: item for item in order[n_train + n_val :]}
+    shared = len(train.keys() & test.keys())
+    notes = [f"drawn with seed {seed} ({rule.generator}) from sorted names"]
+    if rule.draws > 1:
+        notes.append(f"union of two draws: {shared} images are in train and in test")
+    return Split(_sorted(train.values()), _sorted(test.values()), tuple(notes))
+
+
+def _sizes(n: int, rule: DrawnRule, key: str) -> tuple[int, int]:
+    """Return how many of a class's `n` images train and how many are left unused.
+
+    The product is a float's, as in the scripts that are followed (`int(0.8 * n)`, `round`).
+    """
+    rounded: Callable[[float], int] = round if rule.rounding == "half-even" else math.floor
+    n_train = int(rule.train) if rule.train >= 1 else rounded(n * rule.train)
+    n_val = rounded(n * rule.val)
+    if n_train < 1 or n_train + n_val >= n:
+        raise SettingsError(
+            f"class {key!r} has {n} images: the split takes {n_train} to train and leaves "
+            f"{n_val} unused, and each class needs one to train and one to test; "
+            "add images or choose another split"
+        )
+    return n_train, n_val
+
+
+def _subset(listing: Listing, rule: SubsetRule, seed: int) -> Split:
+    seed = seed if rule.seed is None else rule.seed
+    rng = random.Random(seed)  # a fixed algorithm; nothing here is a secret
+    pool = _of_parts(listing, (rule.train,))
+    if rule.per_class is not None:
+        chosen = [
+            item
+            for _, items in _by_class(pool)
+            for item in rng.sample(items, min(rule.per_class, len(items)))
+        ]
+        how = f"{rule.per_class} a class, by their labels"
+    else:
+        wanted = len(pool) if rule.total is None else rule.total
+        chosen = rng.sample(pool, min(wanted, len(pool)))
+        how = f"{wanted} of all, without their labels"
+    note = (
+        f"{len(chosen)} of {len(pool)} images of {rule.train!r} drawn with seed {seed}, {how}, "
+        "from sorted names"
+    )
+    return Split(_sorted(chosen), _of_parts(listing, (rule.test,)), (note,))
+
+
+def _generator(kind: str, seed: int, draw: int) -> Shuffle:
+    """Return a shuffle whose algorithm does not change between releases of its library."""
+    own = seed if draw == 0 else runtime.derive_seed(seed, "draw", draw)
+    if kind == "python":
+        rng = random.Random(own)
+        return lambda items: rng.sample(items, len(items))
+    legacy = np.random.RandomState(own % _NUMPY_SEEDS)
+    return lambda items: [items[place] for place in legacy.permutation(len(items))]
+
+
+def _by_class(items: Iterable[Item]) -> list[tuple[str, list[Item]]]:
+    """Return the key and the images of each class, in the order of their names.
+
+    Classes come by their labels, which are the same whatever a copy calls its folders.
+    """
+    found: dict[int, list[Item]] = {}
+    for item in _sorted(items):
+        found.setdefault(item.label, []).append(item)
+    return [(found[label][0].key, found[label]) for label in sorted(found)]
+
+
+def _sorted(items: Iterable[Item]) -> tuple[Item, ...]:
+    return tuple(sorted(items, key=lambda item: item.name))

@@ -1,0 +1,169 @@
+"""Archives unpacked whole or not at all, and never outside their folder.
+
+`tarfile` extracts with its data filter. The checks before it are ours: the filter judges members
+one by one while it writes, so a bad one would leave half an archive behind; it lets links through
+and cuts absolute paths short instead of refusing them; and zip files have no filter at all.
+
+Every member is looked at before a byte is written; one that could reach outside refuses the whole
+archive. What is unpacked becomes visible when all of it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from microclip import runtime
+from microclip.data.archive_members import Archive, Member, open_archive
+from microclip.data.progress import in_words, tell
+from microclip.data.public.downloads import check_space
+
+
+def unpack(archive: Path, into: Path, inner: Sequence[str] = (), *, again: bool = False) -> None:
+    """Unpack a tar (plain, gz, bz2, xz) or zip into a folder, then the archives in it.
+
+    Files that are there already must be those of the archive; the others are added. A second call
+    does nothing unless `again` is set or the archive is another one.
+
+    Raises:
+        MissingDataError: a member that leads outside, a link or a device; a file that is cut short
+            or no archive; a file in the way. Nothing is changed then.
+        ResourceError: more bytes than the disk has room for.
+    """
+    into.mkdir(parents=True, exist_ok=True)
+    record = archive.with_name(f"{archive.name}.unpacked.json")
+    stat = archive.stat()
+    sign = {"into": str(into), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    if not again and _is_done(record, sign, into):
+        return
+    temporary = temporary_of(archive.name, into)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    try:
+        n_files = _extract(archive, temporary)
+        for name in inner:
+            n_files += _extract_inner(temporary, name, archive) - 1
+        entries = sorted(path.name for path in temporary.iterdir())
+        _merge(temporary, into, archive)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    runtime.write_json(record, {**sign, "entries": entries, "files": n_files})
+
+
+def temporary_of(name: str, into: Path) -> Path:
+    """Return the folder in which an archive is unpacked until all of it is there."""
+    return into / f".unpacking-{name}"
+
+
+def _is_done(record: Path, sign: dict[str, object], into: Path) -> bool:
+    try:
+        said = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    is_same = all(said.get(key) == value for key, value in sign.items())
+    return is_same and all((into / entry).exists() for entry in said["entries"])
+
+
+def _extract(path: Path, folder: Path) -> int:
+    """Check all members of an archive, then write them below a folder; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    with open_archive(path) as archive:
+        members = _checked(archive, path, free)
+        n_files = sum(not member.is_folder for member in members)
+        n_bytes = sum(member.size for member in members)
+        check_space(folder, n_bytes, f"unpacking {path.name}")
+        tell(f"unpacking {path.name}: {n_files} files, {in_words(n_bytes)}")
+        archive.extract(folder)
+    return n_files
+
+
+def _extract_inner(folder: Path, name: str, outer: Path) -> int:
+    path = folder / name
+    if not path.is_file():
+        raise runtime.MissingDataError(
+            f"{outer} holds no {name}; see that it is the published archive, and get it again"
+        )
+    beside = folder / f".inner-{path.name}"
+    n_files = _extract(path, beside)
+    path.unlink()
+    _merge(beside, folder, outer)
+    beside.rmdir()
+    return n_files
+
+
+def _checked(archive: Archive, path: Path, free: int) -> list[Member]:
+    """Return the members. Raises MissingDataError at one that may not be unpacked."""
+    members: list[Member] = []
+    kinds: dict[str, bool] = {}  # path -> whether it is a folder
+    doubled: set[str] = set()
+    n_bytes = 0
+    for member in archive.members():
+        if member.problem:
+            raise runtime.MissingDataError(
+                f"{path} is refused, nothing was unpacked: its member {member.name!r} "
+                f"{member.problem}; get the archive from its publisher"
+            )
+        n_bytes += member.size
+        if n_bytes > free:  # stop counting what may have no end
+            check_space(path.parent, n_bytes, f"unpacking {path.name}")
+        if member.path in kinds and not (member.is_folder and kinds[member.path]):
+            doubled.add(member.path)
+        kinds[member.path] = kinds.get(member.path, False) or member.is_folder
+        members.append(member)
+    _check_paths(kinds, path)
+    _check_doubled(archive, [m for m in members if m.path in doubled], path)
+    return members
+
+
+def _check_paths(kinds: dict[str, bool], path: Path) -> None:
+    """Refuse a file that is the folder of another."""
+    files = {name for name, is_folder in kinds.items() if not is_folder}
+    for name in sorted(kinds):
+        parents = (parent.as_posix() for parent in Path(name).parents)
+        through = next((parent for parent in parents if parent in files), None)
+        if through is not None:
+            raise runtime.MissingDataError(
+                f"{path} is refused, nothing was unpacked: its member {name!r} leads through "
+                f"{through!r}, which is no folder; get the archive from its publisher"
+            )
+
+
+def _check_doubled(archive: Archive, members: Iterable[Member], path: Path) -> None:
+    """Refuse two members of one name that differ: which of them is meant cannot be known."""
+    seen: dict[str, str] = {}
+    for member in members:
+        digest = "folder" if member.is_folder else archive.sha256(member)
+        if seen.setdefault(member.path, digest) != digest:
+            raise runtime.MissingDataError(
+                f"{path} is refused, nothing was unpacked: it has two members {member.name!r} that "
+                "differ; get the archive from its publisher"
+            )
+
+
+def _merge(source: Path, target: Path, archive: Path) -> None:
+    """Move what is in `source` into `target`, whole folders where none is in the way."""
+    moves = list(_moves(source, target, archive))
+    for path, place in moves:
+        path.rename(place)
+
+
+def _moves(source: Path, target: Path, archive: Path) -> Iterable[tuple[Path, Path]]:
+    for path in sorted(source.iterdir()):
+        place = target / path.name
+        if not os.path.lexists(place):
+            yield path, place
+        elif path.is_dir() and place.is_dir():
+            yield from _moves(path, place, archive)
+        elif path.is_dir() or not place.is_file() or not _is_same(path, place):
+            raise runtime.MissingDataError(
+                f"{place} is in the way and differs from what {archive.name} holds; move it away, "
+                "then run the same command again"
+            )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    sizes = one.stat().st_size, other.stat().st_size
+    return sizes[0] == sizes[1] and runtime.sha256(one) == runtime.sha256(other)

@@ -1,0 +1,142 @@
+"""What a classifier says of image files: classes with confidences, and what its heads say."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from microclip.data.datasets import UnlabelledImages
+from microclip.data.files import image_files
+from microclip.data.store import open_store, write_store
+from microclip.data.survey import survey
+from microclip.measure.evaluation import CONFIDENCE_SCALE, ViewReader, collect_heads
+from microclip.methods.base import Classifier
+from microclip.model.backbone import Backbone
+from microclip.settings import SettingsError
+
+logger = logging.getLogger(__name__)
+
+TOP = 5  # classes that are told of an image
+_SHOWN = 20  # bad files named in an error
+
+Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Heads = dict[str, Float[Tensor, "image classes"]]
+
+
+class Prediction(NamedTuple):
+    """What was seen in a file.
+
+    Attributes:
+        file: as it was named.
+        class_name: the likeliest class.
+        confidence: its probability, at CLIP's temperature.
+        top: the likeliest classes with their probabilities, the first included.
+        fg_class: what the fine-grained token alone says; None for methods without one.
+        cls_class: what the class token alone says, likewise.
+    """
+
+    file: str
+    class_name: str
+    confidence: float
+    top: tuple[tuple[str, float], ...] = ()
+    fg_class: str | None = None
+    cls_class: str | None = None
+
+    @property
+    def second_class(self) -> str | None:
+        """The second likeliest class, if more than one was told."""
+        return self.top[1][0] if len(self.top) > 1 else None
+
+    @property
+    def margin(self) -> float | None:
+        """How much more probable the first class is than the second."""
+        return self.confidence - self.top[1][1] if len(self.top) > 1 else None
+
+    def __str__(self) -> str:
+        """Return the classes for people: "Willow Tit 0.71, Marsh Tit 0.22"."""
+        told = self.top or ((self.class_name, self.confidence),)
+        return ", ".join(f"{name} {confidence:.2f}" for name, confidence in told)
+
+
+def heads(
+    classifier: Classifier, tower: Backbone, images: UnlabelledImages, seed: int = 0
+) -> Heads:
+    """Return the cosine similarities of all images, by head; "fused" is the prediction."""
+    views = ViewReader(images, seed, tower=tower, device=tower.device)
+    return collect_heads(classifier, views(classifier.views))
+
+
+def told(
+    files: Sequence[Path], found: Heads, class_names: Sequence[str], top: int = TOP
+) -> list[Prediction]:
+    """Return the predictions of files from what `heads` returned for them."""
+    probabilities = (CONFIDENCE_SCALE * found["fused"]).softmax(dim=-1)
+    ordered = probabilities.sort(dim=-1, descending=True, stable=True)  # of equals the first class
+    confidences, labels = ordered.values[:, : max(top, 1)], ordered.indices[:, : max(top, 1)]
+    single = {name: found[name].argmax(dim=-1).tolist() for name in found if name != "fused"}
+    predictions = []
+    for row, (file, own, values) in enumerate(
+        zip(files, labels.tolist(), confidences.tolist(), strict=True)
+    ):
+        names = [class_names[label] for label in own]
+        fg, cls = (
+            class_names[single[head][row]] if head in single else None
+            for head in ("local", "global")
+        )
+        likeliest = tuple(zip(names, values, strict=True))
+        predictions.append(Prediction(str(file), names[0], values[0], likeliest, fg, cls))
+    return predictions
+
+
+def usable(images: Images, *, skip_bad: bool = False) -> list[Path]:
+    """Return the image files that were named: files, and folders, which are searched.
+
+    With `skip_bad` files that cannot be read are left out, each with a warning.
+
+    Raises:
+        SettingsError: nothing named, a path that does not exist, a folder without images; files
+            that cannot be read (with `skip_bad`: if no other is left).
+    """
+    named = [images] if isinstance(images, str | os.PathLike) else list(images)
+    if not named:
+        raise SettingsError("expected at least one image, got an empty list; name some files")
+    files = [file for path in map(Path, named) for file in _below(path)]
+    found = survey(files)
+    if found.bad and (not skip_bad or not found.images):
+        shown = "; ".join(f"{bad.path} ({bad.reason})" for bad in found.bad[:_SHOWN])
+        more = f"; and {len(found.bad) - _SHOWN} more" if len(found.bad) > _SHOWN else ""
+        advice = "name others" if skip_bad else "remove them, or leave them out by --skip-bad"
+        raise SettingsError(
+            f"{len(found.bad)} of {len(files)} images cannot be read: {shown}{more}; {advice}"
+        )
+    for bad in found.bad:
+        logger.warning("left out %s: %s", bad.path, bad.reason)
+    return list(found.images)
+
+
+def _below(path: Path) -> list[Path]:
+    if path.is_dir():
+        return image_files(path)
+    if not path.is_file():
+        raise SettingsError(f"image {path} does not exist; correct the path")
+    return [path]
+
+
+@contextmanager
+def stored(files: Sequence[Path]) -> Iterator[UnlabelledImages]:
+    """Yield the images of some files, decoded into a store that lasts as long as the block.
+
+    Raises:
+        SettingsError: images that cannot be read, by name.
+    """
+    with tempfile.TemporaryDirectory(prefix="microclip-") as name:
+        write_store(files, Path(name), source_sha256="")
+        yield UnlabelledImages(open_store(Path(name)), tuple(range(len(files))))

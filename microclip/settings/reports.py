@@ -1,0 +1,156 @@
+"""What may be declared of tables and figures: `config/tables/` and `config/figures/`.
+
+A table or figure names the runs that it shows; a study that lists it makes those runs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from microclip.frozen import Frozen, Name
+from microclip.settings.base import load_named
+
+Head = Literal["fused", "global", "local"]
+
+
+class TableRow(Frozen):
+    """A row of a table: which runs it averages, and what it is called."""
+
+    method: Name
+    label: str
+    group: str | None = Field(None, description="heading above consecutive rows of one group")
+    variant: Name = "default"
+    backbone: Name | None = Field(None, description="needed if the study has several")
+    descriptions: Name | None = Field(None, description="needed if the study has several")
+    head: Head = Field("fused", description="whose accuracy: the method's own, or one token's")
+    published: str | None = Field(
+        None, description="row of the published CSV: its words, joined by ' / '"
+    )
+
+
+class TableSettings(Frozen):
+    """`config/tables/<table>.yaml`: rows are methods and variants, columns are datasets."""
+
+    name: Name
+    title: str
+    caption: str
+    label: str = Field(description="LaTeX label")
+    kind: Literal["accuracy", "datasets"] = Field(
+        "accuracy", description="accuracy of runs, or what the datasets hold (Table 10)"
+    )
+    rows: tuple[TableRow, ...] = ()
+    published: Name | None = Field(None, description="file of config/published, without .csv")
+    tolerance_pct: float = Field(
+        0.5, ge=0, description="a cell within this of the published one matches, points"
+    )
+
+    @model_validator(mode="after")
+    def _accuracy_has_rows(self) -> TableSettings:
+        if self.kind == "accuracy" and not self.rows:
+            raise ValueError("a table of accuracies needs rows")
+        return self
+
+
+class PublishedPoint(Frozen):
+    """A point of a figure that the paper's text names."""
+
+    dataset: Name
+    value: float
+    top1_pct: float
+    source: str
+
+
+class SweepPlot(Frozen):
+    """Accuracy, and what else is asked for, over the values of one setting."""
+
+    kind: Literal["sweep"] = "sweep"
+    method: Name = "microclip"
+    setting: Name = Field(description="field of the method's settings")
+    prefix: Name = Field(description="of the variants' names: <prefix>-<value>")
+    values: tuple[float | int, ...] = Field(min_length=1)
+    x_label: str
+    x_scale: Literal["linear", "log2", "log10"] = "linear"
+    panels: tuple[Literal["accuracy", "seconds", "memory"], ...] = ("accuracy",)
+    published: tuple[PublishedPoint, ...] = ()
+
+
+class HistoryLine(Frozen):
+    """One column of `history.csv` of one variant, by epoch."""
+
+    label: str
+    column: str
+    variant: Name = "default"
+    is_dashed: bool = False
+
+
+class HistoryPlot(Frozen):
+    """Columns of history by epoch."""
+
+    kind: Literal["history"] = "history"
+    method: Name = "microclip"
+    y_label: str
+    lines: tuple[HistoryLine, ...] = Field(min_length=1)
+
+
+class MapsPlot(Frozen):
+    """Where [CLS] and [FG] look, before and after adaptation, for some test images."""
+
+    kind: Literal["attention"] = "attention"
+    method: Name = "microclip"
+    variant: Name = "default"
+    images: int | tuple[str, ...] = Field(
+        6, description="how many, one a class from the first class on, or files of the manifest"
+    )
+
+
+class MasksPlot(Frozen):
+    """Normalised-cut masks, raw and refined by a dense CRF."""
+
+    kind: Literal["masks"] = "masks"
+    method: Name = "microclip"
+    variant: Name = "default"
+    images: int | tuple[str, ...] = 6
+
+
+class FailuresPlot(Frozen):
+    """Test images that one token had right and the fusion has wrong."""
+
+    kind: Literal["failures"] = "failures"
+    method: Name = "microclip"
+    variant: Name = "default"
+    images: int = Field(8, ge=1)
+
+
+class FigureSettings(Frozen):
+    """`config/figures/<figure>.yaml`: a picture, its caption and what it is drawn from."""
+
+    name: Name
+    title: str
+    caption: str
+    plot: Annotated[
+        SweepPlot | HistoryPlot | MapsPlot | MasksPlot | FailuresPlot,
+        Field(discriminator="kind"),
+    ]
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Return the named variants that are shown; those of a sweep are made by the study."""
+        match self.plot:
+            case SweepPlot():
+                return ()
+            case HistoryPlot(lines=lines):
+                return tuple(dict.fromkeys(line.variant for line in lines))
+            case plot:
+                return (plot.variant,)
+
+
+def load_table(name: str) -> TableSettings:
+    """Return `config/tables/<name>.yaml`."""
+    return load_named("tables", name, TableSettings)
+
+
+def load_figure(name: str) -> FigureSettings:
+    """Return `config/figures/<name>.yaml`."""
+    return load_named("figures", name, FigureSettings)

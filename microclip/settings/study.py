@@ -1,0 +1,189 @@
+"""What may be written under `config/`: typed, frozen, and refused in one sentence when wrong.
+
+Reading order of one run: `methods/<method>.yaml` -> `datasets/<dataset>.yaml` (`methods:` block)
+-> the study file (`methods:` block) -> `variants/<method>.yaml`. The later one wins, and every key
+must exist in the method's `Settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from microclip import paths
+from microclip.frozen import Frozen as Frozen
+from microclip.frozen import Name as Name
+from microclip.settings.base import Model as Model
+from microclip.settings.base import SettingsError as SettingsError
+from microclip.settings.base import digest as digest
+from microclip.settings.base import explain as explain
+from microclip.settings.base import known as known
+from microclip.settings.base import load_named as load_named
+from microclip.settings.base import read_yaml as read_yaml
+from microclip.settings.base import validated as validated
+from microclip.settings.datasets import DatasetCard as DatasetCard
+from microclip.settings.datasets import DatasetSettings as DatasetSettings
+from microclip.settings.datasets import FolderSource as FolderSource
+from microclip.settings.datasets import HubRoute as HubRoute
+from microclip.settings.datasets import IconSource as IconSource
+from microclip.settings.datasets import PublicSource as PublicSource
+from microclip.settings.llms import DescriptionSettings as DescriptionSettings
+
+
+class BackboneSettings(Frozen):
+    """One CLIP: an open_clip architecture and its weights."""
+
+    name: Name
+    title: str
+    model: str | None = Field(None, description="open_clip architecture")
+    config: Path | None = Field(None, description="our own open_clip JSON, instead of `model`")
+    pretrained: str | None = Field(None, description="open_clip tag, needs a network once")
+    weights: Path | None = Field(None, description="local safetensors file")
+    sha256: str | None = Field(None, description="of the weights file")
+
+    @model_validator(mode="after")
+    def _names_one_network(self) -> BackboneSettings:
+        if (self.model is None) == (self.config is None):
+            raise ValueError("must name exactly one of 'model' and 'config'; add or remove one")
+        if (self.pretrained is None) == (self.weights is None):
+            raise ValueError(
+                "must name exactly one of 'pretrained' and 'weights'; an untrained network can "
+                "only be wrapped in Python, with from_open_clip"
+            )
+        if self.pretrained is not None and self.model is None:
+            raise ValueError("'pretrained' goes with 'model', 'config' with 'weights'")
+        return self
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Local files, of the fields `config` and `weights`; relative ones are in the project."""
+        named = {"config": self.config, "weights": self.weights}
+        root = paths.project_root()
+        return {field: root / path for field, path in named.items() if path is not None}
+
+
+class MethodFile(Frozen):
+    """`config/methods/<method>.yaml`: title, source and default settings of a method."""
+
+    name: Name
+    title: str
+    source: str = Field(description="paper and the place each number comes from")
+    seeded: bool = Field(description="False: no random draw, one seed stands for all")
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class VariantFile(Frozen):
+    """`config/variants/<method>.yaml`: named overrides of a method's settings."""
+
+    variants: dict[Name, dict[str, Any]]
+
+
+class RunGrid(Frozen):
+    """Runs as a product; what is not given is taken from the study."""
+
+    methods: tuple[Name, ...] = Field(min_length=1)
+    variants: tuple[Name, ...] = ("default",)
+    datasets: tuple[Name, ...] | None = None
+    backbones: tuple[Name, ...] | None = None
+    descriptions: tuple[Name, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+
+
+class ReportSelection(Frozen):
+    """A table or figure of a study, and the part of the study that it shows; a name is enough."""
+
+    name: Name
+    datasets: tuple[Name, ...] | None = None
+    backbones: tuple[Name, ...] | None = None
+    descriptions: tuple[Name, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    values: tuple[float | int, ...] | None = Field(None, description="of a sweep, others than its")
+    is_brief: bool = Field(default=False, description="leave out the rows that were not run")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_a_name(cls, values: Any) -> Any:
+        return {"name": values} if isinstance(values, str) else values
+
+
+class StudySettings(Frozen):
+    """`config/config.yaml`: which runs, which tables, on what."""
+
+    study: Name
+    title: str = ""
+    datasets: tuple[Name, ...] = Field(min_length=1)
+    backbones: tuple[Name, ...] = Field(min_length=1)
+    descriptions: tuple[Name, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    runs: tuple[RunGrid, ...] = Field((), description="runs beside those of tables and figures")
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="settings of a method for this study alone"
+    )
+    tables: tuple[ReportSelection, ...] = Field((), description="files of config/tables")
+    figures: tuple[ReportSelection, ...] = Field((), description="files of config/figures")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPU only")
+
+
+def load_dataset(name: str) -> DatasetSettings:
+    """Return `config/datasets/<name>.yaml`."""
+    return load_named("datasets", name, DatasetSettings)
+
+
+def load_card(source: PublicSource) -> DatasetCard:
+    """Return the card that a public dataset names.
+
+    Raises: SettingsError if that file has none, or its card has no such split.
+    """
+    where = f"config/datasets/{source.dataset}.yaml"
+    card = load_dataset(source.dataset).card
+    if card is None:
+        raise SettingsError(f"{where} has no card; name the file of a public dataset")
+    if source.split not in card.splits:
+        raise SettingsError(
+            f"unknown split {source.split!r} of {source.dataset}; {where} has "
+            f"{', '.join(card.splits)}"
+        )
+    return card
+
+
+def load_backbone_settings(name: str) -> BackboneSettings:
+    """Return `config/backbones/<name>.yaml`."""
+    return load_named("backbones", name, BackboneSettings)
+
+
+def load_descriptions(name: str) -> DescriptionSettings:
+    """Return `config/llms/<name>.yaml`."""
+    return load_named("llms", name, DescriptionSettings)
+
+
+def load_method_file(name: str) -> MethodFile:
+    """Return `config/methods/<name>.yaml`."""
+    return load_named("methods", name, MethodFile)
+
+
+def variants_of(method: str) -> dict[str, dict[str, Any]]:
+    """Return a method's named variants; `default` is always there and empty."""
+    path = paths.project_root() / "config" / "variants" / f"{method}.yaml"
+    where = f"config/variants/{method}.yaml"
+    named = validated(VariantFile, read_yaml(path), where).variants if path.is_file() else {}
+    return {"default": {}, **named}
+
+
+def load_variant(method: str, variant: str) -> dict[str, Any]:
+    """Return the overrides of a named variant. Raises SettingsError if there is none."""
+    variants = variants_of(method)
+    if variant not in variants:
+        raise SettingsError(
+            f"unknown variant {variant!r} of {method} in config/variants/{method}.yaml; "
+            f"known: {', '.join(variants)}"
+        )
+    return variants[variant]
+
+
+def load_study(config: Mapping[str, Any]) -> StudySettings:
+    """Return the study that a Snakemake `config` mapping (or a YAML file's content) declares."""
+    return validated(StudySettings, config, "the study (config/config.yaml or --configfile)")

@@ -1,0 +1,1 @@
+"""Where runs and studies report: their files first, MLflow as a mirror."""

@@ -1,0 +1,298 @@
+"""The command line: quick to help, one line an error, an exit code for each kind of it."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from microclip import cli, interruption, runtime
+from microclip.cli import main
+from microclip.settings import SettingsError
+from tests.fixtures.project import CLASSES, SENTENCES, draw, prepare, settings_of
+
+ROOT = Path(__file__).resolve().parents[2]
+VERBS_OF_DESIGN = {
+    "init-tracking", "fetch-dataset", "store-images", "describe", "embed-descriptions",
+    "encode-images", "run", "collect-scores", "tabulate", "adapt", "predict", "doctor", "status",
+    "sync", "ui", "export-schema", "show", "unlock", "verify",
+}  # fmt: skip
+
+
+def verbs() -> set[str]:
+    return set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+
+
+def test_there_is_a_verb_for_each_rule_and_for_people() -> None:
+    assert verbs() >= VERBS_OF_DESIGN
+
+
+def test_help_is_quick_because_torch_and_mlflow_stay_away() -> None:
+    program = (
+        "import sys; from microclip.cli.main import main; code = main(['--help']);"
+        "heavy = {'torch', 'mlflow', 'open_clip', 'pandas'} & set(sys.modules);"
+        "sys.exit(len(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS_OF_DESIGN))
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main([verb, "--help"]) == 0
+    assert verb in capsys.readouterr().out
+
+
+def test_every_command_that_a_message_names_exists() -> None:
+    import re
+
+    named: set[str] = set()
+    for path in (*(ROOT / "microclip").rglob("*.py"), ROOT / "README.md"):
+        named |= set(re.findall(r"`microclip ([a-z]+(?:-[a-z]+)*)", path.read_text()))
+    assert named <= verbs()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SettingsError("x"), 2),
+        (ValueError("x"), 2),
+        (runtime.MissingDataError("x"), 3),
+        (runtime.ResourceError("x"), 4),
+        (runtime.ServiceError("x"), 5),
+        (runtime.VerificationError("x"), 6),
+        (RuntimeError("x"), 1),
+        (KeyboardInterrupt(), 130),
+        (interruption.Terminated(), 143),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_code_and_one_line(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("microclip.settings.load_dataset", fail)
+    assert main.main(["fetch-dataset", "x"]) == code
+    said = capsys.readouterr().err
+    assert said.startswith("microclip: ")
+    assert "Traceback" not in said
+
+
+def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise SettingsError("x")
+
+    monkeypatch.setattr("microclip.settings.load_dataset", fail)
+    with pytest.raises(SettingsError):
+        main.main(["--debug", "fetch-dataset", "x"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["fetch-dataset", "dtd"], 2, "unknown dataset 'dtd'"),
+        (["store-images", "shapes"], 3, "run `microclip fetch-dataset shapes`"),
+        (["describe", "shapes", "--descriptions", "gpt"], 2, "unknown llm 'gpt'"),
+        (["embed-descriptions", "shapes", "--backbone", "RN50"], 2, "unknown backbone 'RN50'"),
+        (["run", "--settings", "{", "--out", "x"], 2, "--settings is not JSON"),
+        (["run", "--settings", "none.yaml", "--out", "x"], 2, "none.yaml does not exist"),
+        (["run", "--settings", "{}", "--out", "x"], 2, "lack 'spec'"),
+        (["collect-scores", "--study", "s", "--out", "x"], 3, "plan.json does not exist"),
+        (["nonsense"], 2, "No such command 'nonsense'"),
+        (["run"], 2, "Missing option '--settings'"),
+        (["adapt", "photos", "--classes", "none.txt", "--out", "x"], 3, "none.txt is no file"),
+        (["predict", "nothing", "a.png"], 2, "holds no complete classifier"),
+    ],
+)
+def test_bad_input_is_one_line(
+    project: Path, arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(arguments) == code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def environment(project: Path) -> dict[str, str]:
+    return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{project}/tracking.db"}
+
+
+def test_a_whole_run_by_hand(project: Path) -> None:
+    settings = settings_of("cupl")
+    prepare(settings)
+    (project / "run.json").write_text(json.dumps(settings.as_dict()))
+    text = (project / "run.json").read_text()
+    done = subprocess.run(
+        [sys.executable, "-m", "microclip", "run", "--settings", text, "--out", "out"],
+        env=environment(project),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "shapes/tiny/shipped/cupl/default/seed-0: " in done.stderr
+    assert json.loads(Path("out/scores.json").read_text())["digest"] == settings.digest()
+    assert Path("out/settings.yaml").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_stop_says_so_and_continues_later(
+    project: Path, sent: signal.Signals, code: int
+) -> None:
+    settings = settings_of("microclip", epochs=400)
+    prepare(settings)
+    (project / "run.yaml").write_text(json.dumps(settings.as_dict()))
+    command = [sys.executable, "-m", "microclip", "run", "--settings", "run.yaml", "--out", "out"]
+    history = project / "out" / "history.csv"
+    job = subprocess.Popen(
+        command, env=environment(project), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for _ in range(600):
+        if history.is_file() and len(history.read_text().splitlines()) > 4:
+            break
+        assert job.poll() is None
+        time.sleep(0.1)
+    os.killpg(job.pid, sent)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == code
+    assert "interrupted; the same command continues" in said
+    assert "Traceback" not in said
+    assert not (project / "out" / "scores.json").exists()
+    last = json.loads((project / "out" / "journal.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "killed"
+    again = subprocess.Popen(
+        command, env=environment(project), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert again.stderr is not None
+    assert any("going on after epoch" in line for line in again.stderr)
+    os.killpg(again.pid, signal.SIGKILL)
+    again.communicate()
+
+
+@pytest.mark.slow
+def test_two_processes_never_write_one_run(project: Path) -> None:
+    settings = settings_of("microclip", epochs=400)
+    prepare(settings)
+    (project / "run.yaml").write_text(json.dumps(settings.as_dict()))
+    command = [sys.executable, "-m", "microclip", "run", "--settings", "run.yaml", "--out", "out"]
+    first = subprocess.Popen(command, env=environment(project), stderr=subprocess.PIPE)
+    for _ in range(600):
+        if (project / "out" / "history.csv").is_file():
+            break
+        time.sleep(0.1)
+    second = subprocess.run(
+        command, env=environment(project), capture_output=True, text=True, check=False
+    )
+    assert second.returncode in (2, 4)
+    assert "another process is writing out" in second.stderr
+    first.kill()
+    first.communicate()
+
+
+def test_own_images_are_adapted_to_and_predicted(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "photos").mkdir()
+    for label in range(3):
+        for number in range(3):
+            draw(label, number).save(project / "photos" / f"{label}-{number}.png")
+    names = [name.replace("_", " ") for name in CLASSES]
+    (project / "names.txt").write_text("\n".join(names) + "\n")
+    (project / "texts.json").write_text(json.dumps({"descriptions": SENTENCES}))
+    arguments = ["adapt", "photos", "--classes", "names.txt", "--out", "mine"]
+    arguments += ["--descriptions", "texts.json", "--backbone", "tiny"]
+    arguments += ["--set", "epochs=1", "--set", "batch_size=4", "--set", "device=cpu"]
+    assert main.main(arguments) == 0, capsys.readouterr().err
+    assert "wrote mine" in capsys.readouterr().err
+    assert main.main(["predict", "mine", "photos"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 9
+    assert {row["class"] for row in rows} <= set(names)
+    assert all(0 <= float(row["confidence"]) <= 1 for row in rows)
+
+
+def test_a_misspelt_setting_of_adapt_is_refused(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "names.txt").write_text("a\nb\n")
+    arguments = ["adapt", ".", "--classes", "names.txt", "--out", "x", "--set"]
+    assert main.main([*arguments, "gama=0.3"]) == 2
+    assert "did you mean 'gamma'" in capsys.readouterr().err
+    assert main.main([*arguments, "gamma"]) == 2
+    assert "write it as key=value" in capsys.readouterr().err
+
+
+def test_doctor_names_versions_and_what_is_missing(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "torch" in said
+    assert "backbone tiny" in said
+
+
+def test_unlock_is_quiet_where_nothing_is_left(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["unlock"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_unlock_releases_a_lock_whose_holder_is_gone(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = project / ".snakemake" / "locks" / "0.output.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert main.main(["unlock"]) == 0
+    assert "released the lock" in capsys.readouterr().err
+    assert not lock.exists()
+
+
+def test_unlock_leaves_a_living_workflow_alone(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = project / ".snakemake" / "locks" / "0.output.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    program = project / "snakemake"
+    program.write_text("import time; time.sleep(60)")
+    living = subprocess.Popen([sys.executable, str(program)])
+    try:
+        time.sleep(0.5)
+        assert main.main(["unlock"]) != 0
+        assert f"process {living.pid}" in capsys.readouterr().err
+        assert lock.exists()
+    finally:
+        living.kill()
+        living.wait()
+
+
+def test_unlock_ends_jobs_left_behind_but_no_command_of_a_user(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "microclip.py").write_text("import time; time.sleep(60)")  # stands in for both
+    jobs = {
+        verb: subprocess.Popen([sys.executable, "-m", "microclip", verb], cwd=project)
+        for verb in ("run", "adapt")
+    }
+    try:
+        time.sleep(0.5)
+        assert main.main(["unlock"]) == 0
+        jobs["run"].wait(timeout=40)
+        assert jobs["adapt"].poll() is None
+        assert f"ended job {jobs['run'].pid}" in capsys.readouterr().err
+    finally:
+        for job in jobs.values():
+            job.kill()
+            job.wait()

@@ -1,0 +1,113 @@
+"""Each figure of a study is drawn by its kind and saved where the page looks for it."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from microclip import study
+from microclip.cli import main
+from microclip.measure import figures
+from microclip.measure.curve_numbers import Results
+from microclip.measure.curves import draw_sweep
+from microclip.runs import Plan
+from microclip.runtime import MissingDataError
+from microclip.settings import SettingsError, reports
+
+ROOT = Path(__file__).resolve().parents[2]
+CURVES = ("figure3", "figure5", "figure6", "figure6a", "figure6b", "figure8")
+
+
+def planned(**selection: Any) -> Plan:
+    """Return the plan of the shipped study with the figures that are curves."""
+    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    listed = [{"name": name, "datasets": ["icons-food-small"], **selection} for name in CURVES]
+    return study.load({**config, "study": "s", "tables": [], "figures": listed}).plan()
+
+
+def write_scores(plan: Plan, *, variants: tuple[str, ...]) -> None:
+    """Write `scores.csv` with a row for the runs of these variants."""
+    rows = [
+        {**run.as_dict(), "top1_pct": 50.0 + run.spec.seed, "seconds": 9.0, "device": "cpu"}
+        for run in plan.runs
+        if run.spec.variant in variants
+    ]
+    names = ["dataset", "backbone", "descriptions", "method", "variant", "seed"]
+    frame = pd.DataFrame(rows, columns=[*names, "top1_pct", "seconds", "device"])
+    folder = Path("results/s")
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(folder / "scores.csv", index=False)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_figure_is_saved_in_the_study_with_its_numbers() -> None:
+    plan = planned()
+    write_scores(plan, variants=("default", "gamma-0"))
+    figure = reports.load_figure("figure5")
+    assert figures.write(figure, plan) == Path("results/s/figures/figure5")
+    drawn = draw_sweep("figure5", figure.plot, plan.figures["figure5"], Results.of(plan))
+    saved = pd.read_csv("results/s/figures/figure5.csv")
+    assert saved.columns.tolist() == drawn.numbers.columns.tolist()
+    assert saved["value"].tolist() == pytest.approx(drawn.numbers["value"].tolist(), nan_ok=True)
+    assert saved.loc[saved["kind"] == "mean", ["gamma", "value"]].to_numpy().tolist() == [
+        [0.0, 50.0],
+        [0.5, 50.0],
+    ]
+    with Image.open("results/s/figures/figure5.png") as image:
+        assert image.width == 650
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 10
+
+
+def test_a_figure_is_the_same_bytes_each_time() -> None:
+    plan = planned(seeds=[0, 1])
+    write_scores(plan, variants=("default", "gamma-0"))
+    files = [Path(f"results/s/figures/figure5.{kind}") for kind in ("png", "pdf", "csv")]
+    figures.write(reports.load_figure("figure5"), plan)
+    first = [file.read_bytes() for file in files]
+    figures.write(reports.load_figure("figure5"), plan)
+    assert [file.read_bytes() for file in files] == first
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_study_without_runs_still_has_its_figures(name: str) -> None:
+    plan = planned()
+    write_scores(plan, variants=())
+    figures.write(reports.load_figure(name), plan)
+    saved = pd.read_csv(f"results/s/figures/{name}.csv")
+    assert set(saved["kind"]) == {"missing"}
+    assert set(saved["note"]) == {"not in scores.csv"}
+
+
+def test_the_paper_s_point_is_shown_where_nothing_could_run() -> None:
+    plan = planned(datasets=["dtd"])
+    write_scores(plan, variants=())
+    figures.write(reports.load_figure("figure6a"), plan)
+    saved = pd.read_csv("results/s/figures/figure6a.csv").query("kind == 'published'")
+    assert saved[["n_crops", "value"]].to_numpy().tolist() == [[8, 60.0], [16, 60.11]]
+
+
+def test_a_figure_that_the_study_does_not_list_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"study s lists no figure 'figure9'; listed: figure3"):
+        figures.write(reports.load_figure("figure9"), planned())
+
+
+def test_without_scores_the_message_says_what_to_run() -> None:
+    with pytest.raises(MissingDataError, match=r"results/s/scores\.csv is not there; run"):
+        figures.write(reports.load_figure("figure5"), planned())
+
+
+def test_the_verb_plots_a_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned()
+    write_scores(plan, variants=("default",))
+    plan.write()
+    assert main.main(["plot", "figure8", "--study", "s"]) == 0
+    assert "results/s/figures/figure8.pdf" in capsys.readouterr().err
+    assert Path("results/s/figures/figure8.pdf").read_bytes().startswith(b"%PDF")

@@ -1,0 +1,207 @@
+"""A folder before anything is started: what is read, what is counted, what is named."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from microclip.data.bad_files import BadFile, write_bad_files
+from microclip.data.files import image_files, walk
+from microclip.data.survey import Survey, survey
+from microclip.runtime import MissingDataError
+from microclip.settings import SettingsError
+from tests.data import odd_files
+from tests.data.odd_files import picture
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """Return a folder with every odd kind of file, nested, and what is none."""
+    folder = tmp_path / "photos"
+    odd_files.write_all(folder / "a" / "deep")
+    picture().save(folder / "TOP.JPG")
+    (folder / "notes.txt").write_text("none")
+    (folder / ".DS_Store").write_bytes(b"\0")
+    (folder / "Thumbs.db").write_bytes(b"\0")
+    (folder / "a" / ".hidden.jpg").write_bytes(b"\0")
+    (folder / ".cache").mkdir()
+    picture().save(folder / ".cache" / "not-seen.png")
+    return folder
+
+
+def test_a_folder_is_told_by_kind_and_every_bad_file_named(odd: Path) -> None:
+    found = survey(odd)
+    good = {odd / "a" / "deep" / name for name in odd_files.GOOD} | {odd / "TOP.JPG"}
+    assert set(found.images) == good
+    assert list(found.images) == sorted(found.images)
+    assert {file.path.name for file in found.bad} == set(odd_files.BAD)
+    assert found.others == {".DS_Store": 1, ".db": 1, ".txt": 1, "hidden": 2}
+    print(found.told())
+    counts = dict(found.modes)
+    assert counts.pop("animated") == 3
+    assert counts.pop("several pages") == 1
+    assert counts.pop("other suffix") == 1
+    assert sum(counts.values()) == len(good)
+    assert counts["CMYK"] == counts["I;16"] == counts["RGBA"] == 1
+    assert found.told().startswith("RGB ")
+
+
+def test_rotated_images_are_counted(tmp_path: Path) -> None:
+    exif = picture().getexif()
+    exif[0x0112] = 8
+    picture().save(tmp_path / "a.jpg", exif=exif)
+    picture().save(tmp_path / "b.jpg")
+    assert survey(tmp_path).told() == "RGB 2, rotated 1"
+
+
+def test_files_of_the_same_bytes_are_counted(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        picture().save(tmp_path / f"{name}.png")
+    picture(1).save(tmp_path / "d.png")
+    assert survey(tmp_path).duplicates == 2
+
+
+def test_a_list_of_files_keeps_its_order(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        picture().save(tmp_path / f"{name}.png")
+    (tmp_path / "c.png").touch()
+    files = [tmp_path / "b.png", tmp_path / "c.png", tmp_path / "a.png"]
+    found = survey(files)
+    assert found.images == (files[0], files[2])
+    assert found.bad == (BadFile(files[1], "empty (0 bytes)"),)
+    with pytest.raises(MissingDataError, match=r"gone\.png"):
+        survey([tmp_path / "gone.png"])
+
+
+def test_processes_find_what_one_finds(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(90):
+        picture(number).save(odd / f"{number}.png")
+    found: list[Survey] = []
+    for threads in ("1", "2"):
+        monkeypatch.setenv("MICROCLIP_THREADS", threads)
+        found.append(survey(odd))
+    assert found[0] == found[1]
+
+
+def test_bad_files_are_written_with_their_reasons(odd: Path, tmp_path: Path) -> None:
+    found = survey(odd)
+    write_bad_files(found.bad, tmp_path / "bad_files.csv", step="survey")
+    with (tmp_path / "bad_files.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["file"], row["reason"]) for row in rows] == [
+        (str(file.path), file.reason) for file in found.bad
+    ]
+    write_bad_files((), tmp_path / "bad_files.csv", step="survey")
+    assert not (tmp_path / "bad_files.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda folder: None, "is not there; it is no folder that holds images"),
+        (lambda folder: folder.write_text("x"), "is a file; it is no folder that holds images"),
+        (lambda folder: folder.mkdir(), "(looked for jpg, png, webp, gif, tif, bmp, heic and the"),
+        (
+            lambda folder: shutil.copytree(Path(__file__).parent / "layouts", folder),
+            ".py); give a folder that holds images",
+        ),
+    ],
+    ids=["missing", "file", "empty", "no images"],
+)
+def test_b1_a_folder_without_images_is_one_line(tmp_path: Path, make, said: str) -> None:
+    folder = tmp_path / "photos"
+    make(folder)
+    with pytest.raises(SettingsError) as caught:
+        image_files(folder)
+    print(f"B1: {caught.value}")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_b10_links_are_named_or_counted_and_never_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    picture().save(outside / "secret.png")
+    (outside / "list.txt").write_text("x")
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    picture().save(folder / "a.png")
+    (folder / "sub" / "loop").symlink_to(folder)
+    (folder / "away").symlink_to(outside)
+    (folder / "one.png").symlink_to(outside / "secret.png")
+    (folder / "circle.png").symlink_to(folder / "circle.png")
+    (folder / "same.png").symlink_to(folder / "a.png")
+    (folder / "list.txt").symlink_to(outside / "list.txt")
+    found = walk(folder)
+    assert found.images == (folder / "a.png",)
+    reasons = {str(file.path.relative_to(folder)): file.reason for file in found.bad}
+    for name, reason in reasons.items():
+        print(f"B10: {name}: {reason}")
+    assert set(reasons) == {"away", "circle.png", "one.png", "sub/loop"}
+    assert "out of the folder" in reasons["away"]
+    assert "out of the folder" in reasons["one.png"]
+    assert "a loop" in reasons["sub/loop"]
+    assert "in a circle" in reasons["circle.png"]
+    assert found.others == {".txt": 1, "link within the folder": 1}
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    picture().save(tmp_path / "real" / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert image_files(tmp_path / "link") == [tmp_path / "link" / "a.png"]
+
+
+@pytest.fixture
+def readable_by_all() -> Iterator[Path]:
+    """Return a folder that another user may enter, which pytest's own is not."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_b10_what_may_not_be_read_is_named(readable_by_all: Path) -> None:
+    """As another user if this one may read everything."""
+    folder = readable_by_all
+    (folder / "shut").mkdir()
+    for place in ("a.png", "no.png", "shut/b.png"):
+        picture().save(folder / place)
+    (folder / "no.png").chmod(0)
+    (folder / "shut").chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        found = survey(folder)
+    finally:
+        if is_root:
+            os.seteuid(0)
+        (folder / "shut").chmod(0o755)
+    assert found.images == (folder / "a.png",)
+    reasons = {file.path.name: file.reason for file in found.bad}
+    print(f"B10: {reasons}")
+    assert reasons == {
+        "shut": "this folder cannot be read: Permission denied",
+        "no.png": "no permission to read it",
+    }
+
+
+def test_b9_pipes_and_names_of_no_text_are_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    picture().save(tmp_path / "a.png")
+    shutil.copy(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
+    found = survey(tmp_path)
+    assert found.images == (tmp_path / "a.png",)
+    assert sorted(file.reason for file in found.bad) == [
+        "a pipe or a device, no file",
+        "its name is not UTF-8; rename it",
+    ]
+    write_bad_files(found.bad, tmp_path / "bad_files.csv", step="survey")
+    assert r"\udcff.png" in (tmp_path / "bad_files.csv").read_text()

@@ -1,0 +1,210 @@
+"""What config/ may hold: typed, frozen, refused in one line that says what to do."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from microclip import schema, settings
+from microclip.settings import SettingsError, reports
+from microclip.text.prompt_sets import PromptSet
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = {
+    "study": "s",
+    "datasets": ["icons-food"],
+    "backbones": ["icon-clip"],
+    "descriptions": ["shipped"],
+    "runs": [{"methods": ["clip"]}],
+}
+KINDS: dict[str, type[settings.Frozen]] = {
+    "backbones": settings.BackboneSettings,
+    "datasets": settings.DatasetSettings,
+    "figures": reports.FigureSettings,
+    "llms": settings.DescriptionSettings,
+    "methods": settings.MethodFile,
+    "prompts": PromptSet,
+    "tables": reports.TableSettings,
+}
+SHIPPED = [
+    (kind, path.stem) for kind in KINDS for path in sorted((ROOT / "config" / kind).glob("*.yaml"))
+]
+STUDIES = sorted((ROOT / "config").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(("kind", "name"), SHIPPED)
+def test_every_shipped_file_is_valid(kind: str, name: str) -> None:
+    values = yaml.safe_load((ROOT / "config" / kind / f"{name}.yaml").read_text())
+    assert KINDS[kind].model_validate({"name": name, **values})
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_shipped_study_is_named_as_its_file_and_names_what_is_there(path: Path) -> None:
+    study = settings.load_study(settings.read_yaml(path))
+    assert study.study == ("icons" if path.stem == "config" else path.stem)
+    for kind in ("tables", "figures"):
+        selections = getattr(study, kind)
+        names = [selection.name for selection in selections]
+        assert len(names) == len(set(names))
+        assert set(names) <= set(settings.known(kind))
+    for selection in (study, *study.tables, *study.figures):
+        assert set(selection.datasets or ()) <= set(settings.known("datasets"))
+        assert set(selection.backbones or ()) <= set(settings.known("backbones"))
+        assert set(selection.descriptions or ()) <= set(settings.known("llms"))
+
+
+def test_a_table_of_a_study_is_a_name_or_a_part_of_the_study() -> None:
+    study = settings.load_study({**STUDY, "tables": ["table1", {"name": "table2", "seeds": [1]}]})
+    assert [selection.name for selection in study.tables] == ["table1", "table2"]
+    assert study.tables[0].seeds is None
+    assert study.tables[1].seeds == (1,)
+    with pytest.raises(SettingsError, match="unknown key 'tables.0.rows' in the study"):
+        settings.load_study({**STUDY, "tables": [{"name": "table1", "rows": []}]})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seds": [1]}, ["unknown key 'seds'", "the study", "did you mean 'seeds'"]),
+        ({"qqq": 1}, ["unknown key 'qqq'", "known: study,"]),
+        ({"datasets": []}, ["datasets in the study", "at least 1"]),
+        ({"seeds": [-1]}, ["seeds.0 in the study", "got -1"]),
+        ({"device": "gpu"}, ["device in the study", "'auto', 'cpu' or 'cuda'", "'gpu'"]),
+        ({"runs": [{"method": ["clip"]}]}, ["runs.0"]),
+        ({"study": "a/../b"}, ["study in the study"]),
+    ],
+)
+def test_a_wrong_study_is_refused_in_one_line(change: dict[str, object], said: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.load_study({**STUDY, **change})
+    assert "\n" not in str(caught.value)
+    for part in said:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "said"),
+    [
+        (settings.load_dataset, "icons-fod", "unknown dataset 'icons-fod', no config/datasets/"),
+        (settings.load_dataset, "icons-fod", "did you mean 'icons-food'?"),
+        (settings.load_dataset, "zzz", "known: birdsnap, caltech101,"),
+        (settings.load_backbone_settings, "RN50", "unknown backbone 'RN50'"),
+        (settings.load_method_file, "microclpi", "did you mean 'microclip'?"),
+        (reports.load_table, "table13", "unknown table 'table13'"),
+        (reports.load_figure, "figure2", "unknown figure 'figure2'"),
+    ],
+)
+def test_an_unknown_name_lists_the_known_ones(load, name: str, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(name)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"weights": "w"}, "exactly one of 'model' and 'config'"),
+        ({"model": "ViT-B-32"}, "exactly one of 'pretrained' and 'weights'"),
+        ({"config": "c", "pretrained": "openai"}, "'pretrained' goes with 'model'"),
+    ],
+)
+def test_a_backbone_names_one_network(values: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsError, match=f"^here: .*{said}") as caught:
+        settings.validated(settings.BackboneSettings, {"name": "b", "title": "B", **values}, "here")
+    assert "Value error" not in str(caught.value)
+
+
+def test_an_unknown_variant_lists_the_known_ones() -> None:
+    with pytest.raises(SettingsError, match="known: default, paper-text"):
+        settings.load_variant("microclip", "paper")
+    assert settings.load_variant("clip", "default") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a: [1", "is not YAML"), ("- a", "must hold a mapping; got list"), ("", "got NoneType")],
+)
+def test_a_broken_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=said) as caught:
+        settings.read_yaml(tmp_path / "c.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="does not exist"):
+        settings.read_yaml(tmp_path / "c.yaml")
+
+
+def test_a_key_that_looks_like_a_secret_is_refused_without_its_value() -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.load_study({**STUDY, "api_key": "sk-very-secret"})
+    assert "sk-very-secret" not in str(caught.value)
+
+
+def test_yaml_1e_4_is_a_number_after_validation() -> None:
+    class Rate(settings.Frozen):
+        learning_rate: float
+
+    values = yaml.safe_load("learning_rate: 1e-4")
+    assert isinstance(values["learning_rate"], str)  # YAML 1.1
+    assert settings.validated(Rate, values, "x").learning_rate == 1e-4
+
+
+def test_shipped_numbers_are_written_so_that_every_yaml_reads_them() -> None:
+    def texts(value: object) -> list[str]:
+        if isinstance(value, dict):
+            return [t for inner in value.values() for t in texts(inner)]
+        if isinstance(value, list):
+            return [t for inner in value for t in texts(inner)]
+        return [value] if isinstance(value, str) else []
+
+    for path in (ROOT / "config").rglob("*.yaml"):
+        for text in texts(yaml.safe_load(path.read_text())):
+            try:
+                float(text)
+            except ValueError:
+                continue
+            pytest.fail(f"{text!r} in {path} is text for YAML 1.1; write 1.0e-4")
+
+
+@pytest.mark.parametrize("template", ["a picture", "a {} of {}"])
+def test_a_template_has_one_slot(template: str) -> None:
+    values = {
+        "name": "x",
+        "title": "X",
+        "source": {"kind": "folder", "folder": "x"},
+        "templates": [template],
+    }
+    with pytest.raises(SettingsError, match="must hold {} once"):
+        settings.validated(settings.DatasetSettings, values, "x")
+
+
+def test_settings_are_frozen() -> None:
+    study = settings.load_study(STUDY)
+    with pytest.raises(ValidationError):
+        study.study = "other"
+
+
+def test_the_digest_does_not_depend_on_the_order_of_keys() -> None:
+    assert settings.digest({"a": 1, "b": [2]}) == settings.digest({"b": [2], "a": 1})
+    assert settings.digest({"a": 1}) != settings.digest({"a": 1.5})
+    assert len(settings.digest({})) == 16
+
+
+def test_every_field_of_a_method_setting_is_described() -> None:
+    from microclip.methods.base import known_methods, settings_of
+
+    for method in known_methods():
+        model: type[BaseModel] = settings_of(method)
+        assert not [name for name, field in model.model_fields.items() if not field.description]
+
+
+def test_the_exported_schemas_are_those_of_the_models(tmp_path: Path) -> None:
+    schema.export(tmp_path)
+    committed = ROOT / "config" / "schema"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in committed.iterdir())
+    for path in tmp_path.iterdir():
+        same = path.read_text() == (committed / path.name).read_text()
+        assert same, f"{path.name} is not today's; run `microclip export-schema`"

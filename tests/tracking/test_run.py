@@ -1,0 +1,333 @@
+"""Files are the truth; MLflow mirrors them once, can be compared, and can be away."""
+
+import csv
+import dataclasses
+import json
+import logging
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from microclip import paths, runtime
+from microclip.runs import RunSettings
+from microclip.tracking import run as tracking
+from tests.browser import Browser
+from tests.fixtures.project import settings_of
+from tests.fixtures.tracking import client, points, runs, served
+
+ROWS = {
+    0: {"test_fused_pct": 40.0},
+    1: {"loss": 2.5, "test_fused_pct": 41.0, "seconds": 1.0},
+    2: {"loss": 2.0, "test_fused_pct": 42.5, "seconds": 1.0},
+    3: {"loss": 1.5, "test_fused_pct": 44.0, "seconds": 1.0},
+}
+
+
+def scores_of(settings: RunSettings, top1: float = 44.0) -> dict[str, Any]:
+    return {
+        "digest": settings.digest(),
+        "recipe": settings.recipe,
+        "top1_pct": top1,
+        "mean_class_pct": top1 - 1,
+        "seconds": 3.0,
+        "n_test": 12,
+        "device": "cpu",
+    }
+
+
+def write_run(settings: RunSettings, epochs: Iterator[int] | range = range(4)) -> dict[str, Any]:
+    """Do what the command `run` does, without training."""
+    folder = settings.spec.folder
+    tracker = tracking.open_tracker(settings, folder, "tiny")
+    for epoch in epochs:
+        tracker.epoch(epoch, ROWS[epoch])
+    scores = scores_of(settings)
+    runtime.write_json(folder / paths.RUN_SCORES, scores)
+    tracker.finish(scores)
+    return scores
+
+
+def test_a_run_is_mirrored_whole(work: Path) -> None:
+    settings = settings_of("microclip", gamma=0.3)
+    manifest = Path(paths.MANIFEST.format(dataset=settings.spec.dataset))
+    runtime.write_text(manifest, "split,file,label,class,sha256\ntrain,a.png,0,red,00\n")
+    write_run(settings)
+    [run] = runs()
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == settings.spec.name
+    assert run.data.params["gamma"] == "0.3"
+    assert run.data.params["learning_rate"] == "0.0001"
+    assert {k: run.data.tags[k] for k in ("dataset", "method", "variant", "seed")} == {
+        "dataset": "shapes",
+        "method": "microclip",
+        "variant": "default",
+        "seed": "0",
+    }
+    assert run.data.tags["job_key"] == settings.digest()
+    assert "mlflow.source.git.commit" in run.data.tags
+    assert points(run, "loss") == [(1, 2.5), (2, 2.0), (3, 1.5)]
+    assert points(run, "test_fused_pct") == [(e, r["test_fused_pct"]) for e, r in ROWS.items()]
+    assert run.data.metrics["top1_pct"] == 44.0
+    assert [entry.dataset.name for entry in run.inputs.dataset_inputs] == ["shapes"]
+    names = {item.path for item in client().list_artifacts(run.info.run_id)}
+    assert names >= {paths.RUN_SETTINGS, paths.RUN_HISTORY, paths.RUN_SCORES}
+
+
+def test_a_run_s_folder_names_its_run_in_mlflow_and_sync_adds_the_name_to_older_ones(
+    work: Path,
+) -> None:
+    settings = settings_of("microclip")
+    write_run(settings)
+    marker = settings.spec.folder / paths.RUN_MIRRORED
+    said = json.loads(marker.read_text())
+    assert said["run_id"] == runs()[0].info.run_id
+    del said["run_id"]
+    marker.write_text(json.dumps(said))
+    assert tracking.sync(Path("results")) == (1, 0)
+    [run] = runs()
+    assert json.loads(marker.read_text()) == {**said, "run_id": run.info.run_id}
+
+
+def test_everything_lies_below_results(work: Path) -> None:
+    write_run(settings_of("microclip"))
+    [run] = runs()
+    assert run.info.artifact_uri.startswith((work / paths.TRACKING_ARTIFACTS).as_uri())
+    assert tracking.tracking_uri() == f"sqlite:///{work / 'results' / 'mlflow.db'}"
+    assert [path.name for path in work.iterdir()] == ["results"]
+
+
+def test_history_is_a_row_an_epoch_and_a_repeated_epoch_replaces_what_follows(work: Path) -> None:
+    settings = settings_of("microclip")
+    tracker = tracking.open_tracker(settings, settings.spec.folder, "tiny")
+    for epoch in (0, 1, 2, 1):
+        tracker.epoch(epoch, {"loss": 10.0 * epoch})
+    with (settings.spec.folder / paths.RUN_HISTORY).open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(float(row["epoch"]), float(row["loss"])) for row in rows] == [(0, 0), (1, 10)]
+    assert json.loads((settings.spec.folder / paths.RUN_JOURNAL).read_text().splitlines()[-1])
+
+
+def test_an_interrupted_run_is_continued_not_doubled(work: Path) -> None:
+    settings = settings_of("microclip")
+    first = tracking.open_tracker(settings, settings.spec.folder, "tiny")
+    for epoch in (0, 1, 2):
+        first.epoch(epoch, ROWS[epoch])
+    first.fail("KILLED", "interrupted")
+    [run] = runs()
+    assert run.info.status == "KILLED"
+    before = run.info.run_id
+    write_run(settings, epochs=range(3, 4))
+    [run] = runs()
+    assert run.info.run_id == before
+    assert run.info.status == "FINISHED"
+    assert points(run, "loss") == [(1, 2.5), (2, 2.0), (3, 1.5)]
+    with (settings.spec.folder / paths.RUN_HISTORY).open() as stream:
+        assert [float(row["epoch"]) for row in csv.DictReader(stream)] == [0, 1, 2, 3]
+
+
+def test_an_epoch_that_is_repeated_after_a_kill_is_logged_once(work: Path) -> None:
+    settings = settings_of("microclip")
+    first = tracking.open_tracker(settings, settings.spec.folder, "tiny")
+    for epoch in (0, 1, 2):
+        first.epoch(epoch, ROWS[epoch])
+    write_run(settings, epochs=range(2, 4))  # killed between report and checkpoint
+    [run] = runs()
+    assert points(run, "loss") == [(1, 2.5), (2, 2.0), (3, 1.5)]
+
+
+def test_a_finished_run_made_again_replaces_the_old_one(work: Path) -> None:
+    settings = settings_of("microclip")
+    for _ in range(2):
+        write_run(settings)
+    [run] = runs()
+    assert points(run, "loss") == [(1, 2.5), (2, 2.0), (3, 1.5)]
+
+
+def test_other_settings_replace_the_run_of_the_same_name(work: Path) -> None:
+    write_run(settings_of("microclip"))
+    write_run(settings_of("microclip", gamma=0.3))
+    [run] = runs()
+    assert run.data.params["gamma"] == "0.3"
+
+
+def test_history_of_other_settings_is_not_taken_up(work: Path) -> None:
+    old = settings_of("microclip")
+    tracker = tracking.open_tracker(old, old.spec.folder, "tiny")
+    for epoch in (0, 1, 2, 3):
+        tracker.epoch(epoch, ROWS[epoch])
+    new = settings_of("microclip", gamma=0.3)
+    tracker = tracking.open_tracker(new, new.spec.folder, "tiny")
+    tracker.epoch(0, ROWS[0])
+    with (new.spec.folder / paths.RUN_HISTORY).open() as stream:
+        assert [float(row["epoch"]) for row in csv.DictReader(stream)] == [0]
+
+
+def test_a_failed_run_says_why(work: Path) -> None:
+    settings = settings_of("microclip")
+    tracking.open_tracker(settings, settings.spec.folder, "tiny").fail("FAILED", "loss is nan")
+    [run] = runs()
+    assert run.info.status == "FAILED"
+    assert "loss is nan" in run.data.tags.values()
+
+
+def test_sync_replays_what_the_mirror_missed_exactly_once(
+    work: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_of("microclip")
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
+        with caplog.at_level(logging.WARNING, logger="microclip"):
+            write_run(settings)
+    warned = [r for r in caplog.records if r.name.startswith("microclip")]
+    assert len(warned) == 1
+    assert "microclip sync" in warned[0].getMessage()
+    assert (settings.spec.folder / paths.RUN_SCORES).is_file()
+    assert runs() == []
+    assert tracking.sync(Path("results")) == (1, 0)
+    assert tracking.sync(Path("results")) == (0, 0)
+    [run] = runs()
+    assert run.info.status == "FINISHED"
+    assert points(run, "loss") == [(1, 2.5), (2, 2.0), (3, 1.5)]
+    assert run.data.metrics["top1_pct"] == 44.0
+
+
+def test_a_server_that_answers_nobody_costs_seconds_not_minutes(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
+    started = time.monotonic()
+    write_run(settings_of("microclip"))
+    assert time.monotonic() - started < 30
+
+
+def test_a_password_in_the_address_is_not_shown(
+    work: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hush-hush@127.0.0.1:1")
+    settings = settings_of("clip")
+    with caplog.at_level(logging.DEBUG, logger="microclip"):
+        write_run(settings, epochs=range(0))
+    assert caplog.records
+    own = [r.getMessage() for r in caplog.records if r.name.startswith("microclip")]
+    assert "hush-hush" not in "\n".join(own)
+    for path in settings.spec.folder.rglob("*"):
+        assert path.is_dir() or b"hush-hush" not in path.read_bytes()
+
+
+def test_init_twice_is_the_same_as_once_and_a_dead_server_is_no_error(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking.init("tiny")
+    assert runs() == []
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
+    tracking.init("tiny")
+
+
+WRITERS = """
+import os, sys, yaml
+import mlflow, microclip.methods.microclip
+from pathlib import Path
+from microclip import tracking
+from microclip.study import RunSettings
+
+def write(file):
+    settings = RunSettings.from_dict(yaml.safe_load(Path(file).read_text()))
+    tracker = tracking.open_tracker(settings, settings.spec.folder, "tiny")
+    for epoch in range(8):
+        tracker.epoch(epoch, {"loss": float(epoch)})
+    tracker.finish({"digest": settings.digest(), "recipe": 1, "top1_pct": 50.0})
+
+for file in sys.argv[1:]:  # processes of one interpreter: the imports take longer than the work
+    if os.fork() == 0:
+        write(file)
+        os._exit(0)
+codes = [os.wait()[1] for _ in sys.argv[1:]]
+sys.exit(codes != [0] * len(codes))
+"""
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_lose_nothing(work: Path) -> None:
+    files = []
+    for seed in range(4):
+        one = settings_of("microclip")
+        one = dataclasses.replace(one, spec=dataclasses.replace(one.spec, seed=seed))
+        files.append(work / f"{seed}.yaml")
+        files[-1].write_text(yaml.safe_dump(one.as_dict()))
+    subprocess.run([sys.executable, "-c", WRITERS, *map(str, files)], check=True, timeout=240)
+    tracking.sync(Path("results"))
+    found = runs()
+    assert len(found) == 4
+    for run in found:
+        assert points(run, "loss") == [(epoch, float(epoch)) for epoch in range(8)]
+
+
+def post(address: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/{path}",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
+@pytest.mark.slow
+def test_a_user_can_compare_runs_on_a_real_server(
+    work: Path, request: pytest.FixtureRequest
+) -> None:
+    one = settings_of("microclip")
+    other = settings_of("microclip", gamma=0.3)
+    variant = dataclasses.replace(other.spec, variant="gamma-0.3")
+    write_run(one)
+    write_run(dataclasses.replace(other, spec=variant))
+    experiment = client().get_experiment_by_name("tiny").experiment_id
+    with served(work) as address:
+        found = post(address, "runs/search", {"experiment_ids": [experiment]})["runs"]
+        params = [{p["key"]: p["value"] for p in run["data"]["params"]} for run in found]
+        differing = {key for key in params[0] if params[0][key] != params[1].get(key)}
+        assert differing == {"gamma"}
+        for run in found:
+            metrics = {m["key"]: m["value"] for m in run["data"]["metrics"]}
+            assert metrics["top1_pct"] == 44.0
+        ids = [run["info"]["run_id"] for run in found]
+        listed = urllib.request.urlopen(
+            f"{address}/api/2.0/mlflow/artifacts/list?run_id={ids[0]}", timeout=20
+        )
+        assert {"scores.json"} <= {Path(f["path"]).name for f in json.load(listed)["files"]}
+        query = f"runs=%5B%22{ids[0]}%22,%22{ids[1]}%22%5D&experiments=%5B%22{experiment}%22%5D"
+        browser: Browser = request.getfixturevalue("browser")  # all but the page needs none
+        with browser.visit(f"{address}/#/compare-runs?{query}", (1500, 1100)) as seen:
+            check_comparison(seen.page, [one.spec.name, variant.name], work / "compare.png")
+
+
+def check_comparison(page: Any, names: list[str], picture: Path) -> None:
+    """See both runs, the setting that differs and the accuracy, drawn and in words."""
+    for name in names:
+        page.get_by_text(name, exact=True).first.wait_for(timeout=60_000)
+    plot = page.locator(".parcoords")
+    plot.locator(".axis-title").first.wait_for(timeout=60_000)
+    titles = plot.locator(".axis-title").all_text_contents()
+    assert titles == ["gamma", "test_fused_pct"]  # opens with what differs, and an accuracy
+    ends = plot.locator(".y-axis").first.locator(".axis-extent-text").all_text_contents()
+    assert sorted(map(float, ends)) == [0.3, 0.5]  # gamma is an axis of numbers
+    page.screenshot(path=picture)
+    text = page.inner_text("body")
+    assert "top1_pct" in text
+    assert "44" in text
+    image = Image.open(picture).convert("L")
+    assert image.size == (1500, 1100)
+    assert len(image.getcolors() or range(256)) > 50  # text and plots, no blank page
