@@ -75,7 +75,6 @@ icons: setup  ## maintainers: draw resources/icons anew (npm and network needed)
 icon-clip: setup  ## maintainers: pretrain icon-clip anew, after `make icons` (75 minutes on 2 CPUs)
 	@python -m microclip.icons.pretrain
 	@python -m microclip.icons.align
-	@python -m microclip.icons.zero_shot
 
 clean-environment:  ## remove .venv
 	rm -rf $(VENV)

@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from microclip.data.decoders import decode_all, n_processes_for
-from microclip.data.decoding import Decoded
+from microclip.data.decoding import Decoded, decode_all, n_processes_for
 from microclip.data.files import image_files
 
 ROUNDS = 3

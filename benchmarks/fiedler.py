@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microclip import runtime
-from microclip.model.fiedler_by_squaring import fiedler_by_squaring
+from microclip.export.onnx import fiedler_by_squaring
 from microclip.model.saliency import affinity, fiedler_vector, salient_side
 
 SIZES = {49: 64, 196: 16}  # patches, and the batch

@@ -17,7 +17,7 @@ from torch import Tensor
 from microclip import runtime, settings
 from microclip.data import datasets
 from microclip.data.loading import ViewRecipe, evaluation_views
-from microclip.measure.cuts import Cut, examine
+from microclip.measure.masks import Cut, examine
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.saliency import NCutOptions
 

@@ -11,17 +11,17 @@ from typing import Any
 
 from microclip import runtime
 from microclip.data.vocabulary import Vocabulary, checked
-from microclip.history import RunClock
 from microclip.methods.base import Classifier, load_method
 from microclip.model import embeddings
-from microclip.model.backbone import Backbone, load_backbone
-from microclip.model.state import difference
-from microclip.own_images import core, prediction, training
+from microclip.model.backbone import Backbone, difference, load_backbone
+from microclip.own_images import prediction, training
+from microclip.own_images import record as core
 from microclip.own_images.prediction import Images, Prediction
 from microclip.own_images.record import RECORD, WEIGHTS, Record, read_adapted, write_adapted
 from microclip.settings import SettingsError, load_backbone_settings, validated
 from microclip.text import descriptions as description_files
 from microclip.text.prompts import fill
+from microclip.tracking.run import RunClock
 
 __all__ = ["Adapted", "Prediction", "adapt", "load"]
 

@@ -4,13 +4,106 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
 from microclip import runtime
 from microclip.settings import SettingsError
+
+TERMINATED = 143  # exit code, as of a process that SIGTERM ends
+INTERRUPTED = 130
+_MAIN = os.getpid()
+_told: list[type[BaseException]] = []
+
+
+class Terminated(BaseException):
+    """SIGTERM: the scheduler wants this process to end."""
+
+
+_RAISED: dict[int, type[BaseException]] = {
+    signal.SIGTERM: Terminated,
+    signal.SIGINT: KeyboardInterrupt,
+}
+
+
+def listen() -> None:
+    """Make SIGTERM and Ctrl-C raise, once at the signal and again at each `heed`.
+
+    A shell that starts a job in the background makes it deaf to Ctrl-C; that is left so.
+    """
+    _told.clear()
+    for number in _RAISED:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _on_signal)
+
+
+def heed() -> None:
+    """Raise what the last signal asked for, if one came. Costs nothing: call it at each step."""
+    if _told:
+        raise _told[-1]
+
+
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    if os.getpid() != _MAIN and number == signal.SIGTERM:  # a worker that inherited this
+        os._exit(TERMINATED)
+    _told.append(_RAISED[number])
+    raise _RAISED[number]
+
+
+_MARK = "MICROCLIP_WORKER"  # set in the worker: "1" where it shall watch for the other's end
+_command: list[str] = []
+
+
+def remember(arguments: Sequence[str]) -> None:
+    """Note the command as it was typed."""
+    _command[:] = arguments
+
+
+def is_worker() -> bool:
+    """Return whether this process is the one that works."""
+    return _MARK in os.environ
+
+
+def work() -> int:
+    """Run the same command as a worker in a session of its own; return its exit code.
+
+    Ctrl-C and SIGTERM are passed on, as often as they come.
+    """
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "microclip", *_command],
+        stdin=subprocess.PIPE,  # closed by the system when this process ends, however it does
+        start_new_session=True,
+        env={**os.environ, _MARK: "1"},
+    )
+    while True:
+        try:
+            code = worker.wait()
+        except KeyboardInterrupt:
+            worker.send_signal(signal.SIGINT)
+        except BaseException:  # SIGTERM, as cli/main.py raises it
+            worker.terminate()
+        else:
+            return code if code >= 0 else 128 - code
+
+
+def watch() -> None:
+    """End this process in order, as by SIGTERM, when the one that waits for it is gone."""
+    if os.environ.get(_MARK) == "1":
+        threading.Thread(target=_end_with_the_other, daemon=True).start()
+
+
+def _end_with_the_other() -> None:
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
 
 _GRACE_S = 30.0
 _FOR_PEOPLE = [

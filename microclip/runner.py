@@ -18,13 +18,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from microclip import paths, runtime
-from microclip.data import datasets, features, passport
+from microclip.data import datasets, passport
 from microclip.data.datasets import Examples, LabelledImages, k_shot
 from microclip.data.manifest import read_manifest
 from microclip.data.vocabulary import load_vocabulary
-from microclip.history import EpochReporter, RunClock
-from microclip.measure.evaluation import Evaluation, ViewReader, collect_heads, evaluate
-from microclip.measure.monitoring import LabelMonitor
+from microclip.measure.evaluation import (
+    Evaluation,
+    LabelMonitor,
+    ViewReader,
+    collect_heads,
+    evaluate,
+)
 from microclip.methods.base import (
     SHARED_RECIPE,
     Classifier,
@@ -42,8 +46,9 @@ from microclip.model import embeddings
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.embeddings import TextClassifiers
 from microclip.model.token_fusion import cosine_similarity
-from microclip.runs import RunSettings, RunSpec
 from microclip.settings import SettingsError, read_yaml, validated
+from microclip.study import RunSettings, RunSpec
+from microclip.tracking.run import EpochReporter, RunClock
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,11 +151,13 @@ def read_inputs(settings: RunSettings, reads: str) -> Inputs:
     device = str(runtime.choose_device(settings.device))
     splits = datasets.load(settings.dataset)
     names = load_vocabulary(settings.dataset).class_names
-    texts = embeddings.load(settings.dataset, settings.backbone, settings.descriptions).to(device)
+    texts = embeddings.load_texts(settings.dataset, settings.backbone, settings.descriptions).to(
+        device
+    )
     if reads == "images":
         tower = load_backbone(settings.backbone, device)
         return Inputs(splits, names, texts, device, backbone=tower)
-    found = features.load(settings.dataset, settings.backbone)
+    found = embeddings.load_features(settings.dataset, settings.backbone)
     return Inputs(splits, names, texts, device, features=found)
 
 

@@ -15,13 +15,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from microclip import paths
+from microclip.settings import BackboneSettings, DatasetSettings, IconSource, SettingsError, digest
 
 if TYPE_CHECKING:
     from filelock import FileLock
+
 
 _CHUNK = 1 << 20
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # NFS without lockd, some FUSE and SMB
@@ -306,3 +309,51 @@ def record() -> Machine:
         "gpu": torch.cuda.get_device_name() if torch is not None and on_gpu else None,
         "packages": {name: _version(name) for name in _RECORDED},
     }
+
+
+TENSORS = (
+    "a .safetensors file (safetensors.torch.save_file writes one, where the source is trusted)"
+)
+_SUFFIXES = (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
+_ZIP = b"PK\x03\x04"  # torch.save has written archives of a pickle since 1.6
+_PROTOCOLS = tuple(bytes([0x80, number]) for number in range(2, 6))  # how a pickle begins
+
+
+def refuse_pickle(path: Path, wanted: str = TENSORS) -> None:
+    """Refuse a file whose name or first bytes say that it is a pickle; nothing else is read of it.
+
+    Raises:
+        SettingsError: it is one; the message names the safe kind of file, `wanted`.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    # the length that opens a safetensors file may look like a pickle's beginning; JSON follows it
+    is_pickle = head[:2] in _PROTOCOLS and head[8:] != b"{"
+    if path.suffix.lower() in _SUFFIXES or head.startswith(_ZIP) or is_pickle:
+        raise SettingsError(
+            f"{path} is a pickled file, which may run code when it is loaded, and was not loaded; "
+            f"give {wanted}"
+        )
+
+
+@cache
+def content(path: Path) -> str:
+    """Return what names a file's or folder's bytes; "" if there is none."""
+    if path.is_file():
+        return sha256(path)
+    files = sorted(found for found in path.rglob("*") if found.is_file())
+    return digest([[str(f.relative_to(path)), sha256(f)] for f in files]) if files else ""
+
+
+def dataset_files(dataset: DatasetSettings) -> str:
+    """Return what names the drawings of an icon dataset; one's own images are listed by fetch."""
+    if isinstance(dataset.source, IconSource):
+        return content(paths.project_root() / "resources" / "icons" / dataset.source.drawings)
+    return ""
+
+
+def backbone_files(backbone: BackboneSettings) -> list[str]:
+    """Return what names a backbone's local files."""
+    return [content(path) for path in backbone.files.values()]

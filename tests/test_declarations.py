@@ -12,10 +12,10 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TE
 
 from microclip import settings
 from microclip.data.vocabulary import load_vocabulary
-from microclip.expansion import unavailable
 from microclip.measure import published
 from microclip.methods.base import known_methods
 from microclip.settings import PublicSource, reports
+from microclip.study import unavailable
 from microclip.text import descriptions
 from microclip.text.prompts import fill, readable
 

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from microclip import interruption
+from microclip import processes
 
 
 @pytest.fixture(autouse=True)
 def _own_handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    interruption.listen()
+    processes.listen()
     yield
-    interruption.listen()
+    processes.listen()
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -32,20 +32,20 @@ class Dropping:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("number", "error"),
-    [(signal.SIGTERM, interruption.Terminated), (signal.SIGINT, KeyboardInterrupt)],
+    [(signal.SIGTERM, processes.Terminated), (signal.SIGINT, KeyboardInterrupt)],
 )
 def test_what_a_finaliser_drops_is_raised_at_the_next_step(
     number: signal.Signals, error: type[BaseException]
 ) -> None:
-    interruption.heed()
+    processes.heed()
     Dropping(number)
     with pytest.raises(error):
-        interruption.heed()
+        processes.heed()
 
 
 def test_a_process_made_deaf_to_ctrl_c_stays_so() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    interruption.listen()
+    processes.listen()
     os.kill(os.getpid(), signal.SIGINT)
-    interruption.heed()
+    processes.heed()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

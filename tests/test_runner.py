@@ -22,15 +22,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from microclip import runner
-from microclip.data import datasets, features, issuing, store
+from microclip.data import datasets, passport, store
 from microclip.methods import base as methods
 from microclip.methods.base import Supervision, Task, Tracker
 from microclip.methods.clip import ClipSettings, LinearClassifier
-from microclip.model.backbone import load_backbone, unit_norm
-from microclip.model.weights import read_backbone
-from microclip.runs import RunSettings
+from microclip.model import embeddings
+from microclip.model.backbone import load_backbone, read_backbone, unit_norm
 from microclip.runtime import MissingDataError, derive_seed, sha256
 from microclip.settings import Frozen, SettingsError
+from microclip.study import RunSettings
 from microclip.tracking.run import open_tracker
 from tests.fixtures.project import CLASSES, N_TEST, Journal, prepare, settings_of
 
@@ -104,7 +104,7 @@ def permute_labels(settings: RunSettings, kept: Sequence[int] = ()) -> None:
     assert stream.getvalue() != manifest.read_text()
     manifest.write_text(stream.getvalue())
     (manifest.parent / "origin.json").unlink()
-    issuing.issue(settings.dataset)
+    passport.issue(settings.dataset)
 
 
 @pytest.mark.usefixtures("project")
@@ -141,7 +141,7 @@ class Prototypes:
         encoded = task.examples.embeddings
         if task.examples.images is not None:
             assert task.backbone is not None
-            encoded = features.embeddings(task.backbone, task.examples.images)
+            encoded = embeddings.embeddings(task.backbone, task.examples.images)
         assert encoded is not None
         rows = [encoded[task.examples.labels == label] for label in range(len(CLASSES))]
         vectors = torch.stack([unit_norm(own.mean(dim=0)) for own in rows])
@@ -268,7 +268,7 @@ def test_missing_and_stale_inputs_are_refused_before_any_file_is_written() -> No
     with pytest.raises(MissingDataError, match="fetch-dataset"):
         runner.run(settings, Path("run"), Journal())
     prepare(settings)
-    target = features.encode(settings.dataset, settings.backbone)
+    target = embeddings.encode_images(settings.dataset, settings.backbone)
     target.write_bytes(target.read_bytes()[:-9])
     with pytest.raises(SettingsError, match="damaged"):
         runner.run(settings, Path("run"), Journal())
@@ -284,7 +284,7 @@ def test_other_images_make_the_store_and_the_features_stale(own_project: Path) -
     with pytest.raises(SettingsError, match="other images"):
         runner.run(settings, Path("run"), Journal())
     store.build("shapes")
-    issuing.issue(settings.dataset)
+    passport.issue(settings.dataset)
     with pytest.raises(SettingsError, match="other images or another backbone"):
         runner.run(settings, Path("run"), Journal())
 

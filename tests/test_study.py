@@ -11,8 +11,8 @@ import pytest
 
 from microclip import settings, study
 from microclip.methods.base import known_methods
-from microclip.runs import Plan, RunSettings, RunSpec, SweepPoint
 from microclip.settings import SettingsError
+from microclip.study import Plan, RunSettings, RunSpec, SweepPoint
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from microclip import interruption, runtime
+from microclip import processes, runtime
 from microclip.adaptation import checkpoint
 from microclip.adaptation.losses import Losses
 from microclip.adaptation.schedules import (
@@ -169,7 +169,7 @@ class Trainer(Generic[BatchT]):
         rate = 0.0
         n_steps = min(self.views.n_batches, self._n_steps - before)
         for step, batch in enumerate(islice(batches, n_steps)):
-            interruption.heed()
+            processes.heed()
             rate = self._set_rate(before + step, epoch)
             totals.n_seen += len(batch.indices)
             found = self._step(batch, generator)

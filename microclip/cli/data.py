@@ -102,8 +102,6 @@ def verify(names: NamesArgument = None) -> None:
 
     Without names, all public datasets that are here.
     """
-    from microclip.data import verification
-
     chosen = _public(names or None)
     if not names:
         chosen = [(d, c) for d, c in chosen if sources.locate(_files_of(d), c) is not None]
@@ -112,8 +110,8 @@ def verify(names: NamesArgument = None) -> None:
     verdicts = []
     for dataset, card in chosen:
         for finding in (
-            *verification.verify(dataset.name, _files_of(dataset), card),
-            *verification.verify_passport(dataset),
+            *sources.verify(dataset.name, _files_of(dataset), card),
+            *sources.verify_passport(dataset),
         ):
             print(f"{finding.verdict:8} {dataset.name}: {finding.text}", flush=True)
             verdicts.append(finding.verdict)
@@ -144,9 +142,7 @@ def _get(dataset: DatasetSettings, card: DatasetCard, wishes: _Wishes) -> None:
 
 def _counted(dataset: DatasetSettings, card: DatasetCard) -> list[str]:
     """Read the split as a run would, and say how its counts differ from the expected ones."""
-    from microclip.data.public_unmerged import (
-        read_public,  # readers of layouts are needed here alone
-    )
+    from microclip.data.public.splits import read_public
     from microclip.data.vocabulary import load_vocabulary
 
     assert isinstance(dataset.source, PublicSource)

@@ -13,16 +13,149 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from microclip import paths, runtime, settings, survivor
+from microclip import paths, processes, runtime, settings
 from microclip.cli import app, say
-from microclip.doctoring import DoctorOptions, run_doctor
-from microclip.settings import SettingsError
+from microclip.settings import DatasetSettings, IconSource, SettingsError
 from microclip.settings.datasets import TEMPLATES
 from microclip.settings.llms import DescriptionSettings
 
 if TYPE_CHECKING:
-    from microclip.text.generation import Estimate, Generation
-    from microclip.text.orders import Order
+    from microclip.text.doctor import Options, Report
+    from microclip.text.generation import Estimate, Generation, Order
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """What the command line asks of the doctor."""
+
+    is_fix: bool = False
+    long: Literal["trim", "drop", "error"] = "trim"
+    backbone: str = ""  # of config/backbones: compares classes by vectors
+    out: Path | None = None  # the mended copy
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A file to be looked at: its classes, what is known of it, where its report goes."""
+
+    path: Path
+    class_names: tuple[str, ...] | None
+    options: Options
+    report: Path | None = None
+
+
+def run_doctor(targets: Sequence[str], written: DescriptionSettings, wanted: DoctorOptions) -> None:
+    """Check descriptions files or those of datasets, print the tables, and mend if asked to.
+
+    Raises:
+        VerificationError: there are errors, or after mending there are still some.
+        SettingsError, MissingDataError: see `examination.examine`.
+    """
+    if wanted.out is not None and (len(targets) > 1 or not wanted.is_fix):
+        raise SettingsError(
+            f"--out {wanted.out} is one mended copy; give it with --fix and one file"
+        )
+    wrong = [target for target in targets if _examine(target, written, wanted).has_errors]
+    if wrong:
+        remedy = "write what is missing" if wanted.is_fix else "`--fix` mends a copy"
+        raise runtime.VerificationError(
+            f"errors that must not be embedded in {', '.join(wrong)}; {remedy}"
+        )
+
+
+def _examine(target: str, written: DescriptionSettings, wanted: DoctorOptions) -> Report:
+    """Return the last report on a file: on its mended copy, if one was made."""
+    from microclip.text import mending
+    from microclip.text.doctor import Options
+
+    options = Options(long=wanted.long, frame=written.frame)
+    patient = _of_dataset(target, written, options) or _of_file(target, wanted)
+    if wanted.backbone:
+        runtime.use_all_cpus()
+    if wanted.is_fix:
+        found = mending.mend(
+            patient.path,
+            patient.class_names,
+            options=patient.options,
+            out=wanted.out,
+            report=patient.report,
+        )
+    else:
+        found = mending.examine(
+            patient.path,
+            patient.class_names,
+            options=patient.options,
+            backbone=wanted.backbone or None,
+            report=patient.report,
+        )
+    print(found.text(), flush=True)
+    for path in found.written:
+        say(f"wrote {path}")
+    return found.report if found.mended is None else found.mended.report
+
+
+def _of_dataset(target: str, written: DescriptionSettings, options: Options) -> Patient | None:
+    """Return the descriptions of a dataset, by one author; None if there is no such dataset."""
+    if target not in settings.known("datasets"):
+        return None
+    from microclip.text import descriptions as texts
+    from microclip.text import mending
+
+    dataset = settings.load_dataset(target)
+    kept = Path(paths.DESCRIPTIONS.format(descriptions=written.name, dataset=target))
+    path = texts.source_file(dataset, written) if written.reads_file else kept
+    if not path.is_file():
+        raise runtime.MissingDataError(
+            f"descriptions {path} are not there; run "
+            f"`microclip describe {target} --descriptions {written.name}` or put them there"
+        )
+    names, options = mending.of_dataset(target, options)
+    return Patient(path, _with_the_rest(dataset, path, names), options, kept.with_suffix(""))
+
+
+def _with_the_rest(dataset: DatasetSettings, path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a dataset's classes, and all others of its file if it takes a part of a set."""
+    if not isinstance(dataset.source, IconSource) or dataset.source.classes is None:
+        return names
+    from microclip.text import mending
+
+    keys = mending.read_raw(path).sentences
+    return (*names, *(key for key in keys if key not in names))
+
+
+def _of_file(target: str, wanted: DoctorOptions) -> Patient:
+    """Return a file; if it is named as a dataset, or as a published file, with its classes."""
+    from microclip.text import mending
+    from microclip.text.doctor import Options
+
+    path, options = Path(target), Options(long=wanted.long)
+    if not path.is_file():
+        known = ", ".join(settings.known("datasets")[:3])
+        raise SettingsError(
+            f"{target} is neither a file nor a dataset ({known}, …); name a JSON file of sentences"
+        )
+    dataset = _dataset_of(path)
+    if dataset is None:
+        say(f"{path}: each key is taken as a class; a file named <dataset>.json has its classes")
+        return Patient(path, None, options)
+    names, options = mending.of_dataset(dataset, options)
+    say(f"{path}: taken as descriptions of {dataset}")
+    return Patient(path, names, options)
+
+
+def _dataset_of(path: Path) -> str | None:
+    """Return the dataset that a file is of, by its name."""
+    from microclip.text.descriptions import published_list
+
+    stem = path.name.removesuffix(".json").removesuffix(".clean")
+    if stem in settings.known("datasets"):
+        return stem
+    for own in published_list().files.values():
+        for dataset, known in own.files.items():
+            if known.file == f"{stem}.json":
+                return dataset
+    return None
+
 
 _OWN_PROMPTS = "own-images"
 _HEAD = ("classes of", "requests", "answered", "prompt tokens", "answer tokens", "USD", "at most")
@@ -174,7 +307,7 @@ def _refuse_options(given: Iterable[str], name: str) -> None:
 
 def _job(target: str, written: DescriptionSettings, options: _Options, out: Path | None) -> _Job:
     from microclip.data import vocabulary
-    from microclip.text.orders import Order
+    from microclip.text.generation import Order
 
     is_dataset = target in settings.known("datasets")
     if is_dataset:
@@ -199,7 +332,7 @@ def _job(target: str, written: DescriptionSettings, options: _Options, out: Path
 
 
 def _work(job: _Job, answers: Path, *, retry_quarantined: bool) -> Generation:
-    from microclip.text.answer_cache import AnswerCache
+    from microclip.text.answers import AnswerCache
     from microclip.text.generation import Generation
 
     cache = AnswerCache(answers, job.order.settings.model)
@@ -212,27 +345,27 @@ def _title(job: _Job) -> str:
 
 def _generate(job: _Job, work: Generation, max_cost: float | None) -> None:
     """Ask for what is missing, then write the descriptions, or say why they are not."""
-    from microclip.text import generated
+    from microclip.text import generation
     from microclip.text.generation import checked_outcome
 
     if job.target is None:
         raise SettingsError("--out is missing; name the JSON file to write, as --out out.json")
     before = work.estimate()
-    if before.n_requests and not survivor.is_worker():
-        raise typer.Exit(survivor.work())
-    survivor.watch()
+    if before.n_requests and not processes.is_worker():
+        raise typer.Exit(processes.work())
+    processes.watch()
     say(f"{_title(job)}: {_estimate_line(job, before)}")
     limit = job.order.ask.max_cost_usd if max_cost is None else max_cost
     is_whole = False
     try:
         work.run(say, limit)
         found = checked_outcome(work.outcome(), job.order)
-        generated.write_descriptions(job.target, job.order, found)
+        generation.write_descriptions(job.target, job.order, found)
         is_whole = True
     finally:
-        is_told = generated.usage_file(job.target).is_file()
+        is_told = generation.usage_file(job.target).is_file()
         if work.done.n_sent or (is_whole and not is_told):
-            generated.write_usage(job.target, work, before)
+            generation.write_usage(job.target, work, before)
         if work.done.n_sent or is_whole:
             _mirror(job)
     for name, why in found.quarantined.items():
@@ -253,15 +386,15 @@ def _faults(work: Generation) -> str:
 
 def _mirror(job: _Job) -> None:
     """Show the usage in MLflow: for a dataset always, else where there is a store already."""
-    from microclip.text import generated
+    from microclip.text import generation
 
     assert job.target is not None
-    file = generated.usage_file(job.target)
+    file = generation.usage_file(job.target)
     has_store = Path(paths.TRACKING_DATABASE).is_file() or "MLFLOW_TRACKING_URI" in os.environ
     if file.is_file() and (job.is_tracked or has_store):
-        from microclip import description_tracking
+        from microclip.tracking import study
 
-        description_tracking.mirror_usage(file)
+        study.mirror_usage(file)
 
 
 def _estimate_line(job: _Job, found: Estimate) -> str:

@@ -11,16 +11,51 @@ from typing import Annotated
 
 import typer
 
-from microclip import interruption, paths, runtime, settings, survivor
-from microclip.cli import (
-    DEFAULT_CONFIG,
-    ConfigOption,
-    StudyOption,
-    app,
-    say,
+from microclip import paths, processes, runtime, settings
+from microclip.cli import DEFAULT_CONFIG, ConfigOption, StudyOption, app, say
+from microclip.processes import INTERRUPTED, TERMINATED, Terminated
+from microclip.settings import (
+    BackboneSettings,
+    DatasetSettings,
+    DescriptionSettings,
+    Frozen,
+    MethodFile,
+    StudySettings,
+    VariantFile,
 )
-from microclip.interruption import INTERRUPTED, TERMINATED, Terminated
-from microclip.runs import Plan
+from microclip.settings.reports import FigureSettings, TableSettings
+from microclip.study import Plan
+from microclip.text.prompts import PromptSet
+
+_NAMED: dict[str, type[Frozen]] = {
+    "backbones": BackboneSettings,
+    "datasets": DatasetSettings,
+    "figures": FigureSettings,
+    "llms": DescriptionSettings,
+    "methods": MethodFile,
+    "prompts": PromptSet,
+    "tables": TableSettings,
+}
+
+
+def schemas() -> dict[str, str]:
+    """Return each schema's file name and text."""
+    models: dict[str, type[Frozen]] = {**_NAMED, "study": StudySettings, "variants": VariantFile}
+    found = {}
+    for kind, model in sorted(models.items()):
+        schema = model.model_json_schema()
+        if kind in _NAMED:  # the file's name is the thing's name
+            schema["required"] = [key for key in schema["required"] if key != "name"]
+        schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+        found[f"{kind}.json"] = json.dumps(schema, indent=1) + "\n"
+    return found
+
+
+def export(folder: Path) -> None:
+    """Write all schemas into `folder`."""
+    for name, text in schemas().items():
+        runtime.write_text(folder / name, text)
+
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (runtime.MissingDataError, 3),
@@ -94,8 +129,6 @@ def _failed(folder: Path) -> bool:
 @app.command()
 def unlock() -> None:
     """Clear what an interrupted workflow left in this folder."""
-    from microclip import processes
-
     for line in processes.release(Path.cwd()):
         say(line)
 
@@ -103,22 +136,19 @@ def unlock() -> None:
 @app.command()
 def export_schema() -> None:
     """Write config/schema from the settings' models."""
-    from microclip import schema
-
-    schema.export(paths.project_root() / "config" / "schema")
+    export(paths.project_root() / "config" / "schema")
 
 
 @app.command()
 def sync() -> None:
     """Replay complete runs that MLflow lacks, then bring its studies and sweeps up to date."""
-    from microclip import description_tracking, tracking_server
     from microclip.tracking import run, study
 
     done, failed = run.sync(Path("results"))
     changed, not_whole = study.sync(Path("results"))
-    n_described, not_shown = description_tracking.sync_usage(Path("results"))
+    n_described, not_shown = study.sync_usage(Path("results"))
     say(
-        f"{done} runs replayed to {tracking_server.shown_uri()}, {failed} failed; "
+        f"{done} runs replayed to {run.shown_uri()}, {failed} failed; "
         f"{changed} studies changed, {not_whole} not whole; costs of {n_described} descriptions, "
         f"{not_shown} not shown"
     )
@@ -128,9 +158,9 @@ def sync() -> None:
 @app.command()
 def ui(port: Annotated[int, typer.Option()] = 5000) -> None:
     """Open MLflow's pages on this machine's loopback address."""
-    from microclip import tracking_server
+    from microclip.tracking import run
 
-    tracking_server.serve(port)
+    run.serve(port)
 
 
 @app.command()
@@ -154,11 +184,11 @@ def doctor() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit code. Errors are one line unless `--debug` is given."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    survivor.remember(given)
+    processes.remember(given)
     debug = "--debug" in given
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.captureWarnings(capture=True)
-    interruption.listen()
+    processes.listen()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve a shared machine
     try:
@@ -171,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _explain(error)
     if (
-        code in (INTERRUPTED, TERMINATED) and not survivor.is_worker()
+        code in (INTERRUPTED, TERMINATED) and not processes.is_worker()
     ):  # typer turns Ctrl-C into an exit
         say("microclip: interrupted; the same command continues")
     return code

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,16 +15,17 @@ import typer
 import yaml
 
 from microclip import paths, processes, runtime, settings
-from microclip.cli import BackboneOption, app, say
-from microclip.interruption import Terminated
+from microclip.cli import BackboneOption, DeviceOption, app, say
+from microclip.processes import Terminated
 
 if TYPE_CHECKING:
-    from microclip.own_images.command import OwnSettings
-    from microclip.own_images.core import Options
-    from microclip.own_images.inputs import Materials, Wishes
+    from microclip.api import Adapted
+    from microclip.own_images.inputs import Materials, Texts, Wishes
+    from microclip.own_images.prediction import Prediction
+    from microclip.own_images.record import Options, OwnSettings
+    from microclip.own_images.report import Prepared
     from microclip.own_images.results import Results
-    from microclip.own_images.run import Prepared
-    from microclip.own_images.texts import Texts
+
 
 _WHERE = "the options of adapt"
 
@@ -117,7 +120,9 @@ def _templates(domain: str) -> dict[str, Any]:
 
 def _adapt(wishes: Wishes, *, is_asked: bool) -> dict[str, Any]:
     """Return the findings of a command, which may have been complete before."""
-    from microclip.own_images import command, core, inputs
+    from microclip.own_images import inputs
+    from microclip.own_images import record as command
+    from microclip.own_images import record as core
     from microclip.own_images.record import RECORD
 
     _, method_settings, options = core.resolved(wishes.method, wishes.settings, _WHERE)
@@ -141,13 +146,13 @@ def _adapt(wishes: Wishes, *, is_asked: bool) -> dict[str, Any]:
 
 def _texts(wishes: Wishes, given: Materials, options: Options) -> Texts:
     """Return the sentences; a language model is asked in a process that outlives a kill."""
-    from microclip.own_images import texts
+    from microclip.own_images import inputs
 
     if wishes.llm:
-        return texts.from_file(_described(wishes, given), given.vocabulary)
+        return inputs.texts_from_file(_described(wishes, given), given.vocabulary)
     if wishes.descriptions is not None:
-        return texts.from_file(wishes.descriptions, given.vocabulary)
-    return texts.from_templates(given.vocabulary, options.templates)
+        return inputs.texts_from_file(wishes.descriptions, given.vocabulary)
+    return inputs.from_templates(given.vocabulary, options.templates)
 
 
 def _described(wishes: Wishes, given: Materials) -> Path:
@@ -170,19 +175,20 @@ def _prepare(wishes: Wishes, given: Materials, texts: Texts, named: OwnSettings)
     """Load and encode what the training needs, and say what will be done."""
     from microclip.model import embeddings
     from microclip.model.backbone import load_backbone
-    from microclip.own_images import core, screen, timing
+    from microclip.own_images import record as core
+    from microclip.own_images import results, training
     from microclip.own_images.record import Record
-    from microclip.own_images.run import Prepared
+    from microclip.own_images.report import Prepared
     from microclip.own_images.training import Start
 
     method, method_settings, options = core.resolved(wishes.method, wishes.settings, _WHERE)
     names = given.vocabulary.class_names
-    _say_all(screen.found(given, wishes.out))
+    _say_all(results.found(given, wishes.out))
     device = str(runtime.choose_device(options.device))
     tower = load_backbone(named.backbone, device)
     vectors = embeddings.classifiers(tower, texts.sentences, options.templates).to(device)
-    _say_all(screen.texts(texts, vectors, names))
-    _say_all(screen.warnings(given, method_settings))
+    _say_all(results.texts(texts, vectors, names))
+    _say_all(results.warnings(given, method_settings))
     record = Record(
         class_names=names,
         backbone=wishes.backbone,
@@ -203,22 +209,21 @@ def _prepare(wishes: Wishes, given: Materials, texts: Texts, named: OwnSettings)
     is_begun = (wishes.out / paths.RUN_CHECKPOINT).is_dir()
     estimate = None
     if not is_begun:
-        estimate = timing.estimate(given.images, start)
-    _say_all(screen.plan(wishes, estimate, device))
+        estimate = training.estimate(given.images, start)
+    _say_all(results.plan(wishes, estimate, device))
     return Prepared(start, given, texts, replace(named, device=device))
 
 
 def _run(prepared: Prepared, out: Path) -> Results:
     """Run a command under the eyes of MLflow."""
-    from microclip.own_images import command
-    from microclip.own_images import run as own_images_run
+    from microclip.own_images import record, report
     from microclip.tracking import run
 
     named = prepared.settings
-    run.init(command.STUDY)
-    tracker = run.open_tracker(named, out, command.STUDY, own_images_run.OwnMirror)
+    run.init(record.STUDY)
+    tracker = run.open_tracker(named, out, record.STUDY, report.OwnMirror)
     try:
-        return own_images_run.run(prepared, out, tracker)
+        return report.run(prepared, out, tracker)
     except (Terminated, KeyboardInterrupt):
         tracker.fail("KILLED", "interrupted")
         raise
@@ -237,7 +242,7 @@ def _is_wanted() -> bool:
 
 
 def _done_lines(results: Results, out: Path) -> Iterable[str]:
-    from microclip.own_images import screen
+    from microclip.own_images import results as screen
 
     return screen.done(results, out)
 
@@ -266,3 +271,115 @@ def _value(text: str) -> Any:
         raise settings.SettingsError(
             f"--set value {text!r} is no YAML ({' '.join(str(error).split())}); quote it"
         ) from None
+
+
+EXPERIMENT = "exports"  # of MLflow's store, for registered models
+AdaptedArgument = Annotated[Path, typer.Argument(help="folder of an adapted classifier")]
+
+
+class Format(StrEnum):
+    """Of an exported classifier."""
+
+    ONNX = "onnx"
+    MLFLOW = "mlflow"
+
+
+@app.command()
+def predict(
+    adapted: AdaptedArgument,
+    images: Annotated[list[Path], typer.Argument(help="image files, folders, or both")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="an array in place of CSV")] = False,
+    as_lines: Annotated[bool, typer.Option("--json-lines", help="one object a line")] = False,
+    top: Annotated[int, typer.Option(min=1, help="likeliest classes to tell of an image")] = 2,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="leave out files that cannot be read, by name")
+    ] = False,
+    device: DeviceOption = None,
+) -> None:
+    """Classify images with an adapted classifier; CSV on standard output."""
+    import microclip
+
+    runtime.use_all_cpus()
+    loaded = microclip.load(adapted, device or "auto")
+    found = loaded.predict(images, top=top, skip_bad=skip_bad)
+    if as_lines:
+        for one in found:
+            print(json.dumps(_object(one), ensure_ascii=False))
+    elif as_json:
+        print(json.dumps([_object(one) for one in found], indent=1, ensure_ascii=False))
+    else:
+        _write_csv(found)
+
+
+@app.command()
+def export(
+    adapted: AdaptedArgument,
+    out: Annotated[Path, typer.Option(help="folder to write; must not be there yet")],
+    format_: Annotated[Format, typer.Option("--format", help="of the model")],
+    *,
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(help="images on which the ONNX file is compared with torch; repeatable"),
+    ] = None,
+    log: Annotated[
+        str | None, typer.Option(metavar="NAME", help="register it in MLflow's store as well")
+    ] = None,
+) -> None:
+    """Write an adapted classifier as an ONNX file or in MLflow's model format."""
+    if (check and format_ is not Format.ONNX) or (log and format_ is not Format.MLFLOW):
+        raise settings.SettingsError(
+            "--check goes with --format onnx, --log with --format mlflow; leave the other out"
+        )
+    import microclip
+    from microclip.export import onnx
+
+    runtime.use_all_cpus()
+    loaded = microclip.load(adapted, "cpu")
+    if format_ is Format.ONNX:
+        say(onnx.to_onnx(loaded, out, check))
+        say(f"wrote {out}; try `python {out / 'onnx_predict.py'} IMAGE`")
+        return
+    onnx.to_mlflow(loaded, out)
+    say(f"wrote {out}; serve it by `mlflow models serve -m {out} --env-manager local`")
+    if log:
+        say(_registered(loaded, log))
+
+
+def _registered(loaded: Adapted, name: str) -> str:
+    """Register a classifier in MLflow's store and return how to serve it from there."""
+    from microclip.export import mlflow_model
+    from microclip.tracking import run
+
+    address = mlflow_model.log_model(loaded, name, run.experiment(run.connect(), EXPERIMENT))
+    where = run.shown_uri()
+    return (
+        f"registered as {address} in {where}; serve it by `MLFLOW_TRACKING_URI={where} mlflow "
+        f"models serve -m {address} --env-manager local`"
+    )
+
+
+def _object(found: Prediction) -> dict[str, Any]:
+    """Return a prediction as JSON holds it; the classes of single tokens where there are such."""
+    tokens = {"fg_class": found.fg_class, "cls_class": found.cls_class}
+    return {
+        "file": found.file,
+        "class": found.class_name,
+        "confidence": round(found.confidence, 4),
+        "top": [{"class": name, "confidence": round(value, 4)} for name, value in found.top],
+        **{key: name for key, name in tokens.items() if name is not None},
+    }
+
+
+def _write_csv(found: Sequence[Prediction]) -> None:
+    """Write a row an image; the columns follow from the first one, all have the same."""
+    places = range(2, len(found[0].top) + 1)
+    has_tokens = found[0].fg_class is not None
+    columns = ["file", "class", "confidence"]
+    columns += [f"{what}_{place}" for place in places for what in ("class", "confidence")]
+    columns += ["fg_class", "cls_class"] if has_tokens else []
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(columns)
+    for one in found:
+        told = [value for name, share in one.top for value in (name, f"{share:.4f}")]
+        writer.writerow([one.file, *told, *([one.fg_class, one.cls_class] if has_tokens else [])])

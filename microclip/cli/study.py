@@ -25,9 +25,12 @@ from microclip.cli import (
     app,
     say,
 )
-from microclip.interruption import Terminated
-from microclip.runs import Plan, RunSettings
-from microclip.settings import SettingsError
+from microclip.measure import drawing
+from microclip.measure.curves import Results
+from microclip.measure.drawing import Drawn
+from microclip.processes import Terminated
+from microclip.settings import SettingsError, reports
+from microclip.study import Plan, RunSettings
 
 
 @app.command()
@@ -43,9 +46,9 @@ def plan(config: ConfigOption = DEFAULT_CONFIG) -> None:
 @app.command()
 def init_tracking(study: StudyOption) -> None:
     """Create MLflow's database and the study's experiment, before runs start side by side."""
-    from microclip.tracking import run
+    from microclip.tracking import run as tracking_run
 
-    run.init(study)
+    tracking_run.init(study)
 
 
 @app.command()
@@ -70,11 +73,11 @@ def store_images(
     ] = False,
 ) -> None:
     """Decode a dataset's images once, and write its split passport."""
-    from microclip.data import issuing, store
+    from microclip.data import passport, store
 
     declared = settings.load_dataset(dataset)
     say(f"wrote {store.build(dataset)}")
-    say(f"wrote {issuing.issue(declared, allow_overlap=is_overlap_allowed)}")
+    say(f"wrote {passport.issue(declared, allow_overlap=is_overlap_allowed)}")
 
 
 @app.command()
@@ -102,7 +105,7 @@ def embed_descriptions(
     from microclip.model import embeddings
 
     runtime.use_all_cpus()
-    written = embeddings.embed(
+    written = embeddings.embed_descriptions(
         settings.load_dataset(dataset),
         settings.load_backbone_settings(backbone),
         settings.load_descriptions(descriptions),
@@ -117,10 +120,10 @@ def encode_images(
     device: DeviceOption = None,
 ) -> None:
     """Embed a dataset's images with the frozen backbone."""
-    from microclip.data import features
+    from microclip.model import embeddings
 
     runtime.use_all_cpus()
-    written = features.encode(
+    written = embeddings.encode_images(
         settings.load_dataset(dataset),
         settings.load_backbone_settings(backbone),
         runtime.choose_device(device or "auto"),
@@ -135,10 +138,10 @@ def check_zero_shot(
     device: DeviceOption = None,
 ) -> None:
     """Hold CLIP's accuracy on a dataset against the printed one; exit code 6 if it is far off."""
-    from microclip.measure import zero_shot_gate
+    from microclip.measure import evaluation
 
     runtime.use_all_cpus()
-    written = zero_shot_gate.check(
+    written = evaluation.check(
         settings.load_dataset(dataset),
         settings.load_backbone_settings(backbone),
         str(runtime.choose_device(device or "auto")),
@@ -183,9 +186,9 @@ def run(
 
 def _run(resolved: RunSettings, out: Path, study: str, weights_from: Path | None) -> None:
     from microclip import runner
-    from microclip.tracking import run
+    from microclip.tracking import run as tracking_run
 
-    tracker = run.open_tracker(resolved, out, study)
+    tracker = tracking_run.open_tracker(resolved, out, study)
     try:
         scores = runner.run(resolved, out, tracker, weights_from)
     except (Terminated, KeyboardInterrupt):
@@ -218,3 +221,119 @@ def collect_scores(study: StudyOption, out: Annotated[Path, typer.Option()]) -> 
 
     frame = scores.collect(Plan.read(study), out, SHARED_RECIPE)
     say(f"wrote {out}, {len(frame)} runs")
+
+
+@app.command()
+def tabulate(
+    table: Annotated[str, typer.Argument(help="name of a file in config/tables")],
+    study: StudyOption,
+) -> None:
+    """Build a table from scores.csv as CSV, Markdown and LaTeX."""
+    from microclip.measure import tables
+
+    say(f"wrote {tables.write(reports.load_table(table), Plan.read(study))}.csv, .md, .tex")
+
+
+@app.command()
+def typeset(study: StudyOption) -> None:
+    """Gather all tables of a study in one LaTeX document."""
+    from microclip.measure import typesetting
+
+    say(f"wrote {typesetting.write(Plan.read(study))}")
+
+
+@app.command()
+def plot(
+    figure: Annotated[str, typer.Argument(help="name of a file in config/figures")],
+    study: StudyOption,
+) -> None:
+    """Draw a figure as PDF and PNG, and write the plotted numbers as CSV."""
+    runtime.use_all_cpus()
+    say(f"wrote {write_figure(reports.load_figure(figure), Plan.read(study))}.pdf, .png, .csv")
+
+
+@app.command()
+def compare(study: StudyOption) -> None:
+    """Write the ledger: each published cell beside ours."""
+    from microclip.measure import ledger
+
+    say(f"wrote {ledger.write(Plan.read(study))}.csv, .md")
+
+
+@app.command()
+def report(study: StudyOption) -> None:
+    """Write the study's page: one file that works from disk."""
+    from microclip.measure import page
+
+    say(f"wrote {page.write(Plan.read(study))}")
+
+
+@app.command()
+def gallery(
+    run: Annotated[Path, typer.Argument(help="a complete run: its folder, or its scores.json")],
+) -> None:
+    """Draw a run's test images: right and wrong, confidence, saliency, attention, top classes."""
+    from microclip.measure import gallery as pages
+
+    runtime.use_all_cpus()
+    say(f"wrote {pages.write(run.parent if run.is_file() else run)}")
+
+
+@app.command()
+def mirror_study(study: StudyOption) -> None:
+    """Show a study's tables, figures and sweeps in MLflow."""
+    from microclip.tracking import study as study_tracking
+
+    study_tracking.mirror(Plan.read(study))
+    say(f"wrote {paths.STUDY_MIRRORED.format(study=study)}")
+
+
+def write_figure(figure: reports.FigureSettings, plan: Plan) -> Path:
+    """Draw a figure of a planned study and save it; return its path without suffix.
+
+    Writes `<path>.png`, `<path>.pdf` and the plotted numbers, `<path>.csv`.
+
+    Raises:
+        SettingsError: the study does not list the figure.
+        MissingDataError: a file that the figure is drawn from is not there.
+    """
+    file = paths.FIGURE.format(study=plan.study, figure=figure.name, format="png")
+    stem = Path(file).with_suffix("")
+    with drawing.house_style():
+        drawing.save(draw_figure(figure, plan), stem)
+    return stem
+
+
+def draw_figure(figure: reports.FigureSettings, plan: Plan) -> Drawn:
+    """Return a figure of a planned study. Raises SettingsError if the study does not list it.
+
+    Imports stand inside, so that curves need no torch.
+    """
+    listed = plan.figures
+    if figure.name not in listed:
+        raise SettingsError(
+            f"study {plan.study} lists no figure {figure.name!r}; "
+            f"listed: {', '.join(listed) or 'none'}"
+        )
+    selection = listed[figure.name]
+    match figure.plot:
+        case reports.SweepPlot():
+            from microclip.measure import curves
+
+            return curves.draw_sweep(figure.name, figure.plot, selection, Results.of(plan))
+        case reports.HistoryPlot():
+            from microclip.measure import curves
+
+            return curves.draw_history(figure.plot, selection, Results.of(plan))
+        case reports.MapsPlot():
+            from microclip.measure import pictures
+
+            return pictures.draw_maps(figure.plot, selection)
+        case reports.MasksPlot():
+            from microclip.measure import masks
+
+            return masks.draw_masks(figure.plot, selection)
+        case reports.FailuresPlot():
+            from microclip.measure import pictures
+
+            return pictures.draw_failures(figure.plot, selection)

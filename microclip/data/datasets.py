@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from microclip import paths, runtime
 from microclip.data import passport
-from microclip.data.bad_files import BAD_FILES
 from microclip.data.decoding import Pixels
-from microclip.data.folders import folder_rows
+from microclip.data.files import (
+    BAD_FILES,
+    Walk,
+    complaint,
+    printable,
+    require_images,
+    walk,
+    write_bad_files,
+)
 from microclip.data.manifest import (
     COLUMNS,
     SPLITS,
@@ -30,8 +40,192 @@ from microclip.data.manifest import (
     write_origin,
 )
 from microclip.data.store import ImageStore, open_store
-from microclip.data.vocabulary import load_vocabulary
-from microclip.settings import DatasetSettings, FolderSource, IconSource, PublicSource
+from microclip.data.vocabulary import (
+    PARTS,
+    Vocabulary,
+    beside,
+    label_of_folder,
+    layout_of,
+    load_vocabulary,
+    match_label_list,
+    source_folder,
+)
+from microclip.settings import (
+    DatasetSettings,
+    FolderSource,
+    IconSource,
+    PublicSource,
+    SettingsError,
+)
+
+logger = logging.getLogger(__name__)
+
+Row = tuple[str, str, int, str, str]  # split, file, label, class, sha256
+_SHOWN = 3  # classes or files named in an error
+
+
+def folder_rows(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> list[Row]:
+    """Return the manifest's rows of a folder, training images first.
+
+    Three layouts are read: `<part>/<class>/` with the parts train and test; `<class>/`, of which
+    `test_fraction` is drawn for the test, class by class; and images in any folders with a list
+    of labels: those that it names are tested, all others train without a label. Deeper folders
+    below a class are of that class. Links that leave the folder and what may not be read are named
+    in `listed`, and refused unless the source says to skip them.
+
+    Raises:
+        MissingDataError: a benchmark's images are not there.
+        SettingsError: no image, a class that is not listed or cannot be split, faults in the list
+            of labels, files that may not be read.
+    """
+    layout = "parts" if vocabulary.is_benchmark else layout_of(source)
+    match layout:
+        case "parts":
+            found = _of_parts(source, vocabulary, listed)
+        case "classes":
+            found = _of_classes(source, vocabulary, listed)
+        case "labels":
+            found = _of_list(source, vocabulary, listed)
+    return list(_rows(found, vocabulary.class_names))
+
+
+Parts = dict[str, Mapping[Path, int]]  # part -> image -> label
+
+
+def _rows(found: Parts, names: Sequence[str]) -> Iterator[Row]:
+    for part, labels in found.items():
+        for path, label in labels.items():
+            name = "" if label == UNKNOWN else names[label]
+            yield part, str(path.resolve()), label, name, runtime.sha256(path)
+
+
+def _of_parts(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> Parts:
+    folder = source_folder(source)
+    found = {part: _walk(folder / part) for part in PARTS if (folder / part).is_dir()}
+    _refuse_bad(source, tuple(found.values()), listed)
+    labels: Parts = {}
+    for part in PARTS:
+        if part not in found:
+            raise _no_part(folder / part, vocabulary)
+        labels[part] = _by_class(folder / part, found[part].images, vocabulary)
+        if vocabulary.is_benchmark:
+            _require_every_class(folder / part, labels[part], vocabulary)
+    return labels
+
+
+def _no_part(folder: Path, vocabulary: Vocabulary) -> Exception:
+    if vocabulary.is_benchmark:
+        return runtime.MissingDataError(
+            f"images {folder}/<class>/ are not there, for the {len(vocabulary)} classes of "
+            f"{vocabulary.where}; lay them out as docs/reproduce-the-paper.md says"
+        )
+    other = folder.parent / next(part for part in PARTS if part != folder.name)
+    return SettingsError(
+        f"image folder {folder} is not there, beside {other}; add it, or move the classes' "
+        f"folders out of {other.name}/ and a part of each is drawn for the test"
+    )
+
+
+def _require_every_class(folder: Path, found: Mapping[Path, int], vocabulary: Vocabulary) -> None:
+    there = set(found.values())
+    lacking = [name for label, name in enumerate(vocabulary.class_names) if label not in there]
+    if lacking:
+        raise SettingsError(
+            f"{folder} has no image of {len(lacking)} of the {len(vocabulary)} classes in "
+            f"{vocabulary.where}, first {lacking[0]!r}; add or rename its folder"
+        )
+
+
+def _of_classes(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> Parts:
+    """Return a split drawn class by class; a class's draw does not depend on the others."""
+    folder = source_folder(source)
+    found = _walk(folder)
+    _refuse_bad(source, (found,), listed)
+    of_class: dict[int, list[Path]] = defaultdict(list)
+    for path, label in _by_class(folder, found.images, vocabulary).items():
+        of_class[label].append(path)
+    single = [vocabulary.class_names[k] for k in sorted(of_class) if len(of_class[k]) < 2]
+    if single:
+        raise SettingsError(
+            f"{len(single)} classes of {folder} have one image ({_names(single)}); a class needs "
+            "one to train on and one to test: add images, or lay out train/ and test/"
+        )
+    train: dict[Path, int] = {}
+    test: dict[Path, int] = {}
+    for label in sorted(of_class):
+        tested = _drawn(source, folder, of_class[label], vocabulary.class_names[label])
+        for path in of_class[label]:
+            (test if path in tested else train)[path] = label
+    return {"train": train, "test": test}
+
+
+def _drawn(source: FolderSource, folder: Path, images: Sequence[Path], name: str) -> set[Path]:
+    """Return a class's test images: at least one, and one is left to train on."""
+    ordered = sorted(images, key=lambda path: path.relative_to(folder).as_posix())
+    n_test = min(max(1, round(len(ordered) * source.test_fraction)), len(ordered) - 1)
+    rng = np.random.default_rng(runtime.derive_seed(source.seed, "test images", name))
+    return {ordered[k] for k in rng.permutation(len(ordered))[:n_test]}
+
+
+def _of_list(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> Parts:
+    assert source.labels is not None
+    folder, path = source_folder(source), beside(source, source.labels)
+    found = _walk(folder)
+    _refuse_bad(source, (found,), listed)
+    tested = match_label_list(path, folder, found.images, vocabulary.class_names)
+    train = {image: UNKNOWN for image in found.images if image not in tested}
+    if not train:
+        raise SettingsError(
+            f"{path} names all {len(tested)} images of {folder}, which are tested, and leaves none "
+            "to train on; list fewer, or put the images into folders of their classes"
+        )
+    return {"train": train, "test": {image: tested[image] for image in sorted(tested)}}
+
+
+def _walk(folder: Path) -> Walk:
+    found = walk(folder)
+    require_images(folder, found)
+    return found
+
+
+def _refuse_bad(source: FolderSource, found: Sequence[Walk], listed: Path) -> None:
+    """Name what is not followed or may not be read, and stop there unless it is to be skipped."""
+    bad = [file for walked in found for file in walked.bad]
+    write_bad_files(bad, listed, step="fetch")
+    if not bad:
+        return
+    n_files = sum(len(walked.images) for walked in found) + len(bad)
+    said = f"{complaint(bad, n_files)}; all are named in {listed}"
+    if source.bad_images == "error":
+        raise SettingsError(f"{said}: mend them, or say `bad_images: skip` in the source")
+    logger.warning("%s and left out", said)
+
+
+def _by_class(folder: Path, images: Sequence[Path], vocabulary: Vocabulary) -> dict[Path, int]:
+    """Return the images with the labels that their class folders, below `folder`, stand for."""
+    label_of: dict[str, int | None] = {}
+    labels = {}
+    for path in images:
+        name, *below = path.relative_to(folder).parts
+        if not below:
+            raise SettingsError(
+                f"{printable(path)} lies in no class's folder; move it into one, or give "
+                f"`labels`, a CSV of file,class; without any labels use `microclip adapt {folder}`"
+            )
+        if name not in label_of:
+            label_of[name] = label_of_folder(name, vocabulary.class_names)
+        label = label_of[name]
+        if label is None:
+            raise SettingsError(
+                f"{printable(path)} lies in class {name!r}, which {vocabulary.where} "
+                "lacks; move it, or add the class"
+            )
+        labels[path] = label
+    return labels
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
 
 
 class UnlabelledImages:
@@ -141,9 +335,7 @@ def fetch(dataset: DatasetSettings) -> Path:
 
 
 def _fetch_public(dataset: DatasetSettings, manifest: Path) -> Origin:
-    from microclip.data.public_unmerged import (
-        read_public,  # readers of layouts are needed here alone
-    )
+    from microclip.data.public.splits import read_public
 
     names = load_vocabulary(dataset).class_names
     images = read_public(dataset)

@@ -2,15 +2,71 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from microclip.data.bad_files import BadFile
-from microclip.data.decoding import HEIF_SUFFIXES, reads_heif, suffixes
+from microclip import runtime
+from microclip.data.decoding import HEIF_SUFFIXES, UnreadableError, decode_all, reads_heif, suffixes
 from microclip.settings import SettingsError
+
+BAD_FILES = "bad_files.csv"
+_COLUMNS = ("file", "reason", "step")
+_SHOWN_BAD = 3  # bad files named in an error
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that looks like an image and cannot be used, or one that is not followed."""
+
+    path: Path
+    reason: str  # for people: what is wrong with it, with its size and the limit
+
+
+def printable(path: Path) -> str:
+    """Return a path in one line, whatever characters its name has."""
+    text = str(path)
+    return text if text.isprintable() else text.encode("unicode_escape", "replace").decode("ascii")
+
+
+def complaint(bad: Sequence[BadFile], n_files: int) -> str:
+    """Return how many of `n_files` cannot be read and why the first ones; without a remedy."""
+    shown = "; ".join(f"{printable(file.path)}: {file.reason}" for file in bad[:_SHOWN_BAD])
+    more = "; …" if len(bad) > _SHOWN_BAD else ""
+    return f"{len(bad)} of {n_files} images cannot be read: {shown}{more}"
+
+
+def write_bad_files(bad: Sequence[BadFile], path: Path, *, step: str) -> None:
+    """Write the bad files that a step found; those of other steps stay. No bad file, no list."""
+    rows = [row for row in read_bad_files(path) if row["step"] != step]
+    rows += [{"file": _text(f.path), "reason": f.reason, "step": step} for f in bad]
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    runtime.write_text(path, stream.getvalue())
+
+
+def read_bad_files(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a list of bad files; none if there is no list."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    return [row for row in rows if set(_COLUMNS) <= row.keys()]
+
+
+def _text(path: Path) -> str:
+    """Return a path as it can be written as UTF-8: bytes of no character are spelled out."""
+    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 _COMMON = "jpg, png, webp, gif, tif, bmp, heic and the like"
 _SHOWN = 5  # kinds of other files named in an error
@@ -143,3 +199,58 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The files of a folder, sorted; every bad one is named."""
+
+    images: tuple[Path, ...]  # that can be read
+    bad: tuple[BadFile, ...] = ()
+    modes: Mapping[str, int] = field(
+        default_factory=dict
+    )  # "RGB", "CMYK", then "rotated", "animated", "other suffix" (counted again) -> how many
+    others: Mapping[str, int] = field(default_factory=dict)  # suffix of no image -> how many
+    duplicates: int = 0  # images with the bytes of an earlier one
+
+    def told(self) -> str:
+        """Return the counts for people: "RGB 780, CMYK 2, rotated 7"."""
+        return ", ".join(f"{kind} {n}" for kind, n in self.modes.items())
+
+
+def survey(where: Path | Sequence[Path]) -> Survey:
+    """Return which images of a folder, or of a list of files, can be read; nothing is kept.
+
+    Every image is decoded, side by side with others as for the store.
+
+    Raises:
+        SettingsError: `where` is a path and no folder.
+        MissingDataError: a file is gone.  ResourceError: see `decode_all`.
+    """
+    found = walk(where) if isinstance(where, Path) else Walk(tuple(where), (), {})
+    good: list[Path] = []
+    bad = list(found.bad)
+    modes: Counter[str] = Counter()
+    traits: Counter[str] = Counter()
+    results = decode_all(found.images, has_pixels=False)
+    for path, result in zip(found.images, results, strict=True):
+        if isinstance(result, UnreadableError):
+            bad.append(BadFile(path, str(result)))
+            continue
+        good.append(path)
+        modes[result.mode] += 1
+        traits.update(result.traits)
+    counts = {**dict(modes.most_common()), **dict(sorted(traits.items()))}
+    return Survey(tuple(good), tuple(bad), counts, found.others, _duplicates(good))
+
+
+def _duplicates(files: Sequence[Path]) -> int:
+    """Return how many files have the bytes of an earlier one; only those of a size are read."""
+    of_size: dict[int, list[Path]] = defaultdict(list)
+    for path in files:
+        of_size[path.stat().st_size].append(path)
+    return sum(
+        len(same) - len({runtime.sha256(path) for path in same})
+        for same in of_size.values()
+        if len(same) > 1
+    )

@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from microclip import runtime
 from microclip.data.datasets import UnlabelledImages
-from microclip.data.resize import Window, resize_windows
 from microclip.data.views import (
     Crop,
     StrongTransform,
+    Window,
     normalise,
+    resize_windows,
     square_windows,
     strong_view,
     whole_window,

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from microclip import paths, runtime
-from microclip.data.bad_files import BAD_FILES
+from microclip.data.files import BAD_FILES
 from microclip.data.vocabulary import Vocabulary
-from microclip.frozen import Frozen
 from microclip.settings import DatasetSettings, PublicSource, SettingsError, validated
+from microclip.settings.base import Frozen
 from microclip.settings.datasets import Source, SplitRule
 
 SPLITS = ("train", "test")

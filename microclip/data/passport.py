@@ -1,6 +1,6 @@
 """A dataset's split passport: its images, classes, counts and overlap, written once, then read.
 
-`results/data/<dataset>/passport.json` is issued when the images are stored (`issuing.py`). Every
+`results/data/<dataset>/passport.json` is issued when the images are stored (`passport.py`). Every
 later use checks the manifest and today's settings against it and refuses a split that changed, a
 class list in another order or a manifest edited by hand; nothing here writes. The passport also
 says in words how counts differ from the expected ones, which images were left out and what train
@@ -11,17 +11,131 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field
 
 from microclip import paths, runtime
-from microclip.data.manifest import PublicFiles, manifest_sha256, source_difference
+from microclip.data.manifest import (
+    SPLITS,
+    UNKNOWN,
+    Manifest,
+    Origin,
+    PublicFiles,
+    manifest_sha256,
+    read_manifest,
+    read_origin,
+    source_difference,
+)
+from microclip.data.store import ImageStore, open_store
 from microclip.data.vocabulary import load_vocabulary
-from microclip.frozen import Frozen
-from microclip.settings import SettingsError, validated
-from microclip.settings.datasets import Counts, DatasetSettings, PublicSource, Source, SplitRule
+from microclip.settings import SettingsError, load_card, validated
+from microclip.settings.base import Frozen
+from microclip.settings.datasets import (
+    Counts,
+    DatasetSettings,
+    FolderSource,
+    PublicSource,
+    Source,
+    SplitRule,
+)
+
+logger = logging.getLogger(__name__)
+
+NEAR_BITS = 8
+NEAR_LEVELS = 4.0
+EXAMPLES = 5
+_WIDTH, _HEIGHT = 9, 8
+_PAIRS = 1 << 22  # hashes compared at a time: 32 MiB
+_CONFIRMED = 1 << 17  # pairs of pictures compared at a time
+
+Means = NDArray[np.uint8]  # [image, 8, 9]
+Hashes = NDArray[np.uint64]  # [image]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Test images that are among the training images too.
+
+    Attributes:
+        test: places of such test images, ascending.
+        train: for each of them the place of its first, or most alike, training image.
+        n_train: training images that are among the test images.
+    """
+
+    test: tuple[int, ...] = ()
+    train: tuple[int, ...] = ()
+    n_train: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of test images."""
+        return len(self.test)
+
+
+def by_bytes(train: Sequence[str], test: Sequence[str]) -> Shared:
+    """Return the images whose files have the same hash."""
+    first: dict[str, int] = {}
+    for place, sha256 in enumerate(train):
+        first.setdefault(sha256, place)
+    found = [place for place, sha256 in enumerate(test) if sha256 in first]
+    both = {test[place] for place in found}
+    return Shared(
+        tuple(found),
+        tuple(first[test[place]] for place in found),
+        sum(sha256 in both for sha256 in train),
+    )
+
+
+def by_picture(store: ImageStore, train: Sequence[int], test: Sequence[int]) -> Shared:
+    """Return the images that look alike; `train` and `test` are rows of the store."""
+    pictures = [means(store, rows) for rows in (train, test)]
+    return near(pictures[0], pictures[1])
+
+
+def near(train: Means, test: Means) -> Shared:
+    """Return which pictures match, each test picture with the training picture nearest to it."""
+    hashes = difference_hashes(train), difference_hashes(test)
+    best: dict[int, tuple[int, float, int]] = {}
+    seen: set[int] = set()
+    step = max(1, _PAIRS // max(1, len(train)))
+    for start in range(0, len(test), step):
+        differing = np.bitwise_count(hashes[1][start : start + step, None] ^ hashes[0][None])
+        rows, columns = np.nonzero(differing <= NEAR_BITS)
+        for begin in range(0, len(rows), _CONFIRMED):
+            part = slice(begin, begin + _CONFIRMED)
+            here, there = rows[part] + start, columns[part]
+            apart = np.abs(test[here].astype(np.int16) - train[there]).mean(axis=(1, 2))
+            for place in np.nonzero(apart <= NEAR_LEVELS)[0]:
+                own, other = int(here[place]), int(there[place])
+                bits = int(differing[own - start, other])
+                best[own] = min(best.get(own, (65, 0.0, 0)), (bits, float(apart[place]), other))
+                seen.add(other)
+    return Shared(tuple(sorted(best)), tuple(best[place][2] for place in sorted(best)), len(seen))
+
+
+def means(store: ImageStore, rows: Sequence[int]) -> Means:
+    """Return the pictures at some rows of a store in grey, as nine by eight means."""
+    found = np.empty((len(rows), _HEIGHT, _WIDTH), dtype=np.uint8)
+    for place, row in enumerate(rows):
+        grey = Image.fromarray(np.asarray(store.pixels(row))).convert("L")
+        found[place] = np.asarray(grey.resize((_WIDTH, _HEIGHT), Image.Resampling.BOX))
+    return found
+
+
+def difference_hashes(pictures: Means) -> Hashes:
+    """Return 64 bits a picture: whether each mean is above its right neighbour, by rows."""
+    bits = pictures[:, :, :-1] > pictures[:, :, 1:]
+    packed = np.packbits(bits.reshape(len(pictures), 64), axis=1)
+    return packed.view(">u8").astype(np.uint64).reshape(len(pictures))
+
 
 FORMAT = 1
 
@@ -202,3 +316,196 @@ def _first_difference(today: Sequence[str], then: Sequence[str]) -> str:
         return f"{len(today)} classes, it has {len(then)}"
     label = next(k for k, (a, b) in enumerate(zip(today, then, strict=True)) if a != b)
     return f"class {label} is {today[label]!r}, it has {then[label]!r}"
+
+
+ALLOW_OVERLAP = "MICROCLIP_ALLOW_OVERLAP"  # of one's own folders: their results are transductive
+MAX_PUBLISHED_OVERLAP_PCT = 1.0  # published splits have some duplicates; more is a wrong split
+_NEAR = (
+    f"difference hashes within {NEAR_BITS} of 64 bits and pictures within "
+    f"{NEAR_LEVELS:g} of 255 levels"
+)
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """A stored dataset, and the rows of each split whose images could be read."""
+
+    manifest: Manifest
+    store: ImageStore
+    rows: dict[str, list[int]]
+    left_out: list[int]
+    origin: Origin
+
+    def files(self, shared: Shared) -> tuple[tuple[str, str], ...]:
+        """Return the first shared images, training and test file."""
+        places = zip(shared.train[:EXAMPLES], shared.test, strict=False)
+        return tuple(
+            (self.manifest.names[self.rows["train"][a]], self.manifest.names[self.rows["test"][b]])
+            for a, b in places
+        )
+
+    def by_class(self) -> dict[str, Counter[int]]:
+        """Count the images of each label, split by split."""
+        labels = self.manifest.labels
+        return {split: Counter(labels[row] for row in own) for split, own in self.rows.items()}
+
+    def same_bytes(self) -> Shared:
+        """Return the images whose files are the same in train and test."""
+        hashes = {
+            split: [self.manifest.file_sha256[row] for row in own]
+            for split, own in self.rows.items()
+        }
+        return by_bytes(hashes["train"], hashes["test"])
+
+    def overlap(self, rule: str, shared: Shared) -> Overlap:
+        """Return overlap as the passport has it."""
+        return Overlap(
+            rule=rule, test=len(shared), train=shared.n_train, examples=self.files(shared)
+        )
+
+
+def issue(dataset: DatasetSettings, *, allow_overlap: bool | None = None) -> Path:
+    """Examine a stored dataset, write its passport and return the file.
+
+    `allow_overlap` is for one's own folders; None: what $MICROCLIP_ALLOW_OVERLAP says.
+
+    Raises:
+        MissingDataError: not fetched or not stored.
+        SettingsError: one's own test images are among the training images; files of another split
+            than the settings name.
+        VerificationError: a published split of which more than 1 % is in train and test.
+    """
+    path = Path(paths.PASSPORT.format(dataset=dataset.name))
+    path.unlink(missing_ok=True)
+    found = _examined(dataset)
+    same = found.same_bytes()
+    if same and not _is_allowed(dataset, allow_overlap=allow_overlap):
+        _refuse(dataset, found, same)
+    alike = by_picture(found.store, found.rows["train"], found.rows["test"])
+    passport = _passport(dataset, found, same=same, alike=alike)
+    for line in warnings(passport):
+        logger.warning("%s: %s", dataset.name, line)
+    runtime.write_json(path, passport.model_dump(mode="json"))
+    return path
+
+
+def _passport(
+    dataset: DatasetSettings, found: _Examined, *, same: Shared, alike: Shared
+) -> Passport:
+    known = _known(dataset, found)
+    names = load_vocabulary(dataset).class_names
+    by_class = found.by_class()
+    sizes = _class_sizes(names, by_class)
+    return Passport(
+        format=FORMAT,
+        dataset=dataset.name,
+        source=found.origin.source,
+        rule=found.origin.rule,
+        files=found.origin.files,
+        notes=found.origin.notes,
+        classes=names,
+        classes_sha256=names_sha256(names),
+        train=len(found.rows["train"]),
+        test=len(found.rows["test"]),
+        unlabelled=by_class["train"][UNKNOWN],
+        smallest_class=min(sizes, key=lambda size: size.train + size.test),
+        largest_class=max(sizes, key=lambda size: size.train + size.test),
+        expected=known.expected,
+        differences=known.differences,
+        left_out=tuple(found.manifest.names[row] for row in found.left_out),
+        same_bytes=found.overlap("the same bytes", same),
+        look_alike=found.overlap(_NEAR, alike),
+        is_transductive=isinstance(dataset.source, FolderSource) and len(same) > 0,
+        flags=known.flags,
+        deviations=known.deviations,
+        manifest_sha256=manifest_sha256(dataset.name),
+        images_sha256=found.manifest.images_sha256,
+        pixels_sha256=found.store.sha256,
+    )
+
+
+def _examined(dataset: DatasetSettings) -> _Examined:
+    manifest = read_manifest(dataset.name)
+    store = open_store(manifest.folder, manifest.images_sha256)
+    left_out = set(store.skipped)  # images that could not be read keep their places, empty
+    rows: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for row, split in enumerate(manifest.splits):
+        if row not in left_out:
+            rows[split].append(row)
+    return _Examined(manifest, store, rows, sorted(left_out), read_origin(dataset))
+
+
+def _is_allowed(dataset: DatasetSettings, *, allow_overlap: bool | None) -> bool:
+    match dataset.source:
+        case PublicSource() as source:
+            return source.split in load_card(source).allowed_overlap
+        case FolderSource():
+            asked = os.environ.get(ALLOW_OVERLAP, "") not in ("", "0")
+            return asked if allow_overlap is None else allow_overlap
+        case _:
+            return False
+
+
+def _refuse(dataset: DatasetSettings, found: _Examined, same: Shared) -> None:
+    """Stop at overlap that nobody allowed; a published split's few duplicates are told instead."""
+    n_test = len(found.rows["test"])
+    what = (
+        f"{len(same)} of {n_test} test images of {dataset.name} are also training images "
+        f"(same bytes): {pairs(found.files(same))}"
+    )
+    if not isinstance(dataset.source, PublicSource):
+        raise SettingsError(
+            f"{what}; remove them from one side, or allow it with `store-images --allow-overlap` "
+            f"({ALLOW_OVERLAP}=1 in a workflow), which marks the results transductive"
+        )
+    share = 100 * len(same) / n_test
+    if share > MAX_PUBLISHED_OVERLAP_PCT:
+        raise runtime.VerificationError(
+            f"{what}; {share:.1f} % is more than the {MAX_PUBLISHED_OVERLAP_PCT:g} % that a "
+            "published split may have: files were mixed up, get the dataset again"
+        )
+
+
+def _class_sizes(names: Sequence[str], by_class: dict[str, Counter[int]]) -> list[ClassSize]:
+    """Return how many images each class has, in label order."""
+    train, test = by_class["train"], by_class["test"]
+    return [
+        ClassSize(name=name, train=train[label], test=test[label])
+        for label, name in enumerate(names)
+    ]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a public dataset's card says of its split, and how the counts differ."""
+
+    expected: Counts | None = None
+    differences: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()
+
+
+def _known(dataset: DatasetSettings, found: _Examined) -> _Known:
+    if not isinstance(dataset.source, PublicSource):
+        return _Known()
+    card, split = load_card(dataset.source), dataset.source.split
+    expected = card.counts.get(split)
+    n_classes = len({found.manifest.labels[row] for own in found.rows.values() for row in own})
+    counted = {"classes": n_classes, **{name: len(own) for name, own in found.rows.items()}}
+    return _Known(
+        expected=expected,
+        differences=() if expected is None else compared(counted, expected, split),
+        flags=(card.flags[split],) if split in card.flags else (),
+        deviations=card.deviations,
+    )
+
+
+def compared(counted: dict[str, int], expected: Counts, split: str) -> tuple[str, ...]:
+    """Return each of classes, train and test that is not the expected number, in words."""
+    nouns = {"classes": "classes", "train": "training images", "test": "test images"}
+    wanted = {key: getattr(expected, key) for key in nouns}
+    return tuple(
+        f"{counted[key]} {noun}, expected {wanted[key]} in split {split!r} ({expected.source})"
+        for key, noun in nouns.items()
+        if wanted[key] is not None and counted[key] != wanted[key]
+    )

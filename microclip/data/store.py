@@ -24,13 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microclip import paths, runtime
-from microclip.data.bad_files import BAD_FILES, BadFile, complaint, write_bad_files
-from microclip.data.decoders import decode_all
-from microclip.data.decoding import RULE, UnreadableError
+from microclip.data.decoding import RULE, UnreadableError, decode_all
 from microclip.data.decoding import Pixels as Pixels
+from microclip.data.files import BAD_FILES, BadFile, complaint, write_bad_files
 from microclip.data.manifest import check_left, read_manifest
-from microclip.frozen import Frozen
 from microclip.settings import SettingsError, known, load_dataset
+from microclip.settings.base import Frozen
 from microclip.settings.datasets import BadImages
 
 logger = logging.getLogger(__name__)

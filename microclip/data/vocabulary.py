@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from microclip import paths
-from microclip.data.folder_layout import (
-    PARTS,
-    beside,
-    layout_of,
-    source_folder,
-    subfolders,
-)
-from microclip.data.label_list import read_label_list
 from microclip.settings import (
     DatasetSettings,
     FolderSource,
@@ -23,6 +19,146 @@ from microclip.settings import (
     PublicSource,
     SettingsError,
 )
+
+Layout = Literal["parts", "classes", "labels"]
+PARTS = ("train", "test")
+
+
+def source_folder(source: FolderSource) -> Path:
+    """Return a source's folder; a relative one is of the working directory, ~ is the home."""
+    return source.folder.expanduser()
+
+
+def beside(source: FolderSource, path: Path) -> Path:
+    """Return a file that a source names: as it stands, or else below the source's folder."""
+    named = path.expanduser()
+    below = source_folder(source) / named
+    return named if named.exists() or not below.exists() else below
+
+
+def layout_of(source: FolderSource) -> Layout:
+    """Return how a folder is read: a list of labels, `train/` and `test/`, or classes' folders."""
+    if source.labels is not None:
+        return "labels"
+    there = {path.name for path in subfolders(source_folder(source))}
+    # A class may be called "train", beside boats and planes.
+    return "parts" if set(PARTS) <= there or (there and there < set(PARTS)) else "classes"
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the visible folders in a folder, sorted; none if it is not there."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def label_of_folder(folder_name: str, class_names: Sequence[str]) -> int | None:
+    """Return the label of the class that a folder stands for, or None if there is none.
+
+    It is named as its class is written, or with any of space, underscore, hyphen and slash for
+    another, since no folder's name holds a slash and some copies have no spaces: `F-A-18` is
+    "F/A-18", `pink_primrose` is "pink primrose". Of classes that differ in these signs alone, only
+    the one that is written so is meant.
+    """
+    if folder_name in class_names:
+        return class_names.index(folder_name)
+    wanted = _one_separator(folder_name)
+    same = [label for label, name in enumerate(class_names) if _one_separator(name) == wanted]
+    return same[0] if len(same) == 1 else None
+
+
+def _one_separator(name: str) -> str:
+    return re.sub("[ _/-]", "-", name)
+
+
+_COLUMNS = ("file", "class")
+_SHOWN = 3  # faults in an error
+
+
+@dataclass(frozen=True)
+class LabelEntry:
+    """A row: which image is of which class."""
+
+    line: int
+    file: str  # below the folder of images
+    class_name: str
+
+
+def read_label_list(path: Path) -> tuple[LabelEntry, ...]:
+    """Return the rows of a list of labels; columns beside `file` and `class` are not looked at.
+
+    Raises:
+        SettingsError: no such file, no text, no such columns, no row, or a row with a gap.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            fields = tuple(reader.fieldnames or ())
+            if not set(_COLUMNS) <= set(fields):
+                got = ", ".join(fields) or "none"
+                raise SettingsError(
+                    f"line 1 of {path}: expected the columns file,class; got {got}; name them so"
+                )
+            rows = [(reader.line_num, row) for row in reader]
+    except OSError as error:
+        raise SettingsError(
+            f"list of labels {path} cannot be read ({error.strerror}); correct its name"
+        ) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SettingsError(
+            f"list of labels {path} is no CSV in UTF-8 ({error}); save it as such"
+        ) from None
+    entries = tuple(
+        LabelEntry(line, (row["file"] or "").strip(), (row["class"] or "").strip())
+        for line, row in rows
+    )
+    _refuse(path, [f"line {e.line}: a gap" for e in entries if not e.file or not e.class_name])
+    if not entries:
+        raise SettingsError(f"list of labels {path} has no row; write file,class lines")
+    return entries
+
+
+def match_label_list(
+    path: Path, folder: Path, images: Sequence[Path], class_names: Sequence[str]
+) -> dict[Path, int]:
+    """Return the labels of the images below `folder` that the list `path` names.
+
+    Classes may be written as `label_of_folder` says.
+
+    Raises:
+        SettingsError: see `read`; an unknown class, a file that is none of `images`, or one that
+            stands twice, with their lines.
+    """
+    known = set(images)
+    line_of: dict[Path, int] = {}
+    labels: dict[Path, int] = {}
+    faults = []
+    for entry in read_label_list(path):
+        image = folder / os.path.normpath(entry.file.replace("\\", os.sep))
+        label = label_of_folder(entry.class_name, class_names)
+        if image in line_of:
+            faults.append(
+                f"line {entry.line}: {entry.file!r} stands on line {line_of[image]} already"
+            )
+        elif image not in known:
+            faults.append(f"line {entry.line}: {entry.file!r} is no image of {folder}")
+        elif label is None:
+            faults.append(f"line {entry.line}: unknown class {entry.class_name!r}")
+        else:
+            labels[image] = label
+        line_of.setdefault(image, entry.line)
+    _refuse(path, faults)
+    return labels
+
+
+def _refuse(path: Path, faults: Sequence[str]) -> None:
+    if faults:
+        more = ", …" if len(faults) > _SHOWN else ""
+        raise SettingsError(
+            f"{len(faults)} rows of {path} cannot be used: {'; '.join(faults[:_SHOWN])}{more}; "
+            "correct them, nothing was started"
+        )
+
 
 CLASS_FILE = "classes.txt"
 CLASS_LISTS = "resources/classes"  # <dataset>.txt: a name a line; "_" at the end is not read out

@@ -31,10 +31,10 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Object, Property
 from PIL import Image
 
-from microclip import tracking_server
 from microclip.api import Adapted, load
 from microclip.own_images import prediction
 from microclip.settings import load_backbone_settings
+from microclip.tracking import run
 
 IMAGE, TOP = "image", "top"  # the input's column, and the parameter and column of the answer
 _CODE = '''"""What MLflow runs: an adapted classifier."""
@@ -107,7 +107,7 @@ def log_model(adapted: Adapted, name: str, experiment: str) -> str:
 def _our_store() -> Iterator[None]:
     """Point MLflow's global functions at our store; put back what they leave in the environment."""
     named = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(tracking_server.tracking_uri())
+    mlflow.set_tracking_uri(run.tracking_uri())
     try:
         yield
     finally:
@@ -117,7 +117,7 @@ def _our_store() -> Iterator[None]:
 
 
 def _be_quiet() -> None:
-    tracking_server.be_quiet()
+    run.be_quiet()
     logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 

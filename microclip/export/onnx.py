@@ -5,23 +5,185 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 import microclip
 from microclip import runtime
 from microclip.api import Adapted
 from microclip.data.decoding import MAX_SHORTER_SIDE_PX
-from microclip.export.network import FusionNetwork, LinearNetwork, network_of, similarities
+from microclip.data.loading import ViewRecipe, evaluation_views
 from microclip.measure.evaluation import CONFIDENCE_SCALE
+from microclip.methods.base import Views
+from microclip.methods.clip import LinearClassifier
+from microclip.methods.microclip import FusionClassifier
+from microclip.model.backbone import Backbone, ImageTokens
+from microclip.model.saliency import NCutOptions, Saliency, affinity, laplacian, salient_side
+from microclip.model.token_fusion import TokenFusion, cosine_similarity, uncut_mask
+from microclip.own_images.prediction import Images, stored, usable
 from microclip.own_images.record import RECORD
+from microclip.settings import SettingsError
+
+# 2**20 powers leave exp(-2**20 * gap / 2) of the third vector: 1e-228 at the gap of 1e-3 below
+# which no cut is defined, and 1e-16 still at a gap of 7e-5.
+STEPS = 20
+
+
+def fiedler_by_squaring(
+    weights: Float[Tensor, "batch patch patch"], steps: int = STEPS
+) -> tuple[Float[Tensor, "batch patch"], Float[Tensor, " batch"]]:
+    """Return what `saliency.fiedler_vector` returns, up to the vector's sign.
+
+    With the normalised Laplacian L and its null vector v, the matrix I - L/2 - v v' has eigenvalues
+    1 - lambda/2 >= 0 and 0 for v, so its greatest one belongs to the Fiedler vector. Give float64:
+    in float32 rounding decides where the gap is below 1e-3. Where the second and third
+    eigenvalues are closer than `steps` can part, the vector is a mixture of both, and the gap is
+    small.
+    """
+    matrix, null = laplacian(weights)
+    unit = torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)
+    deflated = unit - matrix / 2 - null[:, :, None] * null[:, None, :]
+    vector, second = _dominant(deflated, steps)
+    if weights.shape[-1] == 2:  # there is no third eigenvalue
+        return vector, torch.full_like(second, torch.inf)
+    rest = deflated - second[:, None, None] * vector[:, :, None] * vector[:, None, :]
+    _, third = _dominant(rest, steps)
+    return vector, 2 * (second - third)
+
+
+def cut_by_squaring(
+    tokens: Float[Tensor, "batch patch width"], options: NCutOptions
+) -> Bool[Tensor, "batch patch"]:
+    """Return the mask of `saliency.normalized_cut`, without an eigensolver.
+
+    Raises:
+        ValueError: sign "as-computed", which is a property of the eigensolver.
+    """
+    if options.sign != "seed":
+        raise ValueError(f"a cut by squaring has sign 'seed', got {options.sign!r}")
+    weights = affinity(tokens, tau=options.tau, eps=options.eps, normalize=options.normalize)
+    vector, gap = fiedler_by_squaring(weights.double())
+    mask, _ = salient_side(vector, threshold=options.threshold, sign="seed")
+    return mask | (gap < options.min_gap)[:, None]
+
+
+def _dominant(
+    matrix: Float[Tensor, "batch patch patch"], steps: int
+) -> tuple[Float[Tensor, "batch patch"], Float[Tensor, " batch"]]:
+    """Return the unit eigenvector of the greatest eigenvalue of matrices without negative ones."""
+    power = matrix
+    for _ in range(steps):
+        power = power @ power
+        power = power / power.square().sum(dim=(1, 2), keepdim=True).sqrt()
+    longest = power.square().sum(dim=1).argmax(dim=-1)[:, None, None]
+    column = power.gather(-1, longest.expand(-1, power.shape[1], 1))[..., 0]
+    vector = column / column.square().sum(dim=-1, keepdim=True).sqrt()
+    value = torch.einsum("b n, b n m, b m -> b", vector, matrix, vector)
+    return vector, value
+
+
+class FusionNetwork(nn.Module):
+    """TokenFusion with the cut by squaring: no operation that ONNX lacks."""
+
+    outputs = ("probabilities", "logits", "global_logits", "local_logits")
+
+    def __init__(self, fusion: TokenFusion) -> None:
+        """Classify as `fusion` does, sharing its weights."""
+        super().__init__()
+        self.fusion = fusion
+
+    def forward(self, images: Float[Tensor, "batch 3 rows columns"]) -> tuple[Tensor, ...]:
+        """Return probabilities, then cosine similarities: fused, of [CLS], of [FG]."""
+        tokens = self.fusion.backbone.encode_image(images)
+        mask = self._mask(tokens)
+        seen = self.fusion.read(tokens, Saliency(mask, torch.zeros_like(tokens.patches[..., 0])))
+        return probabilities(seen.logits), seen.logits, seen.global_logits, seen.local_logits
+
+    def _mask(self, tokens: ImageTokens) -> Bool[Tensor, "batch patch"]:
+        options = self.fusion.options
+        if options.query == "ncut":
+            return cut_by_squaring(tokens.patches, options.ncut)
+        return uncut_mask(options.query, tokens.patches, None)
+
+
+class LinearNetwork(nn.Module):
+    """The class token's embedding against fixed class vectors."""
+
+    outputs = ("probabilities", "logits")
+
+    def __init__(self, tower: Backbone, vectors: Float[Tensor, "classes embedding"]) -> None:
+        """Classify by cosine with `vectors`."""
+        super().__init__()
+        self.tower = tower
+        self.register_buffer("vectors", vectors)
+
+    def forward(self, images: Float[Tensor, "batch 3 rows columns"]) -> tuple[Tensor, ...]:
+        """Return probabilities, then cosine similarities."""
+        vectors = self.get_buffer("vectors")
+        logits = cosine_similarity(self.tower.encode_global(images), vectors)
+        return probabilities(logits), logits
+
+
+def network_of(adapted: Adapted) -> FusionNetwork | LinearNetwork:
+    """Return the whole of an adapted classifier as one network, in evaluation mode.
+
+    Raises:
+        SettingsError: it draws at random, takes the eigensolver's own sign, or is of a method that
+            nobody has written down as a network yet.
+    """
+    classifier = adapted.classifier
+    if classifier.views.crop == "random":
+        raise _refused("test_view 'random' draws a square anew for each image; use 'center'")
+    match classifier:
+        case FusionClassifier(fusion=fusion) if fusion.options.train_head == "cls":
+            return LinearNetwork(fusion.backbone, fusion.classifier.detach()).eval()
+        case FusionClassifier(fusion=fusion):
+            options = fusion.options
+            if options.query == "random":
+                raise _refused("query 'random' draws a patch anew for each image; use another")
+            if options.query == "ncut" and options.ncut.sign == "as-computed":
+                raise _refused(
+                    "ncut_sign 'as-computed' is the eigensolver's own sign, which ONNX has none "
+                    "of; adapt with ncut_sign 'seed'"
+                )
+            return FusionNetwork(fusion).eval()
+        case LinearClassifier(vectors=vectors):
+            return LinearNetwork(adapted.backbone, vectors).eval()
+        case _:
+            raise _refused(
+                f"method {adapted.record.method!r} has no network in microclip.export.onnx; "
+                "known: microclip, clip, cupl"
+            )
+
+
+@torch.no_grad()
+def similarities(
+    adapted: Adapted, images: Float[Tensor, "batch 3 rows columns"]
+) -> Float[Tensor, "batch classes"]:
+    """Return the classifier's own answer to normalised images, by the path that `predict` takes."""
+    images = images.to(adapted.backbone.device)
+    if adapted.classifier.views.kind == "embedding":
+        return adapted.classifier.logits(Views(embeddings=adapted.backbone.encode_global(images)))
+    return adapted.classifier.logits(Views(images=images))
+
+
+def probabilities(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+    """Return the softmax of cosines at CLIP's temperature."""
+    return (CONFIDENCE_SCALE * logits).softmax(dim=-1)
+
+
+def _refused(reason: str) -> SettingsError:
+    return SettingsError(f"this classifier cannot be exported: {reason}")
+
 
 MODEL, PREPROCESS, SCRIPT = "model.onnx", "preprocess.json", "onnx_predict.py"
 OPSET = 20  # the first with Gelu and all that the exporter writes for these networks
@@ -189,3 +351,57 @@ def _write_model(
     program.model.metadata_props.update(told)
     program.save(str(path))
     onnx.checker.check_model(str(path), full_check=True)
+
+
+_BATCH = 64
+
+
+def to_onnx(adapted: Adapted, out: Path, check_on: Images | None = None) -> str:
+    """Write the ONNX folder `out`, and return what was compared in words.
+
+    `check_on` are image files or folders that both are asked; without, random pixels.
+
+    Raises:
+        SettingsError: `out` is there already, or the classifier cannot be exported.
+        ResourceError: packages are missing.  VerificationError: the file answers otherwise.
+    """
+    with whole_folder(out) as folder:
+        model = write_onnx(adapted, folder)
+        if check_on is None:
+            return f"{compare(adapted, model, [probe(adapted)])} (random pixels)"
+        tower = adapted.backbone
+        recipe = ViewRecipe(0, tower.image_size, tower.mean, tower.std)
+        with stored(usable(check_on)) as images:
+            views = evaluation_views(images, recipe, crop="center", batch_size=_BATCH)
+            return str(compare(adapted, model, views))
+
+
+def to_mlflow(adapted: Adapted, out: Path) -> None:
+    """Write the MLflow model folder `out`.
+
+    Raises:
+        SettingsError: `out` is there already.
+    """
+    from microclip.export import mlflow_model  # MLflow takes seconds to import
+
+    with whole_folder(out) as folder:
+        mlflow_model.write_model(adapted, folder)
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `out`, which takes its name at the end and goes on an error.
+
+    Raises:
+        SettingsError: `out` is there already and is no empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SettingsError(f"--out {out} is there already; delete it, or name another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        folder.replace(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -9,13 +9,20 @@ as the drawing's name.
 from __future__ import annotations
 
 import json
+import random
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 PACKAGES = {"@iconify/json": "2.2.535", "emojibase-data": "17.0.0"}
 
@@ -209,3 +216,184 @@ class Catalogue:
                 key=lambda concept: concept.order,
             )
         return chosen
+
+
+SINGLE_COLOUR = ("fluent-emoji-high-contrast", "emojione-monotone", "game-icons")
+KEYWORD_WEIGHT = 0.35  # of a keyword, against 1 for a word of the name
+_STOP = {"a", "an", "and", "of", "the", "with", "in", "on", "to", "for", "flat", "fill", "duo"}
+
+
+def words(text: str) -> list[str]:
+    """Return the lower-case words of a name or keyword, numbers and stop words left out."""
+    found = re.findall(r"[a-zà-ÿ]+", text.lower().replace("-", " "))
+    return [word for word in found if len(word) > 1 and word not in _STOP]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The pretraining drawings with their texts.
+
+    `concept[i]` indexes `concepts`, -1 where a drawing is no emoji; `word_targets` rows sum to one.
+    """
+
+    rasters: torch.Tensor  # [n, s, s, 4] uint8
+    names: list[str]
+    keywords: list[tuple[str, ...]]
+    concepts: list[Concept]
+    concept: Int[Tensor, " n"]
+    vocabulary: list[str]
+    word_index: Int[Tensor, "n k"]
+    word_weight: Float[Tensor, "n k"]
+    tint: Bool[Tensor, " n"]
+    mirror: Bool[Tensor, " n"]
+    sampling: Float[Tensor, " n"]
+
+    def word_targets(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch words"]:
+        """Return multi-hot word targets whose rows sum to one."""
+        targets = torch.zeros(len(index), len(self.vocabulary))
+        return targets.scatter_add_(1, self.word_index[index], self.word_weight[index])
+
+
+def _weights(name: str, keywords: tuple[str, ...]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for keyword in keywords:
+        for word in words(keyword):
+            found[word] = KEYWORD_WEIGHT
+    for word in words(name):
+        found[word] = 1.0
+    return found
+
+
+def _pad(rows: list[dict[int, float]]) -> tuple[Tensor, Tensor]:
+    longest = max(len(row) for row in rows)
+    index = torch.zeros(len(rows), longest, dtype=torch.long)
+    weight = torch.zeros(len(rows), longest)
+    for i, row in enumerate(rows):
+        total = sum(row.values())
+        for j, (word, value) in enumerate(row.items()):
+            index[i, j], weight[i, j] = word, value / total
+    return index, weight
+
+
+def load_bank(folder: Path, catalogue: Catalogue, *, min_count: int = 3) -> Bank:
+    """Return the drawings of `make icons` whose names hold at least one word of the vocabulary."""
+    index = json.loads((folder / "drawings.json").read_text())["drawings"]
+    texts = []
+    for row in index:
+        concept = catalogue.concepts.get(row["hexcode"] or "")
+        if concept:
+            texts.append((concept.name, concept.tags))
+        else:
+            texts.append((row["icon"].replace("-", " "), ()))
+    weights = [_weights(*text) for text in texts]
+    counts = Counter(word for row in weights for word in row)
+    vocabulary = sorted(word for word, count in counts.items() if count >= min_count)
+    position = {word: i for i, word in enumerate(vocabulary)}
+    known = [{position[w]: v for w, v in row.items() if w in position} for row in weights]
+    keep = [i for i, row in enumerate(known) if row]
+    word_index, word_weight = _pad([known[i] for i in keep])
+    hexcodes = [index[i]["hexcode"] for i in keep]
+    concepts = sorted({code for code in hexcodes if code})
+    number = {code: i for i, code in enumerate(concepts)}
+    artists = [index[i]["artist"] for i in keep]
+    tint = torch.tensor([artist in SINGLE_COLOUR for artist in artists])
+    concept_of = torch.tensor([number.get(code or "", -1) for code in hexcodes])
+    flags = [
+        artist in FLAG_ARTISTS or (code is not None and catalogue.concepts[code].group == 9)
+        for artist, code in zip(artists, hexcodes, strict=True)
+    ]
+    rasters = np.load(folder / "drawings.npy", mmap_mode="r")[keep]
+    return Bank(
+        rasters=torch.from_numpy(rasters),
+        names=[texts[i][0] for i in keep],
+        keywords=[tuple(texts[i][1]) for i in keep],
+        concepts=[catalogue.concepts[code] for code in concepts],
+        concept=concept_of,
+        vocabulary=vocabulary,
+        word_index=word_index,
+        word_weight=word_weight,
+        tint=tint,
+        mirror=~torch.tensor(flags),
+        sampling=_sampling(concept_of, tint),
+    )
+
+
+def _sampling(concept: Tensor, tint: Tensor) -> Tensor:
+    """Return how often a drawing is drawn: a colour emoji four times as often as the others."""
+    weight = torch.full((len(concept),), 0.25)
+    weight[(concept >= 0) & ~tint] = 1.0
+    return weight / weight.sum()
+
+
+FRAMES = (
+    "{}",
+    "a {}",
+    "the {}",
+    "a picture of a {}",
+    "a picture of the {}",
+    "an icon of a {}",
+    "a drawing of a {}",
+    "a photo of a {}",
+    "this is a {}",
+    "an emoji of a {}",
+    "an image that shows a {}",
+    "one can see a {} here",
+    "{} in the middle of a picture",
+)
+_WORDS = """
+    a an the of with and or in on at from to by for as its it is are has have shows showing seen
+    looks like drawn usually often typically against between above below under over near around
+    along across into out up down left right side top bottom front back middle centre end edge
+    small large big long short tall wide thin thick round curved straight flat sharp soft bright
+    dark light pale deep bold simple plain clear distinct visible main single two three several
+    many few some each both all other another unlike than rather instead while whose which that
+    this these those not no without only also more most very slightly mostly almost fully partly
+    shape outline form line lines part parts body face head colour color coloured colored shade
+    tone surface pattern detail details feature features design style view picture image drawing
+    icon artwork recognise recognised identified characteristic typical marked set placed facing
+    standing sitting held made filled covered surrounded topped"""
+FUNCTION_WORDS = tuple(_WORDS.split())
+
+
+def keyword_caption(name: str, keywords: Sequence[str], rng: random.Random) -> str:
+    """Return the name with up to three of its keywords, in random order."""
+    chosen = rng.sample(list(keywords), min(len(keywords), rng.randint(1, 3)))
+    parts = [name, *chosen]
+    rng.shuffle(parts)
+    return rng.choice((", ", " and ", " ")).join(parts)
+
+
+def sentence(
+    name: str, keywords: Sequence[str], noise: tuple[Sequence[str], ...], rng: random.Random
+) -> str:
+    """Return a sentence-like string: the name early, then function words, keywords and noise.
+
+    Each member of `noise` gives about one word in six.
+    """
+    words = [
+        rng.choice(noise[kind]) if (kind := rng.randrange(6)) < len(noise) else _function_word(rng)
+        for _ in range(rng.randint(4, 22))
+    ]
+    for keyword in keywords:
+        if rng.random() < 0.25:
+            words.insert(rng.randint(0, len(words)), keyword)
+    early = rng.random() < 0.85  # descriptions name their subject first, others later
+    place = rng.randint(0, 4) if early else rng.randint(0, len(words))
+    words.insert(place, name)
+    return ("The " if rng.random() < 0.3 else "") + " ".join(words) + "."
+
+
+def _function_word(rng: random.Random) -> str:
+    return rng.choice(FUNCTION_WORDS)
+
+
+def caption(
+    name: str, keywords: Sequence[str], noise: tuple[Sequence[str], ...], rng: random.Random
+) -> str:
+    """Return one seeded caption: a frame, a list of keywords, or a noisy sentence."""
+    kind = rng.random()
+    if kind < 0.25:
+        return rng.choice(FRAMES).format(name)
+    if kind < 0.4 and keywords:
+        return keyword_caption(name, keywords, rng)
+    return sentence(name, keywords, noise, rng)

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from microclip.data import features
+from microclip import paths, runtime
+from microclip.data import datasets, passport
 from microclip.data.datasets import UnlabelledImages
 from microclip.data.loading import ViewRecipe, evaluation_views
+from microclip.data.vocabulary import load_vocabulary
+from microclip.measure.published import Figure, figure
 from microclip.methods.base import Classifier, ViewPlan, Views
-from microclip.model.backbone import Backbone
+from microclip.model import embeddings
+from microclip.model import embeddings as features
+from microclip.model.backbone import Backbone, load_backbone
+from microclip.model.embeddings import encode_classes
+from microclip.model.token_fusion import cosine_similarity
+from microclip.settings import BackboneSettings, DatasetSettings, SettingsError
+from microclip.text.classifier import template_classifier
+from microclip.text.prompts import fill
+
+logger = logging.getLogger(__name__)
 
 CONFIDENCE_SCALE = 100.0  # CLIP's temperature: cosines to probabilities
 _BATCH = 128
@@ -60,7 +77,7 @@ class ViewReader:
     def _embeddings(self) -> Iterator[Views]:
         encoded = self.embeddings
         if encoded is None:
-            encoded = features.embeddings(self._backbone(), self.images)
+            encoded = embeddings.embeddings(self._backbone(), self.images)
         for batch in torch.split(encoded.to(self.device), _BATCH):
             yield Views(embeddings=batch)
 
@@ -147,3 +164,203 @@ def collect_heads(
     if not parts:
         raise ValueError("expected at least one batch to predict, got none; give it images")
     return {name: torch.cat(found) for name, found in parts.items()}
+
+
+TestBatches = Callable[[ViewPlan], Iterable[Views]]
+
+
+class LabelMonitor:
+    """Measures pseudo-labels of training images and the accuracy on test images.
+
+    A training label of -1 is unknown: such images do not count, and without any known label there
+    is no number of pseudo-labels.
+    """
+
+    shown: ClassVar[Mapping[str, str]] = {
+        "loss": "loss {:.3f}",
+        "pseudo_mix_pct": "pseudo-labels {:.1f} %",
+        "test_fused_pct": "test {:.1f} %",
+        "test_global_pct": "global {:.1f}",
+        "test_local_pct": "local {:.1f}",
+        "images_per_s": "{:.0f} images/s",
+    }
+
+    def __init__(
+        self,
+        train_labels: Int[Tensor, " train_image"],
+        test_labels: Int[Tensor, " test_image"],
+        test_batches: TestBatches,
+    ) -> None:
+        """Hold the labels; `test_batches` draws the views that a plan asks for."""
+        self._train_labels = train_labels
+        self._test_labels = test_labels
+        self._test_batches = test_batches
+        self._guesses: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self._measured: dict[str, float] = {}
+
+    def pseudo_labels(
+        self, indices: Int[Tensor, " batch"], guesses: Mapping[str, Int[Tensor, " batch"]]
+    ) -> None:
+        """Keep the guesses where they are; they are counted when the epoch ends."""
+        self._guesses.append((indices, dict(guesses)))
+
+    def evaluate(self, classifier: Classifier) -> None:
+        """Measure the classifier on the test images."""
+        heads = collect_heads(classifier, self._test_batches(classifier.views))
+        for name, logits in heads.items():
+            column = f"test_{name}_pct"
+            self._measured[column] = evaluate(logits, self._test_labels).top1_pct
+
+    def take(self, epoch: int) -> dict[str, float]:
+        """Return what was measured since the last call, by column of history."""
+        del epoch
+        right: dict[str, int] = {}
+        total: dict[str, int] = {}
+        for indices, guesses in self._guesses:
+            truth = self._train_labels[indices]
+            is_known = truth >= 0
+            for name, labels in guesses.items():
+                right[name] = right.get(name, 0) + int((labels.cpu() == truth)[is_known].sum())
+                total[name] = total.get(name, 0) + int(is_known.sum())
+        rates = {
+            f"pseudo_{name}_pct": 100 * right[name] / total[name] for name in right if total[name]
+        }
+        measured = {**rates, **self._measured}
+        self._guesses, self._measured = [], {}
+        return measured
+
+
+TOLERANCE_POINTS = 2.0  # re-encoded copies and other decoders move CLIP by some tenths
+PERMUTED_POINTS = 10.0  # gained by renaming classes: labels are permuted, not only a few confused
+SOFTENED_BY = "MICROCLIP_ZERO_SHOT_GATE"  # "warn": told and recorded, but nothing is stopped
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """The one-to-one renaming of classes under which most predictions are right.
+
+    Attributes:
+        top1_pct: accuracy under it; never below the accuracy itself.
+        seen_as: pairs of (class of the labels, class that most of its images are seen as), of those
+            classes that it renames and whose own name hardly any prediction has.
+    """
+
+    top1_pct: float
+    seen_as: tuple[tuple[str, str], ...]
+
+
+@torch.no_grad()
+def logits(
+    dataset: DatasetSettings, backbone: BackboneSettings, device: str
+) -> tuple[Float[Tensor, "image classes"], Int[Tensor, " image"]]:
+    """Return CLIP's cosines of the test images with the filled templates, and their labels.
+
+    Raises:
+        MissingDataError: images, their embeddings or weights are not there.
+        SettingsError: they are stale, or not the passport's.
+    """
+    labels = datasets.load(dataset)["test"].labels
+    embeddings = features.load_features(dataset, backbone).test
+    names = load_vocabulary(dataset).class_names
+    prompts, _ = encode_classes(load_backbone(backbone, device), fill(dataset.templates, names))
+    return cosine_similarity(embeddings, template_classifier(prompts).cpu()), labels
+
+
+def check(dataset: DatasetSettings, backbone: BackboneSettings, device: str = "cpu") -> Path:
+    """Compare CLIP's accuracy with the printed one and write what was found; return the file.
+
+    Without a printed one the accuracy alone is written. A refusal is written beside it, so that a
+    workflow does not take it for an agreement.
+
+    Raises:
+        VerificationError: more than 2 points off, with the likely causes.
+        MissingDataError, SettingsError: as `logits`; an unknown value of the variable.
+    """
+    is_softened = _is_softened()
+    target = Path(paths.ZERO_SHOT.format(dataset=dataset.name, backbone=backbone.name))
+    refusal = target.with_suffix(".refused.json")
+    for path in (target, refusal):
+        path.unlink(missing_ok=True)
+    similarity, labels = logits(dataset, backbone, device)
+    scored = evaluate(similarity, labels)
+    renaming = best_renaming(scored.predicted, labels, load_vocabulary(dataset).class_names)
+    printed = figure(dataset, backbone.name)
+    off = None if printed is None else round(scored.top1_pct - printed.top1_pct, 4)
+    said: dict[str, Any] = {
+        "dataset": dataset.name,
+        "backbone": backbone.name,
+        "top1_pct": round(scored.top1_pct, 4),
+        "n_test": len(labels),
+        "printed": None if printed is None else asdict(printed),
+        "difference_points": off,
+        "tolerance_points": TOLERANCE_POINTS,
+        "renamed": asdict(renaming),
+        "passport_sha256": passport.file_sha256(dataset.name),
+    }
+    if printed is None or off is None or abs(off) <= TOLERANCE_POINTS:
+        runtime.write_json(target, {"verdict": "no figure" if off is None else "agrees", **said})
+        return target
+    complaint = explain(dataset, backbone.name, (scored.top1_pct, printed), renaming)
+    if is_softened:
+        runtime.write_json(target, {"verdict": "warned", "complaint": complaint, **said})
+        logger.warning("%s", complaint)
+        return target
+    runtime.write_json(refusal, {"verdict": "refused", "complaint": complaint, **said})
+    raise runtime.VerificationError(
+        f"{complaint}; {SOFTENED_BY}=warn goes on all the same, see {refusal}"
+    )
+
+
+def best_renaming(
+    predicted: Int[Tensor, " image"], labels: Int[Tensor, " image"], names: tuple[str, ...]
+) -> Renaming:
+    """Return the renaming of classes that agrees best with the predictions (Hungarian method)."""
+    n = len(names)
+    counts = torch.bincount(labels * n + predicted, minlength=n * n).reshape(n, n).numpy()
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    moved = sorted(
+        (
+            (int(counts[row, column]), int(row), int(column))
+            for row, column in zip(rows, columns, strict=True)
+            if row != column and counts[row, column] > 2 * counts[row, row]
+        ),
+        key=lambda found: (-found[0], found[1]),
+    )
+    return Renaming(
+        top1_pct=round(100 * float(counts[rows, columns].sum()) / len(labels), 4),
+        seen_as=tuple((names[row], names[column]) for _, row, column in moved),
+    )
+
+
+def explain(
+    dataset: DatasetSettings, backbone: str, compared: tuple[float, Figure], renaming: Renaming
+) -> str:
+    """Return both numbers and the likely causes, the likeliest first, in one line."""
+    measured, printed = compared
+    causes = []
+    shown = ", ".join(f"{own!r} as {other!r}" for own, other in renaming.seen_as[:_SHOWN])
+    if renaming.top1_pct - measured > PERMUTED_POINTS:
+        causes.append(
+            f"labels look permuted (class order): with classes renamed one to one it would be "
+            f"{renaming.top1_pct:.2f} %; images of {shown} are seen"
+        )
+    elif shown:
+        causes.append(f"some class names may be swapped: images of {shown} are seen")
+    if told := passport.differences(dataset.name):
+        causes.append(f"the split: {'; '.join(told)}")
+    causes += ["class names or templates other than the paper's", "preprocessing or other weights"]
+    if measured > printed.top1_pct:
+        causes.append("an easier split")
+    return (
+        f"CLIP ({backbone}) has {measured:.2f} % on {dataset.name}, the paper prints "
+        f"{printed.top1_pct:.2f} % ({printed.where}): {measured - printed.top1_pct:+.2f} points, "
+        f"at most {TOLERANCE_POINTS:g} are expected. Likely causes: {'. '.join(causes)}"
+    )
+
+
+def _is_softened() -> bool:
+    said = os.environ.get(SOFTENED_BY, "stop") or "stop"
+    if said not in ("stop", "warn"):
+        raise SettingsError(f"{SOFTENED_BY} is {said!r}; expected stop or warn")
+    return said == "warn"

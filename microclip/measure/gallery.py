@@ -21,9 +21,8 @@ from torch import Tensor
 
 from microclip import paths, runtime
 from microclip.data.decoding import Pixels
-from microclip.measure.attention_maps import TokenMaps, min_max, token_maps
 from microclip.measure.evaluation import CONFIDENCE_SCALE
-from microclip.measure.trained_runs import FusedRun, TestedRun, read
+from microclip.measure.trained_runs import FusedRun, TestedRun, TokenMaps, min_max, read, token_maps
 
 MAX_IMAGES = 800  # of a larger test set every k-th is shown
 MAX_BYTES = 2_900_000

@@ -7,18 +7,200 @@ head keeps browsers from asking the network for anything. The same inputs give t
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from microclip import paths, runtime, settings
-from microclip.measure import page_parts, scores, study_facts
+from microclip.measure import ledger, scores, study_facts, tables
 from microclip.measure.study_facts import Run
-from microclip.runs import Plan
-from microclip.settings import DatasetSettings, IconSource
+from microclip.measure.typesetting import Block, Table
+from microclip.settings import DatasetSettings, IconSource, reports
+from microclip.study import Plan
+
+PICTURES_BYTES = 5_500_000  # of all figures together; in the page a third more
+_SCREEN_DPI = 150  # a figure made for print is read on a screen at one and a half times its size
+_LARGEST_PX = 2000  # width of a picture that is made smaller
+_NUMBERS_ROWS = 80  # a figure's numbers are shown if they are not more
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """A table of the study as the page shows it; `table` is None if it was not written."""
+
+    name: str
+    title: str
+    caption: str
+    table: Table | None
+    files: dict[str, str]
+    missing: str
+
+
+@dataclass(frozen=True)
+class FigurePart:
+    """A figure of the study; `picture` is a data URI, None if it was not drawn."""
+
+    name: str
+    title: str
+    caption: str
+    picture: str | None
+    size_px: tuple[int, int]  # on the page
+    numbers: list[list[str]]  # heading first; none if there are too many
+    numeric: list[bool]  # of each column
+    files: dict[str, str]
+    missing: str
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The ledger: its cells, how many have which verdict, and its text.
+
+    Attributes:
+        heads: of the columns that say something.
+        numeric: which of the columns hold numbers alone.
+        summary: number of cells by table and verdict; None if the study has no published table.
+        text: what its Markdown holds below that.
+    """
+
+    heads: list[str]
+    rows: list[list[str]]
+    numeric: list[bool]
+    verdicts: dict[str, int]
+    summary: Table | None
+    text: tuple[Block, ...]
+    files: dict[str, str]
+
+
+def files_of(patterns: Mapping[str, str], study: str, **names: str) -> dict[str, str]:
+    """Return the files that are there: what a link says, and its address beside the page."""
+    page = Path(paths.PAGE.format(study=study)).parent
+    found = {label: Path(p.format(study=study, **names)) for label, p in patterns.items()}
+    return {
+        label: path.relative_to(page).as_posix() for label, path in found.items() if path.is_file()
+    }
+
+
+def table_part(name: str, plan: Plan) -> TablePart:
+    """Return a table as `tabulate` writes it, or the note that it was not written."""
+    declared = reports.load_table(name)
+    patterns = {f: paths.TABLE.replace("{format}", f) for f in ("csv", "md", "tex")}
+    path = Path(paths.TABLE.format(study=plan.study, table=name, format="md"))
+    table = tables.read(declared, plan) if path.is_file() else None
+    return TablePart(
+        name=name,
+        title=declared.title,
+        caption=declared.caption if table is None else table.caption,
+        table=table,
+        files=files_of(patterns, plan.study, table=name),
+        missing=str(path),
+    )
+
+
+def read_figures(names: Iterable[str], study: str) -> list[FigurePart]:
+    """Return the figures from their PNG and CSV files, or the notes that they are missing."""
+    names = list(names)
+    share = PICTURES_BYTES // max(1, len(names))
+    return [_figure(name, study, share) for name in names]
+
+
+def _figure(name: str, study: str, limit_bytes: int) -> FigurePart:
+    declared = reports.load_figure(name)
+    patterns = {f: paths.FIGURE.replace("{format}", f) for f in ("pdf", "png", "csv")}
+    png = Path(paths.FIGURE.format(study=study, figure=name, format="png"))
+    numbers = Path(paths.FIGURE.format(study=study, figure=name, format="csv"))
+    picture, size = embedded(png, limit_bytes) if png.is_file() else (None, (0, 0))
+    rows = _telling(_csv(numbers))
+    return FigurePart(
+        name=name,
+        title=declared.title,
+        caption=declared.caption,
+        picture=picture,
+        size_px=size,
+        numbers=rows if 1 < len(rows) <= _NUMBERS_ROWS + 1 else [],
+        numeric=_numeric(rows),
+        files=files_of(patterns, study, figure=name),
+        missing=str(png),
+    )
+
+
+def embedded(png: Path, limit_bytes: int) -> tuple[str, tuple[int, int]]:
+    """Return a picture as a data URI, and the size at which a page shows it, in CSS px.
+
+    The file's own bytes if they are few enough, else a smaller WebP: the PNG stays beside the page.
+    """
+    data, kind = png.read_bytes(), "png"
+    with Image.open(png) as opened:
+        dpi = float(opened.info.get("dpi", (_SCREEN_DPI,))[0])
+        size = tuple(max(1, round(side * _SCREEN_DPI / dpi)) for side in opened.size)
+        if len(data) > limit_bytes:
+            image = opened.convert("RGB")
+            image.thumbnail((_LARGEST_PX, 3 * _LARGEST_PX), Image.Resampling.LANCZOS)
+            stream = io.BytesIO()
+            image.save(stream, "WEBP", quality=88, method=6)
+            data, kind = stream.getvalue(), "webp"
+    text = base64.b64encode(data).decode("ascii")
+    return f"data:image/{kind};base64,{text}", (size[0], size[1])
+
+
+def _csv(path: Path) -> list[list[str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [row for row in csv.reader(stream) if row]
+
+
+def _telling(rows: list[list[str]]) -> list[list[str]]:
+    """Return a table without the columns that say the same, or nothing, in every row."""
+    if len(rows) < 3:  # one row cannot differ from others
+        return rows
+    columns = [column for column in zip(*rows, strict=True) if len(set(column[1:])) > 1]
+    return [list(row) for row in zip(*columns, strict=True)] or rows
+
+
+def _numeric(rows: list[list[str]]) -> list[bool]:
+    """Return which columns hold numbers alone, below their headings."""
+    if len(rows) < 2:  # a heading alone
+        return [False for row in rows for _ in row]
+    columns = zip(*rows[1:], strict=True)
+    return [any(column) and all(map(_is_number, filter(None, column))) for column in columns]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def ledger_part(plan: Plan) -> Ledger | None:
+    """Return the ledger as `compare` writes it; None if it was not written."""
+    if not Path(paths.LEDGER.format(study=plan.study, format="csv")).is_file():
+        return None
+    entries = ledger.compare(plan)
+    lines = list(csv.reader(io.StringIO(ledger.to_csv(entries))))
+    told = [column for column in zip(*lines, strict=True) if set(column[1:]) - {"", "0", "false"}]
+    heads, *rows = [list(row) for row in zip(*told, strict=True)] or [lines[0]]
+    _, summary, *text = ledger.to_text(entries, plan)
+    patterns = {f: paths.LEDGER.replace("{format}", f) for f in ("csv", "md")}
+    return Ledger(
+        heads=[head.replace("_", " ") for head in heads],
+        rows=rows,
+        numeric=_numeric([heads, *rows]),
+        verdicts=dict(Counter(e.verdict for e in entries if e.verdict).most_common()),
+        summary=summary if isinstance(summary, Table) else None,
+        text=tuple(text if isinstance(summary, Table) else [summary, *text]),
+        files=files_of(patterns, plan.study),
+    )
+
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -44,10 +226,10 @@ def write(plan: Plan) -> Path:
     text = environment.get_template("page.html").render(
         study=study,
         title=plan.title or f"Study {study}",
-        tables=[page_parts.table_part(name, plan) for name in plan.tables],
-        figures=page_parts.read_figures(plan.figures, study),
-        ledger=page_parts.ledger_part(plan),
-        files=page_parts.files_of(beside, study),
+        tables=[table_part(name, plan) for name in plan.tables],
+        figures=read_figures(plan.figures, study),
+        ledger=ledger_part(plan),
+        files=files_of(beside, study),
         **_setting(plan, runs),
         **_outcome(plan, runs),
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -16,7 +17,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from microclip.data.decoding import Pixels
-from microclip.measure.drawing import TEXT_IN, new_figure
+from microclip.measure.drawing import TEXT_IN, Drawn, house_style, new_figure
+from microclip.measure.evaluation import Evaluation, evaluate
+from microclip.measure.trained_runs import FusedRun, enlarge, min_max, selected, token_maps
+from microclip.settings import load_dataset
+from microclip.settings.reports import FailuresPlot, MapsPlot
+from microclip.study import FigureSelection
 
 HEAT = "viridis"  # perceptually even, and readable to colour-blind people
 HEAT_SHARE = 0.62  # of the map's colour over the greyed image
@@ -73,7 +79,7 @@ class Board:
         return self.figure.add_axes(share)
 
 
-def board(n_rows: int, n_columns: int, *, text: float, head: float, foot: float) -> Board:
+def pictures_board(n_rows: int, n_columns: int, *, text: float, head: float, foot: float) -> Board:
     """Return an empty board as wide as the paper's text.
 
     `text` is the width beside the last picture, `head` and `foot` the heights above and below, in.
@@ -147,3 +153,241 @@ def wrapped(text: str, width: int) -> str:
 def _blend(under: Any, over: Any, share: Any) -> Pixels:
     mixed: Pixels = ((1 - share) * under + share * over).round().astype(np.uint8)
     return mixed
+
+
+_MAPS = ("[CLS] before", "[FG] before", "[CLS] after", "[FG] after")
+_MAPS_LINE = 17  # characters of the text beside a row
+
+
+@dataclass(frozen=True, eq=False)
+class _MapsRow:
+    """One image of the figure."""
+
+    dataset: str
+    file: str
+    picture: Pixels
+    maps: dict[str, Float[Tensor, "row column"]]
+    truth: str
+    before: str
+    after: str
+
+
+@house_style()
+def draw_maps(plot: MapsPlot, selection: FigureSelection) -> Drawn:
+    """Return the maps of some test images of each dataset, a row an image.
+
+    Raises:
+        MissingDataError: a run is not complete.  SettingsError: it has no [FG] token.
+    """
+    rows = [row for run in selected(plot, selection) for row in _maps_rows(run, plot)]
+    return Drawn(_maps_picture(rows), _maps_numbers(rows))
+
+
+def _maps_rows(run: FusedRun, plot: MapsPlot) -> list[_MapsRow]:
+    """Return the images that are shown of one run."""
+    tested = run.tested
+    indices = tested.choose(plot.images)
+    views = run.views(indices)
+    seen = [
+        token_maps(classifier.fusion, views, run.generator())
+        for classifier in (run.before, run.after)
+    ]
+    guesses = seen[0].output.logits.argmax(dim=-1).tolist()
+    rows = []
+    for place, (index, picture) in enumerate(zip(indices, run.pictures(indices), strict=True)):
+        maps = [part[place] for s in seen for part in (s.global_map, s.local_map)]
+        rows.append(
+            _MapsRow(
+                dataset=tested.settings.spec.dataset,
+                file=tested.test.files[index],
+                picture=picture,
+                maps=dict(zip(_MAPS, maps, strict=True)),
+                truth=tested.class_of("label", index),
+                before=tested.class_names[guesses[place]],
+                after=tested.class_of("prediction", index),
+            )
+        )
+    return rows
+
+
+def _maps_picture(rows: Sequence[_MapsRow]) -> Figure:
+    """Return all rows under each other, and one colour bar."""
+    n_columns = 1 + len(_MAPS)
+    names_dataset = len({row.dataset for row in rows}) > 1
+    board = pictures_board(len(rows), n_columns, text=1.3, head=0.2, foot=0.32)
+    for place, row in enumerate(rows):
+        axes = [board.picture(place, column) for column in range(n_columns)]
+        show(axes[0], row.picture)
+        for own, values in zip(axes[1:], row.maps.values(), strict=True):
+            scaled = enlarge(min_max(values[None]), len(row.picture))[0]
+            show(own, heat_over(row.picture, scaled))
+        if place == 0:
+            for own, title in zip(axes, ("Image", *_MAPS), strict=True):
+                own.set_title(title, pad=3)
+        _describe(board.text(place, n_columns), row, names_dataset=names_dataset)
+    step = board.side + board.gap
+    scale = board.place(step, board.height - 0.3, 4 * step - board.gap, 0.09)
+    scale_bar(scale, HEAT, ("least of the map", "greatest"))
+    return board.figure
+
+
+def _describe(axes: Axes, row: _MapsRow, *, names_dataset: bool) -> None:
+    """Write an image's class and both predictions beside its row."""
+    lines = [row.dataset] if names_dataset else []
+    for when, guess in (("before", row.before), ("after", row.after)):
+        lines.append(f"{when}: {mark(is_right=guess == row.truth)} {guess}")
+    write_lines(axes, row.truth, lines, width=_MAPS_LINE)
+
+
+def _maps_numbers(rows: Sequence[_MapsRow]) -> pd.DataFrame:
+    """Return each map's values as they are: cosines and attention weights."""
+    return pd.DataFrame(
+        [
+            (row.dataset, row.file, name, y, x, value)
+            for row in rows
+            for name, values in row.maps.items()
+            for y, line in enumerate(values.tolist())
+            for x, value in enumerate(line)
+        ],
+        columns=["dataset", "image", "map", "patch_row", "patch_column", "value"],
+    )
+
+
+_HEADS = {"fused": "fusion", "global": "[CLS]", "local": "[FG]"}
+_COLUMNS = ("dataset", "image", "class", "rank", "head", "prediction", "confidence", "is_correct")
+_BLOCKS = 2  # failures beside each other
+_FAILURE_LINE = 29  # characters of the text beside an image
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What one head says of an image; `confidence` is a probability."""
+
+    head: str
+    class_name: str
+    confidence: float
+    is_correct: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Failure:
+    """One image of the figure; `rank` counts from 1 within its dataset."""
+
+    dataset: str
+    file: str
+    class_name: str
+    rank: int
+    picture: Pixels
+    guesses: tuple[Guess, ...]
+
+
+@house_style()
+def draw_failures(plot: FailuresPlot, selection: FigureSelection) -> Drawn:
+    """Return the failures of each dataset that the fusion is surest of.
+
+    Raises:
+        MissingDataError: a run is not complete.  SettingsError: it has no [FG] token.
+    """
+    found: list[_Failure] = []
+    lines: list[str] = []
+    for run in selected(plot, selection):
+        heads = {name: evaluate(part, run.tested.test.labels) for name, part in run.heads().items()}
+        ranked = rank(heads)
+        title = load_dataset(run.tested.settings.spec.dataset).title
+        lines.append(_summary(title, len(ranked), len(run.tested.test)))
+        found += _failures(run, heads, ranked[: plot.images])
+    return Drawn(_failures_picture(found, lines), _failures_numbers(found))
+
+
+def rank(heads: Mapping[str, Evaluation]) -> list[int]:
+    """Return the images that the fusion has wrong and a token right, surest wrong answer first."""
+    fused = heads["fused"]
+    has_one_right = heads["global"].is_correct | heads["local"].is_correct
+    candidates = (has_one_right & ~fused.is_correct).nonzero().flatten().tolist()
+    return sorted(candidates, key=lambda index: -float(fused.confidence[index]))
+
+
+def _failures(
+    run: FusedRun, heads: Mapping[str, Evaluation], indices: Sequence[int]
+) -> list[_Failure]:
+    if not indices:
+        return []
+    tested = run.tested
+    return [
+        _Failure(
+            dataset=tested.settings.spec.dataset,
+            file=tested.test.files[index],
+            class_name=tested.class_of("label", index),
+            rank=place,
+            picture=picture,
+            guesses=tuple(
+                Guess(
+                    head=shown,
+                    class_name=tested.class_names[int(heads[name].predicted[index])],
+                    confidence=float(heads[name].confidence[index]),
+                    is_correct=bool(heads[name].is_correct[index]),
+                )
+                for name, shown in _HEADS.items()
+            ),
+        )
+        for place, (index, picture) in enumerate(
+            zip(indices, run.pictures(indices), strict=True), start=1
+        )
+    ]
+
+
+def _summary(title: str, n_failures: int, n_test: int) -> str:
+    """Return how many failures a dataset has, in words."""
+    if n_failures == 0:
+        return f"{title}: no image of {n_test} that a token has right and the fusion wrong"
+    share = 100 * n_failures / n_test
+    return (
+        f"{title}: {n_failures} of {n_test} test images ({share:.1f} %) that a token has right and "
+        "the fusion wrong"
+    )
+
+
+def _failures_picture(failures: Sequence[_Failure], lines: Sequence[str]) -> Figure:
+    """Return the failures in blocks beside each other, below what is counted."""
+    n_rows = -(-len(failures) // _BLOCKS)
+    head = 0.06 + 0.16 * len(lines)
+    board = pictures_board(n_rows, 2 * _BLOCKS + 2, text=0.0, head=head, foot=0.02)
+    width = board.width / _BLOCKS
+    top = board.place(0, 0, board.width, head)
+    top.set_axis_off()
+    top.text(0.003, 0.95, "\n".join(lines).replace("$", r"\$"), va="top", linespacing=1.25)
+    for place, failure in enumerate(failures):
+        row, block = divmod(place, _BLOCKS)
+        down = head + row * (board.side + board.gap)
+        show(board.place(block * width, down, board.side, board.side), failure.picture)
+        left = block * width + board.side
+        axes = board.words(left, down, width - board.side)
+        said = [
+            f"{mark(is_right=guess.is_correct)} {guess.head}: {guess.class_name}, "
+            f"{100 * guess.confidence:.0f}\N{NO-BREAK SPACE}%"
+            for guess in failure.guesses
+        ]
+        if len(lines) > 1:
+            said.insert(0, failure.dataset)
+        write_lines(axes, failure.class_name, said, width=_FAILURE_LINE)
+    return board.figure
+
+
+def _failures_numbers(failures: Sequence[_Failure]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            (
+                failure.dataset,
+                failure.file,
+                failure.class_name,
+                failure.rank,
+                guess.head,
+                guess.class_name,
+                guess.confidence,
+                guess.is_correct,
+            )
+            for failure in failures
+            for guess in failure.guesses
+        ],
+        columns=list(_COLUMNS),
+    )

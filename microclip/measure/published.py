@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from microclip import paths
-from microclip.settings import Frozen, Name, SettingsError, read_yaml, validated
+from microclip.settings import (
+    DatasetSettings,
+    Frozen,
+    Name,
+    PublicSource,
+    SettingsError,
+    read_yaml,
+    validated,
+)
 
 AVERAGE = "avg"
 JOINT = " / "
@@ -232,3 +240,44 @@ def _of_table(table: PublishedTable, notes: Iterable[Note], file: str) -> list[N
                 f"known: {', '.join(table.columns)}"
             )
     return own
+
+
+_SPLIT = "paper"  # the only one that the paper's numbers are of
+
+
+class PrintedRow(Frozen):
+    """A row of one of the paper's tables."""
+
+    table: Name
+    row: str
+
+
+class ZeroShotFile(Frozen):
+    """`config/published/zero_shot.yaml`."""
+
+    backbones: dict[Name, PrintedRow]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A printed accuracy."""
+
+    top1_pct: float
+    where: str
+
+
+def figure(dataset: DatasetSettings, backbone: str) -> Figure | None:
+    """Return what the paper prints for CLIP on a public dataset's split `paper`; None if nothing.
+
+    Raises: SettingsError if the file that names the rows names one that is not there.
+    """
+    path = paths.project_root() / "config/published/zero_shot.yaml"
+    source = dataset.source
+    if not isinstance(source, PublicSource) or source.split != _SPLIT or not path.is_file():
+        return None
+    where = "config/published/zero_shot.yaml"
+    named = validated(ZeroShotFile, read_yaml(path), where).backbones.get(backbone)
+    if named is None:
+        return None
+    printed = load(named.table).row(named.row, where).get(source.dataset, "")
+    return Figure(float(printed), f"{named.table}, {named.row}") if printed else None

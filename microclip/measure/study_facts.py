@@ -14,7 +14,7 @@ import pandas as pd
 
 from microclip import paths, settings
 from microclip.methods.base import known_methods, settings_of
-from microclip.runs import Plan, RunSpec
+from microclip.study import Plan, RunSpec
 
 Changes = tuple[tuple[str, str], ...]  # settings with the values that they were given
 LOCAL_SERVER = "http://127.0.0.1:5000"  # where `make ui` shows a database that is a file

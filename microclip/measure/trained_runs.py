@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional
 
 from microclip import paths, runtime
 from microclip.data import datasets
 from microclip.data.datasets import LabelledImages
 from microclip.data.decoding import Pixels
-from microclip.data.features import embeddings
 from microclip.data.loading import ViewRecipe, evaluation_views
 from microclip.data.manifest import SPLITS, read_manifest
 from microclip.data.views import Crop
@@ -29,10 +29,81 @@ from microclip.measure.evaluation import ViewReader, collect_heads
 from microclip.methods.base import Classifier, Sight, Silence, Task, grant, load_method
 from microclip.methods.microclip import FusionClassifier
 from microclip.model import embeddings as embedding
-from microclip.model.backbone import load_backbone
-from microclip.runs import FigureSelection, RunSettings, RunSpec
+from microclip.model.backbone import ImageTokens, load_backbone
+from microclip.model.embeddings import embeddings
+from microclip.model.token_fusion import FusionOutput, TokenFusion
 from microclip.settings import SettingsError, read_yaml, validated
 from microclip.settings.reports import FailuresPlot, MapsPlot, MasksPlot
+from microclip.study import FigureSelection, RunSettings, RunSpec
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMaps:
+    """Maps of a batch of images over the patch grid.
+
+    Attributes:
+        global_map: cosine of each patch with the class token, in [-1, 1].
+        local_map: attention of the pooling over the patches, the empty token left out; at least 0.
+        mask: the salient patches behind the query.
+        output: the predictions.
+    """
+
+    global_map: Float[Tensor, "batch row column"]
+    local_map: Float[Tensor, "batch row column"]
+    mask: Bool[Tensor, "batch row column"]
+    output: FusionOutput
+
+
+@torch.no_grad()
+def token_maps(
+    fusion: TokenFusion,
+    images: Float[Tensor, "batch 3 height width"],
+    generator: torch.Generator | None = None,
+) -> TokenMaps:
+    """Return the maps of normalised images; `generator` is needed by query "random" alone."""
+    fusion.eval()
+    grid = (-1, *fusion.backbone.patch_grid)
+    output = fusion(images, generator=generator)
+    return TokenMaps(
+        global_map=class_token_map(fusion.backbone.encode_image(images)).reshape(grid),
+        local_map=pooling_map(output.attention).reshape(grid),
+        mask=output.saliency.mask.reshape(grid),
+        output=output,
+    )
+
+
+def class_token_map(tokens: ImageTokens) -> Float[Tensor, "batch patch"]:
+    """Return the cosine of each patch token with the class token, both after the last LayerNorm."""
+    return functional.cosine_similarity(tokens.patches, tokens.cls[:, None], dim=-1)
+
+
+def pooling_map(attention: Float[Tensor, "batch slot"]) -> Float[Tensor, "batch patch"]:
+    """Return the weights of the patches: all but the last slot, the empty token's."""
+    return attention[:, :-1]
+
+
+def min_max(maps: Float[Tensor, "batch row column"]) -> Float[Tensor, "batch row column"]:
+    """Return each map scaled from its least value, 0, to its greatest, 1; a flat map is all 0."""
+    least = maps.amin(dim=(-2, -1), keepdim=True)
+    span = maps.amax(dim=(-2, -1), keepdim=True) - least
+    return torch.where(span > 0, (maps - least) / span, torch.zeros_like(maps))
+
+
+def enlarge(maps: Float[Tensor, "batch row column"], size: int) -> Float[Tensor, "batch size size"]:
+    """Return maps of side `size` px, bilinear between the centres of patches."""
+    grown = functional.interpolate(
+        maps[:, None].float(), (size, size), mode="bilinear", align_corners=False
+    )
+    return grown[:, 0]
+
+
+def enlarge_mask(
+    masks: Bool[Tensor, "batch row column"], size: int
+) -> Bool[Tensor, "batch size size"]:
+    """Return masks of side `size` px, each pixel as the patch it lies in."""
+    grown = functional.interpolate(masks[:, None].float(), (size, size), mode="nearest-exact")
+    return grown[:, 0] > 0
+
 
 _PICTURE_PX = 224  # side of pictures for people, unless the image is smaller
 
@@ -179,7 +250,7 @@ class FusedRun:
         settings = self.tested.settings
         return Task(
             class_names=self.tested.class_names,
-            texts=embedding.load(settings.dataset, settings.backbone, settings.descriptions),
+            texts=embedding.load_texts(settings.dataset, settings.backbone, settings.descriptions),
             seed=self._seed,
             device="cpu",
             precision="fp32",

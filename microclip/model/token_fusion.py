@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from microclip.model.attention_pooling import AttentionPooling
-from microclip.model.backbone import Backbone, ImageTokens, unit_norm
+from microclip.model.backbone import Backbone, ImageTokens, difference, unit_norm
 from microclip.model.saliency import NCutOptions, Saliency, normalized_cut
-from microclip.model.state import difference
 
 Query = Literal["ncut", "mean", "random", "cls"]
 Pooling = Literal["attention", "query-average"]

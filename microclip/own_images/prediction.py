@@ -14,9 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microclip.data.datasets import UnlabelledImages
-from microclip.data.files import image_files
+from microclip.data.files import image_files, survey
 from microclip.data.store import open_store, write_store
-from microclip.data.survey import survey
 from microclip.measure.evaluation import CONFIDENCE_SCALE, ViewReader, collect_heads
 from microclip.methods.base import Classifier
 from microclip.model.backbone import Backbone

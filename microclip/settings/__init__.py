@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from microclip.frozen import Frozen as Frozen
-from microclip.frozen import Name as Name
+from microclip.settings.base import Frozen as Frozen
+from microclip.settings.base import Name as Name
 from microclip.settings.base import SettingsError as SettingsError
 from microclip.settings.base import digest as digest
 from microclip.settings.base import known as known

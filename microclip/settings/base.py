@@ -8,13 +8,25 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from microclip import paths
-from microclip.settings_secret import SECRET
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Frozen(BaseModel):
+    """Base of all settings: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# Set from the prompts, or what would change the form of an answer or who pays for it.
+SECRET = "secret"  # type of an error whose input must not be shown
+
 
 Model = TypeVar("Model", bound=BaseModel)
 

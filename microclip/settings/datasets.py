@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from microclip.frozen import Frozen, Name
+from microclip.settings.base import Frozen, Name
 
 BadImages = Literal["error", "skip"]
 TEMPLATES = ("a photo of a {}.",)

@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from microclip.frozen import Frozen, Name
-from microclip.settings_secret import SECRET
+from microclip.settings.base import SECRET, Frozen, Name
 
 Engine = Literal["shipped", "file", "templates", "chat", "batch", "completions"]
 AnswerMode = Literal["strict", "official", "single"]

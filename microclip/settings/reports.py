@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from microclip.frozen import Frozen, Name
-from microclip.settings.base import load_named
+from microclip.settings.base import Frozen, Name, load_named
 
 Head = Literal["fused", "global", "local"]
 

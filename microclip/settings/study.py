@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from microclip import paths
-from microclip.frozen import Frozen as Frozen
-from microclip.frozen import Name as Name
+from microclip.settings.base import Frozen as Frozen
 from microclip.settings.base import Model as Model
+from microclip.settings.base import Name as Name
 from microclip.settings.base import SettingsError as SettingsError
 from microclip.settings.base import digest as digest
 from microclip.settings.base import explain as explain

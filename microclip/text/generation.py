@@ -5,21 +5,123 @@ The cache of answers is the state: what is written here follows from it and from
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
 
 from microclip import runtime
 from microclip.settings import SettingsError
-from microclip.text.answer_cache import AnswerCache, AnswerRecord
-from microclip.text.answers import AnswerError, parse
-from microclip.text.budget import Budget, Tokens, cost_usd, expected_tokens, most_tokens
-from microclip.text.llm import Caller, connect
-from microclip.text.llm_answers import Request, spent
+from microclip.settings.llms import AskSettings, DescriptionSettings
+from microclip.text.answers import (
+    AnswerCache,
+    AnswerError,
+    AnswerRecord,
+    Message,
+    parse,
+    question_key,
+)
+from microclip.text.llm import (
+    Body,
+    Budget,
+    Caller,
+    Tokens,
+    base_url_of,
+    connect,
+    cost_usd,
+    expected_tokens,
+    most_tokens,
+    service_of,
+)
 from microclip.text.llm_batch import Batches
-from microclip.text.llm_chat import Crew
-from microclip.text.orders import Order, Question, questions
-from microclip.text.prompts import fill
+from microclip.text.llm_chat import Crew, Request, spent
+from microclip.text.prompts import Prompt, PromptSet, fill, load_prompt_set, readable
+
+
+@dataclass(frozen=True)
+class Order:
+    """Classes to be described, by whom, and what stands in for a class in quarantine."""
+
+    class_names: tuple[str, ...]
+    settings: DescriptionSettings
+    dataset: str | None = None
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+
+    @property
+    def ask(self) -> AskSettings:
+        """Return how the model is asked. Raises SettingsError if the engine reads a file."""
+        if self.settings.ask is None:
+            raise SettingsError(
+                f"{self.settings.name!r} reads a file and asks no model; name another --llm"
+            )
+        return self.settings.ask
+
+    @property
+    def is_batch(self) -> bool:
+        """Return whether requests go out in files, at half price."""
+        return self.settings.engine == "batch"
+
+    def prompt_set(self) -> PromptSet:
+        """Return the prompts' set."""
+        return load_prompt_set(self.settings.prompts)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters of every request: the prompt set's, then the settings'."""
+        sampling = self.prompt_set().sampling.model_dump(exclude_none=True)
+        merged = {**sampling, **self.ask.parameters}
+        return {key: value for key, value in merged.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt about one class: what is sent, and the key of its answers."""
+
+    prompt: Prompt
+    key: str
+    body: Body
+
+
+def questions(order: Order) -> list[Question]:
+    """Return every question of an order, class by class.
+
+    Raises:
+        SettingsError: two classes that read the same, no prompts for them, no place for a domain.
+    """
+    _refuse_alike(order.class_names)
+    asked = order.prompt_set().prompts(
+        order.class_names, dataset=order.dataset, domain=order.ask.domain
+    )
+    parameters = order.parameters()
+    return [_question(order, prompt, parameters) for prompt in asked]
+
+
+def _question(order: Order, prompt: Prompt, parameters: Body) -> Question:
+    model = order.settings.model
+    body: dict[str, Any] = {"model": model}
+    if order.settings.engine == "completions":
+        text = f"{prompt.system}\n\n{prompt.text}" if prompt.system else prompt.text
+        messages: list[Message | str] = [text]
+        body["prompt"] = text
+    else:
+        messages = [Message(role="system", content=prompt.system)] if prompt.system else []
+        messages.append(Message(role="user", content=prompt.text))
+        body["messages"] = messages
+    key = question_key(service_of(order.ask), model, messages, parameters)
+    return Question(prompt, key, {**body, **parameters})
+
+
+def _refuse_alike(class_names: Sequence[str]) -> None:
+    """Raise SettingsError if two names differ only in underscores and spaces."""
+    seen: dict[str, str] = {}
+    for name in class_names:
+        other = seen.setdefault(readable(name), name)
+        if other != name:
+            raise SettingsError(
+                f"classes {other!r} and {name!r} read the same; give one of them another name"
+            )
+
 
 _SHOWN = 60  # characters of an answer or prompt in an error
 Say = Callable[[str], None]
@@ -263,3 +365,112 @@ def checked_outcome(found: Outcome, order: Order) -> Outcome:
             "--retry-quarantined, or describe them by templates with --allow-quarantined"
         )
     return found
+
+
+class LastCommand(TypedDict):
+    """What one command sent and spent, beside its estimate."""
+
+    estimated_requests: int
+    estimated_prompt_tokens: int
+    estimated_completion_tokens: int
+    estimated_cost_usd: float | None
+    requests_sent: int
+    spent_usd: float
+    faults: dict[str, int]
+
+
+class Usage(TypedDict):
+    """The usage file: what a set of descriptions took, in all and in the last command."""
+
+    descriptions: str
+    dataset: str | None
+    model: str
+    engine: str
+    prompts: str
+    service: str
+    classes: int
+    quarantined: dict[str, str]
+    answers: int
+    answers_used: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    prices: dict[str, Any] | None
+    last_command: LastCommand
+
+
+def usage_file(target: Path) -> Path:
+    """Return the file beside a descriptions file that says what it took."""
+    return target.with_suffix(".usage.json")
+
+
+def _document(order: Order, found: Outcome) -> dict[str, Any]:
+    """Return a descriptions file's content; the same answers give the same bytes."""
+    prompts = order.prompt_set()
+    days = sorted({_day(record["created"]) for record in found.used})
+    values: dict[str, Any] = {
+        "model": order.settings.model,
+        "prompts": prompts.name,
+        "date": days[-1] if days else None,
+        "dataset": order.dataset,
+        "domain": order.ask.domain,
+        "engine": order.settings.engine,
+        "service": base_url_of(order.ask),
+        "parameters": order.parameters(),
+        "questions": list(prompts.questions_of(order.dataset)),
+        "answered_by": sorted({_author(record) for record in found.used}),
+        "n_sentences": sum(map(len, found.sentences.values())),
+        "quarantined": dict(found.quarantined),
+        "descriptions": {name: list(own) for name, own in found.sentences.items()},
+    }
+    return {key: value for key, value in values.items() if value not in (None, {})}
+
+
+def _day(created: int) -> str:
+    return datetime.datetime.fromtimestamp(created, tz=datetime.UTC).date().isoformat()
+
+
+def _author(record: AnswerRecord) -> str:
+    print_ = record.get("fingerprint")
+    return f"{record['answered_by']} ({print_})" if print_ else str(record["answered_by"])
+
+
+def _usage(work: Generation, found: Outcome, before: Estimate) -> Usage:
+    """Return what descriptions took: all of it, and this command's part beside its estimate."""
+    order = work.order
+    prices = order.ask.prices
+    return {
+        "descriptions": order.settings.name,
+        "dataset": order.dataset,
+        "model": order.settings.model,
+        "engine": order.settings.engine,
+        "prompts": order.settings.prompts,
+        "service": base_url_of(order.ask),
+        "classes": len(order.class_names),
+        "quarantined": dict(found.quarantined),
+        "answers": found.n_answers,
+        "answers_used": len(found.used),
+        "prompt_tokens": found.tokens.prompt,
+        "completion_tokens": found.tokens.completion,
+        "cost_usd": None if found.cost_usd is None else round(found.cost_usd, 6),
+        "prices": None if prices is None else prices.model_dump(mode="json"),
+        "last_command": {
+            "estimated_requests": before.n_requests,
+            "estimated_prompt_tokens": before.tokens.prompt,
+            "estimated_completion_tokens": before.tokens.completion,
+            "estimated_cost_usd": before.cost_usd,
+            "requests_sent": work.done.n_sent,
+            "spent_usd": round(work.done.spent_usd, 6),
+            "faults": dict(sorted(work.done.faults.items())),
+        },
+    }
+
+
+def write_usage(target: Path, work: Generation, before: Estimate) -> None:
+    """Write what the answers that are there took, complete or not."""
+    runtime.write_json(usage_file(target), _usage(work, work.outcome(), before))
+
+
+def write_descriptions(target: Path, order: Order, found: Outcome) -> None:
+    """Write descriptions whole or not at all."""
+    runtime.write_json(target, _document(order, found))

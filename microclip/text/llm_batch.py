@@ -17,11 +17,20 @@ from openai.types import Batch
 
 from microclip import runtime
 from microclip.settings.llms import AskSettings
-from microclip.text.answer_cache import AnswerCache, AnswerRecord, BatchRecord
-from microclip.text.budget import Budget, cost_usd, expected_tokens, most_tokens
-from microclip.text.llm import Caller, Complaint, StoppedError, judge_complaint
-from microclip.text.llm_answers import (
+from microclip.text.answers import AnswerCache, AnswerRecord, BatchRecord
+from microclip.text.llm import (
+    Budget,
+    Caller,
+    Complaint,
+    StoppedError,
+    cost_usd,
+    expected_tokens,
+    judge_complaint,
+    most_tokens,
+)
+from microclip.text.llm_chat import (
     BrokenAnswerError,
+    BudgetError,
     Completion,
     Request,
     completion_of,
@@ -29,7 +38,6 @@ from microclip.text.llm_answers import (
     refused,
     spent,
 )
-from microclip.text.llm_chat import BudgetError
 
 _MARK = "microclip"  # key of a batch's metadata, by which it is found again
 _MAX_BYTES = 190_000_000  # of a file; services take 200 MB

@@ -8,24 +8,227 @@ MLflow does, a run goes on; `sync` replays what it lacks. Of the package, this m
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import os
+import re
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import yaml
 
-from microclip import paths, run_facts, runtime
-from microclip.history import read_history, write_history
-from microclip.runs import RunSettings
-from microclip.tracking_server import be_quiet, failure, shown_uri, tracking_uri
+from microclip import paths, runtime, settings
+from microclip.methods.base import settings_of
+from microclip.study import RunSettings
+
+if TYPE_CHECKING:
+    from microclip.methods.base import Tracker
 
 log = logging.getLogger(__name__)
+
+
+def write_history(folder: Path, rows: list[dict[str, float]]) -> None:
+    """Write `history.csv`, a row an epoch; the columns are those of the last row."""
+    with (
+        runtime.atomic_path(folder / paths.RUN_HISTORY) as path,
+        path.open("w", newline="", encoding="utf-8") as stream,
+    ):
+        writer = csv.DictWriter(
+            stream, fieldnames=list(rows[-1]), extrasaction="ignore", lineterminator="\n"
+        )
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of `history.csv`, none if there is no such file."""
+    path = folder / paths.RUN_HISTORY
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [
+            {key: float(value) for key, value in row.items() if value not in ("", None)}
+            for row in csv.DictReader(stream)
+        ]
+
+
+class RunClock:
+    """Seconds that a run has taken over all its processes: an interruption starts no new count."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Start this process's share of the run in `folder`; None: the run has no other share."""
+        self._started = time.perf_counter()
+        past = [] if folder is None else read_history(folder)
+        self._elapsed = {int(r["epoch"]): r.get("elapsed_s", 0.0) for r in past}
+        self._before: float | None = None
+
+    def at(self, epoch: int) -> float:
+        """Return the seconds at the end of an epoch; the first call tells where the run went on."""
+        if self._before is None:
+            self._before = self._elapsed.get(epoch - 1, 0.0)
+        return self.seconds()
+
+    def seconds(self) -> float:
+        """Return the seconds up to now."""
+        return (self._before or 0.0) + time.perf_counter() - self._started
+
+
+def epoch_line(
+    epoch: int, n_epochs: int | None, row: Mapping[str, float], shown: Mapping[str, str]
+) -> str:
+    """Return an epoch's row for people: what it has of `shown` (column: format), the time left."""
+    parts = [form.format(row[name]) for name, form in shown.items() if name in row]
+    if n_epochs and "seconds" in row:
+        parts.append(f"about {round((n_epochs - epoch) * row['seconds'])} s left")
+    total = "" if n_epochs is None else f"/{n_epochs}"
+    return f"epoch {epoch}{total}: " + ", ".join(parts)
+
+
+class Observer(Protocol):
+    """Whoever measures a method at work, with labels or without."""
+
+    @property
+    def shown(self) -> Mapping[str, str]:
+        """Return the columns that people see of an epoch, each with its format."""
+
+    def take(self, epoch: int) -> dict[str, float]:
+        """Return what was measured since the last call, by column of history."""
+
+
+class EpochReporter:
+    """A tracker that adds what an observer measured to each epoch's row, and shows it in a line."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        observer: Observer,
+        clock: RunClock,
+        *,
+        n_epochs: int | None,
+        past: Sequence[Mapping[str, float]] = (),
+    ) -> None:
+        """Pass everything on to `tracker`; `past` is what an interrupted process recorded."""
+        self._tracker, self._observer = tracker, observer
+        self._clock, self._n_epochs = clock, n_epochs
+        self._rows = {int(row["epoch"]): dict(row) for row in past}
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """Return the history, epoch by epoch."""
+        return [self._rows[epoch] for epoch in sorted(self._rows)]
+
+    def epoch(self, epoch: int, row: dict[str, float]) -> None:
+        """Record a row with what was measured; it replaces this epoch's row and all later ones."""
+        elapsed = round(self._clock.at(epoch), 3)
+        full = {**row, **self._observer.take(epoch), "elapsed_s": elapsed}
+        self._rows = {e: r for e, r in self._rows.items() if e < epoch}
+        self._rows[epoch] = {"epoch": epoch, **full}
+        self._tracker.epoch(epoch, full)
+        self._tracker.message(epoch_line(epoch, self._n_epochs, full, self._observer.shown))
+
+    def message(self, text: str) -> None:
+        """Show a line."""
+        self._tracker.message(text)
+
+
+_QUIET = {  # set before mlflow is imported, here and in the server
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_PASSWORD = re.compile(r"//[^/@\s]+@")  # in an address, also within an error's text
+
+
+def tracking_uri() -> str:
+    """Return MLFLOW_TRACKING_URI, or the SQLite file of this results folder, absolute."""
+    default = f"sqlite:///{Path(paths.TRACKING_DATABASE).resolve()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def shown_uri() -> str:
+    """Return the address without a password, as it may be printed and written."""
+    return _PASSWORD.sub("//", tracking_uri())
+
+
+def failure(error: BaseException) -> tuple[str, str]:
+    """Return the address and an error's first line, without passwords."""
+    text = _PASSWORD.sub("//", str(error)).splitlines()
+    return shown_uri(), text[0] if text else type(error).__name__
+
+
+def be_quiet() -> None:
+    """Set what MLflow reads from the environment, unless the user has set it."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def serve(port: int) -> None:
+    """Serve MLflow's pages on 127.0.0.1 until interrupted; this process becomes the server."""
+    be_quiet()
+    arguments = ["-m", "mlflow", "server", "--backend-store-uri", tracking_uri()]
+    arguments += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, *arguments])
+
+
+DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's pages show as the description
+RUN_NAME = "mlflow.runName"
+PARENT = "mlflow.parentRunId"
+TAG_LENGTH = 8000  # MLflow's limit, in characters
+
+
+def parameters(run: RunSettings) -> dict[str, str]:
+    """Return the method's resolved settings and the seed as MLflow parameters."""
+    return {key: str(value) for key, value in {**run.method, "seed": run.spec.seed}.items()}
+
+
+def changed(run: RunSettings) -> dict[str, Any]:
+    """Return the settings that differ from those of `config/methods/<method>.yaml`."""
+    method = run.spec.method
+    declared = settings.load_method_file(method).settings
+    where = f"config/methods/{method}.yaml"
+    usual = settings.validated(settings_of(method), declared, where).model_dump(mode="json")
+    return {key: value for key, value in run.method.items() if usual.get(key) != value}
+
+
+def tags(run: RunSettings) -> dict[str, str]:
+    """Return the run's six names, what names its settings and data, and the code's version."""
+    return {
+        RUN_NAME: run.spec.name,
+        "kind": "run",
+        **{name: str(value) for name, value in asdict(run.spec).items()},
+        "changed": _listed(changed(run)) or "nothing",
+        "precision": run.precision,
+        "data": json.dumps(run.dataset.source.model_dump(mode="json")),
+        "job_key": run.digest(),
+        "mlflow.source.git.commit": str(runtime.record()["commit"]),
+        DESCRIPTION: description(run),
+    }
+
+
+def description(run: RunSettings) -> str:
+    """Return a line of Markdown that says what the run is."""
+    spec = run.spec
+    other = _listed(changed(run))
+    return (
+        f"**{settings.load_method_file(spec.method).title}**, variant `{spec.variant}`, on "
+        f"`{spec.dataset}`, seed {spec.seed}. "
+        + (f"Other than `config/methods/{spec.method}.yaml`: {other}." if other else "As declared.")
+    )
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(values.items()))
+
 
 _FILES = (
     paths.RUN_SETTINGS,
@@ -132,7 +335,7 @@ class Mirror:
             else:
                 self._mlflow.delete_run(run.info.run_id)
         if self.run_id is None:
-            created = self._mlflow.create_run(where, tags=run_facts.tags(self._settings))
+            created = self._mlflow.create_run(where, tags=tags(self._settings))
             self.run_id = created.info.run_id
             self._log_settings()
             self._log_dataset()
@@ -143,7 +346,7 @@ class Mirror:
     def _log_settings(self) -> None:
         from mlflow.entities import Param
 
-        params = [Param(key, value) for key, value in run_facts.parameters(self._settings).items()]
+        params = [Param(key, value) for key, value in parameters(self._settings).items()]
         self._mlflow.log_batch(self.run_id, params=params)
 
     def _log_dataset(self) -> None:

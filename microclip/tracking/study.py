@@ -7,22 +7,296 @@ so that doing it twice doubles nothing. With `tracking`, the only module that im
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from microclip import paths, runtime, study_cards
-from microclip.run_facts import DESCRIPTION, PARENT, RUN_NAME
-from microclip.runs import Plan, RunSpec
-from microclip.study_cards import Card, Mirrored
+from microclip import paths, runtime, settings
+from microclip.settings import digest, reports
+from microclip.settings.reports import SweepPlot
+from microclip.study import SPEC, Plan, RunSpec
 from microclip.tracking import run as tracking
-from microclip.tracking_server import failure, shown_uri
+from microclip.tracking.run import (
+    DESCRIPTION,
+    PARENT,
+    RUN_NAME,
+    TAG_LENGTH,
+    failure,
+    read_history,
+    shown_uri,
+)
+
+if TYPE_CHECKING:
+    from microclip.text.generation import Usage
 
 log = logging.getLogger(__name__)
+
+_CURVES = ("top1_pct", "top1_global_pct", "top1_local_pct")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A run that summarises others.
+
+    Attributes:
+        metrics: (name, value, step).
+        files: (file, folder among the artifacts).
+        note: Markdown; `{run}` stands for the run's own id.
+    """
+
+    name: str
+    kind: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: tuple[tuple[str, float, int], ...]
+    note: str
+    files: tuple[tuple[Path, str], ...] = ()
+
+    def digest(self) -> str:
+        """Return what names all that the card shows, the content of its files included."""
+        sums = [(str(path), folder, runtime.sha256(path)) for path, folder in self.files]
+        return settings.digest([self.params, self.tags, self.metrics, self.note, sums])
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A figure's curve on one dataset with one seed: a run for each value."""
+
+    name: str
+    figure: str
+    plot: SweepPlot
+    points: tuple[tuple[float, RunSpec], ...]
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """What the cards are made of beside files: which runs MLflow holds, by name.
+
+    Attributes:
+        ids: MLflow's id of each complete run that has today's settings.
+        homes: the experiment that each of them lies in.
+    """
+
+    ids: Mapping[str, str] = field(default_factory=dict)
+    homes: Mapping[str, str] = field(default_factory=dict)
+
+    def link(self, name: str, text: str) -> str:
+        """Return a Markdown link to a run's page, or the text alone if MLflow lacks the run."""
+        if name not in self.ids:
+            return text
+        return f"[{text}]({address(self.homes[name], self.ids[name])})"
+
+
+def address(experiment: str, run_id: str) -> str:
+    """Return the address of a run's page within MLflow's, which then speaks of training."""
+    return f"#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
+
+
+def read_scores(plan: Plan) -> dict[str, dict[str, str]]:
+    """Return the rows of `scores.csv` by run name.
+
+    Raises: MissingDataError if the study has no scores.
+    """
+    path = Path(paths.STUDY_SCORES.format(study=plan.study))
+    if not path.is_file():
+        raise runtime.MissingDataError(f"{path} does not exist; run `make run` or `snakemake`")
+    with path.open(newline="", encoding="utf-8") as stream:
+        return {RunSpec.of(row).name: row for row in csv.DictReader(stream)}
+
+
+def sweeps(plan: Plan) -> list[Sweep]:
+    """Return the sweeps of a study with their planned points: one a figure, dataset and seed.
+
+    Where a figure has several backbones or authors of descriptions, one for each of them too.
+    """
+    planned = {run.name for run in plan.runs}
+    found = []
+    for figure, part in plan.figures.items():
+        plot = reports.load_figure(figure).plot
+        if not isinstance(plot, SweepPlot):
+            continue
+        is_plain = len(part.backbones) == len(part.descriptions) == 1
+        for dataset, backbone, author, seed in itertools.product(
+            part.datasets, part.backbones, part.descriptions, part.seeds
+        ):
+            specs = [
+                (
+                    point.value,
+                    RunSpec(dataset, backbone, author, plot.method, point.variant, seed),
+                )
+                for point in part.points
+                if point.dataset == dataset
+            ]
+            points = tuple((value, spec) for value, spec in specs if spec.name in planned)
+            place = dataset if is_plain else f"{dataset}/{backbone}/{author}"
+            if points:
+                name = f"sweep/{figure}/{place}/seed-{seed}"
+                found.append(Sweep(name, figure, plot, points))
+    return found
+
+
+def parents(found: list[Sweep]) -> dict[str, str]:
+    """Return the sweep that each run lies under, by the run's name."""
+    uses = defaultdict(list)
+    for sweep in found:
+        for _, spec in sweep.points:
+            if spec.variant != "default":
+                uses[spec.name].append(sweep.name)
+    return {run: names[0] for run, names in uses.items() if len(names) == 1}
+
+
+def sweep_card(sweep: Sweep, scores: Mapping[str, Mapping[str, str]], mirrored: Mirrored) -> Card:
+    """Return the card of a sweep: the points that have scores."""
+    done = [(value, spec) for value, spec in sweep.points if spec.name in scores]
+    first, plot = sweep.points[0][1], sweep.plot
+    metrics: list[tuple[str, float, int]] = []
+    rows = [f"| {plot.setting} | accuracy, % | seconds | run |", "| ---: | ---: | ---: | --- |"]
+    for step, (value, spec) in enumerate(done):
+        numbers = _numbers(spec, scores[spec.name])
+        metrics += [(name, number, step) for name, number in numbers.items()]
+        metrics.append(("setting_value", float(value), step))
+        cells = (numbers["sweep/top1_pct"], numbers["sweep/total_seconds"])
+        link = mirrored.link(spec.name, spec.variant)
+        rows.append(f"| {value:g} | {cells[0]:.2f} | {cells[1]:.0f} | {link} |")
+    place = f"`{first.dataset}`, seed {first.seed}"
+    title = reports.load_figure(sweep.figure).title
+    ids = {f"{value:g}": mirrored.ids[s.name] for value, s in done if s.name in mirrored.ids}
+    return Card(
+        name=sweep.name,
+        kind="sweep",
+        params={
+            "figure": sweep.figure,
+            "setting": plot.setting,
+            "values": ", ".join(f"{value:g}" for value, _ in done),
+            "seed": str(first.seed),
+        },
+        tags={
+            **{key: str(getattr(first, key)) for key in SPEC if key != "variant"},
+            "points": json.dumps(ids),
+        },
+        metrics=tuple(metrics),
+        note=_cut([f"**{title}**: {plot.setting} of {first.method} on {place}.", "", *rows]),
+    )
+
+
+def _numbers(spec: RunSpec, row: Mapping[str, str]) -> dict[str, float]:
+    """Return a point's numbers; the prefix keeps a sweep out of the columns of its runs."""
+    numbers = {key: float(row[key]) for key in _CURVES if row.get(key)}
+    numbers["total_seconds"] = float(row["seconds"])
+    held = [line.get("peak_memory_mib", 0.0) for line in read_history(spec.folder)]
+    if max(held, default=0.0):
+        numbers["peak_memory_mib"] = max(held)
+    return {f"sweep/{key}": value for key, value in numbers.items()}
+
+
+def study_card(plan: Plan, scores: Mapping[str, Mapping[str, str]], mirrored: Mirrored) -> Card:
+    """Return the card of the study; `mirrored` holds the sweeps beside the runs."""
+    study = plan.study
+    done = [scores[run.name] for run in plan.runs if run.name in scores]
+    listed = {
+        key: ", ".join(dict.fromkeys(str(row[key]) for row in done))
+        for key in ("dataset", "backbone", "descriptions", "method", "seed")
+    }
+    numbers = {
+        "n_runs": float(len(done)),
+        "n_holes": float(len(plan.holes)),
+        "total_seconds": sum(float(row["seconds"]) for row in done),
+        **{f"tolerance_pct/{t}": reports.load_table(t).tolerance_pct for t in plan.tables},
+        **mean_accuracies(done),
+        **_verdicts(study),
+    }
+    return Card(
+        name=f"study/{study}",
+        kind="study",
+        params={"study": study, "title": plan.title, **listed},
+        tags={},
+        metrics=tuple((name, value, 0) for name, value in numbers.items()),
+        note=_study_note(plan, len(done), mirrored),
+        files=tuple(_files(plan)),
+    )
+
+
+def mean_accuracies(rows: list[Mapping[str, str]]) -> dict[str, float]:
+    """Return each method's accuracy with its default settings, in percent, as a metric.
+
+    It is the mean over datasets of the mean over seeds, over the datasets that all methods have,
+    so that the methods can be compared. Several backbones or descriptions are named apart.
+    """
+    plain = [row for row in rows if row["variant"] == "default"]
+    towers = {(row["backbone"], row["descriptions"]) for row in plain}
+    found = {}
+    for tower in sorted(towers):
+        cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for row in plain:
+            if (row["backbone"], row["descriptions"]) == tower:
+                cells[row["method"]][row["dataset"]].append(float(row["top1_pct"]))
+        common = set.intersection(*map(set, cells.values()))
+        place = "" if len(towers) == 1 else "/".join(tower) + "/"
+        for method, by_dataset in cells.items():
+            means = [sum(v) / len(v) for name, v in by_dataset.items() if name in common]
+            if means:
+                found[f"mean_top1_pct/{place}{method}"] = sum(means) / len(means)
+    return found
+
+
+def _verdicts(study: str) -> dict[str, float]:
+    path = Path(paths.LEDGER.format(study=study, format="csv"))
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as stream:
+        counts = Counter(row["verdict"] for row in csv.DictReader(stream) if row.get("verdict"))
+    return {f"ledger/{verdict}": float(n) for verdict, n in sorted(counts.items())}
+
+
+def _files(plan: Plan) -> Iterator[tuple[Path, str]]:
+    """Yield the study's files that are there, each with its folder among the artifacts."""
+    study = plan.study
+    wanted = [(paths.STUDY_PLAN, ""), (paths.STUDY_SCORES, ""), (paths.PAGE, "")]
+    wanted += [(paths.LEDGER.replace("{format}", kind), "") for kind in ("csv", "md")]
+    wanted.append((paths.ALL_TABLES, "tables"))
+    for table, kind in itertools.product(plan.tables, ("csv", "md", "tex")):
+        wanted.append((paths.TABLE.format(study=study, table=table, format=kind), "tables"))
+    for figure, kind in itertools.product(plan.figures, ("png", "pdf", "csv")):
+        wanted.append((paths.FIGURE.format(study=study, figure=figure, format=kind), "figures"))
+    for pattern, folder in wanted:
+        path = Path(pattern.format(study=study))
+        if path.is_file():
+            yield path, folder
+
+
+def _study_note(plan: Plan, n_runs: int, mirrored: Mirrored) -> str:
+    """Return the story of a study: its first table, its sweeps, its figures."""
+    study = plan.study
+    lines = [f"**{plan.title or study}**: {n_runs} runs, {len(plan.holes)} holes.", ""]
+    for table in list(plan.tables)[:1]:
+        path = Path(paths.TABLE.format(study=study, table=table, format="md"))
+        lines += path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines += ["", "All tables, figures, the ledger and `index.html` are under *Artifacts*.", ""]
+    lines += [f"- {mirrored.link(sweep.name, sweep.name)}" for sweep in sweeps(plan)]
+    for figure in plan.figures:
+        if Path(paths.FIGURE.format(study=study, figure=figure, format="png")).is_file():
+            shown = reports.load_figure(figure)
+            picture = f"get-artifact?path=figures%2F{figure}.png&run_uuid={{run}}"
+            lines += ["", f"**{shown.title}.** {shown.caption}", ""]
+            lines += [f"![{shown.title}]({picture})"]
+    return _cut(lines)
+
+
+def _cut(lines: list[str]) -> str:
+    """Return lines as one text within MLflow's limit; what does not fit is said to be cut."""
+    room = TAG_LENGTH - 100
+    lengths = itertools.accumulate(len(line) + 1 for line in lines)
+    kept = lines[: sum(length <= room for length in lengths)]
+    tail = [] if len(kept) == len(lines) else ["", "(cut; the rest is among the artifacts)"]
+    return "\n".join([*kept, *tail])
+
 
 _CONTENT = "content"  # tag: the card's digest
 _KINDS = ("study", "sweep")
@@ -36,7 +310,7 @@ def mirror(plan: Plan) -> bool:
 
     Raises: MissingDataError if the study has no scores.
     """
-    scores = study_cards.read_scores(plan)
+    scores = read_scores(plan)
     target = Path(paths.STUDY_MIRRORED.format(study=plan.study))
     record: dict[str, Any] = {"uri": shown_uri(), "study": None, "sweeps": {}, "missing": []}
     try:
@@ -67,7 +341,7 @@ def sync(results: Path) -> tuple[int, int]:
 
 
 def _names(plan: Plan) -> list[str]:
-    return [f"study/{plan.study}", *(sweep.name for sweep in study_cards.sweeps(plan))]
+    return [f"study/{plan.study}", *(sweep.name for sweep in sweeps(plan))]
 
 
 class _Shown:
@@ -102,16 +376,16 @@ class _Shown:
             {name: run.info.run_id for name, run in self._runs.items()},
             {name: run.info.experiment_id for name, run in self._runs.items()},
         )
-        planned = study_cards.sweeps(self._plan)
+        planned = sweeps(self._plan)
         for sweep in planned:
-            self.sweeps[sweep.name] = self._put(study_cards.sweep_card(sweep, self._scores, known))
-        self._place(study_cards.parents(planned))
+            self.sweeps[sweep.name] = self._put(sweep_card(sweep, self._scores, known))
+        self._place(parents(planned))
         found = replace(
             known,
             ids={**known.ids, **self.sweeps},
             homes={**known.homes, **dict.fromkeys(self.sweeps, self._experiment)},
         )
-        study = self._put(study_cards.study_card(self._plan, self._scores, found))
+        study = self._put(study_card(self._plan, self._scores, found))
         self._introduce(study)
         kept = {study, *self.sweeps.values()}
         for run in self._cards:
@@ -121,7 +395,7 @@ class _Shown:
 
     def _introduce(self, study: str) -> None:
         """Lead from the experiment's page to the study's run, unless people wrote there."""
-        link = study_cards.address(self._experiment, study)
+        link = address(self._experiment, study)
         text = f"Tables, figures and ledger: [study/{self._plan.study}]({link})"
         now = self._mlflow.get_experiment(self._experiment).tags.get(DESCRIPTION, "")
         if now != text and (not now or f"[study/{self._plan.study}]" in now):
@@ -181,3 +455,74 @@ class _Shown:
                 self._mlflow.set_tag(run_id, PARENT, wanted[run_id])
             elif run_id not in wanted and now in cards:
                 self._mlflow.delete_tag(run_id, PARENT)
+
+
+DESCRIPTIONS = "descriptions"  # the experiment
+_USAGE = ".usage.json"
+
+
+def mirror_usage(usage_file: Path) -> bool:
+    """Show a usage file and its descriptions in MLflow; return whether that was done.
+
+    MLflow out of reach is no error: `microclip sync` shows it later.
+    """
+    usage: Usage = json.loads(usage_file.read_text(encoding="utf-8"))
+    marker = usage_file.with_name(usage_file.name.removesuffix(_USAGE) + ".mirrored.json")
+    shown = {"uri": shown_uri(), "digest": digest(usage)}
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == shown:
+        return True
+    try:
+        _show_usage(usage_file, usage)
+    except Exception as error:  # noqa: BLE001  whatever the store raises, the files are there
+        log.warning("MLflow at %s: %s; `microclip sync` shows the costs later", *failure(error))
+        return False
+    runtime.write_json(marker, shown)
+    return True
+
+
+def _show_usage(usage_file: Path, usage: Usage) -> None:
+    client = tracking.connect()
+    where = tracking.experiment(client, DESCRIPTIONS)
+    stem = usage_file.name.removesuffix(_USAGE)
+    name = f"{usage['descriptions']}/{usage['dataset'] or stem}".replace("'", "")
+    for old in client.search_runs([where], f"tags.`mlflow.runName` = '{name}'"):
+        client.delete_run(old.info.run_id)
+    run = client.create_run(where, run_name=name, tags={"kind": "descriptions"}).info.run_id
+    client.log_param(run, "model", usage["model"])
+    client.log_param(run, "engine", usage["engine"])
+    client.log_param(run, "prompts", usage["prompts"])
+    client.log_param(run, "service", usage["service"])
+    for key, value in _usage_metrics(usage).items():
+        if value is not None:
+            client.log_metric(run, key, float(value))
+    for file in (usage_file, usage_file.with_name(f"{stem}.json")):
+        if file.is_file():
+            client.log_artifact(run, str(file))
+    client.set_terminated(run, "FINISHED")
+
+
+def _usage_metrics(usage: Usage) -> Mapping[str, float | None]:
+    """Return the numbers of a usage file by the names that MLflow shows."""
+    last = usage["last_command"]
+    return {
+        "classes": usage["classes"],
+        "answers": usage["answers"],
+        "answers_used": usage["answers_used"],
+        "prompt_tokens": usage["prompt_tokens"],
+        "completion_tokens": usage["completion_tokens"],
+        "cost_usd": usage["cost_usd"],
+        "quarantined": len(usage["quarantined"]),
+        "estimated_requests": last["estimated_requests"],
+        "estimated_prompt_tokens": last["estimated_prompt_tokens"],
+        "estimated_completion_tokens": last["estimated_completion_tokens"],
+        "estimated_cost_usd": last["estimated_cost_usd"],
+        "requests_sent": last["requests_sent"],
+        "spent_usd": last["spent_usd"],
+        **{f"faults.{name.replace(' ', '-')}": n for name, n in last["faults"].items()},
+    }
+
+
+def sync_usage(results: Path) -> tuple[int, int]:
+    """Show what MLflow lacks of all usage files; return (files, files that could not be shown)."""
+    files = sorted(results.glob(f"descriptions/*/*{_USAGE}"))
+    return len(files), sum(not mirror_usage(file) for file in files)

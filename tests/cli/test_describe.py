@@ -156,7 +156,7 @@ def test_a_class_in_quarantine_is_named_and_can_be_tried_again(
 def test_a_dataset_asks_for_a_new_class_alone(
     server: Server, own_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microclip.description_tracking.mirror_usage", lambda file: True)
+    monkeypatch.setattr("microclip.tracking.study.mirror_usage", lambda file: True)
     asked_project(own_project, server.url)
     command = ["describe", "shapes", "--descriptions", "asked"]
     assert main.main(command) == 0

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from microclip import cli, interruption, runtime
+from microclip import cli, processes, runtime
 from microclip.cli import main
 from microclip.settings import SettingsError
 from tests.fixtures.project import CLASSES, SENTENCES, draw, prepare, settings_of
@@ -71,7 +71,7 @@ def test_every_command_that_a_message_names_exists() -> None:
         (runtime.VerificationError("x"), 6),
         (RuntimeError("x"), 1),
         (KeyboardInterrupt(), 130),
-        (interruption.Terminated(), 143),
+        (processes.Terminated(), 143),
     ],
 )
 def test_each_kind_of_error_has_its_exit_code_and_one_line(

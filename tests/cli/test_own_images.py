@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save, save_file
 
 import microclip
 from microclip.cli import main
-from microclip.safe_files import refuse_pickle
+from microclip.runtime import refuse_pickle
 from microclip.settings import SettingsError
 from tests.fixtures.project import CLASSES
 

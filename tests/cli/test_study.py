@@ -10,12 +10,11 @@ from PIL import Image
 
 from microclip import study
 from microclip.cli import main
-from microclip.measure import figures
-from microclip.measure.curve_numbers import Results
-from microclip.measure.curves import draw_sweep
-from microclip.runs import Plan
+from microclip.cli import study as figures
+from microclip.measure.curves import Results, draw_sweep
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError, reports
+from microclip.study import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 CURVES = ("figure3", "figure5", "figure6", "figure6a", "figure6b", "figure8")
@@ -52,7 +51,7 @@ def test_a_figure_is_saved_in_the_study_with_its_numbers() -> None:
     plan = planned()
     write_scores(plan, variants=("default", "gamma-0"))
     figure = reports.load_figure("figure5")
-    assert figures.write(figure, plan) == Path("results/s/figures/figure5")
+    assert figures.write_figure(figure, plan) == Path("results/s/figures/figure5")
     drawn = draw_sweep("figure5", figure.plot, plan.figures["figure5"], Results.of(plan))
     saved = pd.read_csv("results/s/figures/figure5.csv")
     assert saved.columns.tolist() == drawn.numbers.columns.tolist()
@@ -70,9 +69,9 @@ def test_a_figure_is_the_same_bytes_each_time() -> None:
     plan = planned(seeds=[0, 1])
     write_scores(plan, variants=("default", "gamma-0"))
     files = [Path(f"results/s/figures/figure5.{kind}") for kind in ("png", "pdf", "csv")]
-    figures.write(reports.load_figure("figure5"), plan)
+    figures.write_figure(reports.load_figure("figure5"), plan)
     first = [file.read_bytes() for file in files]
-    figures.write(reports.load_figure("figure5"), plan)
+    figures.write_figure(reports.load_figure("figure5"), plan)
     assert [file.read_bytes() for file in files] == first
 
 
@@ -80,7 +79,7 @@ def test_a_figure_is_the_same_bytes_each_time() -> None:
 def test_a_study_without_runs_still_has_its_figures(name: str) -> None:
     plan = planned()
     write_scores(plan, variants=())
-    figures.write(reports.load_figure(name), plan)
+    figures.write_figure(reports.load_figure(name), plan)
     saved = pd.read_csv(f"results/s/figures/{name}.csv")
     assert set(saved["kind"]) == {"missing"}
     assert set(saved["note"]) == {"not in scores.csv"}
@@ -89,19 +88,19 @@ def test_a_study_without_runs_still_has_its_figures(name: str) -> None:
 def test_the_paper_s_point_is_shown_where_nothing_could_run() -> None:
     plan = planned(datasets=["dtd"])
     write_scores(plan, variants=())
-    figures.write(reports.load_figure("figure6a"), plan)
+    figures.write_figure(reports.load_figure("figure6a"), plan)
     saved = pd.read_csv("results/s/figures/figure6a.csv").query("kind == 'published'")
     assert saved[["n_crops", "value"]].to_numpy().tolist() == [[8, 60.0], [16, 60.11]]
 
 
 def test_a_figure_that_the_study_does_not_list_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"study s lists no figure 'figure9'; listed: figure3"):
-        figures.write(reports.load_figure("figure9"), planned())
+        figures.write_figure(reports.load_figure("figure9"), planned())
 
 
 def test_without_scores_the_message_says_what_to_run() -> None:
     with pytest.raises(MissingDataError, match=r"results/s/scores\.csv is not there; run"):
-        figures.write(reports.load_figure("figure5"), planned())
+        figures.write_figure(reports.load_figure("figure5"), planned())
 
 
 def test_the_verb_plots_a_figure(capsys: pytest.CaptureFixture[str]) -> None:

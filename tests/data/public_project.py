@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from microclip import settings
-from microclip.data import datasets, issuing, store
+from microclip.data import datasets, passport, store
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIES = tuple(  # of which there is a fixture named as the file of config/datasets
@@ -42,4 +42,4 @@ def bring(name: str) -> Path:
     declared = settings.load_dataset(name)
     datasets.fetch(declared)
     store.build(name)
-    return issuing.issue(declared)
+    return passport.issue(declared)

@@ -13,7 +13,7 @@ import yaml
 
 from microclip import settings
 from microclip.data.public import sources
-from microclip.data.public_unmerged import read_public
+from microclip.data.public.splits import read_public
 from tests.data.downloadable import archive_of
 from tests.data.public_project import COPIES, ROOT, copy_of
 from tests.file_server import FileServer, serving

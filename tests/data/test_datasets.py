@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from microclip.data import datasets, issuing, store
+from microclip.data import datasets, passport, store
 from microclip.data.datasets import UnlabelledImages, k_shot
 from microclip.data.files import image_files
-from microclip.data.folder_layout import label_of_folder
 from microclip.data.manifest import UNKNOWN, read_manifest
+from microclip.data.vocabulary import label_of_folder
 from microclip.runtime import MissingDataError
 from microclip.settings import DatasetSettings, FolderSource, SettingsError, load_dataset
 from tests.fixtures.project import CLASSES, N_TEST, N_TRAIN
@@ -22,7 +22,7 @@ def test_a_folder_becomes_two_splits_with_labels() -> None:
     dataset = load_dataset("shapes")
     datasets.fetch(dataset)
     store.build("shapes")
-    issuing.issue(dataset)
+    passport.issue(dataset)
     splits = datasets.load(dataset)
     assert len(splits["train"]) == N_TRAIN * len(CLASSES)
     assert len(splits["test"]) == N_TEST * len(CLASSES)
@@ -44,7 +44,7 @@ def test_the_store_holds_neither_labels_nor_names() -> None:
     folder = store.build("shapes").parent
     written = b"".join((folder / name).read_bytes() for name in ("store.json", "index.npy"))
     assert not any(name.encode() in written for name in CLASSES)
-    issuing.issue(dataset)
+    passport.issue(dataset)
     images = datasets.load(dataset)["train"].images
     assert "label" not in " ".join(vars(images._store))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from microclip.data import datasets, issuing, store
-from microclip.data.folders import folder_rows
+from microclip.data import datasets, passport, store
+from microclip.data.datasets import folder_rows
 from microclip.data.manifest import UNKNOWN, read_manifest
 from microclip.data.vocabulary import load_vocabulary
 from microclip.settings import DatasetSettings, FolderSource, SettingsError
@@ -118,7 +118,7 @@ def test_a_list_of_labels_says_what_is_tested_and_the_rest_has_no_label(tmp_path
     assert found["test"] == [("any/1.png", 0), ("any/3.png", 0), ("other/deep/0.png", 1)]
     assert [label for _, label in found["train"]] == [UNKNOWN] * 5
     store.build("own", "error")
-    issuing.issue(dataset)
+    passport.issue(dataset)
     manifest = read_manifest("own")
     assert [
         n for n, s in zip(manifest.class_names, manifest.splits, strict=True) if s == "train"
@@ -285,7 +285,7 @@ def test_b10_links_stop_a_dataset_unless_they_are_skipped(birds: Path) -> None:
     said = Path("results/data/own/bad_files.csv").read_text().splitlines()
     assert [line.rsplit(",", 1)[1] for line in said] == ["step", "fetch", "decode"]
     store.build("own", "skip")
-    issuing.issue(skipping)
+    passport.issue(skipping)
     assert Path("results/data/own/bad_files.csv").read_text().splitlines() == said
     assert len(datasets.load(skipping)["train"]) + len(datasets.load(skipping)["test"]) == 16
 
@@ -302,7 +302,7 @@ def test_b6_fewer_images_than_a_batch_or_than_classes_can_be_used(
     dataset = own(folder)
     datasets.fetch(dataset)
     store.build("own", "error")
-    issuing.issue(dataset)
+    passport.issue(dataset)
     images = datasets.load(dataset)["train"].images
     recipe = ViewRecipe(seed=0, size=32, mean=(0, 0, 0), std=(1, 1, 1))
     views = TrainingViews(images, recipe, batch_size=64)
@@ -323,7 +323,7 @@ def test_b5_class_names_are_data_and_never_paths(tmp_path: Path) -> None:
     dataset = own(folder, classes="names.txt", labels="labels.csv")
     datasets.fetch(dataset)
     store.build("own", "error")
-    issuing.issue(dataset)
+    passport.issue(dataset)
     splits = datasets.load(dataset)
     assert splits["test"].labels.tolist() == list(range(len(names)))
     manifest = read_manifest("own")

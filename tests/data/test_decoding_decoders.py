@@ -11,8 +11,14 @@ import numpy as np
 import psutil
 import pytest
 
-from microclip.data.decoders import FILES_A_PROCESS, _Decoder, decode_all, n_processes_for
-from microclip.data.decoding import Decoded, UnreadableError
+from microclip.data.decoding import (
+    FILES_A_PROCESS,
+    Decoded,
+    UnreadableError,
+    _Decoder,
+    decode_all,
+    n_processes_for,
+)
 from microclip.runtime import MissingDataError, ResourceError
 from tests.data import odd_files
 from tests.data.odd_files import picture
@@ -118,7 +124,7 @@ def test_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from microclip.data.decoders import decode_all\n"
+        "from microclip.data.decoding import decode_all\n"
         "files = sorted(Path('images').glob('*.png'))\n"
         "results = decode_all(files, n_processes=2)\n"
         "next(results)\n"
@@ -144,7 +150,7 @@ def test_a_users_script_is_not_run_again_and_his_modules_are_not_taken(tmp_path:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "script.py").write_text(
         "from pathlib import Path\n"
-        "from microclip.data.decoders import decode_all\n"
+        "from microclip.data.decoding import decode_all\n"
         "files = sorted(Path('images').glob('*.png'))\n"
         "print(len(list(decode_all(files, n_processes=2))))\n"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from microclip.data.extracted import image_suffix, images_written, png_bytes
+from microclip.data.layouts.base import image_suffix, images_written, png_bytes
 from tests.data.layouts import pictures
 
 
@@ -51,7 +51,7 @@ def test_hidden_and_empty_files_count_as_not_there(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_is_named_and_leaves_no_half_file(tmp_path: Path) -> None:
     """A real process whose files may not be longer than a kilobyte."""
     code = (
-        "import pathlib, resource; from microclip.data.extracted import write_image\n"
+        "import pathlib, resource; from microclip.data.layouts.base import write_image\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
         f"write_image(pathlib.Path({str(tmp_path)!r}) / 'a.png', b'x' * 4096)\n"
     )

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from microclip.data.bad_files import BadFile, write_bad_files
-from microclip.data.files import image_files, walk
-from microclip.data.survey import Survey, survey
+from microclip.data.files import BadFile, Survey, image_files, survey, walk, write_bad_files
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError
 from tests.data import odd_files

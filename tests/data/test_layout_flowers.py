@@ -13,7 +13,7 @@ from microclip import runtime, settings
 from microclip.data.layouts import flowers
 from microclip.data.vocabulary import load_vocabulary
 from microclip.settings import SettingsError
-from microclip.text.class_keys import letters
+from microclip.text.prompts import letters
 from tests.data.layouts import flowers as copy
 
 

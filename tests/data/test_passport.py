@@ -11,7 +11,7 @@ from PIL import Image
 
 from microclip import paths, settings
 from microclip.cli import main
-from microclip.data import datasets, issuing, passport, store
+from microclip.data import datasets, passport, store
 from microclip.data.manifest import PublicFiles, manifest_sha256, read_manifest
 from microclip.runtime import MissingDataError, VerificationError
 from microclip.settings import SettingsError, study
@@ -59,7 +59,7 @@ def test_a_check_reads_only_and_names_the_command_that_issues_a_passport() -> No
         with pytest.raises(MissingDataError, match=r"run `microclip store-images shapes`"):
             use(shapes())
     assert passport.read("shapes") is None
-    issuing.issue(shapes())
+    passport.issue(shapes())
     assert passport.check(shapes()) == passport.read("shapes")
 
 
@@ -136,7 +136,7 @@ def test_the_environment_allows_overlap_in_a_workflow(
     own_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     share(own_project, 1)
-    monkeypatch.setenv(issuing.ALLOW_OVERLAP, "1")
+    monkeypatch.setenv(passport.ALLOW_OVERLAP, "1")
     assert stored().is_transductive
 
 
@@ -182,7 +182,7 @@ def test_another_split_than_the_passport_s_is_refused(own_project: Path) -> None
     with pytest.raises(SettingsError, match=r"is of split 'paper', .* says 'official'; run"):
         passport.check(declared)
     with pytest.raises(SettingsError, match=r"origin\.json is of split 'paper'"):
-        issuing.issue(declared)
+        passport.issue(declared)
 
 
 @pytest.mark.usefixtures("textures")
@@ -190,7 +190,7 @@ def test_a_public_dataset_without_its_origin_is_fetched_again() -> None:
     public_project.bring("dtd")
     Path(paths.ORIGIN.format(dataset="dtd")).unlink()
     with pytest.raises(MissingDataError, match="run `microclip fetch-dataset dtd`"):
-        issuing.issue(settings.load_dataset("dtd"))
+        passport.issue(settings.load_dataset("dtd"))
 
 
 def test_a_published_split_with_more_than_a_hundredth_shared_is_stopped(textures: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_published_split_with_more_than_a_hundredth_shared_is_stopped(textures
     datasets.fetch(settings.load_dataset("dtd"))
     store.build("dtd")
     with pytest.raises(VerificationError, match=r"1 of 9 test images .*; 11\.1 % is more than"):
-        issuing.issue(settings.load_dataset("dtd"))
+        passport.issue(settings.load_dataset("dtd"))
 
 
 def test_fewer_shared_images_and_those_that_the_card_allows_are_told(
@@ -256,7 +256,7 @@ def test_images_without_a_label_are_counted(own_project: Path) -> None:
     MANIFEST.write_text(MANIFEST.read_text().replace(",0,red_disc,", ",-1,,", 2))
     Path(paths.ORIGIN.format(dataset="shapes")).unlink()
     store.build("shapes")
-    issuing.issue(shapes())
+    passport.issue(shapes())
     found = passport.check(shapes())
     assert (found.train, found.unlabelled) == (15, 2)
     assert found.smallest_class == passport.ClassSize(name="red_disc", train=3, test=4)

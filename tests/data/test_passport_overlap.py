@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from microclip.data import overlap
-from microclip.data.overlap import Means, Shared, by_bytes, by_picture, difference_hashes, near
+from microclip.data import passport
+from microclip.data.passport import Means, Shared, by_bytes, by_picture, difference_hashes, near
 from microclip.data.store import ImageStore, open_store, write_store
 from tests.data.layouts import pictures
 
@@ -69,8 +69,8 @@ def test_parts_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> Non
     train = np.concatenate([noise(30, 1), test[::3], FLAT])
     whole = near(train, test)
     assert len(whole) == 14
-    monkeypatch.setattr(overlap, "_PAIRS", 100)
-    monkeypatch.setattr(overlap, "_CONFIRMED", 1)
+    monkeypatch.setattr(passport, "_PAIRS", 100)
+    monkeypatch.setattr(passport, "_CONFIRMED", 1)
     assert near(train, test) == whole
 
 
@@ -79,7 +79,7 @@ def test_a_picture_matches_itself_at_another_size_and_quality(tmp_path: Path) ->
     smaller = [image.resize((40, 32), Image.Resampling.BICUBIC) for image in images[:3]]
     train = saved(tmp_path / "train", images)
     test = saved(tmp_path / "test", smaller, ".jpg")
-    found = near(overlap.means(train, range(6)), overlap.means(test, range(3)))
+    found = near(passport.means(train, range(6)), passport.means(test, range(3)))
     assert found == Shared(test=(0, 1, 2), train=(0, 1, 2), n_train=3)
     assert by_picture(train, (0, 1, 2), (3, 4, 5)) == Shared()
     assert by_picture(train, (0, 1, 2), (2, 3)) == Shared(test=(0,), train=(2,), n_train=1)

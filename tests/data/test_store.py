@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from microclip.data import datasets, issuing, store
-from microclip.data.decoders import FILES_A_PROCESS, n_processes_for
+from microclip.data import datasets, passport, store
+from microclip.data.decoding import FILES_A_PROCESS, n_processes_for
 from microclip.data.store import open_store, write_store
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError, load_dataset
@@ -247,7 +247,7 @@ def test_skipped_images_leave_their_splits_and_labels_do_not_shift(own_project: 
     dataset = load_dataset("shapes")
     datasets.fetch(dataset)
     store.build("shapes")
-    issuing.issue(dataset)
+    passport.issue(dataset)
     splits = datasets.load(dataset)
     for split, lacking in (("train", "red_disc/1.png"), ("test", "blue bar/0.png")):
         folder = own_project / "images" / split

@@ -7,8 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from microclip.data.resize import Window, axis_weights, by_matrices, one_by_one, resize_windows
-from microclip.data.views import square_windows, whole_window
+from microclip.data.views import (
+    Window,
+    axis_weights,
+    by_matrices,
+    one_by_one,
+    resize_windows,
+    square_windows,
+    whole_window,
+)
 
 SHAPES = ((40, 57), (33, 33), (90, 61), (20, 31))
 SIZE = 24

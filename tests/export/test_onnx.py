@@ -17,8 +17,8 @@ import microclip
 from microclip import runtime
 from microclip.cli import main
 from microclip.export import onnx as onnx_file
-from microclip.export import writing
-from microclip.export.network import network_of
+from microclip.export import onnx as writing
+from microclip.export.onnx import network_of
 from tests.export.conftest import Icons
 from tests.fixtures.project import CLASSES
 

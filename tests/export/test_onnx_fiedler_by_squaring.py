@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from microclip.model.fiedler_by_squaring import cut_by_squaring, fiedler_by_squaring
+from microclip.export.onnx import cut_by_squaring, fiedler_by_squaring
 from microclip.model.saliency import NCutOptions, affinity, fiedler_vector, normalized_cut
 
 WIDTH, BATCH = 16, 60

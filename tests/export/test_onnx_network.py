@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import microclip
-from microclip.export.network import network_of, similarities
+from microclip.export.onnx import network_of, similarities
 from microclip.settings import SettingsError
 from tests.export.conftest import Icons
 from tests.fixtures.project import CLASSES

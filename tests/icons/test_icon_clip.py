@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from microclip import paths
-from microclip.icons import scenes, zero_shot
+from microclip.icons import align, scenes
 from microclip.icons.catalogue import SETS
 from microclip.model.backbone import load_backbone
 from microclip.settings import IconSource, load_dataset
@@ -70,6 +70,6 @@ def test_the_committed_measurement_is_reproduced_on_a_part() -> None:
     source = dataset.source.model_copy(update={"train_scenes": 1, "test_scenes": 2})
     names = scenes.class_names("flags", source.classes, source.seed)
     vectors = backbone.encode_text([f"a picture of the {name}" for name in names])
-    images, labels = zero_shot.test_images(source, backbone)
-    found = zero_shot.accuracies(backbone, images, labels, vectors)
+    images, labels = align.test_images(source, backbone)
+    found = align.accuracies(backbone, images, labels, vectors)
     assert abs(found["cls_pct"] - row["cls_pct"]) < 20

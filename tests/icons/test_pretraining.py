@@ -4,10 +4,8 @@ import random
 
 import torch
 
-from microclip.icons.captions import FRAMES, caption, keyword_caption, sentence
-from microclip.icons.compose import Compositor, backgrounds, paste, placement
-from microclip.icons.pretrain import Recipe, rate
-from microclip.icons.vocabulary import words
+from microclip.icons.catalogue import FRAMES, caption, keyword_caption, sentence, words
+from microclip.icons.pretrain import Compositor, Recipe, backgrounds, paste, placement, rate
 
 
 def bank() -> torch.Tensor:

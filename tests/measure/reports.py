@@ -12,7 +12,7 @@ import pandas as pd
 
 from microclip import paths, runtime
 from microclip.data import passport as passports
-from microclip.runs import Hole, Plan, PlannedRun, RunSpec, Selection
+from microclip.study import Hole, Plan, PlannedRun, RunSpec, Selection
 
 Cells = Mapping[str, Sequence[float]]  # dataset -> a number a seed
 

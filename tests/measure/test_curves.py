@@ -11,13 +11,13 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from microclip.history import write_history
 from microclip.measure import curves
-from microclip.measure.curve_numbers import Results
+from microclip.measure.curves import Results
 from microclip.measure.drawing import Drawn
-from microclip.runs import FigureSelection, RunSpec, SweepPoint
 from microclip.settings import SettingsError
 from microclip.settings.reports import HistoryPlot, SweepPlot
+from microclip.study import FigureSelection, RunSpec, SweepPoint
+from microclip.tracking.run import write_history
 
 RUN = RunSpec("icons-food-small", "icon-clip", "shipped", "microclip")
 SWEEP = SweepPlot.model_validate(

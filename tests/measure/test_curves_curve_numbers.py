@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from microclip.measure.curve_numbers import Results
-from microclip.runs import Hole, Plan, RunSpec
+from microclip.measure.curves import Results
 from microclip.runtime import MissingDataError
+from microclip.study import Hole, Plan, RunSpec
 
 RUN = RunSpec("icons-food-small", "icon-clip", "shipped", "microclip")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from microclip.history import EpochReporter, RunClock, epoch_line, write_history
-from microclip.measure.monitoring import LabelMonitor
+from microclip.measure.evaluation import LabelMonitor
 from microclip.methods.base import Views
+from microclip.tracking.run import EpochReporter, RunClock, epoch_line, write_history
 from tests.fixtures.project import Journal
 from tests.measure.test_evaluation import Halves
 

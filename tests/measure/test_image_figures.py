@@ -16,7 +16,7 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from microclip.measure import attention_figures, drawing, failure_figures, mask_figures
+from microclip.measure import drawing, masks, pictures
 from microclip.measure.drawing import Drawn
 from microclip.measure.evaluation import CONFIDENCE_SCALE, evaluate
 from microclip.measure.trained_runs import FusedRun, read
@@ -57,7 +57,7 @@ def variant(name: str, **settings: Any) -> None:
 
 
 def test_attention_is_drawn_for_both_tokens_before_and_after() -> None:
-    drawn = attention_figures.draw_maps(figure("attention", images=3), SELECTION)
+    drawn = pictures.draw_maps(figure("attention", images=3), SELECTION)
     numbers = drawn.numbers
     assert list(numbers) == ["dataset", "image", "map", "patch_row", "patch_column", "value"]
     assert len(numbers) == 3 * 4 * N_PATCHES
@@ -81,7 +81,7 @@ def test_attention_is_drawn_for_both_tokens_before_and_after() -> None:
 
 def test_the_network_before_is_the_untrained_one_and_the_one_after_made_the_predictions() -> None:
     run = FusedRun(read(MICROCLIP))
-    texts = embeddings.load(
+    texts = embeddings.load_texts(
         run.tested.settings.dataset,
         run.tested.settings.backbone,
         run.tested.settings.descriptions,
@@ -99,10 +99,10 @@ def test_the_network_before_is_the_untrained_one_and_the_one_after_made_the_pred
 def test_named_images_are_drawn_in_the_order_of_their_names() -> None:
     files = read(MICROCLIP).test.files
     chosen = (files[5], files[0])
-    drawn = attention_figures.draw_maps(figure("attention", images=chosen), SELECTION)
+    drawn = pictures.draw_maps(figure("attention", images=chosen), SELECTION)
     assert tuple(dict.fromkeys(drawn.numbers["image"])) == chosen
     with pytest.raises(SettingsError, match=r"nowhere\.png is no test image of shapes"):
-        attention_figures.draw_maps(figure("attention", images=("nowhere.png",)), SELECTION)
+        pictures.draw_maps(figure("attention", images=("nowhere.png",)), SELECTION)
 
 
 def test_more_images_than_classes_take_the_second_of_each_class() -> None:
@@ -113,7 +113,7 @@ def test_more_images_than_classes_take_the_second_of_each_class() -> None:
 
 
 def test_masks_come_with_what_made_them() -> None:
-    drawn = mask_figures.draw_masks(figure("masks", images=2), SELECTION)
+    drawn = masks.draw_masks(figure("masks", images=2), SELECTION)
     numbers = drawn.numbers
     assert len(numbers) == 2 * N_PATCHES
     for _, own in numbers.groupby("image"):
@@ -130,20 +130,20 @@ def test_masks_come_with_what_made_them() -> None:
 
 def test_the_threshold_is_the_one_of_the_run() -> None:
     variant("mean", ncut_threshold="mean")
-    numbers = mask_figures.draw_masks(figure("masks", images=1, variant="mean"), SELECTION).numbers
+    numbers = masks.draw_masks(figure("masks", images=1, variant="mean"), SELECTION).numbers
     assert numbers["theta"].iloc[0] == pytest.approx(numbers["z"].mean())
 
 
 def test_a_run_that_cuts_no_graph_has_no_masks() -> None:
     variant("averaged", query="mean")
     with pytest.raises(SettingsError, match="query 'mean' and cuts no graph"):
-        mask_figures.draw_masks(figure("masks", variant="averaged"), SELECTION)
+        masks.draw_masks(figure("masks", variant="averaged"), SELECTION)
 
 
 def test_several_datasets_are_named_beside_their_rows() -> None:
-    rows = mask_figures._rows(FusedRun(read(MICROCLIP)), figure("masks", images=1))
-    assert "shapes" not in words(mask_figures._picture(rows))
-    said = words(mask_figures._picture([*rows, replace(rows[0], dataset="others")]))
+    rows = masks._rows(FusedRun(read(MICROCLIP)), figure("masks", images=1))
+    assert "shapes" not in words(masks._picture(rows))
+    said = words(masks._picture([*rows, replace(rows[0], dataset="others")]))
     assert "shapes" in said
     assert "others" in said
 
@@ -160,14 +160,14 @@ def test_failures_are_ranked_by_the_confidence_of_the_wrong_answer() -> None:
         "global": evaluation([1, 0], [0, 1], [0, 1], [0, 1], labels=labels),
         "local": evaluation([0, 1], [0, 1], [1, 0], [0, 1], labels=labels),
     }
-    assert failure_figures.rank(heads) == [2, 0]
+    assert pictures.rank(heads) == [2, 0]
 
 
 def test_failures_show_what_each_head_said() -> None:
     run = FusedRun(read(MICROCLIP))
     heads = {name: evaluate(part, run.tested.test.labels) for name, part in run.heads().items()}
-    ranked = failure_figures.rank(heads)
-    drawn = failure_figures.draw_failures(figure("failures", images=2), SELECTION)
+    ranked = pictures.rank(heads)
+    drawn = pictures.draw_failures(figure("failures", images=2), SELECTION)
     assert len(drawn.numbers) == 3 * min(2, len(ranked))
     n_test = N_TEST * len(CLASSES)
     counted = f"{len(ranked)} of {n_test}" if ranked else f"no image of {n_test}"
@@ -181,8 +181,8 @@ def test_failures_show_what_each_head_said() -> None:
 
 
 def test_no_failure_is_said_in_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failure_figures, "rank", lambda _: [])
-    drawn = failure_figures.draw_failures(figure("failures"), SELECTION)
+    monkeypatch.setattr(pictures, "rank", lambda _: [])
+    drawn = pictures.draw_failures(figure("failures"), SELECTION)
     assert "no image of 12 that a token has right and the fusion wrong" in words(drawn.figure)
     assert len(drawn.numbers) == 0
     drawing.save(drawn, tmp_path / "none")
@@ -192,9 +192,9 @@ def test_no_failure_is_said_in_the_picture(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("kind", ["attention", "masks", "failures"])
 def test_the_same_run_gives_the_same_bytes(kind: str, tmp_path: Path) -> None:
     draw = {
-        "attention": attention_figures.draw_maps,
-        "masks": mask_figures.draw_masks,
-        "failures": failure_figures.draw_failures,
+        "attention": pictures.draw_maps,
+        "masks": masks.draw_masks,
+        "failures": pictures.draw_failures,
     }[kind]
     for name in ("first", "second"):
         found: Drawn = draw(figure(kind, images=1), SELECTION)
@@ -212,7 +212,7 @@ def test_a_run_without_tokens_is_refused() -> None:
 
 def test_an_incomplete_run_is_refused() -> None:
     with pytest.raises(MissingDataError, match=r"seed-7 is not complete, no scores\.json"):
-        attention_figures.draw_maps(figure("attention"), replace(SELECTION, seeds=(7,)))
+        pictures.draw_maps(figure("attention"), replace(SELECTION, seeds=(7,)))
 
 
 def test_other_class_vectors_than_the_run_had_are_refused() -> None:
@@ -222,4 +222,4 @@ def test_other_class_vectors_than_the_run_had_are_refused() -> None:
     known = read(folder).inputs["class_vectors"]
     (folder / "run.json").write_text(record.replace(known, "0" * len(known)))
     with pytest.raises(SettingsError, match="made with other class vectors"):
-        attention_figures.draw_maps(figure("attention", variant="stale"), SELECTION)
+        pictures.draw_maps(figure("attention", variant="stale"), SELECTION)

@@ -10,8 +10,8 @@ import pytest
 
 from microclip import runtime, settings, study
 from microclip.cli import main
-from microclip.measure import comparison, ledger, published
-from microclip.measure.comparison import Entry
+from microclip.measure import ledger, published
+from microclip.measure.ledger import Entry
 from microclip.settings import SettingsError, reports
 from tests.measure.reports import plan, scores, write_passport, write_scores
 
@@ -29,7 +29,7 @@ def _work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def compared(table: str, frame: pd.DataFrame, **planned: Any) -> dict[tuple[str, str], Entry]:
     """Return the entries of one table by row and column."""
     write_scores(frame)
-    found = comparison.compare(plan(table, planned.pop("datasets", SIX), **planned))
+    found = ledger.compare(plan(table, planned.pop("datasets", SIX), **planned))
     return {(entry.row, entry.column): entry for entry in found}
 
 
@@ -121,10 +121,10 @@ def test_a_table_names_a_published_row_once_and_one_that_is_there() -> None:
     rows = [row.model_dump() for row in table.rows]
     twice = table.model_validate({**table.model_dump(), "rows": [*rows, rows[0]]})
     with pytest.raises(SettingsError, match="two rows of config/tables/table5.yaml name"):
-        comparison.rows_by_key(twice, printed)
+        ledger.rows_by_key(twice, printed)
     wrong = table.model_validate({**table.model_dump(), "rows": [{**rows[0], "published": "x"}]})
     with pytest.raises(SettingsError, match=r"no row 'x' in config/published/table5.csv, named in"):
-        comparison.rows_by_key(wrong, printed)
+        ledger.rows_by_key(wrong, printed)
 
 
 def write(table: str, frame: pd.DataFrame, **planned: Any) -> tuple[list[dict[str, str]], str]:

@@ -18,11 +18,11 @@ import yaml
 from PIL import Image
 
 from microclip import paths, runtime, settings, study
-from microclip.measure import ledger, page, page_parts, study_facts, tables
+from microclip.measure import ledger, page, study_facts, tables
 from microclip.measure.scores import COLUMNS
 from microclip.methods.base import SHARED_RECIPE
-from microclip.runs import Plan
 from microclip.settings import reports
+from microclip.study import Plan
 from tests.browser import DESKTOP, PHONE, Browser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -243,7 +243,7 @@ def test_pictures_lie_within_the_file_and_are_shown_at_their_printed_size(
 def test_a_large_picture_is_made_smaller(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (900, 2400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png", dpi=(300, 300))
-    uri, size = page_parts.embedded(tmp_path / "noise.png", limit_bytes=10**6)
+    uri, size = page.embedded(tmp_path / "noise.png", limit_bytes=10**6)
     head, _, data = uri.partition(",")
     assert head == "data:image/webp;base64"
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (2000, 750)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from microclip import settings
-from microclip.measure import comparison, published
+from microclip.measure import ledger, published
 from microclip.settings import SettingsError, reports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +111,7 @@ def test_every_table_of_the_project_names_rows_that_are_there_once() -> None:
         if table.published is None or table.kind == "datasets":
             continue
         printed = published.load(table.published)
-        assert set(comparison.rows_by_key(table, printed)) == set(printed.rows), name
+        assert set(ledger.rows_by_key(table, printed)) == set(printed.rows), name
         assert set(printed.datasets) <= set(settings.known("datasets"))
 
 

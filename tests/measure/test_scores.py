@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from microclip import expansion, paths, runtime
+from microclip import paths, runtime
+from microclip import study as expansion
 from microclip.measure import scores
 from microclip.methods.base import SHARED_RECIPE
-from microclip.runs import Plan, PlannedRun
 from microclip.runtime import MissingDataError
-from microclip.study import Study
+from microclip.study import Plan, PlannedRun, Study
 from tests.fixtures.project import load_study
 
 

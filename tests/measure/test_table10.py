@@ -8,8 +8,8 @@ import pytest
 
 from microclip import settings
 from microclip.data import passport
-from microclip.measure import dataset_counts, layout
-from microclip.measure.layout import Table
+from microclip.measure import tables, typesetting
+from microclip.measure.typesetting import Table
 from microclip.settings import reports
 from tests.data import public_project
 from tests.data.public_project import COPIES, ROOT
@@ -21,7 +21,7 @@ PAPER = tuple(settings.read_yaml(ROOT / "config/paper.yaml")["datasets"])
 def table10(names: tuple[str, ...]) -> Table:
     titles = {name: settings.load_dataset(name).title for name in names}
     selection = plan("table10", titles).tables["table10"]
-    return dataset_counts.count_table(reports.load_table("table10"), titles, selection, "paper")
+    return tables.count_table(reports.load_table("table10"), titles, selection, "paper")
 
 
 def cells(table: Table, title: str) -> list[str]:
@@ -80,7 +80,7 @@ def test_the_paper_s_slips_are_marked_and_told(declared: Table) -> None:
     assert "at least 2,806 must be in both sets" in told
     assert "are CoOp's split, not VISSL's" in told
     assert "Birdsnap: " in told
-    assert "\n| Caltech101 " in layout.to_markdown(declared)
+    assert "\n| Caltech101 " in typesetting.to_markdown(declared)
 
 
 def test_every_dataset_of_the_paper_has_a_copy() -> None:

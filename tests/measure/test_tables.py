@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from microclip import paths, runtime, settings, study
-from microclip.measure import dataset_counts, layout, tables
-from microclip.runs import Plan
+from microclip.measure import tables, typesetting
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError, reports
 from microclip.settings.reports import TableSettings
+from microclip.study import Plan
 from tests.measure.reports import plan, scores, write_passport, write_scores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,13 +50,13 @@ def changed(**values: Any) -> TableSettings:
 
 def build(
     frame: pd.DataFrame = ONE_SEED, table: TableSettings = SETTINGS, **selection: Any
-) -> layout.Table:
+) -> typesetting.Table:
     """Return a table of the rows that were run, unless told otherwise."""
     planned = plan("t", TITLES, **{"is_brief": True, **selection})
     return tables.build(table, frame, titles=TITLES, plan=planned)
 
 
-def printed(table: layout.Table) -> dict[str, list[str]]:
+def printed(table: typesetting.Table) -> dict[str, list[str]]:
     return {row.label: [cell.text for cell in row.cells] for row in table.rows}
 
 
@@ -75,7 +75,7 @@ def test_rows_are_those_of_the_study_in_the_table_s_order_with_their_mean() -> N
 
 
 def test_the_best_is_bold_the_second_underlined_and_ties_share() -> None:
-    assert cells_of(layout.to_markdown(build()))[2:] == [
+    assert cells_of(typesetting.to_markdown(build()))[2:] == [
         ["CLIP", "40.00", "**50.00**", "45.00"],
         ["CuPL_2", "<u>41.13</u>", "<u>49.00</u>", "<u>45.06</u>"],
         ["Ours", "**44.00**", "<u>49.00</u>", "**46.50**"],
@@ -83,7 +83,7 @@ def test_the_best_is_bold_the_second_underlined_and_ties_share() -> None:
 
 
 def test_markdown_is_aligned_so_that_it_reads_as_plain_text() -> None:
-    lines = [line for line in layout.to_markdown(build()).splitlines() if line[:1] == "|"]
+    lines = [line for line in typesetting.to_markdown(build()).splitlines() if line[:1] == "|"]
     assert len({len(line) for line in lines}) == 1
     assert lines[1] == "| ------ | -----------: | -----------: | -----------: |"
 
@@ -126,10 +126,10 @@ def test_several_seeds_give_mean_and_sample_deviation() -> None:
     assert [cell.text for cell in ours] == ["44.00", "51.00", "47.50"]
     assert [cell.deviation for cell in ours] == ["1.41", "1.41", "1.41"]  # sqrt(2)
     assert not any(cell.deviation for cell in table.rows[0].cells)
-    markdown = layout.to_markdown(table)
+    markdown = typesetting.to_markdown(table)
     assert "**44.00** ± 1.41" in markdown
     assert "mean ± sample deviation, 2 seeds; a number alone is of one run." in markdown
-    assert list(csv.reader(io.StringIO(layout.to_csv(table))))[0][1:3] == [
+    assert list(csv.reader(io.StringIO(typesetting.to_csv(table))))[0][1:3] == [
         "Cats & Dogs",
         "Cats & Dogs sd",
     ]
@@ -182,7 +182,7 @@ def test_a_missing_cell_is_a_hole_with_its_place_and_leaves_no_mean() -> None:
     )
     table = build(frame)
     assert printed(table)["Ours"] == ["43.00", "", ""]
-    markdown = layout.to_markdown(table)
+    markdown = typesetting.to_markdown(table)
     assert cells_of(markdown)[-1] == ["Ours", "**43.00**", "—", "—"]
     assert "— Ours (Cars_100%): not run in this study" in markdown
 
@@ -198,10 +198,10 @@ def test_a_hole_of_the_plan_shows_its_reason_once() -> None:
         "Ours; Ours, off (Cars_100%): not run in this study",
         "Ours, off (Cats & Dogs): planned, and not in scores.csv",
     )
-    markdown = layout.to_markdown(table)
+    markdown = typesetting.to_markdown(table)
     assert cells_of(markdown)[3] == ["CuPL_2", "—", "—", "—"]
     assert markdown.count(reason) == 1
-    rows = list(csv.DictReader(io.StringIO(layout.to_csv(table))))
+    rows = list(csv.DictReader(io.StringIO(typesetting.to_csv(table))))
     assert [row["Hole"] for row in rows][:2] == ["", reason]
     assert rows[1]["Mean"] == ""
 
@@ -225,8 +225,8 @@ def test_a_table_without_any_score_is_still_written(is_brief: bool, note: str) -
     assert len(table.rows) == (0 if is_brief else 4)
     for format_ in tables.FORMATS.values():
         assert format_(table)
-    assert note in layout.to_markdown(table)
-    assert "Study s; no score yet." in layout.to_markdown(table)
+    assert note in typesetting.to_markdown(table)
+    assert "Study s; no score yet." in typesetting.to_markdown(table)
 
 
 def test_groups_are_headings_above_their_rows() -> None:
@@ -237,11 +237,11 @@ def test_groups_are_headings_above_their_rows() -> None:
         {"group": "Shared", "method": "microclip", "variant": "off", "label": "Two"},
     ]
     table = build(table=changed(rows=rows), is_brief=False)
-    assert [line[0] for line in cells_of(layout.to_markdown(table))[2:]] == [
+    assert [line[0] for line in cells_of(typesetting.to_markdown(table))[2:]] == [
         r"*Fixed \| frozen*", "One", "Two", "*Shared*", "One", "Two",
     ]  # fmt: skip
     assert table.notes == ("Shared: Two: not run in this study",)
-    written = list(csv.DictReader(io.StringIO(layout.to_csv(table))))
+    written = list(csv.DictReader(io.StringIO(typesetting.to_csv(table))))
     assert [row["Group"] for row in written] == ["Fixed | frozen"] * 2 + ["Shared"] * 2
 
 
@@ -263,7 +263,7 @@ def test_runs_of_other_tables_of_the_study_stay_out() -> None:
 
 
 def test_the_csv_is_plain_numbers() -> None:
-    assert layout.to_csv(build()).splitlines() == [
+    assert typesetting.to_csv(build()).splitlines() == [
         "Method,Cats & Dogs,Cars_100%,Mean",
         "CLIP,40.00,50.00,45.00",
         "CuPL_2,41.13,49.00,45.06",
@@ -328,10 +328,10 @@ def test_datasets_are_counted_beside_the_paper_s_numbers(
         target = Path(paths.DESCRIPTIONS.format(descriptions="d", dataset=dataset))
         runtime.write_json(target, {"descriptions": texts})
     titles = {"fgvc": "FGVC", "pets": "Pets", "dtd": "DTD", "icons-food": "Food"}
-    table = dataset_counts.count_table(
+    table = tables.count_table(
         reports.load_table("table10"), titles, plan("t", titles).tables["t"], "s"
     )
-    assert cells_of(layout.to_markdown(table))[2:] == [
+    assert cells_of(typesetting.to_markdown(table))[2:] == [
         ["FGVC", "20", "20", "100", "≠ 102", "3334", "3334", "3300", "≠ 3333"],
         ["Pets", "19–21", "≠ 20", "37*", "37", "3680*", "3680", "3669*", "3669"],
         ["DTD", "—", "60", "47*", "47", "3760*", "3760", "1880*", "1880"],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microclip.measure.attention_maps import (
+from microclip.measure.masks import examine
+from microclip.measure.trained_runs import (
     class_token_map,
     enlarge,
     enlarge_mask,
@@ -13,7 +14,6 @@ from microclip.measure.attention_maps import (
     pooling_map,
     token_maps,
 )
-from microclip.measure.cuts import examine
 from microclip.model.backbone import ImageTokens, from_open_clip
 from microclip.model.saliency import NCutOptions
 from microclip.model.token_fusion import TokenFusion

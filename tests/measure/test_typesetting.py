@@ -11,7 +11,7 @@ import pytest
 
 from microclip import settings, study
 from microclip.measure import tables, typesetting
-from microclip.measure.layout import Cell, Column, Row, Table
+from microclip.measure.typesetting import Cell, Column, Row, Table
 from microclip.runtime import MissingDataError
 from microclip.settings import reports
 from tests.measure.reports import plan, write_scores

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from microclip import runner
-from microclip.runs import FigureSelection
+from microclip.study import FigureSelection
 from tests.fixtures.project import Journal, prepare, settings_of
 
 MICROCLIP = Path("results/runs/shapes/tiny/shipped/microclip/default/seed-0")

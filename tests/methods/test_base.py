@@ -43,7 +43,7 @@ def task(method: Any) -> Task:
     is_blind = method.supervision is Supervision.NONE
     return Task(
         class_names=fixture.CLASSES,
-        texts=embeddings.load(settings.dataset, settings.backbone, settings.descriptions),
+        texts=embeddings.load_texts(settings.dataset, settings.backbone, settings.descriptions),
         seed=0,
         device="cpu",
         precision="fp32",

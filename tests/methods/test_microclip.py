@@ -23,7 +23,7 @@ def task(seed: int = 0) -> Task:
     fixture.prepare(settings)
     return Task(
         class_names=fixture.CLASSES,
-        texts=embeddings.load(settings.dataset, settings.backbone, settings.descriptions),
+        texts=embeddings.load_texts(settings.dataset, settings.backbone, settings.descriptions),
         seed=seed,
         device="cpu",
         precision="fp32",

@@ -55,34 +55,34 @@ def test_embedding_twice_gives_the_same_bytes_and_reads_back() -> None:
     settings = settings_of("cupl")
     parts = (settings.dataset, settings.backbone, settings.descriptions)
     with pytest.raises(MissingDataError, match="embed-descriptions"):
-        embeddings.load(*parts)
+        embeddings.load_texts(*parts)
     descriptions.write(settings.dataset, settings.descriptions)
-    path = embeddings.embed(*parts)
+    path = embeddings.embed_descriptions(*parts)
     before = path.read_bytes()
-    assert embeddings.embed(*parts).read_bytes() == before
-    assert embeddings.load(*parts).uniform.shape == (3, 16)
+    assert embeddings.embed_descriptions(*parts).read_bytes() == before
+    assert embeddings.load_texts(*parts).uniform.shape == (3, 16)
 
 
 def test_other_text_other_weights_and_damage_are_refused(own_project: Path) -> None:
     settings = settings_of("cupl")
     parts = (settings.dataset, settings.backbone, settings.descriptions)
     written = descriptions.write(settings.dataset, settings.descriptions)
-    path = embeddings.embed(*parts)
+    path = embeddings.embed_descriptions(*parts)
     text = written.read_text()
     written.write_text(text.replace("round", "very round"))
     with pytest.raises(SettingsError, match="another backbone or text"):
-        embeddings.load(*parts)
+        embeddings.load_texts(*parts)
     written.write_text(text)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(SettingsError, match="damaged"):
-        embeddings.load(*parts)
+        embeddings.load_texts(*parts)
     path.write_bytes(whole)
-    embeddings.load(*parts)
+    embeddings.load_texts(*parts)
     weights = own_project / "resources" / "tiny" / "tiny.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(SettingsError, match="another backbone or text"):
-        embeddings.load(*parts)
+        embeddings.load_texts(*parts)
 
 
 def test_the_key_of_a_backbone_is_its_files_not_its_title(own_project: Path) -> None:
@@ -125,12 +125,12 @@ def test_one_turned_bit_of_a_vector_is_noticed(bit: int) -> None:
     settings = settings_of("cupl")
     parts = (settings.dataset, settings.backbone, settings.descriptions)
     descriptions.write(settings.dataset, settings.descriptions)
-    path = embeddings.embed(*parts)
+    path = embeddings.embed_descriptions(*parts)
     flip(path, "similarity", row=1, bit=bit)
     with pytest.raises(SettingsError, match=r"not those that were written\); delete the file"):
-        embeddings.load(*parts)
-    embeddings.embed(*parts)
-    embeddings.load(*parts)
+        embeddings.load_texts(*parts)
+    embeddings.embed_descriptions(*parts)
+    embeddings.load_texts(*parts)
 
 
 def test_a_file_from_before_hashes_is_read_and_its_vectors_must_have_length_one(

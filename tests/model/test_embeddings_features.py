@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from microclip.data import features
+from microclip.model import embeddings
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError
 from tests.fixtures.project import prepare, settings_of
@@ -17,9 +17,9 @@ from tests.fixtures.project import prepare, settings_of
 def test_embeddings_have_unit_norm_and_the_order_of_the_splits() -> None:
     settings = settings_of("clip")
     with pytest.raises(MissingDataError, match="fetch-dataset"):
-        features.encode(settings.dataset, settings.backbone)
+        embeddings.encode_images(settings.dataset, settings.backbone)
     prepare(settings)
-    found = features.load(settings.dataset, settings.backbone)
+    found = embeddings.load_features(settings.dataset, settings.backbone)
     assert found.train.shape == (15, 16)
     torch.testing.assert_close(found.test.norm(dim=1), torch.ones(12))
 
@@ -27,15 +27,15 @@ def test_embeddings_have_unit_norm_and_the_order_of_the_splits() -> None:
 def test_other_weights_and_a_damaged_file_are_refused(own_project: Path) -> None:
     settings = settings_of("clip")
     prepare(settings)
-    target = features.encode(settings.dataset, settings.backbone)
+    target = embeddings.encode_images(settings.dataset, settings.backbone)
     whole = target.read_bytes()
     target.write_bytes(whole[:100])
     with pytest.raises(SettingsError, match="damaged"):
-        features.load(settings.dataset, settings.backbone)
+        embeddings.load_features(settings.dataset, settings.backbone)
     target.write_bytes(whole)
     weights = own_project / "resources" / "tiny" / "tiny.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     with pytest.raises(SettingsError, match="another backbone"):
-        features.load(settings.dataset, settings.backbone)
+        embeddings.load_features(settings.dataset, settings.backbone)

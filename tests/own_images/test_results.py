@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from microclip.own_images import tables
-from microclip.own_images.pages import chosen
-from microclip.own_images.tables import Predictions
+from microclip.own_images import results
+from microclip.own_images.report import chosen
+from microclip.own_images.results import Predictions
 
 NAMES = ("owl", "tit, marsh", "auk")
 
@@ -21,22 +21,22 @@ def found(classes: list[int], margins: list[float], zero_shot: list[int]) -> Pre
 def test_predictions_are_probabilities_of_both_first_classes() -> None:
     fused = torch.tensor([[0.02, 0.01, 0.0], [0.0, 0.0, 0.0]])
     heads = {"fused": fused, "local": fused.flip(1), "global": fused}
-    said = tables.predictions(heads, torch.tensor([1, 2]))
+    said = results.predictions(heads, torch.tensor([1, 2]))
     e = 2.718281828
     assert torch.allclose(said.confidence, torch.tensor([e**2 / (e**2 + e + 1), 1 / 3]))
     assert said.first.tolist() == [0, 0]  # of equal ones the first
     assert said.second.tolist() == [1, 1]
-    lines = tables.predictions_csv(said, ["a.png", "b,c.png"], NAMES).splitlines()
-    assert lines[0] == ",".join(tables.PREDICTION_COLUMNS)
+    lines = results.predictions_csv(said, ["a.png", "b,c.png"], NAMES).splitlines()
+    assert lines[0] == ",".join(results.PREDICTION_COLUMNS)
     assert lines[1] == 'a.png,owl,0.6652,"tit, marsh",0.4205,auk,owl,"tit, marsh"'
     assert lines[2].startswith('"b,c.png",owl,0.3333,')
 
 
 def test_the_most_uncertain_are_spread_over_the_classes() -> None:
     said = found([0, 0, 0, 1, 2], [0.1, 0.2, 0.3, 0.9, 0.5], [0] * 5)
-    assert tables.most_uncertain(said, 9) == [0, 4, 3, 1, 2]
-    assert tables.most_uncertain(said, 2) == [0, 4]
-    lines = tables.label_first_csv(said, list("abcde"), NAMES, 2).splitlines()
+    assert results.most_uncertain(said, 9) == [0, 4, 3, 1, 2]
+    assert results.most_uncertain(said, 2) == [0, 4]
+    lines = results.label_first_csv(said, list("abcde"), NAMES, 2).splitlines()
     assert lines[1:] == ['1,a,owl,0.5500,"tit, marsh",0.1000', "2,e,auk,0.7500,owl,0.5000"]
 
 
@@ -47,7 +47,7 @@ def test_a_page_shows_unsure_and_changed_images_and_some_of_every_class() -> Non
         [i / n for i in range(n)],
         [i % 3 if i % 2 else 0 for i in range(n)],
     )
-    unsure = tables.most_uncertain(said, 50)
+    unsure = results.most_uncertain(said, 50)
     shown = chosen(said, unsure, at_most=30)
     assert len(shown) == len(set(shown)) == 30
     assert shown[:10] == unsure[:10]

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from microclip.own_images.verdict import judge
-from microclip.own_images.watch import signs
+from microclip.own_images.verdict import judge, signs
 
 START = {"epoch": 0, "kept_pct": 79.4, "agreement_pct": 63.8, "classes_seen_pct": 100.0}
 START |= {"entropy": 0.921, "confidence": 0.9}

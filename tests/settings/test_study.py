@@ -6,9 +6,10 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from microclip import schema, settings
+from microclip import settings
+from microclip.cli import main
 from microclip.settings import SettingsError, reports
-from microclip.text.prompt_sets import PromptSet
+from microclip.text.prompts import PromptSet
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = {
@@ -202,7 +203,7 @@ def test_every_field_of_a_method_setting_is_described() -> None:
 
 
 def test_the_exported_schemas_are_those_of_the_models(tmp_path: Path) -> None:
-    schema.export(tmp_path)
+    main.export(tmp_path)
     committed = ROOT / "config" / "schema"
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in committed.iterdir())
     for path in tmp_path.iterdir():

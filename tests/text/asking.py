@@ -13,9 +13,8 @@ import pytest
 import yaml
 
 from microclip.settings import DescriptionSettings
-from microclip.text.answer_cache import AnswerCache
-from microclip.text.generation import Generation
-from microclip.text.orders import Order
+from microclip.text.answers import AnswerCache
+from microclip.text.generation import Generation, Order
 from tests.llm_server import KEY, Server, serving
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from microclip import runtime
-from microclip.text.answer_cache import AnswerCache, Message, file_of, question_key
+from microclip.text.answers import AnswerCache, Message, file_of, question_key
 
 KEY = "0123456789abcdef0123456789abcdef"
 
@@ -73,7 +73,7 @@ def test_a_full_disk_is_said_and_leaves_whole_lines(
             return real(handle, data[:20])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("microclip.text.answer_cache.os.write", full)
+    monkeypatch.setattr("microclip.text.answers.os.write", full)
     with pytest.raises(runtime.ResourceError, match="No space left on device; make room"):
         cache.add([{"kind": "answer", "key": KEY, "sample": 0, "request": "r", "text": "x" * 15}])
     assert cache.path.read_bytes() == before
@@ -82,7 +82,7 @@ def test_a_full_disk_is_said_and_leaves_whole_lines(
 WRITER = """
 import sys
 from pathlib import Path
-from microclip.text.answer_cache import AnswerCache
+from microclip.text.answers import AnswerCache
 cache = AnswerCache(Path(sys.argv[1]), "m")
 for i in range(150):
     name = f"{sys.argv[2]}-{i}"
@@ -104,7 +104,7 @@ def test_processes_that_write_at_once_lose_and_mix_nothing(tmp_path: Path) -> No
 CLAIMER = """
 import sys, time
 from pathlib import Path
-from microclip.text.answer_cache import AnswerCache
+from microclip.text.answers import AnswerCache
 mine = AnswerCache(Path(sys.argv[1]), "m").claim(["a" * 32, "b" * 32])
 print(len(mine), flush=True)
 time.sleep(60)

@@ -15,8 +15,8 @@ import yaml
 
 from microclip import runtime, settings
 from microclip.settings import DescriptionSettings, SettingsError
-from microclip.text import descriptions, published_descriptions
-from microclip.text.published_descriptions import PublishedList, fetch
+from microclip.text import descriptions
+from microclip.text.descriptions import PublishedList, fetch
 
 ROOT = Path(__file__).resolve().parents[2]
 # Keys as CuPL's files have them: another name, another spelling, one that is no class.
@@ -87,7 +87,7 @@ def listed(own_project: Path) -> Path:
         "unused": {"shapes": ["background"]},
     }
     path.write_text(yaml.safe_dump(values))
-    published_descriptions._read_list.cache_clear()
+    descriptions._read_list.cache_clear()
     return path
 
 
@@ -202,7 +202,7 @@ def test_faults_that_stay_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if "huge" in faults:
-        monkeypatch.setattr(published_descriptions, "MAX_BYTES", 1000)
+        monkeypatch.setattr(descriptions, "MAX_BYTES", 1000)
     server.faults = list(faults)
     with pytest.raises(runtime.ServiceError, match=expected):
         fetch(f"{server.url}#sha256={SHA256}")

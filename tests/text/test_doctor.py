@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from microclip.model.backbone import load_backbone
-from microclip.text.doctor import Options, check
-from microclip.text.findings import KINDS
+from microclip.text.doctor import KINDS, Options, check
 from tests.text.defects import CLASSES, LONG, PAIRS
 
 DESCRIPTIONS = {key: own for key, own in PAIRS if key != "green square"} | {

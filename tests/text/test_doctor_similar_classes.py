@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from microclip.text.similar_classes import Pair, most_similar, pairs_above, word_cosines
+from microclip.text.doctor import Pair, most_similar, pairs_above, word_cosines
 
 
 def test_words_weigh_by_count_and_rarity_and_names_weigh_nothing() -> None:

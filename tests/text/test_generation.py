@@ -11,7 +11,7 @@ import pytest
 
 from microclip import runtime
 from microclip.settings import SettingsError
-from microclip.text import generated
+from microclip.text import generation
 from microclip.text.generation import checked_outcome
 from microclip.text.llm_chat import BudgetError
 from tests.llm_server import ANSWER_FAULTS, PASSING, WIRE_FAULTS, Server
@@ -194,7 +194,7 @@ def test_a_class_in_quarantine_is_described_by_templates_when_told(
     asked.run(Lines(), None)
     found = checked_outcome(asked.outcome(), wanted)
     assert found.sentences["willow_tit"] == ("a photo of a willow tit.",)
-    generated.write_descriptions(tmp_path / "out.json", wanted, found)
+    generation.write_descriptions(tmp_path / "out.json", wanted, found)
     written = json.loads((tmp_path / "out.json").read_text())
     assert list(written["quarantined"]) == ["willow_tit"]
 
@@ -263,7 +263,7 @@ def test_equal_answers_give_equal_bytes(server: Server, tmp_path: Path) -> None:
     asked = work(tmp_path, wanted)
     asked.run(Lines(), None)
     for name in ("a", "b"):
-        generated.write_descriptions(tmp_path / name, wanted, work(tmp_path, wanted).outcome())
+        generation.write_descriptions(tmp_path / name, wanted, work(tmp_path, wanted).outcome())
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 

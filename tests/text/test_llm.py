@@ -9,7 +9,7 @@ import time
 import pytest
 
 from microclip.settings.llms import Prices
-from microclip.text.budget import (
+from microclip.text.llm import (
     SENTENCE_TOKENS,
     Budget,
     Tokens,

@@ -8,10 +8,8 @@ import io
 import pytest
 
 from microclip.settings import SettingsError
-from microclip.text.doctor import Options, check
-from microclip.text.findings import KINDS
+from microclip.text.doctor import CONTEXT, KINDS, Options, check, cut, n_tokens
 from microclip.text.mending import fix
-from microclip.text.token_count import CONTEXT, cut, n_tokens
 from tests.text.defects import CLASSES, LONG
 from tests.text.test_doctor import DESCRIPTIONS, GOOD
 

@@ -13,7 +13,7 @@ from microclip import runtime, settings
 from microclip.settings import SettingsError
 from microclip.text import descriptions
 from microclip.text.doctor import Options
-from microclip.text.examination import (
+from microclip.text.mending import (
     check_file,
     examine,
     fix_file,

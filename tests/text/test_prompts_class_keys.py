@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from microclip.text.class_keys import match_keys
+from microclip.text.prompts import match_keys
 
 
 def rules(keys: list[str], names: list[str], listed: dict[str, str] | None = None) -> list[str]:

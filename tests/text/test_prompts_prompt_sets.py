@@ -9,7 +9,7 @@ import pytest
 
 from microclip import settings
 from microclip.settings import SettingsError
-from microclip.text.prompt_sets import PromptSet, article_of, load_prompt_set
+from microclip.text.prompts import PromptSet, article_of, load_prompt_set
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = {

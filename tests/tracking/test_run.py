@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from microclip import paths, runtime
-from microclip.runs import RunSettings
+from microclip.study import RunSettings
 from microclip.tracking import run as tracking
 from tests.browser import Browser
 from tests.fixtures.project import settings_of

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from microclip import paths, runtime, study, study_cards
-from microclip.run_facts import DESCRIPTION, PARENT
-from microclip.runs import Plan, RunSpec
-from microclip.study import Study
+from microclip import paths, runtime, study
+from microclip.study import Plan, RunSpec, Study
 from microclip.tracking import run
+from microclip.tracking import study as study_cards
 from microclip.tracking import study as study_tracking
+from microclip.tracking.run import DESCRIPTION, PARENT
 from tests.browser import Browser, executable
 from tests.fixtures.tracking import client, free_port, own_store, points, runs, served
 

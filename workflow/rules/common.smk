@@ -7,7 +7,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from microclip import paths, provenance, runtime, settings, study
+from microclip import paths, runtime, settings, study
 from microclip.data.public import sources
 from microclip.text import descriptions
 
@@ -19,7 +19,7 @@ except settings.SettingsError as error:
 STUDY_NAME = STUDY.settings.study
 PLAN = STUDY.plan()
 PLANNED = PLAN.as_dict()  # plain values, for digests
-PUBLISHED = provenance.content(paths.project_root() / "config" / "published")
+PUBLISHED = runtime.content(paths.project_root() / "config" / "published")
 HAS_GPU = STUDY.settings.device != "cpu" and bool(runtime.visible_gpus())
 N_JOBS = 1 if HAS_GPU else workflow.cores or 1
 N_CPUS = len(os.sched_getaffinity(0))

@@ -1,6 +1,6 @@
 """What rules read, and what names it: functions of wildcards; no science."""
 
-from microclip.measure import zero_shot_figures
+from microclip.measure import published
 
 
 def spec_of(wildcards):
@@ -22,7 +22,7 @@ def run_inputs(wildcards):
 def zero_shot_gate(wildcards):
     """Return the check of CLIP's accuracy that a run waits for, where the paper prints one."""
     dataset = settings.load_dataset(wildcards.dataset)
-    printed = zero_shot_figures.figure(dataset, wildcards.backbone)
+    printed = published.figure(dataset, wildcards.backbone)
     return [] if printed is None else paths.ZERO_SHOT
 
 

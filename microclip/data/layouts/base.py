@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
+import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
+import numpy as np
 from PIL import Image
 
 from microclip import runtime
 from microclip.settings import HubRoute, SettingsError
-from microclip.text.class_keys import letters
+from microclip.text.prompts import letters
 
 SHOWN = 3  # names in an error
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
@@ -214,3 +219,197 @@ def save_image(image: Image.Image, path: Path) -> None:
     """Write a decoded image without loss, whole or not at all."""
     with runtime.atomic_path(path) as temporary:
         image.save(temporary, format="PNG")
+
+
+def inside(folder: Path, *names: str) -> Path:
+    """Return a path below a folder, each of its names in whatever case it is written."""
+    for name in names:
+        folder = any_case(folder, name)
+    return folder
+
+
+def part_of_each(lists: Mapping[str, Sequence[str]], where: Path) -> dict[str, str]:
+    """Return the part of each image, in order of names, from the images of each part.
+
+    Raises: SettingsError for an image that stands twice.
+    """
+    parts: dict[str, str] = {}
+    for part, names in lists.items():
+        for name in names:
+            if name in parts:
+                raise SettingsError(
+                    f"{name} is listed twice below {where}: in {parts[name]} and in {part}; "
+                    "get the dataset again"
+                )
+            parts[name] = part
+    return dict(sorted(parts.items()))
+
+
+def check_same(names: Iterable[str], others: Iterable[str], *, of: str, other: Path) -> None:
+    """Hold what was read against another list of the same images: one that was cut is found.
+
+    Raises: MissingDataError with how many differ, and some of them.
+    """
+    differ = sorted(set(names) ^ set(others))
+    if differ:
+        raise runtime.MissingDataError(
+            f"{of} and {other} differ in {_some(differ)}; one was cut or changed, "
+            "get the dataset again"
+        )
+
+
+def labels_of_ids(ids: Iterable[int], class_names: Sequence[str], where: Path) -> list[int]:
+    """Return labels from 0 for the publisher's ids from 1.
+
+    Raises: SettingsError for an id of no class, or a class that no id is of.
+    """
+    given = [int(one) for one in ids]
+    wrong = sorted(set(given) - set(range(1, len(class_names) + 1)))
+    absent = sorted(set(range(1, len(class_names) + 1)) - set(given))
+    if wrong or absent:
+        raise SettingsError(
+            f"{where} has {len(set(given))} class ids, expected 1 to {len(class_names)}: "
+            + (f"{_some(wrong)} not in the class list" if wrong else f"{_some(absent)} missing")
+            + "; see that the file is the publisher's"
+        )
+    return [one - 1 for one in given]
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The image files below a folder, to be found by name in whatever case they are written."""
+
+    folder: Path
+    by_name: Mapping[str, Path]  # name below the folder, casefolded -> file
+
+    @classmethod
+    def below(cls, folder: Path) -> ImageFiles:
+        """List a folder. Raises MissingDataError if it is not there."""
+        return cls(
+            folder,
+            {path.relative_to(folder).as_posix().casefold(): path for path in images_below(folder)},
+        )
+
+    def path(self, name: str) -> Path:
+        """Return the file of a name, or where it should be."""
+        exact = self.folder / name
+        return exact if exact.is_file() else self.by_name.get(name.casefold(), exact)
+
+
+def listing(items: Iterable[Item], files: Sequence[ImageFiles], what: str) -> Listing:
+    """Return the listed images in order of names; a note tells of those that no list names.
+
+    Raises: MissingDataError, naming some, if files are not there.
+    """
+    found = existing(sorted(items, key=lambda item: item.name), what)
+    used = {item.path for item in found}
+    extra = [path for each in files for path in each.by_name.values() if path not in used]
+    if not extra:
+        return Listing(found)
+    return Listing(found, (f"images that no list names were left out: {_some(extra)}",))
+
+
+def _some(values: Sequence[object]) -> str:
+    """Return how many there are, and the first of them."""
+    shown = ", ".join(map(str, values[:SHOWN])) + (", …" if len(values) > SHOWN else "")
+    return f"{len(values)} ({shown})"
+
+
+IMAGES = "images"  # below the dataset's folder
+_STARTS = (
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"\x89PNG\r\n\x1a\n", ".png"),
+    (b"GIF8", ".gif"),
+    (b"BM", ".bmp"),
+    (b"II*\x00", ".tif"),
+    (b"MM\x00*", ".tif"),
+)
+_NO_IMAGE = ".bin"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def image_suffix(content: bytes) -> str:
+    """Return the suffix of an image file by its first bytes, ".bin" if they are of none.
+
+    What is no image is written all the same, under its own name, so that whoever decodes it can
+    name it.
+    """
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return ".webp"
+    return next((suffix for start, suffix in _STARTS if content.startswith(start)), _NO_IMAGE)
+
+
+def images_written(folder: Path) -> dict[str, Path]:
+    """Return the images that are in a folder already, by their names without suffix."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {
+            Path(entry.name).stem: folder / entry.name
+            for entry in entries
+            if not entry.name.startswith(".") and entry.stat().st_size
+        }
+
+
+def write_image(path: Path, content: bytes) -> Path:
+    """Write a file whole or not at all; its folder must be there.
+
+    Raises: ResourceError if the disk or the quota is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise runtime.ResourceError(
+            f"no room for {path} ({error.strerror}, {shutil.disk_usage(path.parent).free} bytes "
+            "free); free some and run it again, the images written so far are kept"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """Return an image as a PNG file's bytes: nothing is lost, little time is spent on size."""
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def image_name(index: int) -> str:
+    """Return the file name, without suffix, of the n-th image of a file."""
+    return f"{index:07}"
+
+
+def parts_note(ignored: Iterable[str], parts: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a line on the parts of a hub's copy that the card does not use, if there are any."""
+    names = sorted(set(ignored))
+    if not names:
+        return ()
+    return (f"parts of the copy left out: {', '.join(names)}; used: {', '.join(parts)}",)
+
+
+def matlab_variable(path: Path, name: str) -> np.ndarray[Any, Any]:
+    """Return a variable as an array of one dimension; a struct's fields are its dtype's names.
+
+    Raises: MissingDataError if the file is gone or cut, or has no such variable.
+    """
+    from scipy.io import loadmat  # a second of imports
+
+    if not path.is_file():
+        raise runtime.MissingDataError(f"{path} is not there; get the dataset again")
+    try:
+        found = loadmat(path, squeeze_me=True, variable_names=[name])
+    except Exception as error:  # scipy raises whatever the damage leads it to
+        raise runtime.MissingDataError(
+            f"{path} is damaged or no MATLAB file ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}); get the dataset again"
+        ) from error
+    if name not in found:
+        raise runtime.MissingDataError(
+            f"{path} holds no {name!r}, so it is damaged or another file; get the dataset again"
+        )
+    return np.atleast_1d(found[name]).ravel()

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from microclip import runtime
-from microclip.data.layouts.base import Item, Listing, images_below, labels_by_name
-from microclip.data.official_lists import inside
+from microclip.data.layouts.base import Item, Listing, images_below, inside, labels_by_name
 from microclip.settings import HubRoute, SettingsError
 
 _ROOT = "101_ObjectCategories"

@@ -10,9 +10,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from microclip import runtime
-from microclip.data.layouts.base import Item, Listing, check_order
-from microclip.data.matlab import matlab_variable
-from microclip.data.official_lists import ImageFiles, inside, labels_of_ids, listing
+from microclip.data.layouts.base import (
+    ImageFiles,
+    Item,
+    Listing,
+    check_order,
+    inside,
+    labels_of_ids,
+    listing,
+    matlab_variable,
+)
 from microclip.settings import HubRoute
 
 _ROOT = "stanford_cars"

@@ -15,8 +15,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from microclip import runtime
-from microclip.data.extracted import IMAGES, image_name, images_written, png_bytes, write_image
-from microclip.data.layouts.base import Item, Listing, check_order, lines, place
+from microclip.data.layouts.base import (
+    IMAGES,
+    Item,
+    Listing,
+    check_order,
+    image_name,
+    images_written,
+    lines,
+    place,
+    png_bytes,
+    write_image,
+)
 from microclip.settings import HubRoute, SettingsError
 
 logger = logging.getLogger(__name__)

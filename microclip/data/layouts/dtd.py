@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from microclip.data.layouts.base import Item, Listing, labels_by_name, lines
-from microclip.data.official_lists import ImageFiles, inside, listing, part_of_each
+from microclip.data.layouts.base import (
+    ImageFiles,
+    Item,
+    Listing,
+    inside,
+    labels_by_name,
+    lines,
+    listing,
+    part_of_each,
+)
 from microclip.settings import HubRoute
 
 _PARTS = ("train", "val", "test")

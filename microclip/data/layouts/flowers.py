@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from microclip.data.layouts.base import Item, Listing
-from microclip.data.matlab import matlab_variable
-from microclip.data.official_lists import (
+from microclip.data.layouts.base import (
     ImageFiles,
+    Item,
+    Listing,
     check_same,
     inside,
     labels_of_ids,
     listing,
+    matlab_variable,
     part_of_each,
 )
 from microclip.settings import HubRoute

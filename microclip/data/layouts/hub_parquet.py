@@ -23,15 +23,18 @@ import pyarrow.parquet as pq
 import yaml
 
 from microclip import runtime
-from microclip.data.extracted import (
+from microclip.data.layouts.base import (
     IMAGES,
+    Item,
+    Listing,
     image_name,
     image_suffix,
     images_written,
+    labels_by_name,
+    lines,
     parts_note,
     write_image,
 )
-from microclip.data.layouts.base import Item, Listing, labels_by_name, lines
 from microclip.settings import HubRoute, SettingsError
 
 logger = logging.getLogger(__name__)

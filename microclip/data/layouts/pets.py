@@ -10,8 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from microclip import runtime
-from microclip.data.layouts.base import Item, Listing, check_order, lines
-from microclip.data.official_lists import ImageFiles, check_same, inside, listing, part_of_each
+from microclip.data.layouts.base import (
+    ImageFiles,
+    Item,
+    Listing,
+    check_order,
+    check_same,
+    inside,
+    lines,
+    listing,
+    part_of_each,
+)
 from microclip.settings import HubRoute, SettingsError
 
 _ROOT = "oxford-iiit-pet"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from microclip.data.layouts.base import Item, Listing, images_below, labels_by_name, place
 from microclip.settings import HubRoute, SettingsError
-from microclip.text.class_keys import letters
+from microclip.text.prompts import letters
 
 NEEDS = ("NWPU-RESISC45",)
 _NUMBERED = re.compile(r"(?P<name>.+)_\d+")

@@ -19,14 +19,17 @@ from typing import Any
 from PIL import Image
 
 from microclip import runtime
-from microclip.data.extracted import IMAGES, images_written, png_bytes, write_image
 from microclip.data.layouts.base import (
+    IMAGES,
     SUFFIXES,
     Item,
     Listing,
+    images_written,
     labels_by_name,
     lines,
     place,
+    png_bytes,
+    write_image,
 )
 from microclip.settings import HubRoute, SettingsError
 

@@ -16,15 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from microclip import runtime
-from microclip.data.extracted import (
+from microclip.data.layouts.base import (
     IMAGES,
+    SUFFIXES,
+    Item,
+    Listing,
     image_name,
     image_suffix,
     images_written,
+    labels_by_name,
+    lines,
     parts_note,
     write_image,
 )
-from microclip.data.layouts.base import SUFFIXES, Item, Listing, labels_by_name, lines
 from microclip.settings import HubRoute, SettingsError
 
 logger = logging.getLogger(__name__)

@@ -13,22 +13,76 @@ before the first file is written.
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from microclip import runtime
-from microclip.data.archive_members import name_problem
-from microclip.data.hub_listing import CopiedFile, CopyRecord, read_listing, write_listing
-from microclip.data.progress import in_words, tell
-from microclip.data.public.downloads import check_space
+from microclip.data.public.downloads import check_space, in_words, tell
+from microclip.data.public.unpacking import name_problem
 from microclip.settings import SettingsError
 from microclip.settings.datasets import HubRoute
 
-if TYPE_CHECKING:  # the client takes 0.3 s to import: functions do so where they need it
+if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+
+LISTING = "copy.json"  # below data/<dataset>/hub: repository, commit and, once all came, files
+
+
+@dataclass(frozen=True)
+class CopiedFile:
+    """A file of the copy."""
+
+    path: str  # below data/<dataset>/hub
+    size: int  # bytes
+    sha256: str | None  # of large files, as the hub states it
+
+
+@dataclass(frozen=True)
+class CopyRecord:
+    """What `copy.json` says."""
+
+    repository: str
+    revision: str  # commit
+    files: tuple[CopiedFile, ...] | None = None  # None: the download is not finished
+
+
+def read_listing(folder: Path) -> CopyRecord | None:
+    """Return what is written down in the folder of a copy; None if it was placed by hand."""
+    path = folder / LISTING
+    if not path.is_file():
+        return None
+    said = json.loads(path.read_text(encoding="utf-8"))
+    files = said.get("files")
+    return CopyRecord(
+        repository=said["repository"],
+        revision=said["revision"],
+        files=None if files is None else tuple(CopiedFile(**file) for file in files),
+    )
+
+
+def write_listing(folder: Path, record: CopyRecord) -> None:
+    """Write down a copy; without its files while they are still coming."""
+    said = {key: value for key, value in asdict(record).items() if value is not None}
+    runtime.write_json(folder / LISTING, said)
+
+
+def files_of_copy(folder: Path) -> tuple[CopiedFile, ...]:
+    """Return the files of a whole copy as the hub stated them; none if it was placed by hand."""
+    found = read_listing(folder)
+    return () if found is None or found.files is None else found.files
+
+
+def is_partial_copy(folder: Path) -> bool:
+    """Return whether a download into the folder was begun and not finished."""
+    found = read_listing(folder)
+    return found is not None and found.files is None
+
 
 _ALWAYS = ("README.md",)  # tells the names of classes
 _REFUSED = (401, 403)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from microclip import runtime
-from microclip.data.part_file import hashes
 from microclip.data.public import downloads
+from microclip.data.public.downloads import hashes
 from microclip.settings.datasets import RemoteFile
 from tests.file_server import FileServer, serving
 

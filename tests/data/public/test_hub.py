@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from microclip import runtime
-from microclip.data.hub_listing import LISTING, files_of_copy, is_partial_copy
 from microclip.data.public import hub
+from microclip.data.public.hub import LISTING, files_of_copy, is_partial_copy
 from microclip.settings import SettingsError
 from microclip.settings.datasets import HubRoute
 from tests.data.hub_server import COMMIT, REPOSITORY, HubCopy

@@ -13,8 +13,7 @@ import pytest
 
 from microclip import settings
 from microclip.data.layouts.base import load_layout
-from microclip.data.public.splits import divide
-from microclip.data.public_unmerged import read_public
+from microclip.data.public.splits import divide, read_public
 from microclip.settings.datasets import HubRoute, PublicSource
 from tests.data.layouts import hub_parquet as parquet
 from tests.data.layouts import sun397, ucf101

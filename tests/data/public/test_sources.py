@@ -13,9 +13,9 @@ import pytest
 import torchvision
 
 from microclip import runtime, settings
-from microclip.data import datasets, verification
-from microclip.data.hub_listing import LISTING
+from microclip.data import datasets
 from microclip.data.public import downloads, sources
+from microclip.data.public.hub import LISTING
 from microclip.data.public.unpacking import temporary_of
 from microclip.settings import PublicSource, SettingsError
 from microclip.settings.datasets import ArchiveRoute, HubRoute, LocalRoute, RemoteFile
@@ -52,7 +52,7 @@ def get(dataset: Downloadable, **how: object) -> sources.Found:
 
 def verdicts(dataset: Downloadable) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for finding in verification.verify(NAME, NAME, dataset.card()):
+    for finding in sources.verify(NAME, NAME, dataset.card()):
         found.setdefault(finding.verdict, []).append(finding.text)
     return found
 
@@ -276,7 +276,7 @@ def test_a_copy_is_verified_by_its_listing(dataset: Downloadable, tmp_path: Path
 
 
 def test_what_is_not_here_is_missing(dataset: Downloadable) -> None:
-    (finding,) = verification.verify(NAME, NAME, dataset.card())
+    (finding,) = sources.verify(NAME, NAME, dataset.card())
     assert (finding.verdict, finding.text) == ("missing", sources.recipe(NAME, dataset.card()))
 
 
