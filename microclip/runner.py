@@ -60,7 +60,7 @@ class Inputs:
     texts: TextClassifiers
     device: str
     backbone: Backbone | None = None
-    features: features.Features | None = None
+    features: embeddings.Features | None = None
 
 
 @dataclass(frozen=True)

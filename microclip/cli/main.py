@@ -1,4 +1,4 @@
-"""The command line: the verbs of the rules (`cli/study.py`) and those for people; no mathematics."""
+"""The command line: its application, and the verbs that belong to no group."""
 
 from __future__ import annotations
 
