@@ -62,7 +62,7 @@ def report_digest(wildcards):
 def dataset_digest(wildcards):
     """Return what names a dataset's images: its settings, and the drawings they are made of."""
     dataset = settings.load_dataset(wildcards.dataset)
-    return settings.digest([dataset.identity(), provenance.dataset_files(dataset)])
+    return settings.digest([dataset.identity(), runtime.dataset_files(dataset)])
 
 
 def description_digest(wildcards):
@@ -81,7 +81,7 @@ def backbone_digest(wildcards):
     """Return what names a backbone: its settings and weights."""
     backbone = settings.load_backbone_settings(wildcards.backbone)
     return settings.digest(
-        [backbone.model_dump(mode="json"), provenance.backbone_files(backbone)]
+        [backbone.model_dump(mode="json"), runtime.backbone_files(backbone)]
     )
 
 
