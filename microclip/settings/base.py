@@ -1,4 +1,4 @@
-"""Reading and checking what is written under `config/`, and the digest that names it."""
+"""Read and check the files under `config/`, and name their values by a digest."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-# Set from the prompts, or what would change the form of an answer or who pays for it.
-SECRET = "secret"  # type of an error whose input must not be shown
+SECRET = "secret"  # the type of a pydantic error whose input must not be shown
 
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used; the message says what, where and how to mend it."""
+    """A setting that cannot be used; the message says what is wrong, where, and how to fix it."""
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> SettingsError:
-    """Return the first problem of a pydantic report as one sentence: what, where, what to do."""
+    """Turn the first problem that pydantic reports into one sentence: what, where, what to do."""
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -45,14 +44,14 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Setti
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
         return SettingsError(f"unknown key {path!r} in {where}; {hint}")
     if first["type"] == "value_error" and not path:
-        # The check is of the model as a whole; its values would bury the sentence.
+        # A check of the whole model failed: printing all its values would bury the sentence.
         return SettingsError(f"{where}: {first['ctx']['error']}")
     got = "" if first["type"] == SECRET else f" (got {first['input']!r})"
     return SettingsError(f"{path or 'settings'} in {where}: {first['msg']}{got}")
 
 
 def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
-    """Return `values` as `model`. Raises SettingsError, one line, when they do not fit."""
+    """Return `values` as `model`. Raises SettingsError, in one line, if they do not fit."""
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
@@ -60,7 +59,7 @@ def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Mode
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a YAML mapping. Raises SettingsError if the file is missing, broken or no mapping."""
+    """Read a YAML mapping. Raises SettingsError if the file is missing, broken or not a mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -68,22 +67,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise SettingsError(f"{path} must hold a mapping; got {type(values).__name__}")
+        raise SettingsError(
+            f"{path} must be a mapping of keys to values; got {type(values).__name__}"
+        )
     return values
 
 
 def known(kind: str) -> list[str]:
-    """Return the names declared under `config/<kind>/`."""
+    """Names of the files in `config/<kind>/`, sorted."""
     return sorted(path.stem for path in (paths.project_root() / "config" / kind).glob("*.yaml"))
 
 
 def load_named(kind: str, name: str, model: type[Model]) -> Model:
-    """Return `config/<kind>/<name>.yaml`. Raises SettingsError if there is none, or it is wrong."""
+    """Load `config/<kind>/<name>.yaml`. Raises SettingsError if it is missing or wrong."""
     found = _load(kind, name, model, paths.project_root())
     assert isinstance(found, model)
     return found
 
 
+# The root is an argument so that a change of project, as in tests, does not hit the old cache.
 @cache
 def _load(kind: str, name: str, model: type[BaseModel], root: Path) -> BaseModel:
     path = root / "config" / kind / f"{name}.yaml"
@@ -97,6 +99,6 @@ def _load(kind: str, name: str, model: type[BaseModel], root: Path) -> BaseModel
 
 
 def digest(values: Any) -> str:
-    """Return 16 hex digits that name a JSON-able value; key order does not matter."""
+    """Digest of a JSON-able value, 16 hex digits; the order of keys does not matter."""
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What `config/datasets/<name>.yaml` may say: where images come from, how they are split."""
+"""Dataset settings, `config/datasets/<name>.yaml`: where images come from, how they are split."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class IconSource(Frozen):
     """Scenes rendered from the shipped drawings (`resources/icons/<drawings>`)."""
 
     kind: Literal["icons"] = "icons"
-    drawings: Name = Field(description="icon set, a folder of resources/icons")
-    classes: int | None = Field(None, ge=2, description="classes taken, None = all")
+    drawings: Name = Field(description="icon set, a folder in resources/icons")
+    classes: int | None = Field(None, ge=2, description="number of classes used; None: all")
     train_scenes: int = Field(ge=1, description="training scenes per class")
     test_scenes: int = Field(ge=1, description="test scenes per class")
     difficulty: float = Field(
@@ -29,29 +29,35 @@ class IconSource(Frozen):
 
 
 class FolderSource(Frozen):
-    """One's own images: `train/<class>/` and `test/<class>/`, `<class>/`, or a list of labels."""
+    """Your own images: `train/<class>/` and `test/<class>/`, `<class>/`, or a list of labels."""
 
     kind: Literal["folder"] = "folder"
-    folder: Path = Field(description="folder that holds train/ and test/, or the classes' folders")
-    classes: Path | None = Field(None, description="file with a class name a line, in label order")
+    folder: Path = Field(description="folder with train/ and test/, or with one folder per class")
+    classes: Path | None = Field(
+        None, description="file with one class name per line, in label order"
+    )
     labels: Path | None = Field(
-        None, description="CSV with columns file and class: what is tested; other images train"
+        None,
+        description="CSV with columns file and class, the test images; all others are for training",
     )
     test_fraction: float = Field(
-        0.2, gt=0, lt=1, description="of each class, where the folder has no train/ and test/"
+        0.2,
+        gt=0,
+        lt=1,
+        description="share of each class that is tested, if the folder has no train/ and test/",
     )
     seed: int = Field(0, ge=0, description="seed of that split")
-    bad_images: BadImages = Field("error", description="skip: leave out what cannot be read")
+    bad_images: BadImages = Field("error", description="skip: leave out unreadable images")
 
 
 class PublicSource(Frozen):
-    """One of the datasets whose card (routes, splits, counts) the project has."""
+    """A public dataset that has a card (routes, splits, counts) in this project."""
 
     kind: Literal["public"] = "public"
-    dataset: Name = Field(description="the file of config/datasets that holds the card")
+    dataset: Name = Field(description="the file in config/datasets that holds the card")
     split: Name = Field("paper", description="one of the card's splits")
-    seed: int = Field(0, ge=0, description="seed of a split that is drawn")
-    bad_images: BadImages = Field("error", description="skip: leave out what cannot be read")
+    seed: int = Field(0, ge=0, description="seed of a randomly drawn split")
+    bad_images: BadImages = Field("error", description="skip: leave out unreadable images")
 
 
 Source = Annotated[IconSource | FolderSource | PublicSource, Field(discriminator="kind")]
@@ -60,14 +66,16 @@ Source = Annotated[IconSource | FolderSource | PublicSource, Field(discriminator
 class RemoteFile(Frozen):
     """A file of an archive route."""
 
-    name: str = Field(description="file name below data/<dataset>/archives/, or its place if kept")
+    name: str = Field(
+        description="file name in data/<dataset>/archives/, or the path of a file that stays packed"
+    )
     urls: tuple[str, ...] = Field(min_length=1, description="mirrors, in order of preference")
     md5: str | None = Field(None, description="as the publisher or torchvision states it")
     sha256: str | None = None
-    unpack: bool = Field(default=True, description="False: the file itself is read, as it is")
-    into: str = Field("", description="folder below data/<dataset>/ that it is unpacked into")
+    unpack: bool = Field(default=True, description="False: the file is read without unpacking")
+    into: str = Field("", description="folder in data/<dataset>/ that it is unpacked into")
     inner: tuple[str, ...] = Field(
-        (), description="paths of archives in it, unpacked into the same folder, then removed"
+        (), description="archives inside it, unpacked into the same folder, then removed"
     )
 
     @model_validator(mode="after")
@@ -89,37 +97,37 @@ class ArchiveRoute(Frozen):
 
 
 class HubRoute(Frozen):
-    """Fetch a copy from the Hugging Face hub and write its images as files."""
+    """Fetch a copy from the Hugging Face Hub and write its images as files."""
 
     kind: Literal["hub"]
     layout: Name = Field(description="module of microclip.data.layouts that reads the result")
     repository: str = Field(description="owner/name of the dataset")
     revision: str | None = Field(
-        None, description="commit; None: the one found first, written down and kept"
+        None, description="commit; None: the latest at the first download, recorded and kept"
     )
-    files: tuple[str, ...] = Field(min_length=1, description="glob patterns of what is fetched")
+    files: tuple[str, ...] = Field(min_length=1, description="glob patterns of the files to fetch")
     parts: dict[str, str] = Field(
         default_factory=dict, description="the copy's splits -> train, val or test"
     )
     image_column: str = "image"
     label_column: str = "label"
-    is_gated: bool = Field(default=False, description="terms must be accepted on the hub first")
+    is_gated: bool = Field(default=False, description="you must accept its terms on the Hub first")
     note: str = ""
 
 
 class LocalRoute(Frozen):
-    """Files that the user places: for licences and dead links that forbid anything else."""
+    """Files that the user puts in place, where a licence or a dead link leaves no other way."""
 
     kind: Literal["local"]
     layout: Name = Field(description="module of microclip.data.layouts that reads the result")
-    recipe: str = Field(description="what to place where, and where it can be had")
+    recipe: str = Field(description="which files to put where, and where to get them")
 
 
 Route = Annotated[ArchiveRoute | HubRoute | LocalRoute, Field(discriminator="kind")]
 
 
 class PartsRule(Frozen):
-    """The publisher's own parts: which make `train`, which `test`."""
+    """The publisher's own parts: those for `train` and those for `test`."""
 
     rule: Literal["parts"]
     train: tuple[str, ...] = Field(min_length=1)
@@ -127,65 +135,66 @@ class PartsRule(Frozen):
 
 
 class CoopRule(Frozen):
-    """CoOp's `split_zhou_*.json`, which the user places; its `val` is unused."""
+    """CoOp's `split_zhou_*.json`, which the user puts in place; its `val` is not used."""
 
     rule: Literal["coop"]
-    file: str = Field(description="path below the dataset's folder")
+    file: str = Field(description="path within the dataset's folder")
     otherwise_drawn: bool = Field(
-        default=False, description="without the file: 50/20/30 a class, drawn, and said so"
+        default=False,
+        description="without the file: draw 50/20/30 percent of each class, and report it",
     )
 
 
 class DrawnRule(Frozen):
-    """A draw a class from sorted names; what is neither `train` nor `val` is tested."""
+    """A random draw per class from sorted names; images in neither `train` nor `val` are tested."""
 
     rule: Literal["drawn"]
-    train: float = Field(gt=0, description="fraction of a class below 1, else images of a class")
-    val: float = Field(0.0, ge=0, lt=1, description="fraction of a class that is left unused")
+    train: float = Field(gt=0, description="below 1: fraction of each class; else images per class")
+    val: float = Field(0.0, ge=0, lt=1, description="fraction of each class that is left unused")
     rounding: Literal["floor", "half-even"] = "floor"
     draws: int = Field(1, ge=1, le=2, description="2: union of two draws, which overlap (Caltech)")
-    generator: Literal["numpy", "python"] = Field("python", description="whose shuffle")
-    seed: int | None = Field(None, description="fixed; None: the source's seed")
+    generator: Literal["numpy", "python"] = Field("python", description="library that shuffles")
+    seed: int | None = Field(None, description="fixed seed; None: the source's seed")
 
 
 class SubsetRule(Frozen):
-    """Some training images of a part; `test` is another part."""
+    """A sample of one part for training; `test` is another part."""
 
     rule: Literal["subset"]
     train: str = Field(description="part to draw from")
     test: str
     per_class: int | None = Field(None, ge=1, description="drawn with labels: not unsupervised")
     total: int | None = Field(None, ge=1, description="drawn without looking at labels")
-    seed: int | None = Field(0, description="fixed; None: the source's seed")
+    seed: int | None = Field(0, description="fixed seed; None: the source's seed")
 
 
 SplitRule = Annotated[PartsRule | CoopRule | DrawnRule | SubsetRule, Field(discriminator="rule")]
 
 
 class Counts(Frozen):
-    """Images that a split should have, and who says so."""
+    """How many images a split should have, and who says so."""
 
     classes: int
     train: int | None = None
     test: int | None = None
-    source: str = Field(description="Table 10, the release, a count of ours")
+    source: str = Field(description="Table 10, the release, or our own count")
 
 
 class DatasetCard(Frozen):
-    """What is known of a public dataset; decides no number but through the split it names."""
+    """What we know about a public dataset; only the split that it names affects results."""
 
     licence: str
     homepage: str = ""
     size: str = Field("", description="of the download")
     ask_first: bool = Field(
-        default=False, description="too large for a study to fetch by itself: `microclip data get`"
+        default=False, description="too large to fetch unasked: run `microclip data get` first"
     )
     routes: tuple[Route, ...] = Field(min_length=1, description="in order of preference")
     splits: dict[Name, SplitRule]
     counts: dict[Name, Counts] = Field(default_factory=dict, description="by split")
     deviations: tuple[str, ...] = Field((), description="from the paper's Table 10, one line each")
     flags: dict[Name, str] = Field(
-        default_factory=dict, description="by split, what a reader must know: labels seen, overlap"
+        default_factory=dict, description="warnings by split: labels used, images that overlap"
     )
     allowed_overlap: tuple[Name, ...] = Field(
         (), description="splits whose train and test may share images"
@@ -202,12 +211,12 @@ class DatasetSettings(Frozen):
         TEMPLATES, min_length=1, description="prompt templates, one {} each"
     )
     methods: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="settings of a method for this dataset alone"
+        default_factory=dict, description="settings of a method for this dataset only"
     )
-    card: DatasetCard | None = Field(None, description="of a public dataset")
+    card: DatasetCard | None = Field(None, description="for a public dataset")
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the images and classes, as plain values."""
+        """Everything that decides the images and classes, as plain values."""
         return {"name": self.name, "source": self.source.model_dump(mode="json")}
 
     @model_validator(mode="after")
@@ -215,6 +224,6 @@ class DatasetSettings(Frozen):
         for template in self.templates:
             if template.count("{}") != 1:
                 raise ValueError(
-                    f"template {template!r} must hold {{}} once; got {template.count('{}')}"
+                    f"template {template!r} must contain {{}} once; got {template.count('{}')}"
                 )
         return self

@@ -1,4 +1,4 @@
-"""Who writes class descriptions: `config/llms/<name>.yaml`, and how a language model is asked."""
+"""Who writes class descriptions, and how a language model is asked: `config/llms/<name>.yaml`."""
 
 from __future__ import annotations
 
@@ -16,68 +16,75 @@ Engine = Literal["shipped", "file", "templates", "chat", "batch", "completions"]
 AnswerMode = Literal["strict", "official", "single"]
 ASKING = ("chat", "batch", "completions")
 READING = ("shipped", "file")  # "templates" needs neither: the dataset's prompts, filled
-_SECRET_HINT = "a key stands in an environment variable, which `key_variable` names; not here"
+_SECRET_HINT = "put the key in the environment variable that `key_variable` names, not here"
+# Set from the prompts, or would change the form of an answer, or who pays for it.
 _OWN_KEYS = ("model", "messages", "prompt", "n", "stream", "functions", "tools", "response_format")
 
 
 class Prices(Frozen):
-    """What a model's tokens cost, in US dollars a million, on a day."""
+    """What a model's tokens cost, in US dollars per million, on a given day."""
 
-    date: datetime.date = Field(description="day on which the prices were read")
-    source: str = Field(description="where they were read")
-    input_usd: float = Field(ge=0, description="a million prompt tokens")
-    output_usd: float = Field(ge=0, description="a million tokens of answers")
-    batch_factor: float = Field(0.5, ge=0, le=1, description="price in a batch, of the price above")
+    date: datetime.date = Field(description="day on which the prices were looked up")
+    source: str = Field(description="where they were looked up")
+    input_usd: float = Field(ge=0, description="per million prompt tokens")
+    output_usd: float = Field(ge=0, description="per million answer tokens")
+    batch_factor: float = Field(
+        0.5, ge=0, le=1, description="a batch costs this fraction of the prices above"
+    )
 
 
 class BatchSettings(Frozen):
-    """How requests are cut into batches, and how often these are looked at."""
+    """How requests are divided into batches, and how often a batch is polled."""
 
     tokens: int = Field(
-        90_000, ge=1, description="prompt tokens in one batch; services limit what may wait"
+        90_000, ge=1, description="prompt tokens per batch; services limit what may be queued"
     )
-    requests: int = Field(50_000, ge=1, le=50_000, description="requests in one batch")
-    poll_s: float = Field(30.0, gt=0, description="seconds between two looks at a batch")
+    requests: int = Field(50_000, ge=1, le=50_000, description="requests per batch")
+    poll_s: float = Field(30.0, gt=0, description="seconds between two polls of a batch")
 
 
 class AskSettings(Frozen):
-    """How a language model is asked, and how much it may cost. The key is no setting."""
+    """How a language model is asked, and how much it may cost. The key is not a setting."""
 
     parameters: dict[str, Any] = Field(
         default_factory=dict,
-        description="of the request, as the service names them, above the prompt set's; "
-        "null takes one of these away",
+        description="request parameters, as the service names them; they override the prompt "
+        "set's, and null removes one of those",
     )
     samples: int | None = Field(
-        None, ge=1, description="answers to each prompt; None: what the prompt set says"
+        None, ge=1, description="answers to each prompt; None: as the prompt set says"
     )
     answers: AnswerMode | None = Field(
         None, description="how answers are read; None: as the prompt set says"
     )
-    domain: str | None = Field(None, description="what the classes are, for prompts that say it")
-    tries: int = Field(3, ge=1, description="answers asked for until one can be used")
+    domain: str | None = Field(None, description="what the classes are, for prompts with {domain}")
+    tries: int = Field(3, ge=1, description="how often to ask for a usable answer")
     allow_quarantined: bool = Field(
         default=False, description="describe classes without a usable answer by templates"
     )
-    base_url: str | None = Field(None, description="of a service that speaks OpenAI's protocol")
+    base_url: str | None = Field(
+        None, description="address of a service that speaks OpenAI's protocol"
+    )
     key_variable: str | None = Field(
         "OPENAI_API_KEY", description="environment variable that holds the key; None: no key"
     )
-    concurrency: int = Field(8, ge=1, le=256, description="requests under way at once")
+    concurrency: int = Field(8, ge=1, le=256, description="requests in flight at once")
     timeout_s: float = Field(60.0, gt=0, description="seconds that one request may take")
-    attempts: int = Field(6, ge=1, description="sendings of a request that meets faults")
-    backoff_s: float = Field(0.5, gt=0, description="first wait after a fault; it doubles")
-    max_wait_s: float = Field(60.0, gt=0, description="longest wait after a fault")
+    attempts: int = Field(6, ge=1, description="how often to send a request that keeps failing")
+    backoff_s: float = Field(0.5, gt=0, description="first wait after a failure; it doubles")
+    max_wait_s: float = Field(60.0, gt=0, description="longest wait after a failure")
     batch: BatchSettings = BatchSettings.model_validate({})
-    prices: Prices | None = Field(None, description="None: unknown, nothing is reckoned")
-    max_cost_usd: float | None = Field(None, ge=0, description="of one command; None: no limit")
+    prices: Prices | None = Field(None, description="None: unknown, so no cost is estimated")
+    max_cost_usd: float | None = Field(
+        None, ge=0, description="limit for one command; None: no limit"
+    )
 
     @field_validator("parameters")
     @classmethod
     def _not_ours(cls, values: dict[str, Any]) -> dict[str, Any]:
         for key in _OWN_KEYS:
             if key in values:
-                raise ValueError(f"{key!r} is set by the project, not among the parameters")
+                raise ValueError(f"microclip sets {key!r} itself; remove it from the parameters")
         if any("key" in key.lower() or "auth" in key.lower() for key in values):
             raise PydanticCustomError(SECRET, _SECRET_HINT)
         return values
@@ -102,7 +109,7 @@ class AskSettings(Frozen):
         return value
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the sentences; not who serves them, how fast, or for how much."""
+        """What decides the sentences; not who serves them, how fast, or at what price."""
         decides = {"parameters", "samples", "answers", "domain", "tries", "allow_quarantined"}
         return self.model_dump(mode="json", include=decides)
 
@@ -119,22 +126,23 @@ class DescriptionSettings(Frozen):
         str, Field(description="path of a dataset's descriptions, with {dataset} or {drawings}")
     ] = ""
     frame: str = Field(
-        "{sentence}", description="what is encoded, of {name} and {sentence}; CuPL: the sentence"
+        "{sentence}",
+        description="the text that is encoded, made from {name} and {sentence}; CuPL: {sentence}",
     )
-    ask: AskSettings | None = Field(None, description="of the engines that ask a language model")
+    ask: AskSettings | None = Field(None, description="for engines that ask a language model")
 
     @property
     def asks(self) -> bool:
-        """Return whether a language model is asked, not a file read."""
+        """Whether the engine asks a language model."""
         return self.engine in ASKING
 
     @property
     def reads_file(self) -> bool:
-        """Return whether the sentences stand in a file that is given."""
+        """Whether the engine reads the sentences from a given file."""
         return self.engine in READING
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the sentences, as plain values; what is not used is left out."""
+        """Everything that decides the sentences, as plain values; unused settings are left out."""
         values = self.model_dump(mode="json", exclude={"title", "ask"})
         return values if self.ask is None else {**values, "ask": self.ask.identity()}
 
@@ -145,7 +153,9 @@ class DescriptionSettings(Frozen):
         except (KeyError, IndexError, ValueError):
             filled = ""
         if "\0" not in filled:
-            raise ValueError(f"frame {self.frame!r} must hold {{sentence}}, and may hold {{name}}")
+            raise ValueError(
+                f"frame {self.frame!r} must contain {{sentence}}, and may contain {{name}}"
+            )
         return self
 
     @model_validator(mode="before")
@@ -157,11 +167,11 @@ class DescriptionSettings(Frozen):
     @model_validator(mode="after")
     def _has_what_its_engine_needs(self) -> DescriptionSettings:
         if not self.asks and self.ask is not None:
-            raise ValueError(f"engine {self.engine!r} asks no one and takes no 'ask'")
+            raise ValueError(f"engine {self.engine!r} asks no language model; remove 'ask'")
         if self.engine == "templates" and self.files:
             raise ValueError(
-                "engine 'templates' fills the dataset's templates and takes no 'files'"
+                "engine 'templates' fills the dataset's templates and reads no file; remove 'files'"
             )
         if self.reads_file and not self.files:
-            raise ValueError(f"engine {self.engine!r} needs 'files', where the descriptions are")
+            raise ValueError(f"engine {self.engine!r} needs 'files', the path of the descriptions")
         return self

@@ -1,4 +1,4 @@
-"""What may be declared of tables and figures: `config/tables/` and `config/figures/`.
+"""Declarations of tables and figures, `config/tables/` and `config/figures/`.
 
 A table or figure names the runs that it shows; a study that lists it makes those runs.
 """
@@ -15,7 +15,7 @@ Head = Literal["fused", "global", "local"]
 
 
 class TableRow(Frozen):
-    """A row of a table: which runs it averages, and what it is called."""
+    """A row of a table: the runs that it averages, and its label."""
 
     method: Name
     label: str
@@ -23,9 +23,11 @@ class TableRow(Frozen):
     variant: Name = "default"
     backbone: Name | None = Field(None, description="needed if the study has several")
     descriptions: Name | None = Field(None, description="needed if the study has several")
-    head: Head = Field("fused", description="whose accuracy: the method's own, or one token's")
+    head: Head = Field(
+        "fused", description="accuracy shown: the method's own prediction, or that of one token"
+    )
     published: str | None = Field(
-        None, description="row of the published CSV: its words, joined by ' / '"
+        None, description="row of the published CSV: the words of its name, joined by ' / '"
     )
 
 
@@ -37,12 +39,12 @@ class TableSettings(Frozen):
     caption: str
     label: str = Field(description="LaTeX label")
     kind: Literal["accuracy", "datasets"] = Field(
-        "accuracy", description="accuracy of runs, or what the datasets hold (Table 10)"
+        "accuracy", description="accuracy of runs, or the contents of the datasets (Table 10)"
     )
     rows: tuple[TableRow, ...] = ()
-    published: Name | None = Field(None, description="file of config/published, without .csv")
+    published: Name | None = Field(None, description="file in config/published, without .csv")
     tolerance_pct: float = Field(
-        0.5, ge=0, description="a cell within this of the published one matches, points"
+        0.5, ge=0, description="a cell matches the published one within this many points"
     )
 
     @model_validator(mode="after")
@@ -62,7 +64,7 @@ class PublishedPoint(Frozen):
 
 
 class SweepPlot(Frozen):
-    """Accuracy, and what else is asked for, over the values of one setting."""
+    """Accuracy, and optionally time and memory, over the values of one setting."""
 
     kind: Literal["sweep"] = "sweep"
     method: Name = "microclip"
@@ -100,7 +102,7 @@ class MapsPlot(Frozen):
     method: Name = "microclip"
     variant: Name = "default"
     images: int | tuple[str, ...] = Field(
-        6, description="how many, one a class from the first class on, or files of the manifest"
+        6, description="number of images, one per class from the first class on, or manifest files"
     )
 
 
@@ -114,7 +116,7 @@ class MasksPlot(Frozen):
 
 
 class FailuresPlot(Frozen):
-    """Test images that one token had right and the fusion has wrong."""
+    """Test images that one token classifies correctly and the fusion does not."""
 
     kind: Literal["failures"] = "failures"
     method: Name = "microclip"
@@ -123,7 +125,7 @@ class FailuresPlot(Frozen):
 
 
 class FigureSettings(Frozen):
-    """`config/figures/<figure>.yaml`: a picture, its caption and what it is drawn from."""
+    """`config/figures/<figure>.yaml`: a picture, its caption and the runs that it is drawn from."""
 
     name: Name
     title: str
@@ -135,7 +137,7 @@ class FigureSettings(Frozen):
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """Return the named variants that are shown; those of a sweep are made by the study."""
+        """Named variants that are shown; the study itself makes those of a sweep."""
         match self.plot:
             case SweepPlot():
                 return ()
@@ -146,10 +148,10 @@ class FigureSettings(Frozen):
 
 
 def load_table(name: str) -> TableSettings:
-    """Return `config/tables/<name>.yaml`."""
+    """Load `config/tables/<name>.yaml`."""
     return load_named("tables", name, TableSettings)
 
 
 def load_figure(name: str) -> FigureSettings:
-    """Return `config/figures/<name>.yaml`."""
+    """Load `config/figures/<name>.yaml`."""
     return load_named("figures", name, FigureSettings)

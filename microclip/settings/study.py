@@ -1,8 +1,8 @@
-"""What may be written under `config/`: typed, frozen, and refused in one sentence when wrong.
+"""Settings of a study, its methods, variants and backbones.
 
-Reading order of one run: `methods/<method>.yaml` -> `datasets/<dataset>.yaml` (`methods:` block)
--> the study file (`methods:` block) -> `variants/<method>.yaml`. The later one wins, and every key
-must exist in the method's `Settings`.
+The settings of a run are read in this order: `methods/<method>.yaml` -> `datasets/<dataset>.yaml`
+(`methods:` block) -> the study file (`methods:` block) -> `variants/<method>.yaml`. The later one
+wins, and every key must exist in the method's `Settings`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ class BackboneSettings(Frozen):
     title: str
     model: str | None = Field(None, description="open_clip architecture")
     config: Path | None = Field(None, description="our own open_clip JSON, instead of `model`")
-    pretrained: str | None = Field(None, description="open_clip tag, needs a network once")
+    pretrained: str | None = Field(
+        None, description="open_clip tag; downloads the weights at first use"
+    )
     weights: Path | None = Field(None, description="local safetensors file")
-    sha256: str | None = Field(None, description="of the weights file")
+    sha256: str | None = Field(None, description="hash of the weights file")
 
     @model_validator(mode="after")
     def _names_one_network(self) -> BackboneSettings:
@@ -50,8 +52,8 @@ class BackboneSettings(Frozen):
             raise ValueError("must name exactly one of 'model' and 'config'; add or remove one")
         if (self.pretrained is None) == (self.weights is None):
             raise ValueError(
-                "must name exactly one of 'pretrained' and 'weights'; an untrained network can "
-                "only be wrapped in Python, with from_open_clip"
+                "must name exactly one of 'pretrained' and 'weights'; to use an untrained network, "
+                "wrap it in Python with from_open_clip"
             )
         if self.pretrained is not None and self.model is None:
             raise ValueError("'pretrained' goes with 'model', 'config' with 'weights'")
@@ -59,7 +61,7 @@ class BackboneSettings(Frozen):
 
     @property
     def files(self) -> dict[str, Path]:
-        """Local files, of the fields `config` and `weights`; relative ones are in the project."""
+        """Local files by field, `config` and `weights`; relative paths start at the project."""
         named = {"config": self.config, "weights": self.weights}
         root = paths.project_root()
         return {field: root / path for field, path in named.items() if path is not None}
@@ -70,8 +72,8 @@ class MethodFile(Frozen):
 
     name: Name
     title: str
-    source: str = Field(description="paper and the place each number comes from")
-    seeded: bool = Field(description="False: no random draw, one seed stands for all")
+    source: str = Field(description="paper, and where each number comes from")
+    seeded: bool = Field(description="False: nothing is random, so one seed is enough")
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -82,7 +84,7 @@ class VariantFile(Frozen):
 
 
 class RunGrid(Frozen):
-    """Runs as a product; what is not given is taken from the study."""
+    """A grid of runs, the product of these lists; the study fills in what is not given."""
 
     methods: tuple[Name, ...] = Field(min_length=1)
     variants: tuple[Name, ...] = ("default",)
@@ -93,15 +95,17 @@ class RunGrid(Frozen):
 
 
 class ReportSelection(Frozen):
-    """A table or figure of a study, and the part of the study that it shows; a name is enough."""
+    """A table or figure of a study, and the part of the study it shows; its name alone will do."""
 
     name: Name
     datasets: tuple[Name, ...] | None = None
     backbones: tuple[Name, ...] | None = None
     descriptions: tuple[Name, ...] | None = None
     seeds: tuple[int, ...] | None = None
-    values: tuple[float | int, ...] | None = Field(None, description="of a sweep, others than its")
-    is_brief: bool = Field(default=False, description="leave out the rows that were not run")
+    values: tuple[float | int, ...] | None = Field(
+        None, description="values of a sweep, in place of the figure's own"
+    )
+    is_brief: bool = Field(default=False, description="leave out rows that were not run")
 
     @model_validator(mode="before")
     @classmethod
@@ -110,7 +114,7 @@ class ReportSelection(Frozen):
 
 
 class StudySettings(Frozen):
-    """`config/config.yaml`: which runs, which tables, on what."""
+    """`config/config.yaml`: which runs to make, on which data, for which tables and figures."""
 
     study: Name
     title: str = ""
@@ -118,25 +122,28 @@ class StudySettings(Frozen):
     backbones: tuple[Name, ...] = Field(min_length=1)
     descriptions: tuple[Name, ...] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
-    runs: tuple[RunGrid, ...] = Field((), description="runs beside those of tables and figures")
-    methods: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="settings of a method for this study alone"
+    runs: tuple[RunGrid, ...] = Field(
+        (), description="runs in addition to those of tables and figures"
     )
-    tables: tuple[ReportSelection, ...] = Field((), description="files of config/tables")
-    figures: tuple[ReportSelection, ...] = Field((), description="files of config/figures")
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="settings of a method for this study only"
+    )
+    tables: tuple[ReportSelection, ...] = Field((), description="files in config/tables")
+    figures: tuple[ReportSelection, ...] = Field((), description="files in config/figures")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPU only")
 
 
 def load_dataset(name: str) -> DatasetSettings:
-    """Return `config/datasets/<name>.yaml`."""
+    """Load `config/datasets/<name>.yaml`."""
     return load_named("datasets", name, DatasetSettings)
 
 
 def load_card(source: PublicSource) -> DatasetCard:
-    """Return the card that a public dataset names.
+    """Card of a public dataset.
 
-    Raises: SettingsError if that file has none, or its card has no such split.
+    Raises:
+        SettingsError: the named file has no card, or the card has no such split.
     """
     where = f"config/datasets/{source.dataset}.yaml"
     card = load_dataset(source.dataset).card
@@ -151,22 +158,22 @@ def load_card(source: PublicSource) -> DatasetCard:
 
 
 def load_backbone_settings(name: str) -> BackboneSettings:
-    """Return `config/backbones/<name>.yaml`."""
+    """Load `config/backbones/<name>.yaml`."""
     return load_named("backbones", name, BackboneSettings)
 
 
 def load_descriptions(name: str) -> DescriptionSettings:
-    """Return `config/llms/<name>.yaml`."""
+    """Load `config/llms/<name>.yaml`."""
     return load_named("llms", name, DescriptionSettings)
 
 
 def load_method_file(name: str) -> MethodFile:
-    """Return `config/methods/<name>.yaml`."""
+    """Load `config/methods/<name>.yaml`."""
     return load_named("methods", name, MethodFile)
 
 
 def variants_of(method: str) -> dict[str, dict[str, Any]]:
-    """Return a method's named variants; `default` is always there and empty."""
+    """Overrides of a method's variants, by name; `default` is always there and empty."""
     path = paths.project_root() / "config" / "variants" / f"{method}.yaml"
     where = f"config/variants/{method}.yaml"
     named = validated(VariantFile, read_yaml(path), where).variants if path.is_file() else {}
@@ -174,7 +181,7 @@ def variants_of(method: str) -> dict[str, dict[str, Any]]:
 
 
 def load_variant(method: str, variant: str) -> dict[str, Any]:
-    """Return the overrides of a named variant. Raises SettingsError if there is none."""
+    """Overrides of one variant. Raises SettingsError if there is no such variant."""
     variants = variants_of(method)
     if variant not in variants:
         raise SettingsError(
@@ -185,5 +192,5 @@ def load_variant(method: str, variant: str) -> dict[str, Any]:
 
 
 def load_study(config: Mapping[str, Any]) -> StudySettings:
-    """Return the study that a Snakemake `config` mapping (or a YAML file's content) declares."""
+    """Read a study from Snakemake's `config` mapping, or from the content of a YAML file."""
     return validated(StudySettings, config, "the study (config/config.yaml or --configfile)")

@@ -1,4 +1,4 @@
-"""How models are asked is declared apart from what names runs, and never holds a key."""
+"""How a model is asked is kept apart from what names a run, and never contains a key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ASKED = {"name": "m", "title": "M", "engine": "chat", "model": "m", "prompts": "
 SECRET = "sk-4f7a2b9c1d"
 
 
-def test_runs_on_shipped_descriptions_are_named_as_before_models_could_be_asked() -> None:
+def test_settings_for_asking_do_not_change_the_digests_of_shipped_descriptions() -> None:
     root = Path(__file__).resolve().parents[2]
     planned = study.load(settings.read_yaml(root / "config" / "config.yaml")).plan().runs
     names = {run.name: run.digest for run in planned}
@@ -26,7 +26,7 @@ def test_runs_on_shipped_descriptions_are_named_as_before_models_could_be_asked(
     assert "ask" not in texts[1]
 
 
-def test_what_decides_no_sentence_decides_no_name() -> None:
+def test_settings_that_change_no_sentence_change_no_digest() -> None:
     def name(**ask: object) -> str:
         values = {**ASKED, "ask": ask}
         return settings.digest(validated(DescriptionSettings, values, "a test").identity())
@@ -39,9 +39,9 @@ def test_what_decides_no_sentence_decides_no_name() -> None:
         assert name(**other) != base, other
 
 
-def test_an_engine_says_what_it_lacks() -> None:
+def test_an_engine_is_refused_without_the_settings_it_needs() -> None:
     assert validated(DescriptionSettings, ASKED, "a test").ask == AskSettings()
-    with pytest.raises(SettingsError, match="takes no 'ask'"):
+    with pytest.raises(SettingsError, match="remove 'ask'"):
         validated(DescriptionSettings, {**ASKED, "engine": "file", "files": "x", "ask": {}}, "it")
     with pytest.raises(SettingsError, match="needs 'files'"):
         validated(DescriptionSettings, {**ASKED, "engine": "shipped"}, "it")
@@ -64,16 +64,16 @@ def test_a_key_in_a_setting_is_refused_and_not_repeated(ask: dict[str, object]) 
     assert SECRET not in str(caught.value)
 
 
-def test_what_the_project_sets_itself_is_no_parameter() -> None:
-    with pytest.raises(SettingsError, match="'messages' is set by the project"):
+def test_parameters_that_microclip_sets_itself_are_refused() -> None:
+    with pytest.raises(SettingsError, match="microclip sets 'messages' itself"):
         validated(DescriptionSettings, {**ASKED, "ask": {"parameters": {"messages": []}}}, "it")
 
 
 @pytest.mark.parametrize("name", ["gpt-4o", "gpt-4o-batch", "cupl-instruct", "local"])
-def test_the_models_that_can_be_asked(name: str) -> None:
+def test_the_shipped_models_can_be_asked_and_have_a_cost_limit(name: str) -> None:
     declared = load_descriptions(name)
     assert declared.asks
     assert declared.ask is not None
-    if name != "local":  # whose price is its owner's business
+    if name != "local":  # your own server: we do not know its price
         assert declared.ask.prices is not None
         assert declared.ask.max_cost_usd == 20.0

@@ -136,5 +136,5 @@ def test_templates_of_a_dataset_are_an_author_of_the_project() -> None:
     author = load_descriptions("templates")
     assert (author.engine, author.files, author.ask) == ("templates", "", None)
     values = author.model_dump(exclude={"files", "ask"})
-    with pytest.raises(ValueError, match="takes no 'files'"):
+    with pytest.raises(ValueError, match="remove 'files'"):
         DescriptionSettings.model_validate({**values, "files": "a.json"})
