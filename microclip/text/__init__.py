@@ -1,1 +1,1 @@
-"""The language side: prompts, class descriptions and the class vectors made of them."""
+"""The language side: prompts, class descriptions, and the class vectors made from them."""

@@ -1,4 +1,15 @@
-"""Sentences from the text that a language model answers with; a bad answer has a reason."""
+"""Answers of language models: what is wrong with a sentence, how answers are read and cached.
+
+The rules for a single sentence come first; the description doctor shares them. `parse` then reads
+the sentences of one answer. `AnswerCache` keeps paid answers: one line each, appended at once,
+never changed.
+
+A cache folder has one file of JSON lines per model. An answer is found by what was asked (`key`)
+and the number of its sample; several answers to one sample are tries, in the order of asking.
+Processes may share a folder: lines are written under a lock, and a process claims the questions
+that it asks, so that no other process asks them too. A process that is killed leaves whole lines
+and no claim.
+"""
 
 from __future__ import annotations
 
@@ -45,52 +56,52 @@ _REFUSAL = re.compile(
 
 
 def has_words(text: str) -> bool:
-    """Return whether anything is said: one word of two letters is enough."""
+    """Whether a text says anything: one word of two letters is enough."""
     return _WORD.search(text) is not None
 
 
 def has_url(text: str) -> bool:
-    """Return whether a web address, whole or cut, stands in a text."""
+    """Whether a text contains a web address, whole or cut."""
     return _URL.search(text) is not None
 
 
 def is_refusal(text: str) -> bool:
-    """Return whether a text begins by saying that its writer cannot or will not answer."""
+    """Whether a text begins by saying that its writer cannot or will not answer."""
     return _REFUSAL.search(text) is not None
 
 
 def folded(text: str) -> str:
-    """Return a text without what does not change its meaning: case, spaces, punctuation."""
+    """A text without case, extra spaces and punctuation, which do not change its meaning."""
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def words(text: str) -> list[str]:
-    """Return a text's words and numbers in lower case, a plural's s taken off."""
+    """Words and numbers of a text in lower case, without the s of a plural."""
     found = (word.casefold() for word in _ANY_WORD.findall(text))
     return [word[:-1] if len(word) > 3 and word.endswith("s") else word for word in found]
 
 
 def names_class(text: str, class_name: str) -> bool:
-    """Return whether a class name stands in a text, or all its words in any order."""
+    """Whether a text contains a class name, or all its words in any order."""
     if class_name.casefold() in text.casefold():
         return True
     return set(words(class_name)) - _SMALL <= set(words(text))
 
 
 def is_name_alone(text: str, class_name: str) -> bool:
-    """Return whether a text says nothing but the name: "A photo of a BMW X5.", for BMW X5."""
+    """Whether a text says nothing but the name: "A photo of a BMW X5.", for BMW X5."""
     said = set(words(text)) - _SMALL
     return bool(said) and said <= set(words(class_name))
 
 
 def tidy(text: str) -> str:
-    """Return a sentence on one line, without spaces at its ends, emphasis and marks of a list."""
+    """A sentence on one line, without list marks, emphasis and spaces at its ends."""
     return " ".join(_LIST_MARK.sub("", EMPHASIS.sub("", text)).split())
 
 
-_OTHER_SCRIPT = 0.2  # share of letters
-_ENOUGH_ENGLISH = 3  # common words
-_MIN_WORDS = 2  # foreign words
+_OTHER_SCRIPT = 0.2  # share of letters that are not Latin
+_ENOUGH_ENGLISH = 3  # common English words
+_MIN_WORDS = 2  # common foreign words
 
 _COMMON_ENGLISH = (
     "the a an and of in on with is are was it its this that to for from as by at or you your has "
@@ -116,7 +127,14 @@ def _is_latin(letter: str) -> bool:
 
 
 def is_foreign(text: str) -> bool:
-    """Return whether a sentence is not English, as far as the two rules can tell."""
+    """Whether a sentence is not English, as far as two rules can tell.
+
+    Script: more than a fifth of the letters are not Latin, and fewer than three words are common
+    English ones. Words: at least two are among the commonest of German, French, Spanish, Italian,
+    Portuguese, Dutch or Swedish, and more than are common English ones. A foreign sentence without
+    such words passes as English.
+    """
+    # Not a detector such as langdetect: it draws at random, so two checks of one file could differ.
     words = [word.casefold() for word in _LETTERS.findall(text)]
     english = sum(word in _ENGLISH for word in words)
     marks = [letter for letter in text if letter.isalpha()]
@@ -131,7 +149,7 @@ Reason = Literal["empty", "refused", "unnumbered", "wrong count"]
 
 _SHOWN = 60  # characters of an answer in an error
 
-# sathiiii/microCLIP: digits, then any of ) . - and spaces; up to the next line that begins so.
+# sathiiii/microCLIP: digits, then any of ) . - and spaces; up to the next line that starts so.
 _OFFICIAL = re.compile(r"\d+[).\s-]+(.*?)(?=\n\d+[).\s-]+|\Z)", re.DOTALL)
 
 # A numbered line: "1. x", "2) x", "3 - x", "(4) x", "- 5. x", "**6.** x", "### 7: x".
@@ -141,7 +159,7 @@ _NUMBERED = re.compile(
 
 
 class AnswerError(ValueError):
-    """An answer that holds no usable sentences; `reason` says why."""
+    """An answer without usable sentences; `reason` says why."""
 
     def __init__(self, reason: Reason, detail: str, text: str) -> None:
         shown = " ".join(text.split())
@@ -153,14 +171,15 @@ class AnswerError(ValueError):
 def parse(
     text: str | None, *, items: int, mode: Literal["strict", "official", "single"]
 ) -> list[str]:
-    """Return the sentences of one answer.
+    """Read the sentences of one answer.
 
     "strict": lines numbered 1, 2, … as `strict_items` reads them, exactly `items` of them.
     "official": as `official_items` of sathiiii/microCLIP reads them, however many there are.
-    "single": the whole answer is one sentence, as sarahpratt/CuPL takes it; `items` is not read.
+    "single": the whole answer is one sentence, as in sarahpratt/CuPL; `items` is not used.
 
     Raises:
-        AnswerError: nothing is said; the model refuses; no numbers; not as many as asked for.
+        AnswerError: the answer says nothing, is a refusal, has no numbers, or has the wrong number
+            of sentences.
     """
     text = text or ""
     if not has_words(text):
@@ -171,36 +190,36 @@ def parse(
     if not found:
         raise AnswerError("unnumbered", f"expected {items} numbered sentences", text)
     if not all(has_words(sentence) for sentence in found):
-        raise AnswerError("empty", "an item says nothing", text)
+        raise AnswerError("empty", "an item is empty", text)
     if mode == "strict" and len(found) != items:
-        raise AnswerError("wrong count", f"expected {items} sentences and read {len(found)}", text)
+        raise AnswerError("wrong count", f"expected {items} sentences, found {len(found)}", text)
     return found
 
 
 def single_sentence(text: str) -> str:
-    """Return CuPL's sentence: without empty lines, and with the full stop that ended it.
+    """CuPL's sentence: without empty lines, and with the full stop at which generation stopped.
 
-    CuPL keeps spaces at the ends and adds its stop always; here the ends are trimmed and a stop is
-    added where none stands, since other engines than GPT-3's may leave it.
+    CuPL keeps spaces at the ends and always adds a full stop. Here the ends are trimmed, and a full
+    stop is added only if there is none, since engines other than GPT-3's may write it themselves.
     """
     joined = " ".join(text.replace("\n\n", "\n").split())
     return joined if joined.endswith((".", "!", "?")) else f"{joined}."
 
 
 def official_items(text: str) -> list[str]:
-    """Return numbered items as microCLIP's notebook reads them, its quirks with them.
+    """Numbered items as microCLIP's notebook reads them, quirks included.
 
-    A number anywhere opens the first item ("Here are 10 sentences:" gives "sentences:."), and a
-    closing remark stays with the last. Source: sathiiii/microCLIP.
+    A number anywhere starts the first item ("Here are 10 sentences:" gives "sentences:."), and a
+    closing remark becomes part of the last. Source: sathiiii/microCLIP.
     """
     return [f"{found.strip().rstrip('.')}." for found in _OFFICIAL.findall(text)]
 
 
 def strict_items(text: str) -> list[str]:
-    """Return the items of a list whose lines are numbered 1, 2, 3 and so on.
+    """Items of a list whose lines are numbered 1, 2, 3 and so on.
 
-    A preamble and closing remarks are left out, marks of emphasis taken off, wrapped lines joined.
-    A line whose number is not the next one belongs to the item before it, such as a year.
+    A preamble and closing remarks are left out, emphasis is removed, wrapped lines are joined. A
+    line that starts with any other number, such as a year, belongs to the item before it.
     """
     lines: list[list[str]] = []
     is_open = False  # the last item may go on
@@ -223,7 +242,7 @@ def _ends(text: str) -> bool:
 
 
 def _is_remark(line: str) -> bool:
-    """Return whether a line after a finished sentence stands at the margin: no wrapped item."""
+    """Whether a line after a finished sentence is not indented, so is not a wrapped item."""
     return not line[:1].isspace()
 
 
@@ -239,8 +258,11 @@ _READERS: dict[str, Callable[[str], list[str]]] = {
 }
 
 
-_OFFSET_DIGITS = 15  # hex digits of a key that are its place in the file of claims
-_claims: dict[Path, int] = {}  # open for good: closing such a file would give up its locks
+_OFFSET_DIGITS = (
+    15  # hex digits of a key that give its byte in the claims file; an offset has 63 bits
+)
+# Kept open: POSIX drops a process's locks on a file as soon as it closes any handle to it.
+_claims: dict[Path, int] = {}
 
 
 class AnswerRecord(TypedDict):
@@ -263,7 +285,7 @@ class AnswerRecord(TypedDict):
 
 
 class BatchRecord(TypedDict, total=False):
-    """A line of the cache: what is known of a batch; later lines of a part add to earlier ones."""
+    """A line of the cache: the state of a batch; later lines about a part add to earlier ones."""
 
     kind: Literal["batch"]
     part: str
@@ -283,14 +305,14 @@ class Message(TypedDict):
 def question_key(
     service: str, model: str, messages: Sequence[Message | str], parameters: Mapping[str, Any]
 ) -> str:
-    """Return what names a question: who is asked, what, and with which parameters."""
+    """Key of a question: digest of the service, the model, the messages and the parameters."""
     values = [service, model, list(messages), dict(parameters)]
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def file_of(folder: Path, model: str) -> Path:
-    """Return the file of a model's answers, whatever stands in the model's name."""
+    """File of a model's answers; any model name gives a valid and distinct file name."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", model).strip(".") or "model"
     if plain != model:
         plain += "-" + hashlib.sha256(model.encode()).hexdigest()[:8]
@@ -298,10 +320,10 @@ def file_of(folder: Path, model: str) -> Path:
 
 
 class AnswerCache:
-    """The answers of one model, as far as they were read."""
+    """The answers of one model, in step with its file up to the last `refresh`."""
 
     def __init__(self, folder: Path, model: str) -> None:
-        """Read what is there."""
+        """Read the answers that the file already has."""
         self.path = file_of(folder, model)
         self._read_to = 0
         self._answers: dict[tuple[str, int], list[AnswerRecord]] = defaultdict(list)
@@ -311,13 +333,14 @@ class AnswerCache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read what this and other processes have added."""
+        """Read what this and other processes have added since."""
         with self._guard:
             if not self.path.is_file():
                 return
             with self.path.open("rb") as stream:
                 stream.seek(self._read_to)
                 block = stream.read()
+            # Another process may be in the middle of a line: read it next time.
             whole = block[: block.rfind(b"\n") + 1]
             self._read_to += len(whole)
             for line in whole.splitlines():
@@ -334,28 +357,28 @@ class AnswerCache:
                 self._batches[record["part"]] = {**self._batches.get(record["part"], {}), **record}
         except (ValueError, KeyError, TypeError):
             if line.strip():
-                logger.warning("%s holds a line that is no answer; it is left out", self.path)
+                logger.warning("ignored a line of %s that is not an answer", self.path)
 
     def answers(self, key: str, sample: int) -> list[AnswerRecord]:
-        """Return the answers to a question's sample, in the order of asking."""
+        """Answers to a question's sample, in the order of asking."""
         with self._guard:
             return list(self._answers.get((key, sample), ()))
 
     def has_request(self, request: str) -> bool:
-        """Return whether an answer to this very request was kept."""
+        """Whether the answer to this request is already stored."""
         with self._guard:
             return request in self._requests
 
     def batches(self) -> list[BatchRecord]:
-        """Return the batches that were begun, oldest first, each as it was last known."""
+        """All batches ever started, oldest first, each in its last known state."""
         with self._guard:
             return list(self._batches.values())
 
     def add(self, records: Iterable[AnswerRecord | BatchRecord]) -> None:
-        """Append records; they are on the disk when this returns.
+        """Append records; they are on disk when this returns.
 
         Raises:
-            ResourceError: the disk does not take them.
+            ResourceError: they cannot be written.
         """
         lines = [json.dumps(record, ensure_ascii=False, sort_keys=True) for record in records]
         block = "".join(f"{line}\n" for line in lines).encode()
@@ -364,8 +387,8 @@ class AnswerCache:
                 self._append(block)
             except OSError as error:
                 raise runtime.ResourceError(
-                    f"answers cannot be kept in {self.path}: {error.strerror}; make room, or name "
-                    "another folder with --answers, then run the same command"
+                    f"answers cannot be saved in {self.path}: {error.strerror}; free some space, "
+                    "or name another folder with --answers, then run the same command"
                 ) from error
             self.refresh()
 
@@ -373,18 +396,21 @@ class AnswerCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(self.path) as handle:
             size = os.fstat(handle).st_size
-            if size and os.pread(handle, 1, size - 1) != b"\n":  # a line that a crash cut
+            # A crash may have cut the last line: start a new one, or both would be unreadable.
+            if size and os.pread(handle, 1, size - 1) != b"\n":
                 block = b"\n" + block
             try:
                 while block:
                     block = block[os.write(handle, block) :]
+                # The answer is paid for: it must survive a power cut once we say it is saved.
                 os.fsync(handle)
             except OSError:
+                # On a full disk, take the half-written line back for the next writer.
                 os.ftruncate(handle, size)
                 raise
 
     def claim(self, keys: Iterable[str]) -> set[str]:
-        """Return those of `keys` that no other process is asking for; they are this one's now."""
+        """Claim those of `keys` that no other process is asking, and return them."""
         handle = self._claims_file()
         mine = set()
         for key in keys:
@@ -402,8 +428,8 @@ class AnswerCache:
             fcntl.lockf(handle, fcntl.LOCK_UN, 1, _place(key))
 
     def _claims_file(self) -> int:
-        # One byte of this file stands for each key. The system drops a dead process's byte locks,
-        # so a kill leaves no claim; `filelock` would need a file for every question.
+        # Each key locks one byte of this file. The system releases the byte locks of a dead
+        # process, so a kill leaves no claim; `filelock` would need a file per question.
         path = self.path.with_suffix(".claims").resolve()
         if path not in _claims:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -417,8 +443,8 @@ def _place(key: str) -> int:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    # The lock is on the file of answers itself: `filelock` locks a second file, and an older
-    # microclip that shares the folder would not see it.
+    # The lock is on the answers file itself: `filelock` locks a second file, which an older
+    # microclip that shares the folder would not check.
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

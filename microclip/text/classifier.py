@@ -1,7 +1,7 @@
 """Class vectors from sentence embeddings: mathematics only, no files.
 
-Every function takes one tensor of sentence embeddings for each class, in the order of the class
-list, and returns one unit vector for each class.
+Every public function takes one tensor of sentence embeddings per class, in label order, and returns
+one unit vector per class.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-# One tensor [sentences of the class, embedding] a class; the number of sentences may differ.
+# One tensor [sentences of the class, embedding] per class; the number of sentences may differ.
 ClassEmbeddings = Sequence[Float[Tensor, "_ embedding"]]
 
 
@@ -23,17 +23,17 @@ def description_classifier(
     weighting: Literal["uniform", "similarity"] = "uniform",
     anchors: Float[Tensor, "classes embedding"] | None = None,
 ) -> Float[Tensor, "classes embedding"]:
-    """Return a class vector for each list of sentences.
+    """Class vectors from described sentences.
 
-    "uniform" is CuPL (sarahpratt/CuPL): each sentence normalised, their mean normalised.
+    "uniform" is CuPL (sarahpratt/CuPL): each sentence is normalised, then their mean.
     "similarity" is microCLIP's frozen classifier (sathiiii/microCLIP:utils/model.py): sentences
-    weighted by their cosine with the class's anchor, divided by the sum of the weights. A negative
-    sum turns the vector around, as there; a sum of zero, which has no such vector, falls back to
-    the uniform mean.
+    are weighted by their cosine with the class's anchor and divided by the sum of the weights. As
+    in that code, a negative sum reverses the vector. A sum of zero would leave no vector, so such a
+    class gets the uniform mean.
 
     Raises:
         ValueError: a class without sentences, sizes that differ, values that are not finite;
-            anchors missing or of another shape; unknown `weighting`.
+            missing anchors or anchors of another shape; unknown `weighting`.
 
     Departs: fidelity.md#class-vectors.
     """
@@ -49,6 +49,7 @@ def description_classifier(
             raise ValueError(f"weighting must be 'uniform' or 'similarity', got {weighting!r}")
     summed = _sum_by_class(weights[:, None] * sentences, owner, len(embeddings))
     totals = _sum_by_class(weights[:, None], owner, len(embeddings))
+    # The norm is taken below, so dividing by the sum of the weights comes down to its sign.
     directed = torch.where(totals == 0, uniform, summed * totals.sign())
     return functional.normalize(directed, dim=-1)
 
@@ -57,10 +58,10 @@ def template_classifier(
     embeddings: ClassEmbeddings,
     norm: Literal["per_sentence", "joint"] = "per_sentence",
 ) -> Float[Tensor, "classes embedding"]:
-    """Return CLIP's prompt ensemble: the normalised mean of a class's filled templates.
+    """CLIP's prompt ensemble: the normalised mean of each class's filled templates.
 
     "per_sentence" (openai/CLIP) normalises each sentence first. "joint" (sathiiii/microCLIP)
-    divides all sentences of a class by one common norm, so long embeddings count more; these
+    divides all sentences of a class by one common norm, so that long embeddings count more; these
     vectors are the anchors of `description_classifier`.
 
     Raises:
@@ -73,7 +74,7 @@ def template_classifier(
         case "per_sentence":
             sentences = functional.normalize(sentences, dim=-1)
         case "joint":
-            pass  # a common factor vanishes in the last normalisation
+            pass  # the common norm cancels in the final normalisation
         case _:
             raise ValueError(f"norm must be 'per_sentence' or 'joint', got {norm!r}")
     return functional.normalize(_sum_by_class(sentences, owner, len(embeddings)), dim=-1)
@@ -82,7 +83,7 @@ def template_classifier(
 def _stack(
     embeddings: ClassEmbeddings,
 ) -> tuple[Float[Tensor, "sentence embedding"], Tensor]:
-    """Return all sentences in one tensor of float32 or better, and the class of each."""
+    """Stack all sentences in one tensor of float32 or better; also return the class of each."""
     for index, rows in enumerate(embeddings):
         if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] != embeddings[0].shape[-1]:
             raise ValueError(
@@ -97,6 +98,7 @@ def _stack(
     if not embeddings:
         raise ValueError("a classifier needs at least one class, got none; pass all classes")
     sentences = torch.cat(list(embeddings))
+    # One index_add over all sentences instead of a loop over classes: ImageNet has 1,000.
     counts = torch.tensor([len(rows) for rows in embeddings], device=sentences.device)
     owner = torch.repeat_interleave(torch.arange(len(counts), device=sentences.device), counts)
     return sentences.to(torch.promote_types(sentences.dtype, torch.float32)), owner
@@ -105,7 +107,7 @@ def _stack(
 def _sum_by_class(
     rows: Float[Tensor, "sentence size"], owner: Tensor, n_classes: int
 ) -> Float[Tensor, "classes size"]:
-    """Return the sum of each class's rows."""
+    """Sum of each class's rows."""
     return rows.new_zeros(n_classes, rows.shape[1]).index_add(0, owner, rows)
 
 
@@ -115,7 +117,7 @@ def _anchor_cosines(
     anchors: Float[Tensor, "classes embedding"] | None,
     n_classes: int,
 ) -> Float[Tensor, " sentence"]:
-    """Return the cosine of each sentence with its class's anchor."""
+    """Cosine of each sentence with its class's anchor."""
     expected = (n_classes, sentences.shape[1])
     if anchors is None or tuple(anchors.shape) != expected:
         got = None if anchors is None else tuple(anchors.shape)

@@ -1,4 +1,9 @@
-"""Class names in prompt templates."""
+"""Class names in prompts: filled templates, matching keys, and sets of questions to ask.
+
+A prompt set in `config/prompts/` says what a language model is asked about a class. A question is a
+template of `{name}`, `{article}` and `{domain}`; text in square brackets is dropped if no domain is
+given: "Describe {article} {name}[, {domain}]."
+"""
 
 from __future__ import annotations
 
@@ -16,20 +21,20 @@ from microclip.settings import Frozen, Name, SettingsError, load_named, validate
 
 
 def readable(class_name: str) -> str:
-    """Return a class name as it reads in a sentence: underscores become spaces."""
+    """A class name as it reads in a sentence: underscores become spaces."""
     return " ".join(class_name.replace("_", " ").split())
 
 
 def fill(templates: Sequence[str], class_names: Sequence[str]) -> list[list[str]]:
-    """Return the prompts of every class: each template with the readable name in its `{}`.
+    """Prompts of every class: each template with the readable name in place of `{}`.
 
     Raises:
-        ValueError: a template without exactly one `{}`.
+        ValueError: a template does not have exactly one `{}`.
     """
     for template in templates:
         if template.count("{}") != 1:
             raise ValueError(
-                f"template {template!r} must hold {{}} once, got {template.count('{}')}; "
+                f"template {template!r} must contain {{}} once, got {template.count('{}')}; "
                 "correct `templates` of the dataset"
             )
     return [[t.replace("{}", readable(name)) for t in templates] for name in class_names]
@@ -40,39 +45,39 @@ Rule = Literal["exact", "listed", "underscores", "case", "letters"]
 
 @dataclass(frozen=True)
 class Match:
-    """A class, the key that stands for it, and the rule by which they are the same."""
+    """A class, its key in a descriptions file, and the rule that matched them."""
 
     class_name: str
     key: str
     rule: Rule
 
     def __str__(self) -> str:
-        """Return it for a log."""
+        """For a log."""
         return f"{self.class_name!r} is {self.key!r} ({self.rule})"
 
 
 @dataclass(frozen=True)
 class Matches:
-    """What `match_keys` found, in label order."""
+    """Result of `match_keys`, in label order."""
 
     found: tuple[Match, ...]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
-    doubtful: Mapping[str, tuple[str, ...]]  # missing classes for which more than one key may stand
+    doubtful: Mapping[str, tuple[str, ...]]  # missing classes that more than one key would fit
 
     @property
     def by_rule(self) -> tuple[Match, ...]:
-        """Those whose key is another spelling, not only underscores for spaces."""
+        """Matches whose key differs by more than underscores for spaces."""
         return tuple(m for m in self.found if m.rule not in ("exact", "underscores"))
 
 
 def letters(name: str) -> str:
-    """Return a name's letters and digits alone: no case, accents, spaces or other marks."""
+    """Only the letters and digits of a name: no case, accents, spaces or other marks."""
     plain = unicodedata.normalize("NFKD", name.casefold())
     return "".join(character for character in plain if character.isalnum())
 
 
-# In turn, each for what those before it left open.
+# Tried in this order, strictest first; each sees only the classes still without a key.
 _FOLDS: tuple[tuple[Rule, Callable[[str], str]], ...] = (
     ("underscores", readable),
     ("case", lambda name: readable(name).casefold()),
@@ -83,11 +88,12 @@ _FOLDS: tuple[tuple[Rule, Callable[[str], str]], ...] = (
 def match_keys(
     keys: Sequence[str], class_names: Sequence[str], listed: Mapping[str, str] | None = None
 ) -> Matches:
-    """Return the key of each class: the same name, a listed one, or one that differs in spelling.
+    """Find the key of each class: its own name, a listed one, or one that is spelled differently.
 
-    Spelling: underscores for spaces, then case, then all that is neither letter nor digit. Two
-    classes may share a key only by underscores ("missile" and "missile_"). A key that is taken
-    stands for no other class; a choice between keys is left open, and named.
+    Spelling may differ in underscores for spaces, then in case, then in anything that is not a
+    letter or digit. Two classes may share a key only by the underscore rule ("missile" and
+    "missile_"); otherwise a key belongs to one class. If several keys fit a class, none is chosen
+    and all are reported.
     """
     listed = listed or {}
     there = set(keys)
@@ -120,9 +126,9 @@ def match_keys(
 def _alike(
     names: Sequence[str], keys: Sequence[str], fold: Callable[[str], str], *, is_shared: bool
 ) -> dict[str, tuple[str, ...]]:
-    """Return the keys that are the same as a name once both are folded, if there are any.
+    """Keys that equal a name once both are folded, for names that have any.
 
-    Unless keys are shared, names that are the same themselves find nothing.
+    Unless keys may be shared, names that fold to the same text get none.
     """
     folded: dict[str, list[str]] = {}
     for key in keys:
@@ -142,7 +148,7 @@ _STRAIGHT = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'"})
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question about one class: what is sent, and where its answer belongs."""
+    """One question about one class: the text to send, and the class that the answer describes."""
 
     class_name: str
     index: int  # of the question within the class
@@ -150,25 +156,25 @@ class Prompt:
     system: str | None = None
 
     def custom_id(self, dataset: str) -> str:
-        """Return the name that microCLIP's request files give a question."""
+        """The id that microCLIP's request files give a question."""
         return f"{dataset}#{self.class_name}#{self.index}"
 
 
 def _checked_question(question: str) -> str:
-    """Return a template whose slots are known. Raises ValueError otherwise."""
+    """Check the slots of a template. Raises ValueError if one is unknown or misplaced."""
     try:
         slots = {slot for _, slot, _, _ in string.Formatter().parse(question) if slot is not None}
     except ValueError as error:
-        raise ValueError(f"question {question!r}: {error}; double a brace that is meant") from None
+        raise ValueError(f"question {question!r}: {error}; write a literal brace twice") from None
     if "name" not in slots or not slots <= _SLOTS:
         raise ValueError(
-            f"question {question!r} must hold {{name}}, and may hold {{article}} and {{domain}}; "
-            f"got {', '.join(sorted(slots)) or 'no slot'}"
+            f"question {question!r} must contain {{name}}, and may contain {{article}} and "
+            f"{{domain}}; got {', '.join(sorted(slots)) or 'no slot'}"
         )
     if re.search(r"\{article\}(?! )", question):
         raise ValueError(f"question {question!r} needs a space after {{article}}")
     if "domain" in string.Formatter().format(_OPTIONAL.sub("", question), **_PROBE):
-        raise ValueError(f"question {question!r} must hold {{domain}} within [square brackets]")
+        raise ValueError(f"question {question!r} must put {{domain}} in [square brackets]")
     return question
 
 
@@ -176,7 +182,7 @@ _PROBE = {"name": "", "article": "", "domain": "domain"}
 
 
 class Sampling(Frozen):
-    """How answers were drawn; None: the engine's own choice."""
+    """Sampling parameters of the answers; None: the engine's default."""
 
     temperature: float | None = Field(None, ge=0, le=2)
     max_tokens: int | None = Field(None, ge=1)
@@ -191,8 +197,8 @@ class DatasetPrompts(Frozen):
         description="S CuPL's script, N microCLIP's notebook, R re-implementations, B inferred "
         "from the answers; B alone: the wording is uncertain",
     )
-    also: tuple[Name, ...] = Field((), description="other datasets that are asked the same")
-    system: str | None = Field(None, description="instead of the set's")
+    also: tuple[Name, ...] = Field((), description="other datasets with the same questions")
+    system: str | None = Field(None, description="system message, in place of the set's")
     questions: tuple[str, ...] = Field(min_length=1)
 
     @field_validator("questions")
@@ -202,30 +208,34 @@ class DatasetPrompts(Frozen):
 
 
 class PromptSet(Frozen):
-    """`config/prompts/<name>.yaml`: questions, and how they are filled, asked and answered."""
+    """`config/prompts/<name>.yaml`: questions, how they are filled, and how answers are read."""
 
     name: Name
     title: str
-    source: str = Field(description="who asked so, and where it is written down")
+    source: str = Field(description="who asked these questions, and where they are published")
     parser: Literal["strict", "official", "single"] = Field(
         "strict",
-        description="how an answer is read: numbered items, checked; numbered items as microCLIP "
-        "reads them; one sentence",
+        description="how an answer is read; strict: numbered items, checked; official: numbered "
+        "items as microCLIP reads them; single: one sentence",
     )
-    items: int = Field(ge=1, description="sentences asked per answer; single: answers per question")
+    items: int = Field(
+        ge=1, description="sentences requested per answer; single: answers per question"
+    )
     sampling: Sampling = Sampling.model_validate({})
-    system: str | None = Field(None, description="system message; may hold {items}")
-    append: str | None = Field(None, description="put after each question; may hold {name}")
+    system: str | None = Field(None, description="system message; may contain {items}")
+    append: str | None = Field(None, description="added to each question; may contain {name}")
     article: Literal["upper-case-vowel", "vowel", "none"] = Field(
         "vowel",
-        description="'an' before A E I O U alone (CuPL: 'a alley'), before vowels of either case "
+        description="'an' only before A E I O U (CuPL: 'a alley'), before vowels of either case "
         "(microCLIP: 'an alley'), or no article",
     )
-    underscores: Literal["space", "keep"] = Field("space", description="those of class names")
-    quotes: Literal["as-written", "straight"] = Field(
-        "as-written", description="straight: curly quotation marks of questions become plain ones"
+    underscores: Literal["space", "keep"] = Field(
+        "space", description="what becomes of underscores in class names"
     )
-    questions: tuple[str, ...] = Field((), description="of a dataset that is not named below")
+    quotes: Literal["as-written", "straight"] = Field(
+        "as-written", description="straight: curly quotation marks in questions become plain ones"
+    )
+    questions: tuple[str, ...] = Field((), description="for datasets that are not named below")
     datasets: dict[Name, DatasetPrompts] = Field(default_factory=dict)
 
     @field_validator("questions")
@@ -237,13 +247,13 @@ class PromptSet(Frozen):
     @classmethod
     def _append_is_a_template(cls, append: str | None) -> str | None:
         if append is not None and append.replace("{name}", "").count("{"):
-            raise ValueError(f"append {append!r} may hold {{name}} alone")
+            raise ValueError(f"append {append!r} may contain only {{name}}")
         return append
 
     @model_validator(mode="after")
     def _asks_something(self) -> PromptSet:
         if not self.questions and not self.datasets:
-            raise ValueError("give `questions`, or questions of `datasets`")
+            raise ValueError("give `questions`, or questions under `datasets`")
         names = [name for own in self.datasets.values() for name in own.also]
         twice = {name for name in names if names.count(name) > 1 or name in self.datasets}
         if twice:
@@ -261,18 +271,18 @@ class PromptSet(Frozen):
         return 1 if self.parser == "single" else self.items
 
     def questions_of(self, dataset: str | None) -> tuple[str, ...]:
-        """Return the templates for a dataset; None stands for classes of one's own.
+        """Templates for a dataset; None: for your own classes.
 
         Raises:
-            SettingsError: the set asks named datasets alone, and not this one.
+            SettingsError: the set has questions only for named datasets, and not for this one.
         """
         own = self._own(dataset)
         found = self.questions if own is None else own.questions
         if not found:
             known = ", ".join(sorted(self.datasets))
             raise SettingsError(
-                f"prompt set {self.name!r} has no questions for {dataset or 'own classes'}, only "
-                f"for {known}; take own-images or cupl-base, or add them to "
+                f"prompt set {self.name!r} has no questions for {dataset or 'your own classes'}, "
+                f"only for {known}; use own-images or cupl-base, or add questions to "
                 f"config/prompts/{self.name}.yaml"
             )
         return found
@@ -280,16 +290,16 @@ class PromptSet(Frozen):
     def prompts(
         self, class_names: Sequence[str], *, dataset: str | None = None, domain: str | None = None
     ) -> list[Prompt]:
-        """Return every question about every class, class by class.
+        """All questions about all classes, class by class.
 
         Raises:
-            SettingsError: no questions for the dataset; a domain where no question has its place.
+            SettingsError: no questions for the dataset; a domain, but no question with {domain}.
         """
         questions = self.questions_of(dataset)
         if domain is not None and not any("{domain}" in question for question in questions):
             raise SettingsError(
                 f"prompt set {self.name!r} has no place for a domain, got {domain!r}; "
-                "leave out --domain, or take --prompts own-images"
+                "leave out --domain, or use --prompts own-images"
             )
         system = self._system(dataset)
         return [
@@ -323,9 +333,9 @@ class PromptSet(Frozen):
 
 
 def article_of(name: str, rule: Literal["upper-case-vowel", "vowel", "none"]) -> str:
-    """Return "a", "an" or nothing before a class name.
+    """The article before a class name: "a", "an" or nothing.
 
-    Source: "upper-case-vowel" as sarahpratt/CuPL, "vowel" as sathiiii/microCLIP.
+    Source: "upper-case-vowel" as in sarahpratt/CuPL, "vowel" as in sathiiii/microCLIP.
     """
     match rule:
         case "none":
@@ -337,10 +347,10 @@ def article_of(name: str, rule: Literal["upper-case-vowel", "vowel", "none"]) ->
 
 
 def load_prompt_set(name: str, **changes: Any) -> PromptSet:
-    """Return `config/prompts/<name>.yaml`, with some of its fields changed.
+    """Load `config/prompts/<name>.yaml`, with some of its fields changed.
 
     Raises:
-        SettingsError: no such set, or a field that does not fit.
+        SettingsError: no such set, or a field with a wrong value.
     """
     found = load_named("prompts", name, PromptSet)
     if not changes:

@@ -1,4 +1,4 @@
-"""Orders to a test's own server, with waits short enough for tests."""
+"""Orders for a server that the test runs itself, with short waits."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ SHORT = {
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Serve on this machine, with its key in the environment."""
+    """A server on this machine, with its key in the environment."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("MICROCLIP_WORKER", "here")  # what runs in this process stays in it
+    monkeypatch.setenv("MICROCLIP_WORKER", "here")  # ask from this process, start no worker
     with serving() as state:
         yield state
 
@@ -41,7 +41,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Any:
 def order(
     server: Server, engine: str = "chat", names: tuple[str, ...] = NAMES, **ask: Any
 ) -> Order:
-    """Return an order of three prompts a class, ten sentences each."""
+    """An order with three prompts per class, ten sentences each."""
     prompts = ask.pop("prompts", "own-images")
     values = {
         "name": "model",
@@ -55,12 +55,12 @@ def order(
 
 
 def work(folder: Path, wanted: Order, **options: Any) -> Generation:
-    """Return the work on an order, its answers kept in a folder."""
+    """The work on an order, with its answers cached in a folder."""
     return Generation(wanted, AnswerCache(folder, wanted.settings.model), **options)
 
 
 class Lines(list[str]):
-    """What is said."""
+    """Messages of a command."""
 
     def __call__(self, text: str) -> None:
         self.append(text)
@@ -68,7 +68,7 @@ class Lines(list[str]):
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder with a list of three names, on the project's own configuration."""
+    """An empty folder with a list of three names; the project's own configuration applies."""
     monkeypatch.setenv("MICROCLIP_ROOT", str(ROOT))
     monkeypatch.setenv("MICROCLIP_WORKER", "here")
     monkeypatch.chdir(tmp_path)
@@ -77,7 +77,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
-    """Start the command as a process of its own, as people do."""
+    """Start the command in its own process, as a user does."""
     inherited = {key: value for key, value in os.environ.items() if key != "MICROCLIP_WORKER"}
     return subprocess.Popen(
         [sys.executable, "-m", "microclip", *arguments],
@@ -89,7 +89,7 @@ def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
 
 
 def asked_project(root: Path, url: str, **ask: Any) -> None:
-    """Let a project ask the test's server about its three classes."""
+    """A project that asks the test's server about three classes."""
     shutil.copytree(ROOT / "config" / "prompts", root / "config" / "prompts")
     values = {
         "title": "asked",

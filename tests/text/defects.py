@@ -1,4 +1,4 @@
-"""A small set of descriptions that has every defect the doctor knows, each once or twice."""
+"""A small set of descriptions with every defect that the doctor knows, each once or twice."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ PAIRS: list[tuple[str, list[str]]] = [
 
 
 def text() -> str:
-    """Return the file's text; one key stands twice, which no mapping holds."""
+    """Text of the file; one key appears twice, which a mapping cannot express."""
     lines = [f"{json.dumps(key)}: {json.dumps(own, ensure_ascii=False)}" for key, own in PAIRS]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def write(folder: Path) -> Path:
-    """Write the file."""
+    """Write the file to `path`."""
     path = folder / "shapes.json"
     path.write_text(text(), encoding="utf-8")
     return path

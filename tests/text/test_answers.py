@@ -1,4 +1,4 @@
-"""Reading answers: numbered lists as they come, and the reasons why an answer is no good."""
+"""Reading answers: numbered lists in all their forms, and why an answer is unusable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def reason(text: str | None, mode: Literal["strict", "official", "single"] = "st
     return caught.value.reason
 
 
-def test_the_official_parser_takes_any_delimiter_and_ends_with_one_stop() -> None:
+def test_the_official_parser_takes_any_delimiter_and_ends_items_with_one_full_stop() -> None:
     text = "1. The 737-200 is short.\n2) It has 2 engines\n3 - Blue tail..."
     expected = ["The 737-200 is short.", "It has 2 engines.", "Blue tail."]
     assert official_items(text) == expected
@@ -24,20 +24,20 @@ def test_the_official_parser_takes_any_delimiter_and_ends_with_one_stop() -> Non
     assert parse(text, items=3, mode="strict") == expected
 
 
-def test_a_number_in_the_preamble_opens_an_item_of_the_official_parser_alone() -> None:
+def test_a_number_in_the_preamble_starts_an_item_only_for_the_official_parser() -> None:
     text = "Here are 10 sentences:\n1. First.\n2. Second."
     assert parse(text, items=2, mode="official") == ["sentences:.", "First.", "Second."]
     assert parse(text, items=2, mode="strict") == ["First.", "Second."]
 
 
 @pytest.mark.parametrize("text", ["no list at all", "- a\n- b"])
-def test_what_is_not_numbered_gives_nothing_with_both(text: str) -> None:
+def test_both_parsers_find_nothing_in_text_without_numbers(text: str) -> None:
     assert official_items(text) == []
     assert strict_items(text) == []
     assert reason(text) in {"unnumbered", "empty"}
 
 
-def test_a_closing_remark_is_glued_to_the_last_item_by_the_official_parser_alone() -> None:
+def test_a_closing_remark_joins_the_last_item_only_for_the_official_parser() -> None:
     text = "1. It is red.\n2. It is round.\n\nLet me know if you need more!"
     assert parse(text, items=2, mode="official")[1] == (
         "It is round.\n\nLet me know if you need more!."
@@ -102,7 +102,7 @@ def test_a_bad_answer_says_why(text: str | None, expected: str) -> None:
     assert reason(text) == expected
 
 
-def test_a_single_answer_is_one_sentence_with_its_stop() -> None:
+def test_a_single_answer_is_one_sentence_with_a_full_stop() -> None:
     assert parse("\n\nA fox is red", items=10, mode="single") == ["A fox is red."]
     assert parse(" A fox\n\nis red. ", items=10, mode="single") == ["A fox is red."]
     assert reason(".", "single") == "empty"
@@ -110,7 +110,7 @@ def test_a_single_answer_is_one_sentence_with_its_stop() -> None:
     assert reason("I don't know", "single") == "refused"
 
 
-def test_an_error_shows_the_start_of_a_long_answer_alone() -> None:
+def test_an_error_shows_only_the_start_of_a_long_answer() -> None:
     with pytest.raises(AnswerError, match="unnumbered: expected 2 numbered sentences") as caught:
         parse("word " * 500, items=2, mode="strict")
     assert len(str(caught.value)) < 160

@@ -1,4 +1,4 @@
-"""Paid answers: whole after any end of the process, shared by processes, asked for once."""
+"""Paid answers survive any crash, are shared by processes, and are asked for only once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def answer(number: int, key: str = KEY) -> dict[str, Any]:
     return {"kind": "answer", "key": key, "sample": 0, "request": f"r{number}", "text": str(number)}
 
 
-def test_an_answer_is_on_the_disk_when_add_returns_and_read_by_others(tmp_path: Path) -> None:
+def test_an_answer_is_on_disk_for_others_to_read_when_add_returns(tmp_path: Path) -> None:
     one, other = AnswerCache(tmp_path, "m"), AnswerCache(tmp_path, "m")
     one.add([answer(1), answer(2)])
     assert [r["text"] for r in one.answers(KEY, 0)] == ["1", "2"]
@@ -40,7 +40,7 @@ def test_lines_are_only_ever_appended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("n_lost", [1, 2, 10, 60])
-def test_a_line_that_a_crash_cut_loses_itself_alone(
+def test_a_line_cut_by_a_crash_costs_no_other_line(
     tmp_path: Path, n_lost: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = AnswerCache(tmp_path, "m")
@@ -52,13 +52,13 @@ def test_a_line_that_a_crash_cut_loses_itself_alone(
     assert [r["text"] for r in torn.answers(KEY, 0)] == ["1"]
     torn.add([answer(3)])
     found = [r["text"] for r in AnswerCache(tmp_path, "m").answers(KEY, 0)]
-    # a line that lacks nothing but its end of line is whole once the next one begins
+    # a line that lacks only its line end is whole once the next one starts
     assert found == (["1", "2", "3"] if n_lost == 1 else ["1", "3"])
     assert cache.path.read_bytes().startswith(whole)
-    assert ("holds a line that is no answer" in caplog.text) == (n_lost > 1)
+    assert ("that is not an answer" in caplog.text) == (n_lost > 1)
 
 
-def test_a_full_disk_is_said_and_leaves_whole_lines(
+def test_a_full_disk_is_reported_and_leaves_whole_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = AnswerCache(tmp_path, "m")
@@ -74,7 +74,7 @@ def test_a_full_disk_is_said_and_leaves_whole_lines(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("microclip.text.answers.os.write", full)
-    with pytest.raises(runtime.ResourceError, match="No space left on device; make room"):
+    with pytest.raises(runtime.ResourceError, match="No space left on device; free some"):
         cache.add([{"kind": "answer", "key": KEY, "sample": 0, "request": "r", "text": "x" * 15}])
     assert cache.path.read_bytes() == before
 
@@ -90,7 +90,7 @@ for i in range(150):
 """
 
 
-def test_processes_that_write_at_once_lose_and_mix_nothing(tmp_path: Path) -> None:
+def test_processes_that_write_at_once_neither_lose_nor_mix_lines(tmp_path: Path) -> None:
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(n)]) for n in range(4)
     ]
@@ -111,7 +111,9 @@ time.sleep(60)
 """
 
 
-def test_what_one_process_claims_no_other_gets_until_it_ends_even_by_kill(tmp_path: Path) -> None:
+def test_a_claim_excludes_other_processes_until_its_process_ends_or_is_killed(
+    tmp_path: Path,
+) -> None:
     command = [sys.executable, "-c", CLAIMER, str(tmp_path)]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
@@ -124,7 +126,7 @@ def test_what_one_process_claims_no_other_gets_until_it_ends_even_by_kill(tmp_pa
     cache.release(["a" * 32, "b" * 32, "c" * 32])
 
 
-def test_a_key_names_service_model_prompt_and_parameters() -> None:
+def test_a_key_depends_on_service_model_prompt_and_parameters() -> None:
     base = question_key("", "m", [{"role": "user", "content": "q"}], {"temperature": 0.1})
     assert len(base) == 32
     others = {
@@ -137,7 +139,7 @@ def test_a_key_names_service_model_prompt_and_parameters() -> None:
     assert len(others | {base}) == 6
 
 
-def test_the_key_of_a_question_is_that_of_every_cache_so_far() -> None:
+def test_the_key_of_a_question_still_matches_existing_caches() -> None:
     messages: list[Message | str] = [
         {"role": "system", "content": "s"},
         {"role": "user", "content": "é?"},
@@ -146,7 +148,7 @@ def test_the_key_of_a_question_is_that_of_every_cache_so_far() -> None:
     assert key == "71e1079e2434139b48f27cbc4d34ac13"
 
 
-def test_a_model_of_any_name_has_a_file_of_its_own_in_the_folder(tmp_path: Path) -> None:
+def test_every_model_name_gets_its_own_file_in_the_folder(tmp_path: Path) -> None:
     names = ["gpt-4o", "org/model:7b", "org_model_7b", "../up", "..", "ü"]
     files = [file_of(tmp_path, name) for name in names]
     assert files[0].name == "gpt-4o.jsonl"

@@ -84,13 +84,13 @@ def test_similarity_weights_are_linear_in_the_cosine() -> None:
     torch.testing.assert_close(weighted, longer)
 
 
-def test_negative_sum_of_weights_turns_the_vector() -> None:
+def test_a_negative_sum_of_weights_reverses_the_vector() -> None:
     """Weights -0.8 and 0.6 sum to -0.2: (-0.8, 0.6) / -0.2 is proportional to (0.8, -0.6)."""
     found = description_classifier([rows((1, 0), (0, 1))], "similarity", rows((-0.8, 0.6)))
     close(found, (0.8, -0.6))
 
 
-def test_vanishing_sum_of_weights_falls_back_to_the_mean() -> None:
+def test_a_zero_sum_of_weights_falls_back_to_the_mean() -> None:
     found = description_classifier([rows((1, 0), (0, 1))], "similarity", rows((-1, 1)))
     close(found, (ROOT, ROOT))
 
@@ -171,7 +171,7 @@ def test_missing_or_misshapen_anchors_are_refused() -> None:
         description_classifier(ragged(), "similarity", torch.ones(2, 6))
 
 
-def test_unknown_words_are_refused() -> None:
+def test_unknown_options_are_refused() -> None:
     word: Any = "median"
     with pytest.raises(Exception, match="weighting"):
         description_classifier(ragged(), word)

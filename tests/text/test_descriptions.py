@@ -109,7 +109,7 @@ def test_sentences_are_framed_where_they_are_read_not_where_they_are_kept() -> N
 @pytest.mark.parametrize("frame", ["a {name}", "{sentence", "{sentence} {colour}", "{0}"])
 def test_a_frame_without_the_sentence_is_refused(frame: str) -> None:
     values = {"name": "x", "title": "x", "model": "x", "prompts": "x", "files": "x", "frame": frame}
-    with pytest.raises(ValueError, match=r"must hold \{sentence\}, and may hold \{name\}"):
+    with pytest.raises(ValueError, match=r"must contain \{sentence\}, and may contain \{name\}"):
         DescriptionSettings.model_validate(values)
 
 

@@ -19,6 +19,6 @@ def test_every_class_gets_every_template_in_order() -> None:
 
 
 @pytest.mark.parametrize("template", ["no slot", "{} and {}"])
-def test_a_template_has_one_slot(template: str) -> None:
+def test_a_template_must_have_exactly_one_slot(template: str) -> None:
     with pytest.raises(ValueError, match="once, got"):
         fill([template], ["bar"])

@@ -1,4 +1,4 @@
-"""Keys of descriptions files and class names: the rules by which they are the same."""
+"""Which key of a descriptions file belongs to which class."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def rules(keys: list[str], names: list[str], listed: dict[str, str] | None = Non
     return [str(match) for match in match_keys(keys, names, listed).found]
 
 
-def test_each_rule_in_turn_finds_what_is_spelled_differently() -> None:
+def test_each_rule_finds_the_spellings_it_allows() -> None:
     keys = ["apple pie", "Boeing 717", "yin and yang", "Bewick's Wren", "chow-chow", "Crème"]
     names = ["apple_pie", "boeing 717", "yin yang", "Bewicks Wren", "Chow Chow", "creme"]
     assert rules(keys, names, {"yin yang": "yin and yang"}) == [
@@ -22,7 +22,7 @@ def test_each_rule_in_turn_finds_what_is_spelled_differently() -> None:
     ]
 
 
-def test_order_is_that_of_the_classes_and_rest_is_named() -> None:
+def test_matches_follow_the_class_order_and_unused_keys_are_listed() -> None:
     found = match_keys(["c", "a", "background"], ["a", "b", "c"])
     assert [match.class_name for match in found.found] == ["a", "c"]
     assert found.missing == ("b",)
@@ -30,7 +30,7 @@ def test_order_is_that_of_the_classes_and_rest_is_named() -> None:
     assert found.by_rule == ()
 
 
-def test_the_exact_key_goes_before_every_rule_and_a_listed_one_before_spelling() -> None:
+def test_an_exact_key_wins_over_a_listed_one_and_both_over_spelling() -> None:
     assert rules(["Bass", "bass"], ["bass"]) == ["'bass' is 'bass' (exact)"]
     listed = {"face": "off-center face"}
     assert rules(["Face", "off-center face"], ["face"], listed) == [
@@ -38,11 +38,11 @@ def test_the_exact_key_goes_before_every_rule_and_a_listed_one_before_spelling()
     ]
 
 
-def test_a_listed_key_that_is_not_there_leaves_spelling() -> None:
+def test_without_its_listed_key_a_class_is_matched_by_spelling() -> None:
     assert rules(["Face"], ["face"], {"face": "gone"}) == ["'face' is 'Face' (case)"]
 
 
-def test_two_classes_share_a_key_by_underscores_alone() -> None:
+def test_two_classes_share_a_key_only_by_the_underscore_rule() -> None:
     assert rules(["missile"], ["missile", "missile_"]) == [
         "'missile' is 'missile' (exact)",
         "'missile_' is 'missile' (underscores)",
@@ -53,7 +53,7 @@ def test_two_classes_share_a_key_by_underscores_alone() -> None:
     assert rivals.missing == ("dc 10", "dc10")
 
 
-def test_a_choice_between_keys_is_left_open_and_named() -> None:
+def test_if_several_keys_fit_none_is_chosen_and_all_are_reported() -> None:
     found = match_keys(["DC-10", "DC 10"], ["dc10"])
     assert found.missing == ("dc10",)
     assert found.doubtful == {"dc10": ("DC-10", "DC 10")}

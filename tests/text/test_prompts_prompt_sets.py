@@ -1,4 +1,4 @@
-"""Questions as data: the wording of CuPL and microCLIP, articles, quotes, domains, counts."""
+"""Prompt sets: the wording of CuPL and microCLIP, articles, quotes, domains, counts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def asked(question: str, name: str, domain: str | None = None, **values: object)
     return [p.text for p in made(questions=[question], **values).prompts([name], domain=domain)]
 
 
-def test_cupl_says_an_before_upper_case_vowels_alone() -> None:
+def test_cupl_writes_an_only_before_upper_case_vowels() -> None:
     cupl = [article_of(name, "upper-case-vowel") for name in ("alley", "Acura", "eel", "BMW")]
     assert cupl == ["a", "an", "a", "a"]
     microclip = [article_of(name, "vowel") for name in ("alley", "Acura", "eel", "BMW")]
@@ -39,7 +39,7 @@ def test_cupl_says_an_before_upper_case_vowels_alone() -> None:
     assert article_of("Acura", "none") == ""
 
 
-def test_both_sets_use_their_own_article_and_it_can_be_switched() -> None:
+def test_each_set_has_its_own_article_rule_and_it_can_be_changed() -> None:
     cupl = load_prompt_set("cupl-full").prompts(["alley"], dataset="sun397")
     assert cupl[0].text == "Describe what a alley looks like"
     switched = load_prompt_set("cupl-full", article="vowel").prompts(["alley"], dataset="sun397")
@@ -53,7 +53,7 @@ def test_both_sets_use_their_own_article_and_it_can_be_switched() -> None:
 
 
 @pytest.mark.parametrize(("dataset", "count"), [("cars", 1960), ("dtd", 282), ("resisc45", 225)])
-def test_gpt_4o_is_asked_as_often_as_its_authors_count(dataset: str, count: int) -> None:
+def test_the_gpt_4o_set_asks_as_many_questions_as_its_authors(dataset: str, count: int) -> None:
     prompts = load_prompt_set("gpt-4o").prompts(CLASSES[dataset], dataset=dataset)
     assert len(prompts) == count
     assert len({(prompt.class_name, prompt.index) for prompt in prompts}) == count
@@ -88,7 +88,7 @@ def test_underscores_become_spaces_unless_kept() -> None:
     assert kept == ["See an apple_pie"]
 
 
-def test_ten_answers_a_question_make_the_counts_of_table_10() -> None:
+def test_ten_answers_per_question_give_the_counts_of_table_10() -> None:
     full = load_prompt_set("cupl-full")
     assert set(full.datasets) == set(TABLE_10)
     counts = {name: full.n_samples * len(full.questions_of(name)) for name in TABLE_10}
@@ -100,14 +100,14 @@ def test_ten_answers_a_question_make_the_counts_of_table_10() -> None:
     assert base.questions_of("my-birds") == base.questions_of("birdsnap")
 
 
-def test_every_list_of_cupl_says_where_its_wording_comes_from() -> None:
+def test_every_list_of_cupl_has_a_source_for_its_wording() -> None:
     marks = {name: own.provenance for name, own in load_prompt_set("cupl-full").datasets.items()}
     assert marks["imagenet"] == ("S",)
     assert marks["cifar100"] == ("B",)
     assert all(marks.values())
 
 
-def test_a_domain_stands_where_the_question_has_its_place_or_falls_away() -> None:
+def test_a_domain_fills_its_slot_or_the_bracket_is_dropped() -> None:
     question = "Describe {article} {name}[, {domain},] in words."
     assert asked(question, "emu", "a kind of bird") == [
         "Describe an emu, a kind of bird, in words."
@@ -120,30 +120,30 @@ def test_a_domain_stands_where_the_question_has_its_place_or_falls_away() -> Non
     assert "exactly 10 numbered sentences" in own[0].system
 
 
-def test_a_domain_without_a_place_is_refused() -> None:
+def test_a_domain_without_a_slot_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"no place for a domain, got 'a dog'; leave out --dom"):
         load_prompt_set("cupl-base").prompts(["pug"], domain="a dog")
 
 
-def test_a_dataset_that_a_set_does_not_know_is_refused_with_those_it_knows() -> None:
+def test_a_dataset_unknown_to_the_set_is_refused_and_the_known_ones_listed() -> None:
     with pytest.raises(SettingsError, match=r"no questions for birdsnap, only for cars, dtd, fgvc"):
         load_prompt_set("gpt-4o").prompts(["emu"], dataset="birdsnap")
-    with pytest.raises(SettingsError, match="no questions for own classes"):
+    with pytest.raises(SettingsError, match="no questions for your own classes"):
         load_prompt_set("gpt-4o").prompts(["emu"])
 
 
-def test_names_with_braces_or_brackets_are_taken_as_they_are() -> None:
+def test_braces_and_brackets_in_class_names_are_kept() -> None:
     assert asked("See {name}[ {domain}].", "a {name} [b]", "{x}") == ["See a {name} [b] {x}."]
 
 
 @pytest.mark.parametrize(
     ("question", "expected"),
     [
-        ("Describe it.", "must hold {name}"),
-        ("{name} of {colour}", "may hold {article} and {domain}; got colour, name"),
-        ("{name} {", "double a brace"),
+        ("Describe it.", "must contain {name}"),
+        ("{name} of {colour}", "may contain {article} and {domain}; got colour, name"),
+        ("{name} {", "write a literal brace twice"),
         ("{article}{name}", "needs a space after {article}"),
-        ("{name}, {domain}", "within [square brackets]"),
+        ("{name}, {domain}", "in [square brackets]"),
     ],
 )
 def test_a_question_that_cannot_be_filled_is_refused(question: str, expected: str) -> None:
@@ -152,14 +152,14 @@ def test_a_question_that_cannot_be_filled_is_refused(question: str, expected: st
     assert expected in str(caught.value)
 
 
-def test_what_is_appended_may_hold_the_name_alone() -> None:
+def test_appended_text_may_contain_only_the_name() -> None:
     kept = asked("See {name}", "fox", append="Say '{name}'.")
     assert kept == ["See fox Say 'fox'."]
-    with pytest.raises(ValueError, match="may hold {name} alone"):
+    with pytest.raises(ValueError, match="may contain only {name}"):
         made(questions=["{name}"], append="of {article} {name}")
 
 
-def test_a_set_that_asks_nothing_or_one_dataset_twice_is_refused() -> None:
+def test_a_set_without_questions_or_with_a_repeated_dataset_is_refused() -> None:
     with pytest.raises(ValueError, match="give `questions`"):
         made()
     own = {"questions": ["{name}?"], "also": ["b"]}
@@ -167,7 +167,7 @@ def test_a_set_that_asks_nothing_or_one_dataset_twice_is_refused() -> None:
         made(datasets={"a": own, "b": own})
 
 
-def test_icons_are_asked_what_their_shipped_files_record() -> None:
+def test_the_icon_questions_are_those_recorded_in_the_shipped_files() -> None:
     import json
 
     icons = load_prompt_set("icons")
@@ -183,7 +183,7 @@ def test_icons_are_asked_what_their_shipped_files_record() -> None:
             assert icons.questions_of(name)
 
 
-def test_an_unknown_set_or_field_is_one_line_with_a_hint() -> None:
+def test_an_unknown_set_or_field_is_refused_in_one_line_with_a_hint() -> None:
     with pytest.raises(SettingsError, match="did you mean 'cupl-full'"):
         load_prompt_set("cupl-ful")
     with pytest.raises(SettingsError, match=r"cupl-full\.yaml with article changed"):
