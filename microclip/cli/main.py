@@ -11,6 +11,11 @@ from typing import Annotated
 
 import typer
 
+# Importing a module of verbs adds them to the app.
+import microclip.cli.data
+import microclip.cli.describe
+import microclip.cli.own_images
+import microclip.cli.study  # noqa: F401
 from microclip import paths, processes, runtime, settings
 from microclip.cli import DEFAULT_CONFIG, ConfigOption, StudyOption, app, say
 from microclip.processes import INTERRUPTED, TERMINATED, Terminated

@@ -9,7 +9,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,12 +25,12 @@ from microclip.cli import (
     app,
     say,
 )
-from microclip.measure import drawing
-from microclip.measure.curves import Results
-from microclip.measure.drawing import Drawn
 from microclip.processes import Terminated
 from microclip.settings import SettingsError, reports
 from microclip.study import Plan, RunSettings
+
+if TYPE_CHECKING:
+    from microclip.measure.drawing import Drawn
 
 
 @app.command()
@@ -299,6 +299,8 @@ def write_figure(figure: reports.FigureSettings, plan: Plan) -> Path:
     """
     file = paths.FIGURE.format(study=plan.study, figure=figure.name, format="png")
     stem = Path(file).with_suffix("")
+    from microclip.measure import drawing
+
     with drawing.house_style():
         drawing.save(draw_figure(figure, plan), stem)
     return stem
@@ -320,11 +322,11 @@ def draw_figure(figure: reports.FigureSettings, plan: Plan) -> Drawn:
         case reports.SweepPlot():
             from microclip.measure import curves
 
-            return curves.draw_sweep(figure.name, figure.plot, selection, Results.of(plan))
+            return curves.draw_sweep(figure.name, figure.plot, selection, curves.Results.of(plan))
         case reports.HistoryPlot():
             from microclip.measure import curves
 
-            return curves.draw_history(figure.plot, selection, Results.of(plan))
+            return curves.draw_history(figure.plot, selection, curves.Results.of(plan))
         case reports.MapsPlot():
             from microclip.measure import pictures
 
