@@ -1,18 +1,21 @@
-"""Masks refined for the eye by a fully connected conditional random field (dense CRF).
+"""Figure 4: the normalised cut's mask, and the same mask refined for the eye.
 
-Source: Kraehenbuehl and Koltun, NIPS 2011: two labels, Potts compatibility, a bilateral and a
-spatial Gaussian kernel, each normalised as D^-1/2 K D^-1/2, parallel mean-field updates. No
-classifier sees a refined mask. Where `pydensecrf` (extra `crf`) is installed, its lattice does the
-filtering; elsewhere both kernels are computed exactly, on at most 112 px a side.
+One subject in three steps: the cut with everything that made it (`examine`), a fully connected
+conditional random field that pulls a mask to the edges of its picture (`refine`), and the figure
+(`draw_masks`). No classifier sees a refined mask.
+
+Source: Fig. 4, arXiv:2510.02270v1. The field: Kraehenbuehl and Koltun, NIPS 2011: two labels, Potts
+compatibility, a bilateral and a spatial Gaussian kernel, each normalised as D^-1/2 K D^-1/2,
+parallel mean-field updates. Both kernels are summed exactly over all pairs of pixels, at most 112
+px a side. The lattice of `pydensecrf` approximates them a hundred times faster, but a figure must
+not depend on what is installed.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,14 +36,22 @@ from microclip.settings.reports import MasksPlot
 from microclip.study import FigureSelection
 
 
+EXACT_MAX_PX = 112  # the kernels grow with the fourth power of the side: 1 s for 96 px
+_BLOCK_ENTRIES = 1 << 22  # entries of the bilateral kernel computed at a time, 16 MiB
+_LEAST_EXPONENT = -80.0  # exp(-80) = 1e-35 adds nothing, and denormal floats are slow
+_REFERENCE_PX = 224  # image side that the kernels' widths refer to
+_VECTOR_COLOURS = "PuOr"  # diverging, and readable to colour-blind people
+_LINE = 21  # characters per line of the text beside a row
+
+
 @dataclass(frozen=True, eq=False)
 class Cut:
     """A batch of cuts.
 
     Attributes:
         vector: the Fiedler vector with the solver's sign, unit norm.
-        level: its threshold, of this sign.
-        mask_before: where the vector exceeds it, before the sign is handled.
+        level: the threshold for a vector of that sign.
+        mask_before: where the vector exceeds the threshold, before the sign rule.
         is_flipped: True where the seed, the entry of largest magnitude, is negative.
         saliency: the cut as the method uses it.
     """
@@ -54,19 +65,14 @@ class Cut:
 
 @torch.no_grad()
 def examine(tokens: Float[Tensor, "batch patch width"], options: NCutOptions) -> Cut:
-    """Return the cuts of the value-path patch tokens of some images, with all that made them."""
+    """Cuts of the images' value-path patch tokens, with every step that led to them."""
     weights = affinity(tokens, tau=options.tau, eps=options.eps, normalize=options.normalize)
+    # Float64, as in normalized_cut: in float32 the solver's error can exceed the eigenvalue gap.
     vector, _ = fiedler_vector(weights.double())
     seed = vector.gather(-1, vector.abs().argmax(dim=-1, keepdim=True))[:, 0]
     level = vector.std(dim=-1) if options.threshold == "std" else vector.mean(dim=-1)
     saliency = normalized_cut(tokens, options)
     return Cut(vector, level, vector > level[:, None], seed < 0, saliency)
-
-
-EXACT_MAX_PX = 112
-_BLOCK_ENTRIES = 1 << 22  # of the bilateral kernel at a time, 16 MiB
-_LEAST_EXPONENT = -80.0  # a kernel of 1e-35 is nothing, and smaller floats are slow
-_REFERENCE_PX = 224  # the side of the images that the widths are given for
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,10 @@ class CrfOptions:
         bilateral_px: alpha, spatial width of the bilateral kernel, px of an image of side 224.
         bilateral_levels: beta, its width in colour, grey levels of 255.
         smooth_weight: w2.
-        smooth_px: gamma, width of the spatial kernel, px likewise.
+        smooth_px: gamma, width of the spatial kernel, px of an image of side 224.
         steps: mean-field updates.
-        certainty: probability that a pixel has the label that the mask gives it, in (0.5, 1); the
-            0.7 of pydensecrf's own examples.
+        certainty: probability that the mask labels a pixel correctly, in (0.5, 1); 0.7 as in the
+            examples of the library pydensecrf.
     """
 
     bilateral_weight: float = 10.0
@@ -93,30 +99,16 @@ class CrfOptions:
     certainty: float = 0.7
 
     def __post_init__(self) -> None:
-        """Refuse a certainty that says nothing, or all."""
+        """Reject a certainty that makes the mask useless (0.5) or final (1)."""
         if not 0.5 < self.certainty < 1:
-            raise ValueError(f"certainty must lie in (0.5, 1), got {self.certainty}")
-
-
-def has_lattice() -> bool:
-    """Return whether `pydensecrf` is installed."""
-    return importlib.util.find_spec("pydensecrf") is not None
-
-
-def inference_name() -> str:
-    """Return which inference `refine` uses here, in words for a caption."""
-    if has_lattice():
-        return "pydensecrf"
-    return f"exact mean field, at most {EXACT_MAX_PX} px"
+            raise ValueError(f"certainty must be in (0.5, 1), got {self.certainty}")
 
 
 def refine(
     picture: Pixels, mask: Bool[Tensor, "height width"], options: CrfOptions | None = None
 ) -> Bool[Tensor, "height width"]:
-    """Return a mask whose edges follow those of the picture."""
+    """The mask with its edges moved to those of the picture."""
     options = options or CrfOptions()
-    if has_lattice():
-        return lattice_mean_field(picture, mask, options) > 0.5
     height, width = mask.shape
     share = min(1.0, EXACT_MAX_PX / max(height, width))
     size = (max(1, round(share * height)), max(1, round(share * width)))
@@ -135,9 +127,9 @@ def exact_mean_field(
     mask: Bool[Tensor, "height width"],
     options: CrfOptions,
 ) -> Float[Tensor, "height width"]:
-    """Return the probability of the mask's label, both kernels summed over all pairs of pixels.
+    """Probability that a pixel is in the mask, both kernels summed over all pairs of pixels.
 
-    `picture` has levels in [0, 255]. As in the authors' own code, a pixel is among its neighbours.
+    `picture` has levels in [0, 255]. As in the authors' code, a pixel is its own neighbour too.
     """
     height, width = mask.shape
     unary = _unary(mask, options).flatten(1).mT  # pixel, label
@@ -152,7 +144,8 @@ def exact_mean_field(
         return mixed.flatten(1).mT
 
     def alike(values: Float[Tensor, "pixel label"]) -> Float[Tensor, "pixel label"]:
-        turned = values.mT.contiguous()  # few rows times many: 7 x as fast as the other way round
+        # Two rows times a wide matrix: 7 times as fast as a tall matrix times two columns.
+        turned = values.mT.contiguous()
         return torch.cat([(turned @ block.mT).mT for block in _bilateral_blocks(points)])
 
     ones = torch.ones(height * width, 1)
@@ -169,31 +162,10 @@ def exact_mean_field(
     return probability[:, 1].reshape(height, width)
 
 
-def lattice_mean_field(
-    picture: Pixels, mask: Bool[Tensor, "height width"], options: CrfOptions
-) -> Float[Tensor, "height width"]:
-    """Return what `exact_mean_field` returns as `pydensecrf` approximates it, at any size."""
-    from pydensecrf import densecrf  # an optional extra
-
-    height, width = mask.shape
-    scale = min(height, width) / _REFERENCE_PX
-    field: Any = densecrf.DenseCRF2D(width, height, 2)
-    field.setUnaryEnergy(np.ascontiguousarray(_unary(mask, options).flatten(1).numpy()))
-    field.addPairwiseGaussian(sxy=options.smooth_px * scale, compat=options.smooth_weight)
-    field.addPairwiseBilateral(
-        sxy=options.bilateral_px * scale,
-        srgb=options.bilateral_levels,
-        rgbim=np.array(picture),  # the library wants bytes that it may write
-        compat=options.bilateral_weight,
-    )
-    inferred = np.array(field.inference(options.steps))
-    return torch.from_numpy(inferred)[1].reshape(height, width)
-
-
 def _unary(
     mask: Bool[Tensor, "height width"], options: CrfOptions
 ) -> Float[Tensor, "2 height width"]:
-    """Return minus the log-probabilities of background and mask, before any neighbour speaks."""
+    """Negative log-probabilities of background and mask, before any neighbour counts."""
     likely, unlikely = -math.log(options.certainty), -math.log(1 - options.certainty)
     inside = torch.where(mask, likely, unlikely)
     outside = torch.where(mask, unlikely, likely)
@@ -203,7 +175,7 @@ def _unary(
 def _bilateral_points(
     picture: Float[Tensor, "height width 3"], options: CrfOptions, scale: float
 ) -> Float[Tensor, "pixel 5"]:
-    """Return each pixel's place and colour in units of the kernel's widths."""
+    """Position and colour of each pixel, in units of the kernel's widths."""
     height, width, _ = picture.shape
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     place = torch.stack([y, x], dim=-1).float() / (options.bilateral_px * scale)
@@ -214,23 +186,20 @@ def _bilateral_points(
 def _bilateral_blocks(
     points: Float[Tensor, "pixel feature"],
 ) -> Iterator[Float[Tensor, "block pixel"]]:
-    """Yield the rows of exp(-|a - b|^2 / 2) some at a time: all of them may not fit in memory."""
+    """Yield exp(-|a - b|^2 / 2) in blocks of rows; the whole matrix may not fit in memory."""
     half = points.square().sum(dim=-1, keepdim=True) / 2
     ones = torch.ones_like(half)
-    left = torch.cat([points, -half, ones], dim=-1)  # left @ right: the exponent at one go
+    # -|a - b|^2 / 2 = a.b - |a|^2 / 2 - |b|^2 / 2, so that one product gives the exponent.
+    left = torch.cat([points, -half, ones], dim=-1)
     right = torch.cat([points, ones, -half], dim=-1).mT.contiguous()
     for rows in torch.split(left, max(1, _BLOCK_ENTRIES // len(points))):
         yield (rows @ right).clamp_(min=_LEAST_EXPONENT).exp_()
 
 
 def _spatial_kernel(length: int, deviation: float) -> Float[Tensor, "length length"]:
-    """Return one axis of the spatial kernel, which is a product over the axes."""
+    """One axis of the spatial kernel, which is separable."""
     place = torch.arange(length).float() / deviation
     return (-(place[:, None] - place[None]).square() / 2).exp()
-
-
-_VECTOR_COLOURS = "PuOr"  # diverging, readable to colour-blind people
-_LINE = 21  # characters of the text beside a row
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +215,7 @@ class _Row:
     level: float
     mask_before: Bool[Tensor, "row column"]
     is_flipped: bool
-    shown: Float[Tensor, "row column"]  # with the sign that the method gives it
+    shown: Float[Tensor, "row column"]  # with the sign that the method chooses
     mask: Bool[Tensor, "row column"]
     gap: float
     is_degenerate: bool
@@ -254,10 +223,11 @@ class _Row:
 
 @house_style()
 def draw_masks(plot: MasksPlot, selection: FigureSelection) -> Drawn:
-    """Return the masks of some test images of each dataset, a row an image.
+    """Draw masks of a few test images of each dataset, one row per image.
 
     Raises:
-        MissingDataError: a run is not complete.  SettingsError: it cuts no graph.
+        MissingDataError: a run is not complete.
+        SettingsError: a run's query needs no cut.
     """
     rows = [row for run in selected(plot, selection) for row in _rows(run, plot)]
     return Drawn(_picture(rows), _numbers(rows))
@@ -265,15 +235,16 @@ def draw_masks(plot: MasksPlot, selection: FigureSelection) -> Drawn:
 
 @torch.no_grad()
 def _rows(run: FusedRun, plot: MasksPlot) -> list[_Row]:
-    """Return the cuts of the images that are shown of one run, as its trained network makes them.
+    """The cuts that a run's trained network makes of the images shown.
 
-    Raises: SettingsError if its query needs no cut.
+    Raises:
+        SettingsError: the run's query needs no cut.
     """
     tested, fusion = run.tested, run.after.fusion
     if fusion.options.query != "ncut":
         raise SettingsError(
-            f"run {tested.settings.spec.name} has query {fusion.options.query!r} and cuts no "
-            "graph; choose a variant with query: ncut"
+            f"run {tested.settings.spec.name} has query {fusion.options.query!r}, which needs no "
+            "normalised cut; choose a variant with query: ncut"
         )
     indices = tested.choose(plot.images)
     cut = examine(fusion.backbone.encode_image(run.views(indices)).patches, fusion.options.ncut)
@@ -301,7 +272,7 @@ def _rows(run: FusedRun, plot: MasksPlot) -> list[_Row]:
 
 
 def _picture(rows: Sequence[_Row]) -> Figure:
-    """Return all rows under each other."""
+    """All rows, one below the other."""
     names_dataset = len({row.dataset for row in rows}) > 1
     board = pictures.pictures_board(len(rows), 4, text=1.75, head=0.2, foot=0.32)
     for place, row in enumerate(rows):
@@ -326,7 +297,7 @@ def _picture(rows: Sequence[_Row]) -> Figure:
     board.figure.text(
         2 * step / board.width,
         0.2 / board.height,
-        f"refined by a dense CRF: {inference_name()}",
+        f"refined by a dense CRF: exact mean field, at most {EXACT_MAX_PX} px",
         fontsize=6.5,
         va="center",
     )
@@ -334,7 +305,8 @@ def _picture(rows: Sequence[_Row]) -> Figure:
 
 
 def _describe(axes: Axes, row: _Row, *, names_dataset: bool) -> None:
-    """Write what the mask was made of beside a row."""
+    """Write beside a row how its mask was made."""
+    # Flipping the vector flips its mean; a standard deviation has no sign.
     level = -row.level if row.rule == "mean" and row.is_flipped else row.level
     lines = [
         *([row.dataset] if names_dataset else []),
@@ -347,7 +319,7 @@ def _describe(axes: Axes, row: _Row, *, names_dataset: bool) -> None:
 
 
 def _numbers(rows: Sequence[_Row]) -> pd.DataFrame:
-    """Return each patch of each image; what belongs to an image stands in each of its rows."""
+    """One row per patch; facts about the whole image are repeated in each."""
     return pd.DataFrame(
         [
             {

@@ -136,7 +136,7 @@ def test_the_threshold_is_the_one_of_the_run() -> None:
 
 def test_a_run_that_cuts_no_graph_has_no_masks() -> None:
     variant("averaged", query="mean")
-    with pytest.raises(SettingsError, match="query 'mean' and cuts no graph"):
+    with pytest.raises(SettingsError, match="query 'mean', which needs no normalised cut"):
         masks.draw_masks(figure("masks", variant="averaged"), SELECTION)
 
 
