@@ -1,7 +1,9 @@
 """Figures that are curves: accuracy, time and memory over a setting; history by epoch.
 
-A line is the mean over seeds; with several seeds a band shows the sample deviation and faint dots
-the seeds. A panel without any run says so.
+The numbers come first, as one tidy table per figure: means over seeds with their sample deviations,
+then the runs, the paper's points, and a row with the reason for each missing run. The drawing shows
+nothing that is not in that table. A line is the mean over seeds; with several seeds a band shows
+the sample deviation and faint dots the single runs. A panel without any run says so.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from microclip.settings.reports import HistoryPlot, PublishedPoint, SweepPlot
 from microclip.study import SPEC, FigureSelection, Plan, RunSpec
 from microclip.tracking.run import read_history
 
-COLUMNS = (  # of the plotted numbers; `x` bears the name of the setting, or "epoch"
+COLUMNS = (  # of the plotted numbers; `x` is renamed to the setting, or to "epoch"
     "kind",  # mean, run, published or missing
     "dataset",
     "backbone",
@@ -47,25 +49,45 @@ COLUMNS = (  # of the plotted numbers; `x` bears the name of the setting, or "ep
     "note",
 )
 MEASURES = {"accuracy": "top1_pct", "seconds": "seconds", "memory": "peak_memory_mib"}
+PANEL_IN = {"accuracy": 1.75, "seconds": 1.05, "memory": 1.05}  # height of a sweep's panels
+HISTORY_IN = 1.9  # height of a panel of a history
+MIN_SPAN_PCT = 2.0  # an axis of accuracies shows at least this much, so that noise stays small
+MOST_X_LABELS = 11
+BAND, DOT = 0.18, 0.45  # opacity
+MUTED = "0.35"
+_RING: dict[str, Any] = {
+    "marker": "o",
+    "markersize": 9,
+    "markerfacecolor": "none",
+    "markeredgecolor": MUTED,
+    "markeredgewidth": 0.8,
+    "linestyle": "none",
+}
+_STAR: dict[str, Any] = {
+    "marker": "*",
+    "markersize": 9,
+    "markerfacecolor": "white",
+    "linestyle": "none",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """What a study has measured: a row of `scores.csv` a run, and why other runs are missing."""
+    """A study's measurements: the row of `scores.csv` for each run, and why others are missing."""
 
     scores: Mapping[RunSpec, Mapping[Any, Any]]
     holes: Mapping[RunSpec, str]
 
     @classmethod
     def of(cls, plan: Plan) -> Results:
-        """Return the results of a planned study. Raises MissingDataError without `scores.csv`."""
+        """Read the results of a planned study. Raises MissingDataError without `scores.csv`."""
         return cls(
             {RunSpec.of(row): row for row in scores.read(plan.study).to_dict("records")},
             {hole.spec: hole.reason for hole in plan.holes},
         )
 
     def score(self, spec: RunSpec, column: str) -> float:
-        """Return a number of a run. Raises MissingDataError with the reason if there is none."""
+        """A run's value in a column. Raises MissingDataError, with the reason, if there is none."""
         if spec not in self.scores:
             raise MissingDataError(self.holes.get(spec, "not in scores.csv"))
         value = float(self.scores[spec].get(column, float("nan")))
@@ -74,11 +96,12 @@ class Results:
         return value
 
     def epochs(self, spec: RunSpec, column: str) -> dict[int, float]:
-        """Return a column of a run's history by epoch, where it was measured.
+        """A column of a run's history by epoch, for the epochs in which it was measured.
 
-        Raises: MissingDataError with the reason if it never was.
+        Raises:
+            MissingDataError: it was never measured, with the reason.
         """
-        self.score(spec, "top1_pct")  # a history of a run without scores is not whole
+        self.score(spec, "top1_pct")  # without scores the run, and its history, is not complete
         rows = read_history(spec.folder)
         found = {int(row["epoch"]): row[column] for row in rows if column in row}
         if not found:
@@ -86,13 +109,13 @@ class Results:
         return found
 
     def device(self, spec: RunSpec) -> str:
-        """Return the kind of device on which a run was made: cpu or cuda."""
+        """The kind of device that a run used: cpu or cuda."""
         return str(self.scores[spec]["device"])
 
 
 @dataclass(frozen=True)
 class Place:
-    """A dataset, a backbone and descriptions: what has a line of a sweep, a panel of a history."""
+    """A dataset, backbone and descriptions: one line of a sweep, or one panel of a history."""
 
     dataset: str
     backbone: str
@@ -100,21 +123,21 @@ class Place:
     title: str
 
     def run(self, method: str, variant: str, seed: int) -> RunSpec:
-        """Return the run of a method here."""
+        """The run of a method here."""
         return RunSpec(
             self.dataset, self.backbone, self.descriptions, method, variant=variant, seed=seed
         )
 
     def of(self, numbers: pd.DataFrame) -> pd.DataFrame:
-        """Return the rows of this place."""
+        """The rows of this place."""
         own = numbers["dataset"] == self.dataset
-        for part in ("backbone", "descriptions"):  # a published point does not say
+        for part in ("backbone", "descriptions"):  # empty for a published point: it goes everywhere
             own &= numbers[part].fillna(getattr(self, part)) == getattr(self, part)
         return numbers[own]
 
 
 def axis_places(selection: FigureSelection) -> list[Place]:
-    """Return the places that a figure shows, in the study's order; titles tell them apart."""
+    """The places that a figure shows, in the study's order, with titles that differ."""
     backbones, descriptions = selection.backbones, selection.descriptions
     found = []
     for names in itertools.product(selection.datasets, backbones, descriptions):
@@ -128,7 +151,7 @@ def axis_places(selection: FigureSelection) -> list[Place]:
 
 
 def sweep_numbers(plot: SweepPlot, selection: FigureSelection, results: Results) -> pd.DataFrame:
-    """Return what a sweep plots: a row a mean, a run, a published point or a missing run."""
+    """What a sweep plots: one row per mean, run, published point and missing run."""
     rows: list[dict[str, Any]] = []
     datasets = selection.datasets
     for place, panel in itertools.product(axis_places(selection), plot.panels):
@@ -147,7 +170,7 @@ def sweep_numbers(plot: SweepPlot, selection: FigureSelection, results: Results)
 def history_numbers(
     plot: HistoryPlot, selection: FigureSelection, results: Results
 ) -> pd.DataFrame:
-    """Return what a history plots: a row a mean, an epoch of a run, or a missing run."""
+    """What a history plots: one row per mean, epoch of a run, and missing run."""
     rows = []
     for place, line in itertools.product(axis_places(selection), plot.lines):
         for seed in _seeds(plot.method, selection):
@@ -164,12 +187,12 @@ def history_numbers(
 
 
 def _seeds(method: str, selection: FigureSelection) -> tuple[int, ...]:
-    """Return the seeds of a figure's runs; a method without random draws has one."""
+    """The seeds of a figure's runs; a method without random draws has only seed 0."""
     return selection.seeds if settings.load_method_file(method).seeded else (0,)
 
 
 def _measured(results: Results, spec: RunSpec, panel: str) -> dict[str, Any]:
-    """Return what a panel shows of a run, or that it is missing and why."""
+    """What a panel shows of a run, or why the run is missing."""
     column = MEASURES[panel]
     try:
         if panel == "memory":
@@ -194,7 +217,7 @@ def _published(point: PublishedPoint) -> dict[str, Any]:
 
 
 def _summarised(rows: list[dict[str, Any]], x: str) -> pd.DataFrame:
-    """Return the rows with the means of the runs over seeds above them."""
+    """The rows, preceded by the means of the runs over seeds."""
     frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float, "deviation": float})
     runs = frame[frame["kind"] == "run"]
     means = (
@@ -208,34 +231,12 @@ def _summarised(rows: list[dict[str, Any]], x: str) -> pd.DataFrame:
     return whole.rename(columns={"x": x}).reset_index(drop=True)
 
 
-PANEL_IN = {"accuracy": 1.75, "seconds": 1.05, "memory": 1.05}  # height of a sweep's panels
-HISTORY_IN = 1.9  # height of a panel of a history
-MIN_SPAN_PCT = 2.0  # an axis of accuracies shows at least this much: noise stays small
-MOST_X_LABELS = 11
-MOST_MARKERS = 25  # on one line
-BAND, DOT = 0.18, 0.45  # opacity
-MUTED = "0.35"
-_RING: dict[str, Any] = {
-    "marker": "o",
-    "markersize": 9,
-    "markerfacecolor": "none",
-    "markeredgecolor": MUTED,
-    "markeredgewidth": 0.8,
-    "linestyle": "none",
-}
-_STAR: dict[str, Any] = {
-    "marker": "*",
-    "markersize": 9,
-    "markerfacecolor": "white",
-    "linestyle": "none",
-}
-
-
 @drawing.house_style()
 def draw_sweep(name: str, plot: SweepPlot, selection: FigureSelection, results: Results) -> Drawn:
-    """Draw a line a dataset over the values of a setting, panels below each other.
+    """Draw one line per dataset over the values of a setting, the panels below each other.
 
-    Raises: SettingsError if a value has no place on the axis.
+    Raises:
+        SettingsError: the axis is logarithmic and a value is not positive.
     """
     numbers = sweep_numbers(plot, selection, results)
     places = axis_places(selection)
@@ -257,13 +258,13 @@ def draw_sweep(name: str, plot: SweepPlot, selection: FigureSelection, results: 
     _scale_x(grid[-1, 0], plot, name, numbers[plot.setting])
     canvas.align_ylabels()
     lines = [_handle(place.title, look) for place, look in zip(places, looks, strict=True)]
-    drawing.legend_above(canvas, [*lines, *_marks(numbers), *_explained(numbers)])
+    drawing.legend_above(canvas, [*lines, *_mark_entries(numbers), *_band_entry(numbers)])
     return Drawn(canvas, numbers)
 
 
 @drawing.house_style()
 def draw_history(plot: HistoryPlot, selection: FigureSelection, results: Results) -> Drawn:
-    """Draw columns of history by epoch, a panel a dataset."""
+    """Draw columns of the history by epoch, one panel per dataset."""
     numbers = history_numbers(plot, selection, results)
     places = axis_places(selection)
     n_columns = min(len(places), 3)
@@ -289,12 +290,12 @@ def draw_history(plot: HistoryPlot, selection: FigureSelection, results: Results
         axes.set_xlabel("Epoch")
         axes.tick_params(labelbottom=True)
     lines = [_handle(label, look) for label, look in looks.items()]
-    drawing.legend_above(canvas, [*lines, *_explained(numbers)])
+    drawing.legend_above(canvas, [*lines, *_band_entry(numbers)])
     return Drawn(canvas, numbers)
 
 
 def _trace(axes: Axes, part: pd.DataFrame, x: str, look: Ink) -> None:
-    """Draw one line: means, and with several seeds their deviation and the seeds."""
+    """Draw one line of means and, with several seeds, their deviation and the single runs."""
     means = part[part["kind"] == "mean"].sort_values(x)
     axes.plot(means[x], means["value"], color=look.colour, marker=look.marker, linestyle=look.dash)
     if not (means["n_seeds"] > 1).any():
@@ -313,7 +314,7 @@ def _trace(axes: Axes, part: pd.DataFrame, x: str, look: Ink) -> None:
 
 
 def _mark(axes: Axes, part: pd.DataFrame, x: str, look: Ink) -> None:
-    """Mark the default's point, and the points that the paper's text names."""
+    """Ring the default setting's point, and star the points that the paper's text states."""
     default = part[(part["kind"] == "mean") & (part["variant"] == "default")]
     axes.plot(default[x], default["value"], **_RING)
     paper = part[part["kind"] == "published"]
@@ -321,7 +322,10 @@ def _mark(axes: Axes, part: pd.DataFrame, x: str, look: Ink) -> None:
 
 
 def _finish(axes: Axes, own: pd.DataFrame, *, is_accuracy: bool) -> None:
-    """Set grid and limits: costs from zero, accuracies not closer than noise; or say: no run."""
+    """Set grid and limits, or write that there is no run.
+
+    Costs start at zero; accuracies are never magnified until noise looks like an effect.
+    """
     is_empty = not own["value"].notna().any()
     if not (own["kind"] == "run").any():
         reasons = own["note"][own["kind"] == "missing"]
@@ -343,13 +347,13 @@ def _finish(axes: Axes, own: pd.DataFrame, *, is_accuracy: bool) -> None:
 
 
 def _scale_x(axes: Axes, plot: SweepPlot, name: str, shown: pd.Series[float]) -> None:
-    """Set the x axis: ticks at the values that are shown. Raises SettingsError for log of 0."""
+    """Put ticks at the plotted values. Raises SettingsError for a value that has no logarithm."""
     values = sorted({float(value) for value in shown})
     if plot.x_scale != "linear":
         if values[0] <= 0:
             raise SettingsError(
-                f"value {values[0]:g} has no place on a {plot.x_scale} axis; set x_scale: linear "
-                f"in config/figures/{name}.yaml, or leave the value out"
+                f"value {values[0]:g} cannot be shown on a {plot.x_scale} axis; "
+                f"set x_scale: linear in config/figures/{name}.yaml, or leave the value out"
             )
         axes.set_xscale("log", base=2 if plot.x_scale == "log2" else 10)
     every = math.ceil(len(values) / MOST_X_LABELS)
@@ -357,6 +361,7 @@ def _scale_x(axes: Axes, plot: SweepPlot, name: str, shown: pd.Series[float]) ->
     axes.set_xticks(values, labels)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(plot.x_label)
+    # Computed in the axis's scale, so that a log axis has the same margin on both sides.
     scale = axes.xaxis.get_transform()
     first, last = scale.transform([values[0], values[-1]])
     edge = 0.04 * (last - first) or 0.5
@@ -364,7 +369,7 @@ def _scale_x(axes: Axes, plot: SweepPlot, name: str, shown: pd.Series[float]) ->
 
 
 def _number(value: float) -> str:
-    """Return a tick's label: 0.25, 16, and powers of ten where that is shorter."""
+    """A tick's label: 0.25, 16, or a power of ten where that is shorter."""
     if value == 0 or 1e-3 < abs(value) < 1e4:
         return f"{value:g}"
     digits, exponent = f"{value:e}".split("e")
@@ -374,7 +379,7 @@ def _number(value: float) -> str:
 
 
 def _measured_as(panel: str, devices: set[str]) -> str:
-    """Return what a panel's axis says: what is measured, and of what."""
+    """The label of a panel's y axis; memory names the device if all runs used the same kind."""
     match panel, sorted(devices):
         case "accuracy", _:
             return "Top-1 accuracy (%)"
@@ -397,8 +402,8 @@ def _handle(label: str, look: Ink) -> Artist:
     return Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dash, label=label)
 
 
-def _explained(numbers: pd.DataFrame) -> list[Artist]:
-    """Return the legend's entries for what is drawn beside the lines."""
+def _band_entry(numbers: pd.DataFrame) -> list[Artist]:
+    """Legend entry for the bands, if any."""
     means = numbers[numbers["kind"] == "mean"]
     handles: list[Artist] = []
     if (means["n_seeds"] > 1).any():
@@ -409,8 +414,8 @@ def _explained(numbers: pd.DataFrame) -> list[Artist]:
     return handles
 
 
-def _marks(numbers: pd.DataFrame) -> list[Artist]:
-    """Return the legend's entries for the marked points of a sweep."""
+def _mark_entries(numbers: pd.DataFrame) -> list[Artist]:
+    """Legend entries for the marked points of a sweep."""
     means = numbers[numbers["kind"] == "mean"]
     handles: list[Artist] = []
     if (means["variant"] == "default").any():

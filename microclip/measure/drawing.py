@@ -1,7 +1,7 @@
-"""The house style of figures, and how they are saved: picture, print and the plotted numbers.
+"""The house style of figures, and how they are saved: PNG, PDF and the plotted numbers.
 
 Figures are drawn at the size at which they are printed, so that 7 points are 7 points on paper.
-Lines differ by colour, marker and dash: in grey print and to colour-blind readers too.
+Lines differ by colour, marker and dash, so that grey print and colour-blind readers can follow.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ STYLE: dict[Any, Any] = {
     "legend.borderaxespad": 0.3,
     "image.interpolation": "nearest",
     "pdf.fonttype": 42,  # TrueType: text that can be searched, accepted by publishers
-    "svg.hashsalt": "microclip",  # the same ids in each drawing
+    "svg.hashsalt": "microclip",  # matplotlib's ids are random otherwise
     "savefig.dpi": PNG_DPI,
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """A figure, and what is plotted in it as a tidy table."""
+    """A figure, and the plotted numbers as a tidy table."""
 
     figure: Figure
     numbers: pd.DataFrame
@@ -69,14 +69,14 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Ink:
-    """How one line looks: three marks of difference."""
+    """How a line looks; lines differ in all three."""
 
     colour: str
     marker: str
     dash: Literal["solid", "dashed"] | tuple[float, tuple[float, ...]]
 
 
-# Okabe and Ito 2008, "Color Universal Design"; without the yellow, too pale for a thin line
+# Okabe and Ito 2008, "Color Universal Design", without the yellow: too pale for a thin line.
 INKS = (
     Ink("#0072B2", "o", "solid"),
     Ink("#D55E00", "s", (0, (5, 1.5))),
@@ -89,7 +89,7 @@ INKS = (
 
 
 def ink(index: int) -> Ink:
-    """Return the look of the line of this index; after seven, colours come with other marks."""
+    """The look of the line with this index; from the eighth on, colours get other markers."""
     n = len(INKS)
     other = INKS[(index + index // n) % n]
     return Ink(INKS[index % n].colour, other.marker, other.dash)
@@ -97,7 +97,7 @@ def ink(index: int) -> Ink:
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """Draw in the house style; as it was before, afterwards. Also a decorator of `draw`."""
+    """Draw in the house style and restore the caller's afterwards; also works as a decorator."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -105,17 +105,18 @@ def house_style() -> Iterator[None]:
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
-    """Return an empty figure of this size; axes are laid out so that no text is cut.
+    """An empty figure of this size, laid out so that no text is cut off.
 
-    Not known to pyplot: nothing global holds it. Call it inside `house_style`.
+    Call it inside `house_style`. It is not a pyplot figure: pyplot would keep it in memory, and may
+    want a display.
     """
     return Figure(figsize=(width_in, height_in), layout="constrained")
 
 
 def legend_above(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Put a legend over all axes, in as many columns as fit; the figure grows by its height.
+    """Put a legend above all axes, in as many columns as fit.
 
-    So it never covers a line, and the axes keep their size.
+    The figure grows by the legend's height: it never covers a line, and the axes keep their size.
     """
     width, height = (float(side) for side in figure.get_size_inches())
     for n_rows in range(math.ceil(len(handles) / 4), len(handles) + 1):
@@ -131,16 +132,14 @@ def legend_above(figure: Figure, handles: Sequence[Artist]) -> None:
 
 
 def save(drawn: Drawn, stem: Path) -> None:
-    """Write `stem.png`, `stem.pdf` and `stem.csv`; the same drawing gives the same bytes.
-
-    The files hold no date and no version of the software.
-    """
-    nameless = {
+    """Write `stem.png`, `stem.pdf` and `stem.csv`; the same drawing gives the same bytes."""
+    # Dates and versions in the metadata would change the bytes.
+    metadata_of = {
         "png": {"Software": None},
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     }
     with house_style():
-        for kind, metadata in nameless.items():
+        for kind, metadata in metadata_of.items():
             with runtime.atomic_path(_file(stem, kind)) as path:
                 drawn.figure.savefig(path, format=kind, dpi=PNG_DPI, metadata=metadata)
     with runtime.atomic_path(_file(stem, "csv")) as path:

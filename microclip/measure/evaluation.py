@@ -1,4 +1,11 @@
-"""Images read as a classifier asks for them, what it predicts, and how accurate that is."""
+"""Measuring accuracy: from the images a classifier asks for to its score, by epoch and by gate.
+
+`ViewReader` reads the images in the form that a classifier wants, `collect_heads` collects its
+predictions and `evaluate` scores them. `LabelMonitor` does so while a method trains: it holds the
+labels, and the method gets none of them back. `check` is the zero-shot gate: CLIP's own accuracy on
+a public dataset against the paper's. A swapped class order, a wrong split or other prompts cost
+points silently, and CLIP shows them before anything is trained.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +39,13 @@ from microclip.text.prompts import fill
 
 logger = logging.getLogger(__name__)
 
-CONFIDENCE_SCALE = 100.0  # CLIP's temperature: cosines to probabilities
+CONFIDENCE_SCALE = 100.0  # CLIP's logit scale: from cosines to probabilities
+TOLERANCE_POINTS = 2.0  # re-encoded images and other decoders move CLIP by some tenths
+PERMUTED_POINTS = 10.0  # gained by renaming classes: labels are permuted, not just a few swapped
+SOFTENED_BY = "MICROCLIP_ZERO_SHOT_GATE"  # "warn": logged and recorded, but nothing is stopped
 _BATCH = 128
-_KEPT_BYTES = 256 * 2**20  # image views up to this size are drawn once
+_KEPT_BYTES = 256 * 2**20  # image views up to this size are kept in memory
+_SHOWN = 5  # swapped classes in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +53,10 @@ class ViewReader:
     """Reads images as a ViewPlan asks for them, in batches and in order.
 
     Attributes:
-        seed: places random crops.
-        tower: normalises images; needed for plans of images.
+        seed: decides where random crops are.
+        tower: backbone that normalises images; needed for plans of images.
         embeddings: frozen [CLS] of all images, if already encoded; otherwise `tower` encodes them.
-        is_reread: keep image views that take little memory, for the next call.
+        is_reread: keep image views in memory for the next call, if they are small enough.
     """
 
     images: UnlabelledImages
@@ -57,10 +68,10 @@ class ViewReader:
     _kept: dict[ViewPlan, list[Views]] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, plan: ViewPlan) -> Iterable[Views]:
-        """Return all images in batches of 128.
+        """All images in batches of 128.
 
         Raises:
-            ValueError: the plan needs a backbone, and there is none.
+            ValueError: the plan needs a backbone and the reader has none.
         """
         if plan not in self._kept:
             views = self._embeddings() if plan.kind == "embedding" else self._images(plan)
@@ -91,7 +102,7 @@ class ViewReader:
 
     def _backbone(self) -> Backbone:
         if self.tower is None:
-            raise ValueError("these views need a backbone, got none; give the reader a tower")
+            raise ValueError("these views need a backbone, got none; pass the reader a tower")
         return self.tower
 
 
@@ -100,9 +111,9 @@ class Evaluation:
     """How well some images were classified.
 
     Attributes:
-        predicted: class of each image.
-        confidence: probability of that class, in [0, 1].
-        is_correct: whether it is the image's class.
+        predicted: predicted class of each image.
+        confidence: probability of the predicted class, in [0, 1].
+        is_correct: whether the prediction is right.
         per_class_pct: accuracy by class; NaN for a class without images.
     """
 
@@ -113,20 +124,20 @@ class Evaluation:
 
     @property
     def top1_pct(self) -> float:
-        """Return the share of images that are right."""
+        """Share of images that are classified correctly."""
         return 100 * float(self.is_correct.double().mean())
 
     @property
     def mean_class_pct(self) -> float:
-        """Return the mean of the class accuracies, over classes that have images."""
+        """Mean of the class accuracies, over classes that have images."""
         return float(self.per_class_pct.double().nanmean())
 
 
 def evaluate(logits: Float[Tensor, "image classes"], labels: Int[Tensor, " image"]) -> Evaluation:
-    """Return the evaluation of cosine similarities; of equal ones the first class is taken.
+    """Score cosine similarities; among equal ones the first class counts as predicted.
 
     Raises:
-        ValueError: no image, a label without class, or similarities that are not finite.
+        ValueError: no images, a label without a class, or similarities that are not finite.
     """
     n_images, n_classes = logits.shape
     if n_images == 0 or n_images != len(labels) or int(labels.max()) >= n_classes:
@@ -136,6 +147,7 @@ def evaluate(logits: Float[Tensor, "image classes"], labels: Int[Tensor, " image
         )
     if not bool(logits.isfinite().all()):
         raise ValueError("expected finite similarities, got NaN or infinity; check the weights")
+    # Float64: in float32 two close cosines can round to one probability and swap the prediction.
     confidence, predicted = (CONFIDENCE_SCALE * logits.double()).softmax(dim=-1).max(dim=-1)
     is_correct = predicted == labels
     total = torch.bincount(labels, minlength=n_classes)
@@ -152,17 +164,17 @@ def evaluate(logits: Float[Tensor, "image classes"], labels: Int[Tensor, " image
 def collect_heads(
     classifier: Classifier, batches: Iterable[Views]
 ) -> dict[str, Float[Tensor, "image classes"]]:
-    """Return all predictions of a classifier over batches, on the CPU, by head; "fused" is its own.
+    """Similarities over all batches, on the CPU, by head; "fused" is the classifier's prediction.
 
     Raises:
-        ValueError: no batch.
+        ValueError: there is no batch.
     """
     parts: dict[str, list[Tensor]] = {}
     for views in batches:
         for name, logits in classifier.heads(views).items():
             parts.setdefault(name, []).append(logits.float().cpu())
     if not parts:
-        raise ValueError("expected at least one batch to predict, got none; give it images")
+        raise ValueError("expected at least one batch to predict, got none; pass some images")
     return {name: torch.cat(found) for name, found in parts.items()}
 
 
@@ -170,10 +182,10 @@ TestBatches = Callable[[ViewPlan], Iterable[Views]]
 
 
 class LabelMonitor:
-    """Measures pseudo-labels of training images and the accuracy on test images.
+    """Measures the accuracy of pseudo-labels on training images, and the accuracy on test images.
 
-    A training label of -1 is unknown: such images do not count, and without any known label there
-    is no number of pseudo-labels.
+    A training label of -1 is unknown. Such images do not count; if no label is known, the accuracy
+    of pseudo-labels is not reported.
     """
 
     shown: ClassVar[Mapping[str, str]] = {
@@ -191,7 +203,7 @@ class LabelMonitor:
         test_labels: Int[Tensor, " test_image"],
         test_batches: TestBatches,
     ) -> None:
-        """Hold the labels; `test_batches` draws the views that a plan asks for."""
+        """Keep the labels; `test_batches` reads the views that a plan asks for."""
         self._train_labels = train_labels
         self._test_labels = test_labels
         self._test_batches = test_batches
@@ -201,7 +213,8 @@ class LabelMonitor:
     def pseudo_labels(
         self, indices: Int[Tensor, " batch"], guesses: Mapping[str, Int[Tensor, " batch"]]
     ) -> None:
-        """Keep the guesses where they are; they are counted when the epoch ends."""
+        """Keep a batch's guesses until the epoch ends."""
+        # Not compared yet: on a GPU that would wait for each batch.
         self._guesses.append((indices, dict(guesses)))
 
     def evaluate(self, classifier: Classifier) -> None:
@@ -212,7 +225,7 @@ class LabelMonitor:
             self._measured[column] = evaluate(logits, self._test_labels).top1_pct
 
     def take(self, epoch: int) -> dict[str, float]:
-        """Return what was measured since the last call, by column of history."""
+        """Measurements since the last call, by column of the history."""
         del epoch
         right: dict[str, int] = {}
         total: dict[str, int] = {}
@@ -230,20 +243,14 @@ class LabelMonitor:
         return measured
 
 
-TOLERANCE_POINTS = 2.0  # re-encoded copies and other decoders move CLIP by some tenths
-PERMUTED_POINTS = 10.0  # gained by renaming classes: labels are permuted, not only a few confused
-SOFTENED_BY = "MICROCLIP_ZERO_SHOT_GATE"  # "warn": told and recorded, but nothing is stopped
-_SHOWN = 5
-
-
 @dataclass(frozen=True)
 class Renaming:
-    """The one-to-one renaming of classes under which most predictions are right.
+    """The one-to-one renaming of classes that makes most predictions right.
 
     Attributes:
-        top1_pct: accuracy under it; never below the accuracy itself.
-        seen_as: pairs of (class of the labels, class that most of its images are seen as), of those
-            classes that it renames and whose own name hardly any prediction has.
+        top1_pct: accuracy after renaming; never below the accuracy itself.
+        seen_as: pairs of (labelled class, class that its images are predicted as), for renamed
+            classes whose own name is predicted less than half as often.
     """
 
     top1_pct: float
@@ -254,11 +261,11 @@ class Renaming:
 def logits(
     dataset: DatasetSettings, backbone: BackboneSettings, device: str
 ) -> tuple[Float[Tensor, "image classes"], Int[Tensor, " image"]]:
-    """Return CLIP's cosines of the test images with the filled templates, and their labels.
+    """CLIP's cosines of the test images with the filled templates, and the images' labels.
 
     Raises:
-        MissingDataError: images, their embeddings or weights are not there.
-        SettingsError: they are stale, or not the passport's.
+        MissingDataError: images, their embeddings or weights are missing.
+        SettingsError: they are stale, or do not match the passport.
     """
     labels = datasets.load(dataset)["test"].labels
     embeddings = features.load_features(dataset, backbone).test
@@ -268,14 +275,14 @@ def logits(
 
 
 def check(dataset: DatasetSettings, backbone: BackboneSettings, device: str = "cpu") -> Path:
-    """Compare CLIP's accuracy with the printed one and write what was found; return the file.
+    """Compare CLIP's accuracy with the paper's, write the outcome, and return the file.
 
-    Without a printed one the accuracy alone is written. A refusal is written beside it, so that a
-    workflow does not take it for an agreement.
+    If the paper prints no accuracy, ours alone is written. A refusal gets another file name, so
+    that the workflow does not take it for a pass.
 
     Raises:
         VerificationError: more than 2 points off, with the likely causes.
-        MissingDataError, SettingsError: as `logits`; an unknown value of the variable.
+        MissingDataError, SettingsError: as in `logits`; the variable has an unknown value.
     """
     is_softened = _is_softened()
     target = Path(paths.ZERO_SHOT.format(dataset=dataset.name, backbone=backbone.name))
@@ -287,7 +294,7 @@ def check(dataset: DatasetSettings, backbone: BackboneSettings, device: str = "c
     renaming = best_renaming(scored.predicted, labels, load_vocabulary(dataset).class_names)
     printed = figure(dataset, backbone.name)
     off = None if printed is None else round(scored.top1_pct - printed.top1_pct, 4)
-    said: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "dataset": dataset.name,
         "backbone": backbone.name,
         "top1_pct": round(scored.top1_pct, 4),
@@ -299,23 +306,23 @@ def check(dataset: DatasetSettings, backbone: BackboneSettings, device: str = "c
         "passport_sha256": passport.file_sha256(dataset.name),
     }
     if printed is None or off is None or abs(off) <= TOLERANCE_POINTS:
-        runtime.write_json(target, {"verdict": "no figure" if off is None else "agrees", **said})
+        runtime.write_json(target, {"verdict": "no figure" if off is None else "agrees", **facts})
         return target
     complaint = explain(dataset, backbone.name, (scored.top1_pct, printed), renaming)
     if is_softened:
-        runtime.write_json(target, {"verdict": "warned", "complaint": complaint, **said})
+        runtime.write_json(target, {"verdict": "warned", "complaint": complaint, **facts})
         logger.warning("%s", complaint)
         return target
-    runtime.write_json(refusal, {"verdict": "refused", "complaint": complaint, **said})
+    runtime.write_json(refusal, {"verdict": "refused", "complaint": complaint, **facts})
     raise runtime.VerificationError(
-        f"{complaint}; {SOFTENED_BY}=warn goes on all the same, see {refusal}"
+        f"{complaint}; to go on anyway set {SOFTENED_BY}=warn, see {refusal}"
     )
 
 
 def best_renaming(
     predicted: Int[Tensor, " image"], labels: Int[Tensor, " image"], names: tuple[str, ...]
 ) -> Renaming:
-    """Return the renaming of classes that agrees best with the predictions (Hungarian method)."""
+    """The renaming of classes that agrees best with the predictions, by the Hungarian method."""
     n = len(names)
     counts = torch.bincount(labels * n + predicted, minlength=n * n).reshape(n, n).numpy()
     rows, columns = linear_sum_assignment(counts, maximize=True)
@@ -336,31 +343,31 @@ def best_renaming(
 def explain(
     dataset: DatasetSettings, backbone: str, compared: tuple[float, Figure], renaming: Renaming
 ) -> str:
-    """Return both numbers and the likely causes, the likeliest first, in one line."""
+    """Both numbers and the likely causes, likeliest first, in one line."""
     measured, printed = compared
     causes = []
     shown = ", ".join(f"{own!r} as {other!r}" for own, other in renaming.seen_as[:_SHOWN])
     if renaming.top1_pct - measured > PERMUTED_POINTS:
         causes.append(
-            f"labels look permuted (class order): with classes renamed one to one it would be "
-            f"{renaming.top1_pct:.2f} %; images of {shown} are seen"
+            "the labels look permuted (class order): with the classes renamed one to one it would "
+            f"be {renaming.top1_pct:.2f} %; CLIP sees images of {shown}"
         )
     elif shown:
-        causes.append(f"some class names may be swapped: images of {shown} are seen")
-    if told := passport.differences(dataset.name):
-        causes.append(f"the split: {'; '.join(told)}")
+        causes.append(f"some class names may be swapped: CLIP sees images of {shown}")
+    if found := passport.differences(dataset.name):
+        causes.append(f"the split: {'; '.join(found)}")
     causes += ["class names or templates other than the paper's", "preprocessing or other weights"]
     if measured > printed.top1_pct:
         causes.append("an easier split")
     return (
-        f"CLIP ({backbone}) has {measured:.2f} % on {dataset.name}, the paper prints "
+        f"CLIP ({backbone}) reaches {measured:.2f} % on {dataset.name}, the paper prints "
         f"{printed.top1_pct:.2f} % ({printed.where}): {measured - printed.top1_pct:+.2f} points, "
         f"at most {TOLERANCE_POINTS:g} are expected. Likely causes: {'. '.join(causes)}"
     )
 
 
 def _is_softened() -> bool:
-    said = os.environ.get(SOFTENED_BY, "stop") or "stop"
-    if said not in ("stop", "warn"):
-        raise SettingsError(f"{SOFTENED_BY} is {said!r}; expected stop or warn")
-    return said == "warn"
+    choice = os.environ.get(SOFTENED_BY, "stop") or "stop"
+    if choice not in ("stop", "warn"):
+        raise SettingsError(f"{SOFTENED_BY} is {choice!r}; expected stop or warn")
+    return choice == "warn"

@@ -1,7 +1,7 @@
-"""`gallery.html` of a run: its test images with what the run said of them, and where it looked.
+"""`gallery.html` of a run: its test images, their predictions, and where the tokens look.
 
-One file that needs nothing but itself. Pictures and maps lie within it; a script of the page
-filters, sorts and lays the maps over the pictures. The same run gives the same bytes.
+The file is self-contained: pictures and maps are embedded, and a script in the page filters, sorts
+and draws the maps over the pictures. The same run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from microclip.data.decoding import Pixels
 from microclip.measure.evaluation import CONFIDENCE_SCALE
 from microclip.measure.trained_runs import FusedRun, TestedRun, TokenMaps, min_max, read, token_maps
 
-MAX_IMAGES = 800  # of a larger test set every k-th is shown
-MAX_BYTES = 2_900_000
-_CARD_BYTES = 1_100  # of a card's words and marks, at most on average
-_FIXED_BYTES = 40_000  # of the rest of the page
+MAX_IMAGES = 800  # a larger test set is thinned to every k-th image
+MAX_BYTES = 2_900_000  # of the whole page
+_CARD_BYTES = 1_100  # upper bound for the average card without picture and maps
+_FIXED_BYTES = 40_000  # the rest of the page
 _SIZES = ((128, 80), (112, 75), (96, 70), (80, 65), (64, 60), (48, 50), (32, 40))  # px, quality
 _BATCH = 64
 _TOP = 3
-_LEVELS = "0123456789abcdef"  # of a map's value
+_LEVELS = "0123456789abcdef"  # a map's values, one digit per patch
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -39,8 +39,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 class Card:
     """One test image; `top` and the maps are empty for a run without tokens.
 
-    A map is a character a patch, row by row: 16 levels from its least to its greatest value; of
-    the mask 0 or 1.
+    A map has one character per patch, row by row: 16 levels from its least to its greatest value,
+    or 0 and 1 for the mask.
     """
 
     index: int
@@ -58,7 +58,7 @@ class Card:
 
 @dataclass(frozen=True, eq=False)
 class _Looks:
-    """What the tokens of some images say and where they look."""
+    """Top classes and maps of some images, in the cards' form."""
 
     top: list[tuple[tuple[str, float], ...]]
     global_map: list[str]
@@ -71,7 +71,7 @@ def write(run_folder: Path) -> Path:
 
     Raises:
         MissingDataError: the run is not complete, or its dataset is gone.
-        SettingsError: its inputs are others today.
+        SettingsError: its inputs have changed since.
     """
     target = run_folder / Path(paths.RUN_GALLERY).name
     runtime.write_text(target, page(read(run_folder)))
@@ -79,7 +79,7 @@ def write(run_folder: Path) -> Path:
 
 
 def page(tested: TestedRun) -> str:
-    """Return the gallery of a run as HTML. Raises SettingsError if its inputs are others today."""
+    """The gallery of a run as HTML. Raises SettingsError if the run's inputs have changed since."""
     indices = spread(len(tested.test), MAX_IMAGES)
     largest = _SIZES[0][0]
     if tested.has_tokens:
@@ -93,14 +93,14 @@ def page(tested: TestedRun) -> str:
 
 
 def spread(total: int, at_most: int) -> list[int]:
-    """Return every k-th of `total` indices, with the least k that gives no more than `at_most`."""
+    """Every k-th of `total` indices, with the smallest k that gives at most `at_most`."""
     return list(range(0, total, max(1, -(-total // at_most))))
 
 
 def encoded(pictures: Sequence[Pixels], budget: int) -> list[str]:
-    """Return pictures as data URIs, as large as `budget` characters for all of them allow.
+    """Pictures as data URIs, at the largest size that fits `budget` characters in all.
 
-    The smallest size is taken if none fits.
+    If none fits, the smallest size is used.
     """
     found: list[str] = []
     for size, quality in _SIZES:
@@ -113,7 +113,7 @@ def encoded(pictures: Sequence[Pixels], budget: int) -> list[str]:
 def _cards(
     tested: TestedRun, indices: Sequence[int], pictures: Sequence[Pixels], looks: _Looks | None
 ) -> list[Card]:
-    """Return the cards in the order of the test set."""
+    """The cards, in test-set order."""
     n_marks = 0 if looks is None else sum(len(text[0]) for text in _maps_of(looks))
     budget = MAX_BYTES - _FIXED_BYTES - len(indices) * (_CARD_BYTES + n_marks)
     addresses = encoded(pictures, budget)
@@ -148,7 +148,7 @@ def _with_look(card: Card, looks: _Looks, place: int) -> Card:
 
 
 def _looks(run: FusedRun, indices: Sequence[int]) -> _Looks:
-    """Return what the trained network says of some test images."""
+    """Top classes and maps of the test images, from the trained network."""
     looks = _Looks([], [], [], [])
     for images in _batches(run.each_view(indices)):
         maps = token_maps(run.after.fusion, images, run.generator())
@@ -160,7 +160,7 @@ def _looks(run: FusedRun, indices: Sequence[int]) -> _Looks:
 
 
 def _batches(views: Iterable[Tensor]) -> Iterator[Float[Tensor, "batch 3 size size"]]:
-    """Yield single views some at a time."""
+    """Yield single views in batches."""
     rest = iter(views)
     while batch := list(islice(rest, _BATCH)):
         yield torch.cat(batch)
@@ -178,7 +178,7 @@ def _top_classes(
 
 
 def as_text(maps: Float[Tensor, "batch row column"], n_levels: int = len(_LEVELS)) -> Iterator[str]:
-    """Yield maps with values in [0, 1] as a character a patch."""
+    """Yield maps with values in [0, 1] as text, one character per patch."""
     for levels in ((n_levels - 1) * maps).round().long().flatten(1).tolist():
         yield "".join(_LEVELS[level] for level in levels)
 
@@ -192,7 +192,7 @@ def _data_uri(picture: Pixels, size: int, quality: int) -> str:
 
 
 def template(name: str) -> Template:
-    """Return a template of this folder; what it is filled with is escaped."""
+    """A template from this folder; values are HTML-escaped."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -204,7 +204,7 @@ def template(name: str) -> Template:
 
 
 def _render(tested: TestedRun, cards: Sequence[Card], n_columns: int) -> str:
-    """Return the page; every word in it is escaped. Maps have `n_columns` patches a row."""
+    """The page; `n_columns` is the number of patches in a row of a map."""
     return template("gallery.html").render(
         spec=tested.settings.spec,
         cards=cards,

@@ -35,7 +35,6 @@ from microclip.settings import SettingsError
 from microclip.settings.reports import MasksPlot
 from microclip.study import FigureSelection
 
-
 EXACT_MAX_PX = 112  # the kernels grow with the fourth power of the side: 1 s for 96 px
 _BLOCK_ENTRIES = 1 << 22  # entries of the bilateral kernel computed at a time, 16 MiB
 _LEAST_EXPONENT = -80.0  # exp(-80) = 1e-35 adds nothing, and denormal floats are slow
@@ -67,7 +66,7 @@ class Cut:
 def examine(tokens: Float[Tensor, "batch patch width"], options: NCutOptions) -> Cut:
     """Cuts of the images' value-path patch tokens, with every step that led to them."""
     weights = affinity(tokens, tau=options.tau, eps=options.eps, normalize=options.normalize)
-    # Float64, as in normalized_cut: in float32 the solver's error can exceed the eigenvalue gap.
+    # Float64 as in normalized_cut: with a small eigenvalue gap, float32 gives another mask.
     vector, _ = fiedler_vector(weights.double())
     seed = vector.gather(-1, vector.abs().argmax(dim=-1, keepdim=True))[:, 0]
     level = vector.std(dim=-1) if options.threshold == "std" else vector.mean(dim=-1)
@@ -274,7 +273,7 @@ def _rows(run: FusedRun, plot: MasksPlot) -> list[_Row]:
 def _picture(rows: Sequence[_Row]) -> Figure:
     """All rows, one below the other."""
     names_dataset = len({row.dataset for row in rows}) > 1
-    board = pictures.pictures_board(len(rows), 4, text=1.75, head=0.2, foot=0.32)
+    board = pictures.empty_board(len(rows), 4, text=1.75, head=0.2, foot=0.32)
     for place, row in enumerate(rows):
         axes = [board.picture(place, column) for column in range(4)]
         mask = enlarge_mask(row.mask[None], len(row.picture))[0]

@@ -1,4 +1,13 @@
-"""Pictures of images for figures: maps and masks over greyed ones, laid out in rows."""
+"""Figures of single images: Figures 1 and 9 (attention maps) and 11 (failures of the fusion).
+
+First what they share with `masks.py`: a board of equal squares, maps and masks drawn over greyed
+pictures, and lines of text beside them. Then Figures 1 and 9, where [CLS] and [FG] look before and
+after adaptation, and Figure 11, test images that a token classifies correctly and the fusion does
+not.
+
+Source: Fig. 1, 9 and 11, arXiv:2510.02270v1. Departs: the maps are those of the features that the
+classifier itself uses; the released figures cut other ones.
+"""
 
 from __future__ import annotations
 
@@ -24,23 +33,29 @@ from microclip.settings import load_dataset
 from microclip.settings.reports import FailuresPlot, MapsPlot
 from microclip.study import FigureSelection
 
-HEAT = "viridis"  # perceptually even, and readable to colour-blind people
-HEAT_SHARE = 0.62  # of the map's colour over the greyed image
+HEAT = "viridis"  # perceptually uniform, and readable to colour-blind people
+HEAT_SHARE = 0.62  # opacity of the map over the greyed image
 MASK_COLOUR = "#D55E00"  # Okabe and Ito's vermilion
 MASK_SHARE = 0.5
 _RIGHT, _WRONG = "\N{CHECK MARK}", "\N{BALLOT X}"
-_MARGIN = 0.01  # at both edges, in
+_MARGIN = 0.01  # left and right, inches
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+_MAPS = ("[CLS] before", "[FG] before", "[CLS] after", "[FG] after")
+_MAPS_LINE = 17  # characters per line of the text beside a row of maps
+_HEADS = {"fused": "fusion", "global": "[CLS]", "local": "[FG]"}
+_COLUMNS = ("dataset", "image", "class", "rank", "head", "prediction", "confidence", "is_correct")
+_BLOCKS = 2  # failures side by side
+_FAILURE_LINE = 29  # characters per line of the text beside a failure
 
 
 @dataclass(frozen=True, eq=False)
 class Board:
-    """A figure of square pictures in rows, laid out by hand so that all of them are as large.
+    """A figure of square pictures in rows, placed by hand so that all have the same size.
 
     Attributes:
-        side: of a picture, in.
-        gap: between pictures, in.
-        head: above the first row, in.
+        side: side of a picture, inches.
+        gap: space between pictures, inches.
+        head: space above the first row, inches.
     """
 
     figure: Figure
@@ -51,25 +66,26 @@ class Board:
     head: float
 
     def picture(self, row: int, column: int) -> Axes:
-        """Return the axes of one picture."""
+        """Axes for one picture."""
         step = self.side + self.gap
         return self.place(column * step, self.head + row * step, self.side, self.side)
 
     def text(self, row: int, column: int) -> Axes:
-        """Return empty axes from a column on to the right edge, for `write_lines`."""
+        """Empty axes from a column to the right edge, for `write_lines`."""
         step = self.side + self.gap
         left, top = column * step, self.head + row * step
         return self.words(left, top, self.width - left)
 
     def words(self, left: float, top: float, width: float) -> Axes:
-        """Return empty axes as high as a picture; one unit is one inch, y down."""
+        """Empty axes as high as a picture; one unit is one inch, y points down."""
         axes = self.place(left, top, width, self.side)
         axes.set(xlim=(0, width), ylim=(self.side, 0))
         axes.set_axis_off()
         return axes
 
     def place(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Return axes at a place in inches from the upper left corner, frames not cut off."""
+        """Axes at a position in inches from the upper left corner."""
+        # The margin keeps the frames of the outer pictures from being cut off.
         share = (
             (left + _MARGIN) / self.width,
             1 - (top + height) / self.height,
@@ -79,10 +95,11 @@ class Board:
         return self.figure.add_axes(share)
 
 
-def pictures_board(n_rows: int, n_columns: int, *, text: float, head: float, foot: float) -> Board:
-    """Return an empty board as wide as the paper's text.
+def empty_board(n_rows: int, n_columns: int, *, text: float, head: float, foot: float) -> Board:
+    """An empty board as wide as the paper's text.
 
-    `text` is the width beside the last picture, `head` and `foot` the heights above and below, in.
+    `text` is the width to the right of the pictures, `head` and `foot` the heights above and below
+    them, all in inches.
     """
     gap = 0.06
     side = (TEXT_IN - text - 2 * _MARGIN) / n_columns - gap
@@ -93,19 +110,19 @@ def pictures_board(n_rows: int, n_columns: int, *, text: float, head: float, foo
 
 
 def greyed(picture: Pixels) -> Pixels:
-    """Return a picture without colour, still in three channels."""
+    """The picture in grey, still with three channels."""
     luma = (picture.astype(np.float32) @ np.array(_GREY_WEIGHTS, np.float32))[..., None]
     return np.repeat(luma.round().astype(np.uint8), 3, axis=-1)
 
 
 def heat_over(picture: Pixels, values: Float[Tensor, "height width"]) -> Pixels:
-    """Return the greyed picture under the colours of a map with values in [0, 1]."""
+    """The greyed picture under the colours of a map with values in [0, 1]."""
     colours = matplotlib.colormaps[HEAT](values.numpy())[..., :3]
     return _blend(greyed(picture), 255 * colours, HEAT_SHARE)
 
 
 def show_mask(axes: Axes, picture: Pixels, mask: Bool[Tensor, "height width"]) -> None:
-    """Show a mask over the greyed picture, its edge drawn: told without colour too."""
+    """Show a mask over the greyed picture, with its edge drawn so that it reads without colour."""
     share = MASK_SHARE * mask.numpy().astype(np.float32)[..., None]
     show(axes, _blend(greyed(picture), 255 * np.array(to_rgb(MASK_COLOUR)), share))
     if bool(mask.any()) and not bool(mask.all()):
@@ -113,7 +130,7 @@ def show_mask(axes: Axes, picture: Pixels, mask: Bool[Tensor, "height width"]) -
 
 
 def show(axes: Axes, picture: Any, **options: Any) -> None:
-    """Show a picture without ticks, with a thin frame; its text stays as it is."""
+    """Show a picture with a thin frame and no ticks; title and labels are kept."""
     axes.imshow(picture, **options)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -122,7 +139,7 @@ def show(axes: Axes, picture: Any, **options: Any) -> None:
 
 
 def write_lines(axes: Axes, title: str, lines: Sequence[str], *, width: int) -> None:
-    """Write a bold title of at most `width` characters a line, and smaller lines below it."""
+    """Write a bold title, wrapped at `width` characters, and smaller lines below it."""
     head = wrapped(title, width)
     axes.text(0.04, 0.02, head, va="top", fontsize=8, fontweight="bold")
     depth = 0.05 + 0.135 * (1 + head.count("\n"))
@@ -131,7 +148,7 @@ def write_lines(axes: Axes, title: str, lines: Sequence[str], *, width: int) -> 
 
 
 def scale_bar(axes: Axes, colours: str, words: Sequence[str]) -> None:
-    """Fill axes with a colour map from left to right, and write words below it, end to end."""
+    """Fill axes with a colour map from left to right, and spread words evenly below it."""
     show(axes, np.linspace(0, 1, 256)[None], cmap=colours, aspect="auto")
     for place, word in enumerate(words):
         share = place / (len(words) - 1)
@@ -141,22 +158,18 @@ def scale_bar(axes: Axes, colours: str, words: Sequence[str]) -> None:
 
 
 def mark(*, is_right: bool) -> str:
-    """Return a tick or a cross: told apart without colour."""
+    """A tick or a cross, so that right and wrong differ without colour."""
     return _RIGHT if is_right else _WRONG
 
 
 def wrapped(text: str, width: int) -> str:
-    """Return a text in lines of at most `width` characters; `$` is a plain sign."""
+    """The text wrapped at `width` characters, with `$` escaped: matplotlib would start maths."""
     return "\n".join(textwrap.wrap(text, width)).replace("$", r"\$")
 
 
 def _blend(under: Any, over: Any, share: Any) -> Pixels:
     mixed: Pixels = ((1 - share) * under + share * over).round().astype(np.uint8)
     return mixed
-
-
-_MAPS = ("[CLS] before", "[FG] before", "[CLS] after", "[FG] after")
-_MAPS_LINE = 17  # characters of the text beside a row
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,17 +187,18 @@ class _MapsRow:
 
 @house_style()
 def draw_maps(plot: MapsPlot, selection: FigureSelection) -> Drawn:
-    """Return the maps of some test images of each dataset, a row an image.
+    """Draw token maps of a few test images of each dataset, one row per image.
 
     Raises:
-        MissingDataError: a run is not complete.  SettingsError: it has no [FG] token.
+        MissingDataError: a run is not complete.
+        SettingsError: a run has no [FG] token.
     """
     rows = [row for run in selected(plot, selection) for row in _maps_rows(run, plot)]
     return Drawn(_maps_picture(rows), _maps_numbers(rows))
 
 
 def _maps_rows(run: FusedRun, plot: MapsPlot) -> list[_MapsRow]:
-    """Return the images that are shown of one run."""
+    """The rows of one run."""
     tested = run.tested
     indices = tested.choose(plot.images)
     views = run.views(indices)
@@ -211,10 +225,10 @@ def _maps_rows(run: FusedRun, plot: MapsPlot) -> list[_MapsRow]:
 
 
 def _maps_picture(rows: Sequence[_MapsRow]) -> Figure:
-    """Return all rows under each other, and one colour bar."""
+    """All rows, one below the other, and one colour bar."""
     n_columns = 1 + len(_MAPS)
     names_dataset = len({row.dataset for row in rows}) > 1
-    board = pictures_board(len(rows), n_columns, text=1.3, head=0.2, foot=0.32)
+    board = empty_board(len(rows), n_columns, text=1.3, head=0.2, foot=0.32)
     for place, row in enumerate(rows):
         axes = [board.picture(place, column) for column in range(n_columns)]
         show(axes[0], row.picture)
@@ -224,14 +238,14 @@ def _maps_picture(rows: Sequence[_MapsRow]) -> Figure:
         if place == 0:
             for own, title in zip(axes, ("Image", *_MAPS), strict=True):
                 own.set_title(title, pad=3)
-        _describe(board.text(place, n_columns), row, names_dataset=names_dataset)
+        _write_classes(board.text(place, n_columns), row, names_dataset=names_dataset)
     step = board.side + board.gap
     scale = board.place(step, board.height - 0.3, 4 * step - board.gap, 0.09)
     scale_bar(scale, HEAT, ("least of the map", "greatest"))
     return board.figure
 
 
-def _describe(axes: Axes, row: _MapsRow, *, names_dataset: bool) -> None:
+def _write_classes(axes: Axes, row: _MapsRow, *, names_dataset: bool) -> None:
     """Write an image's class and both predictions beside its row."""
     lines = [row.dataset] if names_dataset else []
     for when, guess in (("before", row.before), ("after", row.after)):
@@ -240,7 +254,7 @@ def _describe(axes: Axes, row: _MapsRow, *, names_dataset: bool) -> None:
 
 
 def _maps_numbers(rows: Sequence[_MapsRow]) -> pd.DataFrame:
-    """Return each map's values as they are: cosines and attention weights."""
+    """The maps' raw values: cosines and attention weights."""
     return pd.DataFrame(
         [
             (row.dataset, row.file, name, y, x, value)
@@ -253,15 +267,9 @@ def _maps_numbers(rows: Sequence[_MapsRow]) -> pd.DataFrame:
     )
 
 
-_HEADS = {"fused": "fusion", "global": "[CLS]", "local": "[FG]"}
-_COLUMNS = ("dataset", "image", "class", "rank", "head", "prediction", "confidence", "is_correct")
-_BLOCKS = 2  # failures beside each other
-_FAILURE_LINE = 29  # characters of the text beside an image
-
-
 @dataclass(frozen=True)
 class Guess:
-    """What one head says of an image; `confidence` is a probability."""
+    """One head's prediction for an image; `confidence` is a probability."""
 
     head: str
     class_name: str
@@ -283,10 +291,11 @@ class _Failure:
 
 @house_style()
 def draw_failures(plot: FailuresPlot, selection: FigureSelection) -> Drawn:
-    """Return the failures of each dataset that the fusion is surest of.
+    """Draw each dataset's failures that the fusion is most confident of.
 
     Raises:
-        MissingDataError: a run is not complete.  SettingsError: it has no [FG] token.
+        MissingDataError: a run is not complete.
+        SettingsError: a run has no [FG] token.
     """
     found: list[_Failure] = []
     lines: list[str] = []
@@ -300,7 +309,7 @@ def draw_failures(plot: FailuresPlot, selection: FigureSelection) -> Drawn:
 
 
 def rank(heads: Mapping[str, Evaluation]) -> list[int]:
-    """Return the images that the fusion has wrong and a token right, surest wrong answer first."""
+    """Images that a token gets right and the fusion wrong, most confident wrong answer first."""
     fused = heads["fused"]
     has_one_right = heads["global"].is_correct | heads["local"].is_correct
     candidates = (has_one_right & ~fused.is_correct).nonzero().flatten().tolist()
@@ -337,7 +346,7 @@ def _failures(
 
 
 def _summary(title: str, n_failures: int, n_test: int) -> str:
-    """Return how many failures a dataset has, in words."""
+    """How many failures a dataset has, in words."""
     if n_failures == 0:
         return f"{title}: no image of {n_test} that a token has right and the fusion wrong"
     share = 100 * n_failures / n_test
@@ -348,10 +357,10 @@ def _summary(title: str, n_failures: int, n_test: int) -> str:
 
 
 def _failures_picture(failures: Sequence[_Failure], lines: Sequence[str]) -> Figure:
-    """Return the failures in blocks beside each other, below what is counted."""
+    """The failures in side-by-side blocks, below the lines with their numbers."""
     n_rows = -(-len(failures) // _BLOCKS)
     head = 0.06 + 0.16 * len(lines)
-    board = pictures_board(n_rows, 2 * _BLOCKS + 2, text=0.0, head=head, foot=0.02)
+    board = empty_board(n_rows, 2 * _BLOCKS + 2, text=0.0, head=head, foot=0.02)
     width = board.width / _BLOCKS
     top = board.place(0, 0, board.width, head)
     top.set_axis_off()

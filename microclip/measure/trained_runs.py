@@ -1,4 +1,8 @@
-"""A complete run brought back: its test images, what it said of them, and its network."""
+"""A complete run read back: its test images, its predictions, its network and the token maps.
+
+The maps show where [CLS] and [FG] look. They come from the features that the classifier itself
+uses; the released figures cut other features than the training does.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,8 @@ from microclip.settings import SettingsError, read_yaml, validated
 from microclip.settings.reports import FailuresPlot, MapsPlot, MasksPlot
 from microclip.study import FigureSelection, RunSettings, RunSpec
 
+_PICTURE_PX = 224  # side of pictures shown to people, unless the image is smaller
+
 
 @dataclass(frozen=True, eq=False)
 class TokenMaps:
@@ -43,8 +49,8 @@ class TokenMaps:
 
     Attributes:
         global_map: cosine of each patch with the class token, in [-1, 1].
-        local_map: attention of the pooling over the patches, the empty token left out; at least 0.
-        mask: the salient patches behind the query.
+        local_map: the pooling's attention to the patches, without the empty token; at least 0.
+        mask: the salient patches that the query is made of.
         output: the predictions.
     """
 
@@ -60,7 +66,7 @@ def token_maps(
     images: Float[Tensor, "batch 3 height width"],
     generator: torch.Generator | None = None,
 ) -> TokenMaps:
-    """Return the maps of normalised images; `generator` is needed by query "random" alone."""
+    """Maps of normalised images; only query "random" needs a `generator`."""
     fusion.eval()
     grid = (-1, *fusion.backbone.patch_grid)
     output = fusion(images, generator=generator)
@@ -73,24 +79,24 @@ def token_maps(
 
 
 def class_token_map(tokens: ImageTokens) -> Float[Tensor, "batch patch"]:
-    """Return the cosine of each patch token with the class token, both after the last LayerNorm."""
+    """Cosine of each patch token with the class token, both after the last LayerNorm."""
     return functional.cosine_similarity(tokens.patches, tokens.cls[:, None], dim=-1)
 
 
 def pooling_map(attention: Float[Tensor, "batch slot"]) -> Float[Tensor, "batch patch"]:
-    """Return the weights of the patches: all but the last slot, the empty token's."""
+    """Attention to the patches: all slots but the last, which is the empty token's."""
     return attention[:, :-1]
 
 
 def min_max(maps: Float[Tensor, "batch row column"]) -> Float[Tensor, "batch row column"]:
-    """Return each map scaled from its least value, 0, to its greatest, 1; a flat map is all 0."""
+    """Each map scaled to [0, 1] by its own minimum and maximum; a flat map becomes 0."""
     least = maps.amin(dim=(-2, -1), keepdim=True)
     span = maps.amax(dim=(-2, -1), keepdim=True) - least
     return torch.where(span > 0, (maps - least) / span, torch.zeros_like(maps))
 
 
 def enlarge(maps: Float[Tensor, "batch row column"], size: int) -> Float[Tensor, "batch size size"]:
-    """Return maps of side `size` px, bilinear between the centres of patches."""
+    """Maps enlarged to `size` px, bilinear between patch centres."""
     grown = functional.interpolate(
         maps[:, None].float(), (size, size), mode="bilinear", align_corners=False
     )
@@ -100,22 +106,19 @@ def enlarge(maps: Float[Tensor, "batch row column"], size: int) -> Float[Tensor,
 def enlarge_mask(
     masks: Bool[Tensor, "batch row column"], size: int
 ) -> Bool[Tensor, "batch size size"]:
-    """Return masks of side `size` px, each pixel as the patch it lies in."""
+    """Masks enlarged to `size` px; each pixel takes the value of its patch."""
     grown = functional.interpolate(masks[:, None].float(), (size, size), mode="nearest-exact")
     return grown[:, 0] > 0
 
 
-_PICTURE_PX = 224  # side of pictures for people, unless the image is smaller
-
-
 @dataclass(frozen=True, eq=False)
 class TestedRun:
-    """What a complete run has written of its test images.
+    """A complete run without its network: settings, test images and predictions.
 
     Attributes:
-        predictions: a row a test image, in the order of `test`: file, label, prediction,
+        predictions: one row per test image, in the order of `test`: file, label, prediction,
             confidence, correct.
-        inputs: hashes of what the run has read, by kind.
+        inputs: hashes of the files that the run read, by kind.
     """
 
     folder: Path
@@ -127,57 +130,61 @@ class TestedRun:
 
     @property
     def has_tokens(self) -> bool:
-        """Return whether [CLS] and [FG] made the predictions together."""
+        """Whether the predictions fuse [CLS] and [FG]."""
         return self.settings.method.get("train_head") == "fusion"
 
     def class_of(self, column: str, index: int) -> str:
-        """Return the name of the class in a column ("label" or "prediction") of an image."""
+        """Class name in an image's column "label" or "prediction"."""
         return self.class_names[int(self.predictions[column].iloc[index])]
 
     def choose(self, images: int | Sequence[str]) -> list[int]:
-        """Return the test images that were named, or that many: one a class from the first on.
+        """Indices of the named test images, or of that many, taken class by class in turn.
 
-        Raises: SettingsError if a named file is not among the test images.
+        Raises:
+            SettingsError: a named file is not a test image.
         """
         if isinstance(images, int):
-            return _one_a_class(self.test.labels.tolist(), images)
+            return _class_by_class(self.test.labels.tolist(), images)
         place = {name: index for index, name in enumerate(self.test.files)}
         unknown = [name for name in images if name not in place]
         if unknown:
             raise SettingsError(
-                f"{unknown[0]} is no test image of {self.settings.spec.dataset}; take a name from "
-                f"{paths.MANIFEST.format(dataset=self.settings.spec.dataset)}"
+                f"{unknown[0]} is not a test image of {self.settings.spec.dataset}; "
+                f"use a name from {paths.MANIFEST.format(dataset=self.settings.spec.dataset)}"
             )
         return [place[name] for name in images]
 
     def draw(
         self, indices: Sequence[int], recipe: ViewRecipe, crop: Crop
     ) -> Iterator[Float[Tensor, "1 3 size size"]]:
-        """Yield views of some test images, in their order in the test set."""
+        """Yield views of the test images, in test-set order whatever the order of `indices`.
+
+        Earlier images are read too: a random crop is seeded by its place in the whole test set.
+        """
         wanted = set(indices)
         views = evaluation_views(self.test.images, recipe, crop=crop, batch_size=1)
         last = max(wanted, default=-1)
         yield from (view for index, view in enumerate(islice(views, last + 1)) if index in wanted)
 
     def pictures(self, indices: Sequence[int], size: int) -> dict[int, Pixels]:
-        """Return the central squares of some test images, side `size` px, by index."""
+        """Central squares of the test images, `size` px, by index."""
         plain = ViewRecipe(self.settings.spec.seed, size, (0.0,) * 3, (1.0,) * 3)
         views = self.draw(indices, plain, "center")
         return {index: as_pixels(v[0]) for index, v in zip(sorted(indices), views, strict=True)}
 
     def shorter_side(self, indices: Sequence[int]) -> int:
-        """Return the least side of some test images, px."""
+        """Shortest side among the test images, px."""
         return min(int(min(self.test.images.pixels(index).shape[:2])) for index in indices)
 
 
 class FusedRun:
-    """A run of TokenFusion with its network, on the CPU, after training and before it."""
+    """A run of TokenFusion with its network before and after training, on the CPU."""
 
     def __init__(self, tested: TestedRun) -> None:
-        """Bring back the network of `tested`.
+        """Restore the trained network of `tested`.
 
         Raises:
-            SettingsError: the run has no [FG] token, or its inputs are others today.
+            SettingsError: the run has no [FG] token, or its inputs have changed since.
         """
         self.tested = tested
         spec, self._method = tested.settings.spec, load_method(tested.settings.spec.method)
@@ -185,7 +192,7 @@ class FusedRun:
         self._options = validated(self._method.Settings, tested.settings.method, where)
         if not tested.has_tokens:
             raise SettingsError(
-                f"run {spec.name} has no trained [FG] token to look at; "
+                f"run {spec.name} has no trained [FG] token to show; "
                 "choose a method and variant that train TokenFusion"
             )
         _check_inputs(tested)
@@ -194,7 +201,9 @@ class FusedRun:
 
     @cached_property
     def before(self) -> FusionClassifier:
-        """Return the network as it is before training, in a backbone of its own."""
+        """The network before training, in a backbone of its own."""
+        # Adapting for no epochs gives exactly the initial network, however the method builds it.
+        # With the online prior, no logits of the training images are cached first.
         untouched = self._options.model_copy(update={"epochs": 0, "prior": "online"})
         task = self._task()
         assert task.backbone is not None
@@ -207,17 +216,17 @@ class FusedRun:
         return _fusion_of(self._method.adapt(granted, untouched, Silence()))
 
     def views(self, indices: Sequence[int]) -> Float[Tensor, "batch 3 size size"]:
-        """Return the views of some test images that the run was tested on."""
+        """The views that the run tested these images on, in the order of `indices`."""
         by_index = dict(zip(sorted(indices), self.each_view(indices), strict=True))
         return torch.cat([by_index[index] for index in indices])
 
     def each_view(self, indices: Sequence[int]) -> Iterator[Float[Tensor, "1 3 size size"]]:
-        """Yield those views one by one, in their order in the test set."""
+        """Yield those views one by one, in test-set order."""
         return self.tested.draw(indices, self._recipe, self.after.views.crop)
 
     def pictures(self, indices: Sequence[int], size: int = _PICTURE_PX) -> list[Pixels]:
-        """Return what the views show, up to `size` px if the images are as large: for people."""
-        if self.after.views.crop == "random":  # at another size it would be another square
+        """What the views show, for people: up to `size` px, or less for smaller images."""
+        if self.after.views.crop == "random":  # drawn at another size, it would be another crop
             tower = self.after.fusion.backbone
             shift, factor = (torch.tensor(v)[:, None, None] for v in (tower.mean, tower.std))
             return [as_pixels(view * factor + shift) for view in self.views(indices)]
@@ -225,15 +234,12 @@ class FusedRun:
         return [drawn[index] for index in indices]
 
     def generator(self) -> torch.Generator:
-        """Return what a query "random" is drawn from, as in the run's own test."""
+        """Random numbers for query "random", the same as in the run's test."""
         drawn: torch.Generator = runtime.generator(self._seed, "test-query")
         return drawn
 
     def heads(self) -> dict[str, Float[Tensor, "image classes"]]:
-        """Return the similarities of all test images: fused, global and local.
-
-        In the batches of the run's own test.
-        """
+        """Fused, global and local similarities of all test images, batched as in the run's test."""
         views = ViewReader(self.tested.test.images, self._seed, tower=self.after.fusion.backbone)
         return collect_heads(self.after, views(self.after.views))
 
@@ -259,15 +265,15 @@ class FusedRun:
 
 
 def read(folder: Path) -> TestedRun:
-    """Return a complete run without its network.
+    """Read a complete run, without its network.
 
     Raises:
         MissingDataError: the run is not complete, or its dataset is gone.
-        SettingsError: the dataset has other images today.
+        SettingsError: the dataset's images have changed since the run.
     """
     if not (folder / paths.RUN_SCORES).is_file():
         raise runtime.MissingDataError(
-            f"run {folder} is not complete, no {paths.RUN_SCORES}; run `snakemake` for it"
+            f"run {folder} is not complete: it has no {paths.RUN_SCORES}; run `snakemake` for it"
         )
     settings = RunSettings.from_dict(read_yaml(folder / paths.RUN_SETTINGS))
     record = json.loads((folder / paths.RUN_RECORD).read_text(encoding="utf-8"))
@@ -287,9 +293,9 @@ def read(folder: Path) -> TestedRun:
 def selected(
     plot: MapsPlot | MasksPlot | FailuresPlot, selection: FigureSelection
 ) -> Iterable[FusedRun]:
-    """Yield the run of each dataset that a figure shows pictures of.
+    """Yield the run of each dataset that a figure of images shows.
 
-    Of several backbones, descriptions and seeds it is the first.
+    Where the figure selects several backbones, descriptions or seeds, the first is taken.
     """
     for dataset in selection.datasets:
         spec = RunSpec(
@@ -313,13 +319,13 @@ def _fusion_of(classifier: Classifier) -> FusionClassifier:
 
 
 def as_pixels(picture: Float[Tensor, "3 height width"]) -> Pixels:
-    """Return a picture with values in [0, 1] as bytes, channels last."""
+    """A picture with values in [0, 1] as bytes, channels last."""
     levels = (255 * picture).round().clamp(0, 255).byte()
     return np.ascontiguousarray(levels.permute(1, 2, 0).numpy())
 
 
-def _one_a_class(labels: Sequence[int], count: int) -> list[int]:
-    """Return `count` images: the first of each class in turn, then the second of each."""
+def _class_by_class(labels: Sequence[int], count: int) -> list[int]:
+    """`count` images: the first of each class in turn, then the second of each, and so on."""
     queues: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
         queues.setdefault(label, []).append(index)
@@ -333,7 +339,7 @@ def _one_a_class(labels: Sequence[int], count: int) -> list[int]:
 
 
 def _check_inputs(tested: TestedRun) -> None:
-    """Refuse a network whose frozen parts are others today."""
+    """Refuse a network whose backbone or class vectors have changed since the run."""
     settings = tested.settings
     today = {
         "backbone": embedding.backbone_key(settings.backbone),
@@ -348,5 +354,6 @@ def _check_inputs(tested: TestedRun) -> None:
 
 def _stale(folder: Path, kind: str) -> SettingsError:
     return SettingsError(
-        f"run {folder} was made with other {kind} than there are today; run `snakemake` anew for it"
+        f"run {folder} was made with a different version of its {kind} from the current one; "
+        "run `snakemake` again for it"
     )

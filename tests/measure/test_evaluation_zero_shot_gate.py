@@ -134,7 +134,7 @@ def test_more_than_two_points_either_way_stop_with_both_numbers(
     publish(project, measured - off)
     assert gate() == 6
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"CLIP (icon-clip) has {measured:.2f} % on fruit, the paper prints" in line
+    assert f"CLIP (icon-clip) reaches {measured:.2f} % on fruit, the paper prints" in line
     assert f"{measured - off:.2f} % (table1, CLIP / zero-shot): {off:+.2f} points" in line
     assert "the split: 60 test images, expected 61 in split 'paper' (made up)" in line
     assert "labels look permuted" not in line
@@ -149,7 +149,7 @@ def test_permuted_labels_are_recognised(
     publish(project, 80.0)
     assert gate() == 6
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "Likely causes: labels look permuted (class order): with classes renamed" in line
+    assert "Likely causes: the labels look permuted (class order): with the classes renamed" in line
     found = told(REFUSAL)
     assert found["renamed"]["top1_pct"] - found["top1_pct"] > PERMUTED_POINTS
     names = scenes.class_names("food", 6, 0)

@@ -101,7 +101,7 @@ def test_named_images_are_drawn_in_the_order_of_their_names() -> None:
     chosen = (files[5], files[0])
     drawn = pictures.draw_maps(figure("attention", images=chosen), SELECTION)
     assert tuple(dict.fromkeys(drawn.numbers["image"])) == chosen
-    with pytest.raises(SettingsError, match=r"nowhere\.png is no test image of shapes"):
+    with pytest.raises(SettingsError, match=r"nowhere\.png is not a test image of shapes"):
         pictures.draw_maps(figure("attention", images=("nowhere.png",)), SELECTION)
 
 
@@ -211,7 +211,7 @@ def test_a_run_without_tokens_is_refused() -> None:
 
 
 def test_an_incomplete_run_is_refused() -> None:
-    with pytest.raises(MissingDataError, match=r"seed-7 is not complete, no scores\.json"):
+    with pytest.raises(MissingDataError, match=r"seed-7 is not complete: it has no .*scores\.json"):
         pictures.draw_maps(figure("attention"), replace(SELECTION, seeds=(7,)))
 
 
@@ -221,5 +221,5 @@ def test_other_class_vectors_than_the_run_had_are_refused() -> None:
     record = (folder / "run.json").read_text()
     known = read(folder).inputs["class_vectors"]
     (folder / "run.json").write_text(record.replace(known, "0" * len(known)))
-    with pytest.raises(SettingsError, match="made with other class vectors"):
+    with pytest.raises(SettingsError, match="made with a different version of its class vectors"):
         pictures.draw_maps(figure("attention", variant="stale"), SELECTION)
