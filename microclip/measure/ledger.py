@@ -1,4 +1,10 @@
-"""The paper ledger of a study: `ledger.csv` with every cell, `ledger.md` for people."""
+"""The ledger of a study: each cell that the paper prints beside ours, with a verdict.
+
+`ledger.csv` has every cell, `ledger.md` is for people, and `verify` checks the differences.
+Verdicts compare numbers as printed. `match` and `differs` compare both numbers, `cannot run` is a
+hole of the plan, and `not run` is everything else without a score. A cell that is illegible in the
+paper has no verdict, because there is nothing to compare with. No number is ever filled in.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +49,12 @@ class Entry:
     """A published cell and ours; numbers as printed, empty if there is none.
 
     Attributes:
-        is_derived: the published number follows from the paper's text.
+        is_derived: the published number is not printed but follows from the paper's text.
         ours: mean over `n_seeds` seeds, or a count.
         difference: ours minus published.
         verdict: empty if the paper's number is illegible.
         reason: why there is no comparison.
-        note: what the reader should know of the published number.
+        note: what the reader should know about the published number.
     """
 
     table: str
@@ -67,11 +73,11 @@ class Entry:
 
 
 def compare(plan: Plan) -> list[Entry]:
-    """Return an entry for every row and column of the published tables that a study shows.
+    """One entry for every cell of the published tables that a study shows.
 
     Raises:
         MissingDataError: the study has no scores yet.
-        SettingsError: a table names a published row that is not there, or one twice.
+        SettingsError: a table names a published row that does not exist, or names one twice.
     """
     frame = scores.read(plan.study)
     found: list[Entry] = []
@@ -97,7 +103,7 @@ def _elsewhere(table: TableSettings, printed: PublishedTable) -> Iterator[Entry]
 
 
 def _blank(table: TableSettings, printed: PublishedTable, key: str, column: str) -> Entry:
-    """Return an entry without ours."""
+    """The entry of a published cell, still without our number."""
     derived = printed.derived.get((key, column))
     text = printed.rows[key][column]
     notes = [slip.note for slip in printed.slips_of(key, column)]
@@ -117,11 +123,12 @@ def _blank(table: TableSettings, printed: PublishedTable, key: str, column: str)
 
 
 def _judged(entry: Entry) -> Entry:
-    """Return an entry with the verdict that its numbers have, if it has both."""
+    """The entry with its verdict, if it has both numbers."""
     if not entry.published:
         return replace(entry, verdict="", reason=ILLEGIBLE)
     if not entry.ours or not _is_number(entry.ours):
         return entry
+    # Both numbers are rounded as printed, so that a verdict can be checked by hand.
     decimals = 0 if entry.tolerance == "0" else 2
     difference = round(float(entry.ours) - float(entry.published), decimals)
     verdict: Verdict = "match" if abs(difference) <= float(entry.tolerance) else "differs"
@@ -159,9 +166,10 @@ def _accuracies(
 
 
 def rows_by_key(table: TableSettings, printed: PublishedTable) -> dict[str, TableRow]:
-    """Return the rows that name a published one, by its key.
+    """The rows that name a published row, by its key.
 
-    Raises: SettingsError if there is no such published row, or two rows name it.
+    Raises:
+        SettingsError: the published row does not exist, or two rows name it.
     """
     found: dict[str, TableRow] = {}
     for row in table.rows:
@@ -170,7 +178,7 @@ def rows_by_key(table: TableSettings, printed: PublishedTable) -> dict[str, Tabl
         printed.row(row.published, f"config/tables/{table.name}.yaml")
         if row.published in found:
             raise SettingsError(
-                f"two rows of config/tables/{table.name}.yaml name {row.published!r}; leave one"
+                f"two rows of config/tables/{table.name}.yaml name {row.published!r}; keep one"
             )
         found[row.published] = row
     return found
@@ -179,7 +187,7 @@ def rows_by_key(table: TableSettings, printed: PublishedTable) -> dict[str, Tabl
 def _why_not(
     row: TableRow, column: str, others: Mapping[str, Entry], plan: Plan, table: str
 ) -> dict[str, Any]:
-    """Return verdict and reason of a cell without a score; `others` are the row's datasets."""
+    """Verdict and reason of a cell without a score; `others` are the row's datasets so far."""
     selection = plan.tables[table]
     if column == AVERAGE:
         return _why_no_average(others)
@@ -241,7 +249,7 @@ def write(plan: Plan) -> Path:
 
     Raises:
         MissingDataError: the study has no scores yet.
-        SettingsError: a table names a published row that is not there.
+        SettingsError: a table names a published row that does not exist.
     """
     entries = compare(plan)
     target = Path(paths.LEDGER.format(study=plan.study, format="csv"))
@@ -252,7 +260,7 @@ def write(plan: Plan) -> Path:
 
 
 def to_csv(entries: Sequence[Entry]) -> str:
-    """Return a line an entry."""
+    """The entries as CSV, one line each."""
     stream = io.StringIO()
     names = [field.name for field in fields(Entry)]
     writer = csv.DictWriter(stream, fieldnames=names, lineterminator="\n")
@@ -264,7 +272,7 @@ def to_csv(entries: Sequence[Entry]) -> str:
 
 
 def to_text(entries: Sequence[Entry], plan: Plan) -> tuple[Block, ...]:
-    """Return counts by verdict, a table of pairs for each table, footnotes, printed averages."""
+    """The ledger as text: counts, one table of pairs per published table, footnotes, averages."""
     blocks: list[Block] = [Heading(1, f"Paper ledger of study {plan.study}"), summary(entries)]
     if any(entry.ours for entry in entries):
         blocks.append(_LEGEND)
@@ -289,7 +297,7 @@ def to_text(entries: Sequence[Entry], plan: Plan) -> tuple[Block, ...]:
 
 
 def summary(entries: Sequence[Entry]) -> Table | Paragraph:
-    """Return the number of cells by verdict, a row a table."""
+    """The number of cells by verdict, one row per table."""
     if not entries:
         return Paragraph(("No table of this study has published numbers.",))
     rows = [
@@ -309,12 +317,12 @@ def _verdict_counts(entries: Sequence[Entry]) -> tuple[Cell, ...]:
 
 
 def is_elsewhere(entries: Sequence[Entry]) -> bool:
-    """Return whether the study has none of the datasets of a table of the paper."""
+    """Whether the study has none of the table's datasets."""
     return all(entry.reason in (ELSEWHERE, ILLEGIBLE) for entry in entries)
 
 
 def _marks(entries: Sequence[Entry], footnotes: list[str]) -> dict[tuple[str, str], int]:
-    """Add a table's footnotes; return their numbers by row and column of the cell they are on."""
+    """Add a table's notes to `footnotes`; return their numbers by row and column of the cell."""
     table = reports.load_table(entries[0].table)
     assert table.published is not None  # else it had no entry
     title = table.title
@@ -337,7 +345,7 @@ def _section(
     selection: Selection,
     marks: Mapping[tuple[str, str], int],
 ) -> list[Block]:
-    """Return a table's part of the ledger: published, ours and difference of each cell."""
+    """A table's section of the ledger: published, ours and difference of each cell."""
     table = reports.load_table(entries[0].table)
     is_accuracy = table.kind == "accuracy"
     shown = [
@@ -387,7 +395,7 @@ def _pair(entry: Entry, marks: Mapping[tuple[str, str], int]) -> Cell:
 
 
 def _reasons(entries: Sequence[Entry]) -> Iterator[str]:
-    """Yield why cells have no score, each reason once with the number of its cells."""
+    """Yield why cells have no score: each reason once, with its number of cells."""
     counts = Counter((e.verdict, e.reason) for e in entries if e.verdict and e.reason)
     for (verdict, reason), n in counts.items():
         yield f"{n} {'cell' if n == 1 else 'cells'} {verdict}: {reason}"
@@ -406,7 +414,7 @@ def _audit_blocks() -> Iterator[Block]:
 
 
 def describe(audit: Audit) -> str:
-    """Return a printed average and the mean of its row in a line."""
+    """A printed average and the mean of its row, in one line."""
     return (
         f"{audit.table}, {audit.row}: printed {audit.printed:.2f}, mean of its cells "
         f"{audit.mean:.2f}, difference {audit.difference:+.2f}"

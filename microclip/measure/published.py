@@ -1,8 +1,9 @@
 """The paper's numbers as printed (`config/published`), what its text implies, and its slips.
 
-A cell that is illegible in our copy is empty and stays empty. A printed number is never corrected:
-where it contradicts another one, `slips.yaml` says so. `derived.yaml` holds averages that the text
-gives as a difference; they are marked wherever they are shown.
+A cell that is illegible in our copy stays empty. A printed number is never corrected; where it
+contradicts another one, `slips.yaml` says so. `derived.yaml` holds averages that the text gives
+as a difference; they are marked wherever they are shown. `figure` looks up the zero-shot
+accuracy that the gate compares CLIP with.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from microclip.settings import (
 
 AVERAGE = "avg"
 JOINT = " / "
-AUDIT_TOLERANCE_PCT = 0.011  # two roundings to 0.01, and the float's last bit
+_SPLIT = "paper"  # the only split that the paper's numbers belong to
+AUDIT_TOLERANCE_PCT = 0.011  # two roundings to 0.01, and the floats' last bits
 _KEYS = (
     "dataset",
     "backbone",
@@ -52,7 +54,7 @@ class DerivedCell(Frozen):
 
 
 class Slip(Frozen):
-    """Something printed that contradicts the paper itself, its code or its data."""
+    """A printed statement that contradicts the paper itself, its code or its data."""
 
     table: Name
     row: str | None = None  # None: the whole table
@@ -80,8 +82,8 @@ class PublishedTable:
     """A table of the paper.
 
     Attributes:
-        columns: of numbers, in the paper's order; the average last.
-        rows: printed numbers by row key and column; an illegible one is empty.
+        columns: columns of numbers, in the paper's order; the average is last.
+        rows: printed numbers by row key and column; empty where illegible.
         derived: cells that the text implies, by row key and column.
     """
 
@@ -93,11 +95,11 @@ class PublishedTable:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """Return the columns that are not the average."""
+        """All columns but the average."""
         return tuple(column for column in self.columns if column != AVERAGE)
 
     def row(self, key: str, where: str) -> Mapping[str, str]:
-        """Return the printed numbers of a row. Raises SettingsError if there is no such row."""
+        """The printed numbers of a row. Raises SettingsError if there is no such row."""
         if key not in self.rows:
             raise SettingsError(
                 f"no row {key!r} in config/published/{self.name}.csv, named in {where}; "
@@ -106,7 +108,7 @@ class PublishedTable:
         return self.rows[key]
 
     def value(self, key: str, column: str) -> float | None:
-        """Return a printed or derived number, None if it is illegible."""
+        """A printed or derived number; None if it is illegible."""
         text = self.rows[key][column]
         if text:
             return float(text)
@@ -114,7 +116,7 @@ class PublishedTable:
         return None if derived is None else derived.value
 
     def slips_of(self, key: str, column: str) -> tuple[Slip, ...]:
-        """Return the slips that a cell's reader should know: its own, and its row's at the end."""
+        """The slips to note at a cell; those of a whole row are noted at its last cell."""
         return tuple(
             slip
             for slip in self.slips
@@ -124,7 +126,7 @@ class PublishedTable:
 
 @dataclass(frozen=True)
 class Audit:
-    """A printed average and the mean of its row's printed cells, all of which are legible."""
+    """A printed average and the mean of the cells in its row, all of them legible."""
 
     table: str
     row: str
@@ -133,20 +135,21 @@ class Audit:
 
     @property
     def difference(self) -> float:
-        """Return printed minus mean."""
+        """Printed average minus mean."""
         return self.printed - self.mean
 
     @property
     def is_flagged(self) -> bool:
-        """Return whether rounding does not explain the difference."""
+        """Whether the difference is too large for rounding."""
         return abs(self.difference) > AUDIT_TOLERANCE_PCT
 
 
 def load(name: str) -> PublishedTable:
-    """Return a table of the paper with its derived cells and slips.
+    """Read a table of the paper with its derived cells and slips.
 
-    Raises: SettingsError if there is none, a cell is no number, or a derived cell or slip names
-        a row or column that is not there.
+    Raises:
+        SettingsError: there is no such table, a cell is not a number, or a derived cell or slip
+            names a row or column that does not exist.
     """
     return _load(name, _folder())
 
@@ -167,14 +170,16 @@ def _load(name: str, folder: Path) -> PublishedTable:
     for line in lines:
         key = JOINT.join(line[head] for head in keys if line[head])
         if key in rows:
-            raise SettingsError(f"two rows {key!r} in config/published/{name}.csv; tell them apart")
+            raise SettingsError(
+                f"two rows {key!r} in config/published/{name}.csv; make their keys differ"
+            )
         rows[key] = {column: _number(line[column], f"{name}.csv, {key}") for column in columns}
     table = PublishedTable(name, columns, rows)
     derived = _of_table(table, _derived(folder), "derived.yaml")
     for cell in derived:
         if rows[cell.row][cell.column]:
             raise SettingsError(
-                f"{cell.row!r}, {cell.column} of {name} is printed, and derived in "
+                f"{cell.row!r}, {cell.column} of {name} is both printed and in "
                 "config/published/derived.yaml; remove it there"
             )
     by_place = {(cell.row, cell.column): cell for cell in derived}
@@ -184,7 +189,7 @@ def _load(name: str, folder: Path) -> PublishedTable:
 
 
 def audit() -> list[Audit]:
-    """Return every printed average whose row is legible, in the order of the paper."""
+    """Every printed average whose row is legible, in the paper's order."""
     found = []
     for name in names():
         table = load(name)
@@ -197,7 +202,7 @@ def audit() -> list[Audit]:
 
 
 def names() -> list[str]:
-    """Return the tables of the paper that are carried, in its order."""
+    """The paper's tables in `config/published`, in the paper's order."""
     stems = (path.stem for path in _folder().glob("*.csv"))
     return sorted(stems, key=lambda stem: (len(stem), stem))
 
@@ -211,7 +216,7 @@ def _number(text: str, where: str) -> str:
         float(text or 0)
     except ValueError:
         raise SettingsError(
-            f"{text!r} in config/published/{where} is no number; leave an illegible cell empty"
+            f"{text!r} in config/published/{where} is not a number; leave an illegible cell empty"
         ) from None
     return text
 
@@ -229,7 +234,7 @@ def _slips(folder: Path) -> tuple[Slip, ...]:
 
 
 def _of_table(table: PublishedTable, notes: Iterable[Note], file: str) -> list[Note]:
-    """Return a table's own notes. Raises SettingsError if one names what the table lacks."""
+    """The notes on a table. Raises SettingsError if one names a row or column it does not have."""
     own = [note for note in notes if note.table == table.name]
     for note in own:
         if note.row is not None:
@@ -240,9 +245,6 @@ def _of_table(table: PublishedTable, notes: Iterable[Note], file: str) -> list[N
                 f"known: {', '.join(table.columns)}"
             )
     return own
-
-
-_SPLIT = "paper"  # the only one that the paper's numbers are of
 
 
 class PrintedRow(Frozen):
@@ -260,16 +262,17 @@ class ZeroShotFile(Frozen):
 
 @dataclass(frozen=True)
 class Figure:
-    """A printed accuracy."""
+    """A printed accuracy, and the table and row where it is printed."""
 
     top1_pct: float
     where: str
 
 
 def figure(dataset: DatasetSettings, backbone: str) -> Figure | None:
-    """Return what the paper prints for CLIP on a public dataset's split `paper`; None if nothing.
+    """CLIP's printed accuracy on a public dataset's split `paper`; None if there is none.
 
-    Raises: SettingsError if the file that names the rows names one that is not there.
+    Raises:
+        SettingsError: `zero_shot.yaml` names a row that does not exist.
     """
     path = paths.project_root() / "config/published/zero_shot.yaml"
     source = dataset.source

@@ -1,4 +1,8 @@
-"""All scores of a study in one tidy file: a row a run, and nothing stale among them."""
+"""The scores of a study: collected in `scores.csv`, one row per run, and averaged over seeds.
+
+`collect` refuses a stale score. `runs_of` and `statistics` give what a row of a table shows, and
+`missing` says why it has nothing to show for a dataset.
+"""
 
 from __future__ import annotations
 
@@ -36,25 +40,28 @@ COLUMNS = (
     "recipe",
     "shared_recipe",
 )
+ACCURACIES = {"fused": "top1_pct", "global": "top1_global_pct", "local": "top1_local_pct"}
 
 
 def read(study: str) -> pd.DataFrame:
-    """Return `scores.csv` of a study. Raises MissingDataError if it has not been written."""
+    """Read `scores.csv` of a study. Raises MissingDataError if it has not been written."""
     path = Path(paths.STUDY_SCORES.format(study=study))
     if not path.is_file():
-        raise MissingDataError(f"{path} is not there; run `make run` or `snakemake`")
+        raise MissingDataError(f"{path} does not exist; run `make run` or `snakemake`")
+    # A dataset may be called NA or 1: names stay text, and only an empty cell is a missing number.
     texts = {name: str for name in SPEC if name != "seed"}
     return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
 
 
 def read_score(run: PlannedRun, shared_recipe: int) -> dict[str, Any]:
-    """Return the scores of a planned run, checked against today's settings.
+    """Read the scores of a planned run and check that they belong to its current settings.
 
-    Raises: MissingDataError if the run is not complete, or was made by other settings or code.
+    Raises:
+        MissingDataError: the run is not complete, or its settings or code have changed since.
     """
     path = run.spec.folder / paths.RUN_SCORES
     if not path.is_file():
-        raise MissingDataError(f"run {run.name} is not complete, no {path}; run `snakemake`")
+        raise MissingDataError(f"run {run.name} is not complete: no {path}; run `snakemake`")
     scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     expected = {
         "digest": run.digest,
@@ -64,14 +71,14 @@ def read_score(run: PlannedRun, shared_recipe: int) -> dict[str, Any]:
     for key, value in expected.items():
         if scores.get(key) != value:
             raise MissingDataError(
-                f"scores of {run.name} are stale: {key} is {scores.get(key)}, today's is {value}; "
+                f"scores of {run.name} are stale: {key} is {scores.get(key)}, expected {value}; "
                 f"run `snakemake --cores 1 --resources gpu=1 --forcerun {path}`"
             )
     return scores
 
 
 def collect(plan: Plan, target: Path, shared_recipe: int) -> pd.DataFrame:
-    """Write `scores.csv`, a row a run in the study's order; return it."""
+    """Write `scores.csv`, one row per run in the study's order, and return it."""
     rows = [read_score(run, shared_recipe) for run in plan.runs]
     frame = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     with runtime.atomic_path(target) as path:
@@ -80,9 +87,10 @@ def collect(plan: Plan, target: Path, shared_recipe: int) -> pd.DataFrame:
 
 
 def progress(plan: Plan, jobs: int = 1) -> tuple[list[RunSpec], list[RunSpec], float | None]:
-    """Return done and pending runs, and the seconds left for `jobs` at a time if that can be told.
+    """The done runs, the pending runs, and the seconds left with `jobs` at a time.
 
-    A pending run is expected to take, an image, what done runs of its method took on average.
+    A pending run is expected to take as long per image as the done runs of its method on average.
+    The time is None if a pending run's method has no done run yet.
     """
     done: list[RunSpec] = []
     pending: list[RunSpec] = []
@@ -105,7 +113,7 @@ def progress(plan: Plan, jobs: int = 1) -> tuple[list[RunSpec], list[RunSpec], f
 
 @cache
 def _n_images(dataset: str) -> int:
-    """Return the images of a fetched dataset; 1 if it is not fetched."""
+    """Number of images of a fetched dataset; 1 if it is not fetched."""
     manifest = Path(paths.MANIFEST.format(dataset=dataset))
     if not manifest.is_file():
         return 1
@@ -113,12 +121,9 @@ def _n_images(dataset: str) -> int:
         return max(1, sum(1 for _ in lines) - 1)
 
 
-ACCURACIES = {"fused": "top1_pct", "global": "top1_global_pct", "local": "top1_local_pct"}
-
-
 @dataclass(frozen=True)
 class Statistic:
-    """Mean over seeds and sample deviation, in percent; `n` seeds, none: no mean."""
+    """Mean and sample deviation over `n` seeds, in percent; without a seed there is no mean."""
 
     mean: float | None
     deviation: float | None
@@ -126,9 +131,10 @@ class Statistic:
 
 
 def runs_of(row: TableRow, scores: pd.DataFrame, selection: Selection, table: str) -> pd.DataFrame:
-    """Return the runs that a row averages over seeds.
+    """The runs that a table's row averages over seeds.
 
-    Raises: SettingsError if they are of several backbones or descriptions.
+    Raises:
+        SettingsError: they have several backbones or descriptions.
     """
     own = scores[
         (scores["method"] == row.method)
@@ -149,7 +155,11 @@ def runs_of(row: TableRow, scores: pd.DataFrame, selection: Selection, table: st
 
 
 def statistics(own: pd.DataFrame, datasets: Sequence[str], head: str) -> list[Statistic]:
-    """Return one a dataset, then that of their mean over the seeds that all of them have."""
+    """One statistic per dataset, then that of the mean over datasets.
+
+    The mean takes only the seeds that every dataset has: otherwise it would average other datasets
+    for some seeds than for others.
+    """
     table = own.pivot(index="seed", columns="dataset", values=ACCURACIES[head])
     table = table.reindex(columns=list(datasets)).astype(float)
     columns = [table[name].dropna() for name in datasets] + [table.dropna().mean(axis=1)]
@@ -164,7 +174,7 @@ def statistics(own: pd.DataFrame, datasets: Sequence[str], head: str) -> list[St
 
 
 def missing(row: TableRow, dataset: str, plan: Plan, selection: Selection) -> str:
-    """Return why a row has no number for a dataset."""
+    """Why a row has no number for a dataset."""
     hole = hole_of(row, dataset, plan, selection)
     if hole is not None:
         return hole
@@ -176,7 +186,7 @@ def missing(row: TableRow, dataset: str, plan: Plan, selection: Selection) -> st
 
 
 def hole_of(row: TableRow, dataset: str, plan: Plan, selection: Selection) -> str | None:
-    """Return why a row cannot run on a dataset, or None if the plan has no such hole."""
+    """Why a row cannot run on a dataset; None if the plan has no such hole."""
     for hole in plan.holes:
         if _is_of(hole.spec, row, dataset, selection):
             return hole.reason

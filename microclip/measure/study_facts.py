@@ -1,4 +1,4 @@
-"""What a study's run folders say: its runs, their settings, durations, machines and versions."""
+"""Facts from a study's run folders: settings, durations, machines and versions, for its page."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from microclip import paths, settings
 from microclip.methods.base import known_methods, settings_of
 from microclip.study import Plan, RunSpec
 
-Changes = tuple[tuple[str, str], ...]  # settings with the values that they were given
+Changes = tuple[tuple[str, str], ...]  # changed settings and their values
 LOCAL_SERVER = "http://127.0.0.1:5000"  # where `make ui` shows a database that is a file
 
 
 @dataclass(frozen=True)
 class Run:
-    """A planned run, and what is known of it; None where it is not complete.
+    """A planned run and what its folder says; None throughout while it is not complete.
 
     Attributes:
-        top1_pct: of `scores.csv`.
+        top1_pct: accuracy in `scores.csv`.
         seconds: wall time of the whole run.
-        method: the resolved settings of its method.
-        record: `run.json`: versions, platform, commit.
-        folder: relative to the study's folder.
-        gallery: likewise, if it was drawn.
-        mlflow: address of the run in MLflow, if it is mirrored.
+        method: resolved settings of its method.
+        record: contents of `run.json`: versions, platform, commit.
+        folder: path relative to the study's folder.
+        gallery: path relative to the study's folder, if a gallery was drawn.
+        mlflow: address of the run in MLflow, if it is mirrored there.
     """
 
     spec: RunSpec
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        """Return whether the study's scores hold it."""
+        """Whether the study's scores include it."""
         return self.top1_pct is not None
 
 
@@ -64,12 +64,12 @@ class Duration:
 
 @dataclass(frozen=True)
 class Difference:
-    """Settings of one variant that are not those of the method's file, on some datasets."""
+    """How a variant's settings differ from the method's file, on some datasets or all."""
 
     variant: str
     changes: Changes
     n_runs: int
-    datasets: tuple[str, ...]  # empty: on all that the variant runs on
+    datasets: tuple[str, ...]  # empty: all that the variant runs on
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ class MethodSettings:
     name: str
     title: str
     source: str
-    shared: Changes  # that all its runs have
-    by_dataset: tuple[tuple[str, Changes], ...]  # that its default run has there, and all others
+    shared: Changes  # of all its runs
+    by_dataset: tuple[tuple[str, Changes], ...]  # of all its runs there, the default's included
     variants: tuple[Difference, ...]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where runs were made, and with which versions."""
+    """A machine with its versions, and the number of runs made on it."""
 
     platform: str
     device: str
@@ -98,7 +98,7 @@ class Machine:
 
 
 def read_runs(plan: Plan, scores: pd.DataFrame) -> list[Run]:
-    """Return the planned runs in order, each with what its folder says."""
+    """The planned runs in order, each with what its folder says."""
     keyed = {RunSpec.of(row): row for row in scores.to_dict("records")}
     page = Path(paths.PAGE.format(study=plan.study)).parent
     return [_run(run.spec, keyed.get(run.spec), page) for run in plan.runs]
@@ -145,7 +145,7 @@ def _mlflow(mirrored: Mapping[str, Any]) -> str | None:
 
 
 def methods(runs: Sequence[Run]) -> list[MethodSettings]:
-    """Return the methods of complete runs with what differs from their files."""
+    """The methods of complete runs, and how their settings differ from their files."""
     found = []
     for name in dict.fromkeys(run.spec.method for run in runs if run.method is not None):
         declared = settings.load_method_file(name)
@@ -171,7 +171,7 @@ def methods(runs: Sequence[Run]) -> list[MethodSettings]:
 
 
 def _common(changes: Sequence[Changes]) -> Changes:
-    """Return what is in all of them."""
+    """The changes that all of them share."""
     return tuple(part for part in changes[0] if all(part in one for one in changes))
 
 
@@ -180,7 +180,7 @@ def _without(changes: Changes, known: Changes) -> Changes:
 
 
 def _by_dataset(runs: Sequence[Run], changes: Sequence[Changes]) -> dict[str, Changes]:
-    """Return what all runs on a dataset have, its default run among them; if there is any."""
+    """By dataset, the changes that all runs on it share, if its default run is among them."""
     grouped: dict[str, list[Changes]] = {}
     with_default = {run.spec.dataset for run in runs if run.spec.variant == "default"}
     for run, changed in zip(runs, changes, strict=True):
@@ -191,7 +191,7 @@ def _by_dataset(runs: Sequence[Run], changes: Sequence[Changes]) -> dict[str, Ch
 
 
 def _usual(method: str) -> dict[str, Any]:
-    """Return a method's complete settings as its file has them; none if it has no code here."""
+    """A method's complete settings from its file; empty if it has no code here."""
     if method not in known_methods():
         return {}
     declared = settings.load_method_file(method).settings
@@ -225,7 +225,7 @@ def _differences(runs: Sequence[Run], changes: Sequence[Changes]) -> Iterable[Di
 
 
 def durations(runs: Iterable[Run]) -> list[Duration]:
-    """Return the times by method, in order of first mention; the last is of all runs."""
+    """Durations by method, in order of first appearance; the last one covers all runs."""
     taken: dict[str, list[float]] = {}
     for run in runs:
         if run.seconds is not None:
@@ -240,17 +240,17 @@ def durations(runs: Iterable[Run]) -> list[Duration]:
 
 
 def machines(runs: Iterable[Run]) -> list[Machine]:
-    """Return the different machines and sets of versions, the most used first."""
+    """The different machines and sets of versions, most used first."""
     grouped: dict[tuple[Any, ...], list[str]] = {}
     for run in runs:
         if run.record is None:
             continue
-        said = run.record
-        packages = tuple((k, str(v)) for k, v in said.get("packages", {}).items() if v)
-        device = said.get("gpu") or "CPU"
-        key = (said.get("platform"), device, said.get("cpus"), said.get("python"), packages)
-        changed = " with uncommitted changes" if said.get("dirty") else ""
-        commit = str(said.get("commit") or "unknown")[:12] + changed
+        record = run.record
+        packages = tuple((k, str(v)) for k, v in record.get("packages", {}).items() if v)
+        device = record.get("gpu") or "CPU"
+        key = (record.get("platform"), device, record.get("cpus"), record.get("python"), packages)
+        changed = " with uncommitted changes" if record.get("dirty") else ""
+        commit = str(record.get("commit") or "unknown")[:12] + changed
         grouped.setdefault(key, []).append(commit)
     order = sorted(grouped.items(), key=lambda item: (-len(item[1]), str(item[0])))
     return [
@@ -268,7 +268,7 @@ def machines(runs: Iterable[Run]) -> list[Machine]:
 
 
 def holes(plan: Plan) -> list[dict[str, str]]:
-    """Return what cannot run: a line a method, variant and reason, with its datasets."""
+    """What cannot run: one entry per method, variant and reason, with its datasets."""
     grouped: dict[tuple[str, str, str], list[str]] = {}
     for hole in plan.holes:
         key = (hole.spec.method, hole.spec.variant, hole.reason)
@@ -288,7 +288,7 @@ def holes(plan: Plan) -> list[dict[str, str]]:
 
 
 def duration_text(seconds: float) -> str:
-    """Return a time for people: "0.06 s", "4.2 s", "3 min 05 s", "2 h 13 min"."""
+    """A time for people: "0.06 s", "4.2 s", "3 min 05 s", "2 h 13 min"."""
     if seconds < 59.95:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

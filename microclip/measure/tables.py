@@ -1,8 +1,11 @@
-"""Tables of a study: one builder for all, made from `scores.csv`, the same bytes each time.
+"""Tables of a study, built from `scores.csv` and the datasets' passports.
 
-Columns are datasets and their mean, rows are methods and variants. The best of a column is bold,
-the second underlined; with several seeds a cell is mean and sample deviation. What was not run is
-a hole with its reason; nothing is filled in.
+In a table of accuracies, columns are datasets and their mean, rows are methods and variants. The
+best of a column is bold, the second underlined; with several seeds a cell is mean and sample
+deviation. What was not run is a hole with its reason; nothing is filled in. The table of datasets
+(the paper's Table 10) shows the counts of their passports beside the paper's. A dataset that is not
+fetched is shown with the counts that its card declares, marked as such; the ledger compares only
+counted numbers. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from microclip.settings.datasets import DatasetCard, PublicSource
 from microclip.settings.reports import TableSettings
 from microclip.study import Plan, Selection
 
+MEAN = "Mean"
 HEADINGS = {  # by column of the published CSV
     "descriptions_per_class": "Descriptions a class",
     "classes": "Classes",
@@ -34,23 +38,149 @@ NOT_FETCHED = "not fetched"
 DECLARED = "*"
 _OURS, _PAPER = "ours", "paper"
 
-Numbers = dict[str, tuple[int, int]]
+FORMATS: dict[str, Callable[[Table], str]] = {"csv": to_csv, "md": to_markdown, "tex": to_tex}
+
+Numbers = dict[str, tuple[int, int]]  # by column, smallest and largest
+
+
+def write(table: TableSettings, plan: Plan) -> Path:
+    """Build a table of a planned study and write it in all formats; return its path without suffix.
+
+    Raises:
+        MissingDataError: the study has no scores yet.
+        SettingsError: the study has no such table, or a row mixes backbones or descriptions.
+    """
+    built = read(table, plan)
+    target = Path(paths.TABLE.format(study=plan.study, table=table.name, format="md"))
+    for suffix, format_ in FORMATS.items():
+        runtime.write_text(target.with_suffix(f".{suffix}"), format_(built))
+    return target.with_suffix("")
+
+
+def read(table: TableSettings, plan: Plan) -> Table:
+    """Build a table of a planned study from the study's current files.
+
+    Raises:
+        MissingDataError: the study has no scores yet.
+        SettingsError: the study has no such table, or a row mixes backbones or descriptions.
+    """
+    if table.name not in plan.tables:
+        known = ", ".join(plan.tables) or "none"
+        raise SettingsError(f"study {plan.study} has no table {table.name}; its tables: {known}")
+    selection = plan.tables[table.name]
+    titles = {name: settings.load_dataset(name).title for name in selection.datasets}
+    if table.kind == "datasets":
+        return count_table(table, titles, selection, plan.study)
+    return build(table, scores.read(plan.study), titles=titles, plan=plan)
+
+
+def build(
+    table: TableSettings,
+    frame: pd.DataFrame,
+    *,
+    titles: Mapping[str, str],
+    plan: Plan,
+) -> Table:
+    """Build a table of accuracies; `titles` maps its datasets to headings, in column order.
+
+    Raises:
+        SettingsError: a row mixes backbones or descriptions.
+    """
+    selection = plan.tables[table.name]
+    names, rows = list(titles), []
+    headings = [*titles.values(), MEAN] if len(titles) > 1 else list(titles.values())
+    sizes: set[int] = set()
+    for row in table.rows:
+        own = runs_of(row, frame, selection, table.name)
+        found = statistics(own, names, row.head)
+        if selection.is_brief and not any(one.n for one in found):
+            continue
+        sizes |= {one.n for one in found} - {0}
+        reasons = [missing(row, name, plan, selection) for name in names]
+        cells = tuple(map(_cell, found, [*reasons, ""]))
+        rows.append(Row(row.label, cells[: len(headings)], row.group))
+    ranked = [_ranked(column) for column in zip(*(row.cells for row in rows), strict=True)]
+    lines = zip(*ranked, strict=True) if rows else ()
+    rows = [replace(row, cells=cells) for row, cells in zip(rows, lines, strict=True)]
+    return Table(
+        title=table.title,
+        caption=f"{table.caption} Study {plan.study}; {_seeds(sizes)}.",
+        label=table.label,
+        source=paths.STUDY_SCORES.format(study=plan.study),
+        corner="Method" if len({row.method for row in table.rows}) > 1 else "Variant",
+        columns=tuple(map(Column, headings)),
+        rows=tuple(rows),
+        notes=_notes(rows, headings),
+    )
+
+
+def _cell(found: Statistic, why: str) -> Cell:
+    if found.mean is None:
+        return Cell(hole=why)
+    deviation = "" if found.deviation is None else f"{found.deviation:.2f}"
+    return Cell(f"{found.mean:.2f}", deviation)
+
+
+def _ranked(cells: Iterable[Cell]) -> list[Cell]:
+    """A column's cells with the ranks of its two best values; a cell alone gets no rank."""
+    # Ranked by the printed text, so that numbers that look equal are both bold.
+    cells = list(cells)
+    values = sorted({cell.text for cell in cells if cell.text}, key=float, reverse=True)
+    is_contest = sum(bool(cell.text) for cell in cells) > 1
+    rank = {value: place for place, value in enumerate(values[:2], start=1)} if is_contest else {}
+    return [replace(cell, rank=rank.get(cell.text)) for cell in cells]
+
+
+def _seeds(sizes: set[int]) -> str:
+    """What a caption says about the number of seeds behind its cells."""
+    several = sorted(sizes - {1})
+    if not sizes:
+        return "no score yet"
+    if not several:
+        return "one seed"
+    n = str(several[0]) if len(several) == 1 else f"{several[0]} to {several[-1]}"
+    alone = "; a number alone is of one run" if 1 in sizes else ""
+    return f"mean ± sample deviation, {n} seeds{alone}"
+
+
+def _notes(rows: Sequence[Row], headings: Sequence[str]) -> tuple[str, ...]:
+    """The reasons for holes, each once, with its rows, and the columns if not all of a row's."""
+    if not rows:
+        return ("no row of this table was run in this study",)
+    labels = [row.label for row in rows]
+    names = [
+        f"{row.group}: {row.label}" if labels.count(row.label) > 1 and row.group else row.label
+        for row in rows
+    ]
+    where: dict[str, list[str]] = {}
+    for name, row in zip(names, rows, strict=True):
+        for reason in dict.fromkeys(cell.hole for cell in row.cells if cell.hole):
+            at = [
+                head for head, cell in zip(headings, row.cells, strict=True) if cell.hole == reason
+            ]
+            is_whole = len(at) == sum(cell.hole != "" for cell in row.cells)
+            where.setdefault(reason, []).append(name if is_whole else f"{name} ({', '.join(at)})")
+    return tuple(
+        f"{'all rows' if places == names else '; '.join(places)}: {reason}"
+        for reason, places in where.items()
+    )
 
 
 @dataclass(frozen=True)
 class Declared:
-    """The counts that a dataset's card declares for its split, and by whose word."""
+    """The counts that a dataset's card declares for its split, and their source."""
 
     numbers: Numbers
     source: str
 
 
 def count(dataset: str, descriptions: str) -> Numbers:
-    """Return smallest and largest number of each column that can be told; lacking ones left out.
+    """Smallest and largest number of each column that can be counted.
 
-    They differ where classes have different numbers of descriptions.
+    The two differ only where classes have different numbers of descriptions.
 
-    Raises: SettingsError if a passport or descriptions file is damaged.
+    Raises:
+        SettingsError: a passport or a file of descriptions is damaged.
     """
     found: Numbers = {}
     text = Path(paths.DESCRIPTIONS.format(descriptions=descriptions, dataset=dataset))
@@ -67,18 +197,18 @@ def count(dataset: str, descriptions: str) -> Numbers:
 
 
 def declared(dataset: str) -> Declared | None:
-    """Return what a public dataset's card declares for its split; None if it says nothing."""
+    """The counts that a public dataset's card declares for its split; None if it has none."""
     card = _card(dataset)
     source = settings.load_dataset(dataset).source
     if card is None or not isinstance(source, PublicSource) or source.split not in card.counts:
         return None
-    said = card.counts[source.split]
+    counts = card.counts[source.split]
     numbers = {
         column: (number, number)
         for column in ("classes", "train", "test")
-        if (number := getattr(said, column)) is not None
+        if (number := getattr(counts, column)) is not None
     }
-    return Declared(numbers, said.source)
+    return Declared(numbers, counts.source)
 
 
 def _card(dataset: str) -> DatasetCard | None:
@@ -87,12 +217,12 @@ def _card(dataset: str) -> DatasetCard | None:
 
 
 def why_not(column: str) -> str:
-    """Return why a column could not be counted."""
+    """Why a column could not be counted."""
     return NOT_DESCRIBED if column == "descriptions_per_class" else NOT_FETCHED
 
 
 def text_of(number: tuple[int, int]) -> str:
-    """Return a count as printed: one number, or a range."""
+    """A count as printed: one number, or a range."""
     least, most = number
     return str(least) if least == most else f"{least}–{most}"
 
@@ -100,9 +230,9 @@ def text_of(number: tuple[int, int]) -> str:
 def count_table(
     table: TableSettings, titles: Mapping[str, str], selection: Selection, study: str
 ) -> Table:
-    """Return one row a dataset: our counts, the paper's, and a mark where they differ.
+    """One row per dataset: our counts, the paper's, and a mark where they differ.
 
-    Counts of descriptions are those of the selection's first author of descriptions.
+    Descriptions are counted for the first set of descriptions in the selection.
     """
     author = selection.descriptions[0]
     printed = None if table.published is None else published.load(table.published)
@@ -148,7 +278,7 @@ def _reasons(lacking: Mapping[str, list[str]], n_rows: int) -> Iterator[str]:
 
 
 def _count_notes(shown: list[tuple[str, str]]) -> Iterator[str]:
-    """Yield by whose word the declared counts are, then what is odd of each dataset."""
+    """Yield the sources of declared counts, then each dataset's warnings."""
     cards = []
     for dataset, title in shown:
         said = declared(dataset)
@@ -170,7 +300,7 @@ def _count_notes(shown: list[tuple[str, str]]) -> Iterator[str]:
 def _count_cells(
     column: str, known: Numbers, theirs: Mapping[str, str], *, is_counted: bool
 ) -> tuple[Cell, Cell]:
-    """Return our cell and the paper's, which is marked if it differs."""
+    """Our cell, and the paper's with a mark if it differs."""
     text = theirs.get(column, "")
     if column not in known:
         return Cell(hole=why_not(column)), Cell(text)
@@ -178,128 +308,3 @@ def _count_cells(
     differs = text not in ("", ours)
     mark = "" if is_counted else DECLARED
     return Cell(f"{ours}{mark}"), Cell(f"≠ {text}" if differs else text)
-
-
-FORMATS: dict[str, Callable[[Table], str]] = {"csv": to_csv, "md": to_markdown, "tex": to_tex}
-MEAN = "Mean"
-
-
-def write(table: TableSettings, plan: Plan) -> Path:
-    """Build a table of a planned study and write it in all formats; return its path, no suffix.
-
-    Raises:
-        MissingDataError: the study has no scores yet.
-        SettingsError: the study has no such table, or a row mixes backbones or descriptions.
-    """
-    built = read(table, plan)
-    target = Path(paths.TABLE.format(study=plan.study, table=table.name, format="md"))
-    for suffix, format_ in FORMATS.items():
-        runtime.write_text(target.with_suffix(f".{suffix}"), format_(built))
-    return target.with_suffix("")
-
-
-def read(table: TableSettings, plan: Plan) -> Table:
-    """Return a table of a planned study, built from what the study's files say today.
-
-    Raises:
-        MissingDataError: the study has no scores yet.
-        SettingsError: the study has no such table, or a row mixes backbones or descriptions.
-    """
-    if table.name not in plan.tables:
-        known = ", ".join(plan.tables) or "none"
-        raise SettingsError(f"study {plan.study} has no table {table.name}; its tables: {known}")
-    selection = plan.tables[table.name]
-    titles = {name: settings.load_dataset(name).title for name in selection.datasets}
-    if table.kind == "datasets":
-        return count_table(table, titles, selection, plan.study)
-    return build(table, scores.read(plan.study), titles=titles, plan=plan)
-
-
-def build(
-    table: TableSettings,
-    frame: pd.DataFrame,
-    *,
-    titles: Mapping[str, str],
-    plan: Plan,
-) -> Table:
-    """Return a table of accuracies; `titles` maps its datasets to headings, in column order.
-
-    Raises: SettingsError if a row mixes backbones or descriptions.
-    """
-    selection = plan.tables[table.name]
-    names, rows = list(titles), []
-    headings = [*titles.values(), MEAN] if len(titles) > 1 else list(titles.values())
-    sizes: set[int] = set()
-    for row in table.rows:
-        own = runs_of(row, frame, selection, table.name)
-        found = statistics(own, names, row.head)
-        if selection.is_brief and not any(one.n for one in found):
-            continue
-        sizes |= {one.n for one in found} - {0}
-        reasons = [missing(row, name, plan, selection) for name in names]
-        cells = tuple(map(_cell, found, [*reasons, ""]))
-        rows.append(Row(row.label, cells[: len(headings)], row.group))
-    ranked = [_ranked(column) for column in zip(*(row.cells for row in rows), strict=True)]
-    lines = zip(*ranked, strict=True) if rows else ()
-    rows = [replace(row, cells=cells) for row, cells in zip(rows, lines, strict=True)]
-    return Table(
-        title=table.title,
-        caption=f"{table.caption} Study {plan.study}; {_seeds(sizes)}.",
-        label=table.label,
-        source=paths.STUDY_SCORES.format(study=plan.study),
-        corner="Method" if len({row.method for row in table.rows}) > 1 else "Variant",
-        columns=tuple(map(Column, headings)),
-        rows=tuple(rows),
-        notes=_notes(rows, headings),
-    )
-
-
-def _cell(found: Statistic, why: str) -> Cell:
-    if found.mean is None:
-        return Cell(hole=why)
-    deviation = "" if found.deviation is None else f"{found.deviation:.2f}"
-    return Cell(f"{found.mean:.2f}", deviation)
-
-
-def _ranked(cells: Iterable[Cell]) -> list[Cell]:
-    """Return a column's cells with the ranks of its best two printed values, if there are two."""
-    cells = list(cells)
-    values = sorted({cell.text for cell in cells if cell.text}, key=float, reverse=True)
-    is_contest = sum(bool(cell.text) for cell in cells) > 1
-    rank = {value: place for place, value in enumerate(values[:2], start=1)} if is_contest else {}
-    return [replace(cell, rank=rank.get(cell.text)) for cell in cells]
-
-
-def _seeds(sizes: set[int]) -> str:
-    """Return what a caption says of the numbers of seeds in its cells."""
-    several = sorted(sizes - {1})
-    if not sizes:
-        return "no score yet"
-    if not several:
-        return "one seed"
-    n = str(several[0]) if len(several) == 1 else f"{several[0]} to {several[-1]}"
-    alone = "; a number alone is of one run" if 1 in sizes else ""
-    return f"mean ± sample deviation, {n} seeds{alone}"
-
-
-def _notes(rows: Sequence[Row], headings: Sequence[str]) -> tuple[str, ...]:
-    """Return the reasons of holes, each once, with the rows and, of part of a row, the columns."""
-    if not rows:
-        return ("no row of this table was run in this study",)
-    labels = [row.label for row in rows]
-    names = [
-        f"{row.group}: {row.label}" if labels.count(row.label) > 1 and row.group else row.label
-        for row in rows
-    ]
-    where: dict[str, list[str]] = {}
-    for name, row in zip(names, rows, strict=True):
-        for reason in dict.fromkeys(cell.hole for cell in row.cells if cell.hole):
-            at = [
-                head for head, cell in zip(headings, row.cells, strict=True) if cell.hole == reason
-            ]
-            is_whole = len(at) == sum(cell.hole != "" for cell in row.cells)
-            where.setdefault(reason, []).append(name if is_whole else f"{name} ({', '.join(at)})")
-    return tuple(
-        f"{'all rows' if places == names else '; '.join(places)}: {reason}"
-        for reason, places in where.items()
-    )

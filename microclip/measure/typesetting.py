@@ -1,6 +1,10 @@
-r"""Tables in LaTeX, each to be `\input`, and one document of all that a study has.
+r"""Tables and texts as structures, and as CSV, Markdown and LaTeX.
 
-A table needs the package booktabs; a wide one lies sideways and needs rotating.
+A `Table` has headings, rows in groups and cells; a text is a sequence of `Block`s. Every format is
+written from these structures, HTML included (`templates/parts.html`); nothing parses what another
+format wrote. In LaTeX each table is a file to `\input`, and `write` makes one document of all
+tables. A table needs the package booktabs; a wide one is set sideways and needs rotating too. The
+same table gives the same bytes.
 """
 
 from __future__ import annotations
@@ -22,14 +26,14 @@ HOLE = "—"
 
 @dataclass(frozen=True)
 class Cell:
-    """What is printed in one place.
+    """One cell of a table.
 
     Attributes:
         text: the number as printed; empty in a hole.
         deviation: sample deviation over seeds as printed; empty with one seed.
-        rank: 1 the best of its column, 2 the second, by the printed number.
-        hole: why there is no number; empty if a note would say nothing new; None: no hole.
-        differs: from the paper's number, by more than the tolerance.
+        rank: 1 for the best of its column, 2 for the second, by the printed number.
+        hole: why there is no number; empty if no note is needed; None if there is a number.
+        differs: differs from the paper's number by more than the tolerance.
     """
 
     text: str = ""
@@ -41,20 +45,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, and the heading above it and its neighbours if there is one."""
+    """A column's heading, and the heading that it shares with its neighbours, if any."""
 
     title: str
     group: str | None = None
 
     @property
     def name(self) -> str:
-        """Return both headings in one."""
+        """Both headings in one."""
         return self.title if self.group is None else f"{self.group}, {self.title}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A label and its cells; `group` is the heading above consecutive rows."""
+    """A label and its cells; consecutive rows share the heading `group`."""
 
     label: str
     cells: tuple[Cell, ...]
@@ -67,11 +71,11 @@ class Table:
 
     Attributes:
         corner: heading of the row labels.
-        title: as in the paper, "Table 1".
-        caption: what the numbers are, of which study and of how many seeds.
+        title: name in the paper, such as "Table 1".
+        caption: what the numbers are, from which study and how many seeds.
         label: LaTeX label.
-        source: what the numbers were read from.
-        notes: why there are holes, one reason a note, without the hole's mark.
+        source: file that the numbers were read from.
+        notes: reasons for holes, one per note, without the hole's mark.
     """
 
     corner: str
@@ -86,19 +90,19 @@ class Table:
 
     @property
     def groups(self) -> list[tuple[str | None, list[Row]]]:
-        """Return the rows by the headings above them."""
+        """The rows by the headings above them."""
         grouped = itertools.groupby(self.rows, lambda row: row.group)
         return [(group, list(rows)) for group, rows in grouped]
 
     @property
     def has_deviations(self) -> bool:
-        """Return whether any cell stands for several seeds."""
+        """Whether any cell is a mean over several seeds."""
         return any(cell.deviation for row in self.rows for cell in row.cells)
 
 
 @dataclass(frozen=True)
 class Code:
-    """Characters to be read as they stand."""
+    """Text to be shown verbatim."""
 
     text: str
 
@@ -133,7 +137,7 @@ Block = Heading | Paragraph | Listing | Table
 
 
 def to_csv(table: Table) -> str:
-    """Return the plain numbers; `sd` columns where there are seeds, `Hole` where there are some."""
+    """Plain numbers, with `sd` columns if there are deviations and `Hole` if there are holes."""
     has_groups = any(row.group for row in table.rows)
     has_holes = any(cell.hole for row in table.rows for cell in row.cells)
     stream = io.StringIO()
@@ -152,7 +156,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """Return caption, table and notes; best bold, second underlined; readable as plain text too."""
+    """Caption, table and notes; the best bold, the second underlined; aligned as plain text too."""
     parts = [f"**{table.title}.** {table.caption}", "", *markdown_grid(table)]
     if table.notes:
         parts += ["", "  \n".join(f"{HOLE} {note}" for note in table.notes)]
@@ -160,7 +164,7 @@ def to_markdown(table: Table) -> str:
 
 
 def markdown_grid(table: Table) -> list[str]:
-    """Return the lines of headings and rows; a group's heading is a row of its own."""
+    """The lines of headings and rows; a group's heading is a row of its own."""
     lines = [[table.corner, *(column.name for column in table.columns)]]
     for group, rows in table.groups:
         if group:
@@ -179,7 +183,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def text_to_markdown(blocks: Iterable[Block]) -> str:
-    """Return headings, paragraphs, lists and tables, a blank line between them."""
+    """Headings, paragraphs, lists and tables, separated by blank lines."""
     return "\n\n".join(_markdown_block(block) for block in blocks) + "\n"
 
 
@@ -197,7 +201,7 @@ def _markdown_block(block: Block) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return a Markdown table of a heading line and others: first column left, the rest right."""
+    """A Markdown table whose first line is the heading; first column left, the others right."""
     escaped = [[text.replace("|", r"\|") for text in line] for line in lines]
     widths = [max(3, *map(len, column)) for column in zip(*escaped, strict=True)]
     first, *others = widths
@@ -234,15 +238,15 @@ _TEX = {
     "…": r"\dots{}",
 }
 _SPECIAL = re.compile("|".join(map(re.escape, _TEX)))
-_MAX_UPRIGHT_COLUMNS = 9  # row labels and numbers
-_UPRIGHT_PT, _SIDEWAYS_PT = 455.0, 700.0  # text of an A4 page with margins of 25 mm
-_FONTS = {  # widths in pt, Computer Modern: a letter on average, a bold digit, a digit
+_MAX_UPRIGHT_COLUMNS = 9  # the row labels' column included
+_UPRIGHT_PT, _SIDEWAYS_PT = 455.0, 700.0  # text width and height of A4 with margins of 25 mm
+_FONTS = {  # widths in Computer Modern, pt: an average letter, a bold digit, a digit
     "small": (4.5, 5.35, 4.65),
     "footnotesize": (4.15, 4.9, 4.3),
     "scriptsize": (3.85, 4.6, 4.0),
     "tiny": (3.2, 4.0, 3.45),
 }
-_LAYOUTS = (  # environment, width of the text, font of numbers, font of deviations
+_LAYOUTS = (  # environment, text width, font of numbers, font of deviations; the first fit is used
     ("table", _UPRIGHT_PT, "small", "scriptsize"),
     ("table", _UPRIGHT_PT, "footnotesize", "scriptsize"),
     ("table", _UPRIGHT_PT, "footnotesize", "tiny"),
@@ -251,17 +255,17 @@ _LAYOUTS = (  # environment, width of the text, font of numbers, font of deviati
     ("sidewaystable", _SIDEWAYS_PT, "footnotesize", "tiny"),
     ("sidewaystable", _SIDEWAYS_PT, "scriptsize", "tiny"),
 )
-_POINT, _PLUS_MINUS = 0.6, 2.4  # in digits; the sign with its spaces
+_POINT, _PLUS_MINUS = 0.6, 2.4  # widths in digits, the sign with its spaces
 _GAP_PT = 6.0  # between columns, twice \tabcolsep
 
 
 def escape(text: str) -> str:
-    """Return text with LaTeX's special characters, and some symbols, as commands."""
+    """The text with LaTeX's special characters, and some symbols, as commands."""
     return _SPECIAL.sub(lambda found: _TEX[found.group()], text)
 
 
 def to_tex(table: Table) -> str:
-    """Return a `table` environment, or `sidewaystable` if it is wide."""
+    """The table as a `table` environment, or a `sidewaystable` if it is wide."""
     environment, font, small = _fit(table)
     placement = "[t]" if environment == "table" else ""
     lines = [
@@ -286,7 +290,7 @@ def to_tex(table: Table) -> str:
 
 
 def _fit(table: Table) -> tuple[str, str, str]:
-    """Return environment and fonts of the first layout in which the table fits a page."""
+    """Environment and fonts of the first layout that fits the page, or of the last layout."""
     is_wide = len(table.columns) + 1 > _MAX_UPRIGHT_COLUMNS
     for environment, width, font, small in _LAYOUTS:
         if is_wide and environment == "table":
@@ -297,7 +301,7 @@ def _fit(table: Table) -> tuple[str, str, str]:
 
 
 def _width_pt(table: Table, font: str, small: str) -> float:
-    """Return about how wide the table is, with deviations in the font `small`."""
+    """Estimated width of the table, with deviations in the font `small`."""
     letter, bold, _ = _FONTS[font]
     _, _, digit = _FONTS[small]
     total = letter * max(len(text) for text in [table.corner, *(row.label for row in table.rows)])
@@ -315,7 +319,7 @@ def _digits(text: str) -> float:
 
 
 def _heading(table: Table) -> Iterator[str]:
-    """Yield the heading line, under one of groups with their rules if columns have groups."""
+    """Yield the heading line, below a line of groups and their rules if columns have groups."""
     if any(column.group for column in table.columns):
         above, rules, position = [""], [], 2
         for group, columns in itertools.groupby(table.columns, key=lambda column: column.group):
@@ -363,9 +367,10 @@ def _tex_notes(table: Table) -> Iterator[str]:
 def write(plan: Plan) -> Path:
     """Write a document that inputs every table of a study; return its path.
 
-    It is compiled in its own folder: `pdflatex all.tex`.
+    Compile it in its own folder: `pdflatex all.tex`.
 
-    Raises: MissingDataError if a table was not built.
+    Raises:
+        MissingDataError: a table was not built.
     """
     target = Path(paths.ALL_TABLES.format(study=plan.study))
     lines = [
@@ -386,10 +391,10 @@ def write(plan: Plan) -> Path:
         file = target.with_name(f"{name}.tex")
         if not file.is_file():
             raise runtime.MissingDataError(
-                f"{file} is not there; run `microclip tabulate {name} --study {plan.study}`"
+                f"{file} does not exist; run `microclip tabulate {name} --study {plan.study}`"
             )
         number = re.search(r"\d+$", name)
-        if number:  # as the paper counts
+        if number:  # the tables keep their numbers in the paper
             lines.append(rf"\setcounter{{table}}{{{int(number.group()) - 1}}}")
         lines.append(rf"\input{{{name}}}")
     runtime.write_text(target, "\n".join([*lines, r"\end{document}", ""]))

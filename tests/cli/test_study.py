@@ -99,7 +99,7 @@ def test_a_figure_that_the_study_does_not_list_is_refused() -> None:
 
 
 def test_without_scores_the_message_says_what_to_run() -> None:
-    with pytest.raises(MissingDataError, match=r"results/s/scores\.csv is not there; run"):
+    with pytest.raises(MissingDataError, match=r"results/s/scores\.csv does not exist; run"):
         figures.write_figure(reports.load_figure("figure5"), planned())
 
 

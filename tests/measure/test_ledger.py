@@ -232,7 +232,7 @@ def test_verify_of_a_study_that_was_not_run_exits_with_3(
     assert "results/s/plan.json does not exist" in capsys.readouterr().err
     plan("table4", SIX).write()
     assert main.main(["verify", "--study", "s"]) == 3
-    assert "results/s/scores.csv is not there" in capsys.readouterr().err
+    assert "results/s/scores.csv does not exist" in capsys.readouterr().err
 
 
 def test_show_prints_the_tables_in_the_order_of_their_numbers(

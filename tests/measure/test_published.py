@@ -118,7 +118,7 @@ def test_every_table_of_the_project_names_rows_that_are_there_once() -> None:
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("t.csv", "method,cars\na,x1\n", "'x1' in config/published/t.csv, a is no number"),
+        ("t.csv", "method,cars\na,x1\n", "'x1' in config/published/t.csv, a is not a number"),
         ("t.csv", "method,cars\na,1\na,2\n", "two rows 'a' in config/published/t.csv"),
         ("slips.yaml", "slips: [{table: t, row: z, note: n}]", "no row 'z' in config/published/t"),
         ("slips.yaml", "slips: [{table: t, column: z, note: n}]", "no column 'z' in"),
@@ -126,7 +126,7 @@ def test_every_table_of_the_project_names_rows_that_are_there_once() -> None:
         (
             "derived.yaml",
             "cells: [{table: t, row: a, column: cars, value: 1, source: s}]",
-            "'a', cars of t is printed, and derived",
+            "'a', cars of t is both printed and",
         ),
     ],
 )

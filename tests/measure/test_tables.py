@@ -309,7 +309,7 @@ def test_table_1_has_the_rows_of_the_shipped_study(icons: Plan) -> None:
 
 
 def test_a_study_without_scores_or_without_the_table_is_refused(icons: Plan) -> None:
-    with pytest.raises(MissingDataError, match="results/icons/scores.csv is not there; run"):
+    with pytest.raises(MissingDataError, match="results/icons/scores.csv does not exist; run"):
         tables.write(reports.load_table("table1"), icons)
     with pytest.raises(SettingsError, match="study icons has no table table12; its tables: table1"):
         tables.write(reports.load_table("table12"), icons)
