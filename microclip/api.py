@@ -18,7 +18,8 @@ from microclip.own_images import prediction, training
 from microclip.own_images import record as core
 from microclip.own_images.prediction import Images, Prediction
 from microclip.own_images.record import RECORD, WEIGHTS, Record, read_adapted, write_adapted
-from microclip.settings import SettingsError, load_backbone_settings, validated
+from microclip.settings.base import SettingsError, validated
+from microclip.settings.study import load_backbone_settings
 from microclip.text import descriptions as description_files
 from microclip.text.prompts import fill
 from microclip.tracking.run import RunClock

@@ -15,7 +15,7 @@ from types import FrameType
 import psutil
 
 from microclip import runtime
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 
 TERMINATED = 143  # exit code, as of a process that SIGTERM ends
 INTERRUPTED = 130

@@ -46,7 +46,7 @@ from microclip.model import embeddings
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.embeddings import TextClassifiers
 from microclip.model.token_fusion import cosine_similarity
-from microclip.settings import SettingsError, read_yaml, validated
+from microclip.settings.base import SettingsError, read_yaml, validated
 from microclip.study import RunSettings, RunSpec
 from microclip.tracking.run import EpochReporter, RunClock
 

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from microclip import paths
-from microclip.settings import BackboneSettings, DatasetSettings, IconSource, SettingsError, digest
+from microclip.settings.base import SettingsError, digest
+from microclip.settings.datasets import DatasetSettings, IconSource
+from microclip.settings.study import BackboneSettings
 
 if TYPE_CHECKING:
     from filelock import FileLock

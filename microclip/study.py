@@ -17,7 +17,9 @@ from microclip.methods.base import (
     recipe_of,
     settings_of,
 )
-from microclip.settings import ReportSelection, RunGrid, SettingsError, StudySettings, reports
+from microclip.settings import reports
+from microclip.settings.base import SettingsError
+from microclip.settings.study import ReportSelection, RunGrid, StudySettings
 
 __all__ = ["Plan", "RunSettings", "RunSpec", "Study", "load", "reads_of"]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from microclip import runtime
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from microclip.adaptation.schedules import (
     set_learning_rate,
 )
 from microclip.adaptation.teacher import BatchOut, BatchT, Part, Teacher, Teaching
-from microclip.settings import digest
+from microclip.settings.base import digest
 
 CHECK_EVERY = 50  # steps between two looks at the guard, each of which waits for the device
 _LINE_EVERY_S = 15.0

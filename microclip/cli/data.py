@@ -12,7 +12,8 @@ import typer
 from microclip import runtime, settings
 from microclip.cli import app, say
 from microclip.data.public import sources
-from microclip.settings import DatasetCard, DatasetSettings, PublicSource, SettingsError
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import DatasetCard, DatasetSettings, PublicSource
 
 data = typer.Typer(no_args_is_help=True, help="Public datasets: get, verify, list.")
 app.add_typer(data, name="data")

@@ -15,8 +15,8 @@ import typer
 
 from microclip import paths, processes, runtime, settings
 from microclip.cli import app, say
-from microclip.settings import DatasetSettings, IconSource, SettingsError
-from microclip.settings.datasets import TEMPLATES
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import TEMPLATES, DatasetSettings, IconSource
 from microclip.settings.llms import DescriptionSettings
 
 if TYPE_CHECKING:

@@ -19,16 +19,11 @@ import microclip.cli.study  # noqa: F401
 from microclip import paths, processes, runtime, settings
 from microclip.cli import DEFAULT_CONFIG, ConfigOption, StudyOption, app, say
 from microclip.processes import INTERRUPTED, TERMINATED, Terminated
-from microclip.settings import (
-    BackboneSettings,
-    DatasetSettings,
-    DescriptionSettings,
-    Frozen,
-    MethodFile,
-    StudySettings,
-    VariantFile,
-)
+from microclip.settings.base import Frozen
+from microclip.settings.datasets import DatasetSettings
+from microclip.settings.llms import DescriptionSettings
 from microclip.settings.reports import FigureSettings, TableSettings
+from microclip.settings.study import BackboneSettings, MethodFile, StudySettings, VariantFile
 from microclip.study import Plan
 from microclip.text.prompts import PromptSet
 

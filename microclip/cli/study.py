@@ -26,7 +26,8 @@ from microclip.cli import (
     say,
 )
 from microclip.processes import Terminated
-from microclip.settings import SettingsError, reports
+from microclip.settings import reports
+from microclip.settings.base import SettingsError
 from microclip.study import Plan, RunSettings
 
 if TYPE_CHECKING:

@@ -50,13 +50,8 @@ from microclip.data.vocabulary import (
     match_label_list,
     source_folder,
 )
-from microclip.settings import (
-    DatasetSettings,
-    FolderSource,
-    IconSource,
-    PublicSource,
-    SettingsError,
-)
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import DatasetSettings, FolderSource, IconSource, PublicSource
 
 logger = logging.getLogger(__name__)
 

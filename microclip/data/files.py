@@ -12,7 +12,7 @@ from pathlib import Path
 
 from microclip import runtime
 from microclip.data.decoding import HEIF_SUFFIXES, UnreadableError, decode_all, reads_heif, suffixes
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 
 BAD_FILES = "bad_files.csv"
 _COLUMNS = ("file", "reason", "step")

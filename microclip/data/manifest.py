@@ -17,9 +17,8 @@ from typing import Any
 from microclip import paths, runtime
 from microclip.data.files import BAD_FILES
 from microclip.data.vocabulary import Vocabulary
-from microclip.settings import DatasetSettings, PublicSource, SettingsError, validated
-from microclip.settings.base import Frozen
-from microclip.settings.datasets import Source, SplitRule
+from microclip.settings.base import Frozen, SettingsError, validated
+from microclip.settings.datasets import DatasetSettings, PublicSource, Source, SplitRule
 
 SPLITS = ("train", "test")
 COLUMNS = ("split", "file", "label", "class", "sha256")

@@ -37,8 +37,7 @@ from microclip.data.manifest import (
 )
 from microclip.data.store import ImageStore, open_store
 from microclip.data.vocabulary import load_vocabulary
-from microclip.settings import SettingsError, load_card, validated
-from microclip.settings.base import Frozen
+from microclip.settings.base import Frozen, SettingsError, validated
 from microclip.settings.datasets import (
     Counts,
     DatasetSettings,
@@ -47,6 +46,7 @@ from microclip.settings.datasets import (
     Source,
     SplitRule,
 )
+from microclip.settings.study import load_card
 
 logger = logging.getLogger(__name__)
 

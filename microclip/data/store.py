@@ -28,9 +28,9 @@ from microclip.data.decoding import RULE, UnreadableError, decode_all
 from microclip.data.decoding import Pixels as Pixels
 from microclip.data.files import BAD_FILES, BadFile, complaint, write_bad_files
 from microclip.data.manifest import check_left, read_manifest
-from microclip.settings import SettingsError, known, load_dataset
-from microclip.settings.base import Frozen
+from microclip.settings.base import Frozen, SettingsError, known
 from microclip.settings.datasets import BadImages
+from microclip.settings.study import load_dataset
 
 logger = logging.getLogger(__name__)
 

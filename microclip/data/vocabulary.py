@@ -12,13 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from microclip import paths
-from microclip.settings import (
-    DatasetSettings,
-    FolderSource,
-    IconSource,
-    PublicSource,
-    SettingsError,
-)
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import DatasetSettings, FolderSource, IconSource, PublicSource
 
 Layout = Literal["parts", "classes", "labels"]
 PARTS = ("train", "test")

@@ -33,7 +33,7 @@ from PIL import Image
 
 from microclip.api import Adapted, load
 from microclip.own_images import prediction
-from microclip.settings import load_backbone_settings
+from microclip.settings.study import load_backbone_settings
 from microclip.tracking import run
 
 IMAGE, TOP = "image", "top"  # the input's column, and the parameter and column of the answer

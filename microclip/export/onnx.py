@@ -31,7 +31,7 @@ from microclip.model.saliency import NCutOptions, Saliency, affinity, laplacian,
 from microclip.model.token_fusion import TokenFusion, cosine_similarity, uncut_mask
 from microclip.own_images.prediction import Images, stored, usable
 from microclip.own_images.record import RECORD
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 
 # 2**20 powers leave exp(-2**20 * gap / 2) of the third vector: 1e-228 at the gap of 1e-3 below
 # which no cut is defined, and 1e-16 still at a gap of 7e-5.

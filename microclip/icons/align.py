@@ -33,7 +33,7 @@ from microclip.icons import scenes
 from microclip.icons.catalogue import PACKAGES, SETS, Bank, Catalogue, caption, load_bank
 from microclip.icons.pretrain import Compositor, Naming, Recipe, build_model, rate
 from microclip.model.backbone import Backbone, from_open_clip, load_backbone, unit_norm
-from microclip.settings import IconSource
+from microclip.settings.datasets import IconSource
 from microclip.text.classifier import template_classifier
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,8 @@ from pathlib import Path
 from PIL import Image, ImageChops, ImageFilter
 
 from microclip import paths, runtime
-from microclip.settings import IconSource, SettingsError
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import IconSource
 
 ROTATION_DEG = 12.0
 TEST_SHARE = 1 / 3  # of a class's drawings, at least one

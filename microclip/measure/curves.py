@@ -26,7 +26,7 @@ from microclip import paths, settings
 from microclip.measure import drawing, scores
 from microclip.measure.drawing import Drawn, Ink
 from microclip.runtime import MissingDataError
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 from microclip.settings.reports import HistoryPlot, PublishedPoint, SweepPlot
 from microclip.study import SPEC, FigureSelection, Plan, RunSpec
 from microclip.tracking.run import read_history

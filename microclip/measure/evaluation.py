@@ -33,7 +33,9 @@ from microclip.model import embeddings as features
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.embeddings import encode_classes
 from microclip.model.token_fusion import cosine_similarity
-from microclip.settings import BackboneSettings, DatasetSettings, SettingsError
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import DatasetSettings
+from microclip.settings.study import BackboneSettings
 from microclip.text.classifier import template_classifier
 from microclip.text.prompts import fill
 

@@ -34,7 +34,8 @@ from microclip.measure.typesetting import (
     Row,
     Table,
 )
-from microclip.settings import SettingsError, reports
+from microclip.settings import reports
+from microclip.settings.base import SettingsError
 from microclip.settings.reports import TableRow, TableSettings
 from microclip.study import Plan, Selection
 

@@ -31,7 +31,7 @@ from microclip.measure import pictures
 from microclip.measure.drawing import Drawn, house_style
 from microclip.measure.trained_runs import FusedRun, enlarge_mask, selected
 from microclip.model.saliency import NCutOptions, Saliency, affinity, fiedler_vector, normalized_cut
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 from microclip.settings.reports import MasksPlot
 from microclip.study import FigureSelection
 

@@ -23,7 +23,8 @@ from microclip import paths, runtime, settings
 from microclip.measure import ledger, scores, study_facts, tables
 from microclip.measure.study_facts import Run
 from microclip.measure.typesetting import Block, Table
-from microclip.settings import DatasetSettings, IconSource, reports
+from microclip.settings import reports
+from microclip.settings.datasets import DatasetSettings, IconSource
 from microclip.study import Plan
 
 PICTURES_BYTES = 5_500_000  # of all figures together; base64 adds a third

@@ -29,8 +29,8 @@ from microclip.data.decoding import Pixels
 from microclip.measure.drawing import TEXT_IN, Drawn, house_style, new_figure
 from microclip.measure.evaluation import Evaluation, evaluate
 from microclip.measure.trained_runs import FusedRun, enlarge, min_max, selected, token_maps
-from microclip.settings import load_dataset
 from microclip.settings.reports import FailuresPlot, MapsPlot
+from microclip.settings.study import load_dataset
 from microclip.study import FigureSelection
 
 HEAT = "viridis"  # perceptually uniform, and readable to colour-blind people

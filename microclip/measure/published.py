@@ -16,15 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from microclip import paths
-from microclip.settings import (
-    DatasetSettings,
-    Frozen,
-    Name,
-    PublicSource,
-    SettingsError,
-    read_yaml,
-    validated,
-)
+from microclip.settings.base import Frozen, Name, SettingsError, read_yaml, validated
+from microclip.settings.datasets import DatasetSettings, PublicSource
 
 AVERAGE = "avg"
 JOINT = " / "

@@ -17,7 +17,7 @@ import pandas as pd
 
 from microclip import paths, runtime, settings
 from microclip.runtime import MissingDataError
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 from microclip.settings.reports import TableRow
 from microclip.study import SPEC, Plan, PlannedRun, RunSpec, Selection
 

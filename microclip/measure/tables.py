@@ -21,7 +21,7 @@ from microclip.data import passport as passports
 from microclip.measure import published, scores
 from microclip.measure.scores import Statistic, missing, runs_of, statistics
 from microclip.measure.typesetting import Cell, Column, Row, Table, to_csv, to_markdown, to_tex
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 from microclip.settings.datasets import DatasetCard, PublicSource
 from microclip.settings.reports import TableSettings
 from microclip.study import Plan, Selection

@@ -36,7 +36,7 @@ from microclip.model import embeddings as embedding
 from microclip.model.backbone import ImageTokens, load_backbone
 from microclip.model.embeddings import embeddings
 from microclip.model.token_fusion import FusionOutput, TokenFusion
-from microclip.settings import SettingsError, read_yaml, validated
+from microclip.settings.base import SettingsError, read_yaml, validated
 from microclip.settings.reports import FailuresPlot, MapsPlot, MasksPlot
 from microclip.study import FigureSelection, RunSettings, RunSpec
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, runtime_
 
 from pydantic import BaseModel
 
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

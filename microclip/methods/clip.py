@@ -15,7 +15,7 @@ from torch import Tensor
 
 from microclip.methods.base import Supervision, Task, Tracker, ViewPlan, Views
 from microclip.model.token_fusion import cosine_similarity
-from microclip.settings import Frozen
+from microclip.settings.base import Frozen
 
 
 class ClipSettings(Frozen):

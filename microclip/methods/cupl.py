@@ -14,7 +14,7 @@ from torch import Tensor
 
 from microclip.methods.base import Supervision, Task, Tracker
 from microclip.methods.clip import LinearClassifier
-from microclip.settings import Frozen
+from microclip.settings.base import Frozen
 
 
 class CuplSettings(Frozen):

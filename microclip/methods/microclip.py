@@ -48,7 +48,7 @@ from microclip.model.token_fusion import (
     TrainHead,
     cosine_similarity,
 )
-from microclip.settings import Frozen
+from microclip.settings.base import Frozen
 
 _PRIOR_BATCH = 64
 _FAIRNESS_FACTOR = {"official": 2.0, "paper": 1.0}

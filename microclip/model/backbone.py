@@ -30,7 +30,8 @@ from torch.nn import functional
 
 from microclip.paths import project_root
 from microclip.runtime import refuse_pickle
-from microclip.settings import BackboneSettings, read_yaml, validated
+from microclip.settings.base import read_yaml, validated
+from microclip.settings.study import BackboneSettings
 
 Tokenizer = Callable[[list[str]], Tensor]
 

@@ -23,8 +23,11 @@ from microclip.data.datasets import load as load_splits
 from microclip.data.loading import ViewRecipe, evaluation_views
 from microclip.data.manifest import SPLITS, read_manifest
 from microclip.model.backbone import Backbone, load_backbone
-from microclip.settings import BackboneSettings, DatasetSettings, DescriptionSettings, SettingsError
-from microclip.settings import digest as settings_digest
+from microclip.settings.base import SettingsError
+from microclip.settings.base import digest as settings_digest
+from microclip.settings.datasets import DatasetSettings
+from microclip.settings.llms import DescriptionSettings
+from microclip.settings.study import BackboneSettings
 from microclip.text import descriptions as description_files
 from microclip.text.classifier import description_classifier, template_classifier
 from microclip.text.prompts import fill

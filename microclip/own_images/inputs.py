@@ -29,7 +29,7 @@ from microclip.data.vocabulary import (
 )
 from microclip.model.embeddings import TextClassifiers
 from microclip.runtime import MissingDataError, refuse_pickle
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 from microclip.text import descriptions, mending
 from microclip.text.doctor import Options, Pair, Report, most_similar, pairs_above
 from microclip.text.prompts import fill, readable

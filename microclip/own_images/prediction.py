@@ -19,7 +19,7 @@ from microclip.data.store import open_store, write_store
 from microclip.measure.evaluation import CONFIDENCE_SCALE, ViewReader, collect_heads
 from microclip.methods.base import Classifier
 from microclip.model.backbone import Backbone
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 
 logger = logging.getLogger(__name__)
 

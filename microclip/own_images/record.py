@@ -25,7 +25,7 @@ from microclip.model.embeddings import embeddings as embeddings_embeddings
 from microclip.own_images.inputs import Materials, Wishes
 from microclip.runner import write_weights
 from microclip.runtime import refuse_pickle, sha256
-from microclip.settings import Frozen, SettingsError, validated
+from microclip.settings.base import Frozen, SettingsError, validated
 from microclip.settings.datasets import TEMPLATES, DatasetSettings
 from microclip.settings.llms import DescriptionSettings
 from microclip.study import RunSettings, RunSpec

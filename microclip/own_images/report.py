@@ -27,7 +27,7 @@ from microclip.own_images.inputs import Materials, Texts, closest
 from microclip.own_images.record import RECORD, TEXTS, WEIGHTS, OwnSettings, write_adapted
 from microclip.own_images.results import Predictions, Results, most_uncertain
 from microclip.own_images.training import Outcome, Place, Start, adapt_images
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 from microclip.tracking.run import Mirror, RunClock, RunTracker, read_history
 
 _SHOWN = 20  # classes named in the table

@@ -22,7 +22,7 @@ from microclip.model.embeddings import TextClassifiers
 from microclip.own_images import prediction
 from microclip.own_images.record import Record, task_of, with_images
 from microclip.own_images.verdict import MAX_LOOKED_AT, Verdict, Watch, judge
-from microclip.settings import BackboneSettings
+from microclip.settings.study import BackboneSettings
 from microclip.tracking.run import EpochReporter, RunClock
 
 ZERO_SHOT = "cupl"  # the method that classifies by the mean of a class's sentences, untrained

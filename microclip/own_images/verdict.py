@@ -27,7 +27,7 @@ from microclip.measure.evaluation import CONFIDENCE_SCALE, ViewReader, collect_h
 from microclip.measure.gallery import spread
 from microclip.methods.base import Classifier
 from microclip.model.backbone import Backbone
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 
 Kind = Literal["healthy", "no evidence", "collapsed", "untrained"]
 

@@ -14,23 +14,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from microclip import paths
-from microclip.settings.base import Frozen as Frozen
-from microclip.settings.base import Model as Model
-from microclip.settings.base import Name as Name
-from microclip.settings.base import SettingsError as SettingsError
-from microclip.settings.base import digest as digest
-from microclip.settings.base import explain as explain
-from microclip.settings.base import known as known
-from microclip.settings.base import load_named as load_named
-from microclip.settings.base import read_yaml as read_yaml
-from microclip.settings.base import validated as validated
-from microclip.settings.datasets import DatasetCard as DatasetCard
-from microclip.settings.datasets import DatasetSettings as DatasetSettings
-from microclip.settings.datasets import FolderSource as FolderSource
-from microclip.settings.datasets import HubRoute as HubRoute
-from microclip.settings.datasets import IconSource as IconSource
-from microclip.settings.datasets import PublicSource as PublicSource
-from microclip.settings.llms import DescriptionSettings as DescriptionSettings
+from microclip.settings.base import (
+    Frozen,
+    Name,
+    SettingsError,
+    load_named,
+    read_yaml,
+    validated,
+)
+from microclip.settings.datasets import (
+    DatasetCard,
+    DatasetSettings,
+    PublicSource,
+)
+from microclip.settings.llms import DescriptionSettings
 
 
 class BackboneSettings(Frozen):

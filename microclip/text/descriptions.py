@@ -22,16 +22,9 @@ from pydantic import Field
 from microclip import paths, runtime
 from microclip.data.vocabulary import Vocabulary, load_vocabulary
 from microclip.runtime import refuse_pickle
-from microclip.settings import (
-    DatasetSettings,
-    DescriptionSettings,
-    Frozen,
-    IconSource,
-    Name,
-    SettingsError,
-    read_yaml,
-    validated,
-)
+from microclip.settings.base import Frozen, Name, SettingsError, read_yaml, validated
+from microclip.settings.datasets import DatasetSettings, IconSource
+from microclip.settings.llms import DescriptionSettings
 from microclip.text.prompts import Matches, fill, match_keys, readable
 
 logger = logging.getLogger(__name__)

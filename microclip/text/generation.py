@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from microclip import runtime
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 from microclip.settings.llms import AskSettings, DescriptionSettings
 from microclip.text.answers import (
     AnswerCache,

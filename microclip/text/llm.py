@@ -25,7 +25,7 @@ import openai
 from openai import OpenAI
 
 from microclip import runtime
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 from microclip.settings.llms import AskSettings, Prices
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Any
 from microclip import paths, runtime, settings
 from microclip.data.vocabulary import load_vocabulary
 from microclip.model.backbone import Backbone, load_backbone
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 from microclip.text import answers as rules
 from microclip.text import doctor
 from microclip.text.descriptions import published_list

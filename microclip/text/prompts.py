@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from microclip.settings import Frozen, Name, SettingsError, load_named, validated
+from microclip.settings.base import Frozen, Name, SettingsError, load_named, validated
 
 
 def readable(class_name: str) -> str:

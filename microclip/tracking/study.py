@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microclip import paths, runtime, settings
-from microclip.settings import digest, reports
+from microclip.settings import reports
+from microclip.settings.base import digest
 from microclip.settings.reports import SweepPlot
 from microclip.study import SPEC, Plan, RunSpec
 from microclip.tracking import run as tracking

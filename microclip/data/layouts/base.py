@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from microclip import runtime
-from microclip.settings import HubRoute, SettingsError
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import HubRoute
 from microclip.text.prompts import letters
 
 SHOWN = 3  # names in an error

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from microclip import runtime
 from microclip.data.layouts.base import Item, Listing, images_below, labels_by_name, lines, place
-from microclip.settings import HubRoute, SettingsError
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import HubRoute
 
 ROOT = "birdsnap"
 NEEDS = tuple(f"{ROOT}/{name}" for name in ("images", "species.txt", "images.txt"))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from microclip import runtime
 from microclip.data.layouts.base import Item, Listing, images_below, inside, labels_by_name
-from microclip.settings import HubRoute, SettingsError
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import HubRoute
 
 _ROOT = "101_ObjectCategories"
 _LEFT_OUT = ("BACKGROUND_Google", "Faces_easy")  # the paper's 100 classes are without them

@@ -20,7 +20,7 @@ from microclip.data.layouts.base import (
     listing,
     matlab_variable,
 )
-from microclip.settings import HubRoute
+from microclip.settings.datasets import HubRoute
 
 _ROOT = "stanford_cars"
 _TEST_LABELS = "cars_test_annos_withlabels.mat"

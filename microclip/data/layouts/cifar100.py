@@ -27,7 +27,8 @@ from microclip.data.layouts.base import (
     png_bytes,
     write_image,
 )
-from microclip.settings import HubRoute, SettingsError
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import HubRoute
 
 logger = logging.getLogger(__name__)
 NEEDS = (

@@ -15,7 +15,7 @@ from microclip.data.layouts.base import (
     listing,
     part_of_each,
 )
-from microclip.settings import HubRoute
+from microclip.settings.datasets import HubRoute
 
 _PARTS = ("train", "val", "test")
 NEEDS = ("dtd/images", *(f"dtd/labels/{part}1.txt" for part in _PARTS))

@@ -21,7 +21,8 @@ from microclip.data.layouts.base import (
     listing,
     part_of_each,
 )
-from microclip.settings import HubRoute, SettingsError
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import HubRoute
 
 _DATA = "fgvc-aircraft-2013b/data"
 _PARTS = ("train", "val", "test")

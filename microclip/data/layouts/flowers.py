@@ -20,7 +20,7 @@ from microclip.data.layouts.base import (
     matlab_variable,
     part_of_each,
 )
-from microclip.settings import HubRoute
+from microclip.settings.datasets import HubRoute
 
 _ROOT = "flowers-102"
 _PARTS = {"train": "trnid", "val": "valid", "test": "tstid"}  # setid.mat's names

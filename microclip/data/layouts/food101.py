@@ -19,7 +19,7 @@ from microclip.data.layouts.base import (
     listing,
     part_of_each,
 )
-from microclip.settings import HubRoute
+from microclip.settings.datasets import HubRoute
 
 _ROOT = "food-101"
 _PARTS = ("train", "test")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from microclip.data.layouts.base import Item, Listing, images_below, labels_by_name
-from microclip.settings import HubRoute
+from microclip.settings.datasets import HubRoute
 
 NEEDS = ("train", "test")
 

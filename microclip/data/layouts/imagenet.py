@@ -15,7 +15,8 @@ from pathlib import Path
 
 from microclip import runtime
 from microclip.data.layouts.base import SUFFIXES, Item, Listing, place
-from microclip.settings import HubRoute, SettingsError
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import HubRoute
 
 _INNER = "ILSVRC/Data/CLS-LOC"
 NEEDS = (f"train|{_INNER}/train", f"val|{_INNER}/val")

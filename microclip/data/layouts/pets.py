@@ -21,7 +21,8 @@ from microclip.data.layouts.base import (
     listing,
     part_of_each,
 )
-from microclip.settings import HubRoute, SettingsError
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import HubRoute
 
 _ROOT = "oxford-iiit-pet"
 _LISTS = {"train": "trainval.txt", "test": "test.txt"}

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from microclip.data.layouts.base import Item, Listing, images_below, labels_by_name, place
-from microclip.settings import HubRoute, SettingsError
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import HubRoute
 from microclip.text.prompts import letters
 
 NEEDS = ("NWPU-RESISC45",)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from microclip import runtime
 from microclip.data.layouts.base import SUFFIXES, Item, Listing, labels_by_name, lines, place
-from microclip.settings import HubRoute, SettingsError
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import HubRoute
 
 NEEDS = ("SUN397/ClassName.txt",)
 _PARTITIONS = {"train": "Training_01.txt", "test": "Testing_01.txt"}  # the official ones, optional

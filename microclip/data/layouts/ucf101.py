@@ -31,7 +31,8 @@ from microclip.data.layouts.base import (
     png_bytes,
     write_image,
 )
-from microclip.settings import HubRoute, SettingsError
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import HubRoute
 
 logger = logging.getLogger(__name__)
 VIDEOS, FRAMES, LISTS = "UCF-101", "UCF-101-midframes", "ucfTrainTestlist"

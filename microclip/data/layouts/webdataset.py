@@ -29,7 +29,8 @@ from microclip.data.layouts.base import (
     parts_note,
     write_image,
 )
-from microclip.settings import HubRoute, SettingsError
+from microclip.settings.base import SettingsError
+from microclip.settings.datasets import HubRoute
 
 logger = logging.getLogger(__name__)
 HUB = "hub"

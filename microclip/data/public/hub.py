@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TypeVar
 from microclip import runtime
 from microclip.data.public.downloads import check_space, in_words, tell
 from microclip.data.public.unpacking import name_problem
-from microclip.settings import SettingsError
+from microclip.settings.base import SettingsError
 from microclip.settings.datasets import HubRoute
 
 if TYPE_CHECKING:

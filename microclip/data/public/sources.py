@@ -19,15 +19,18 @@ from microclip.data.manifest import read_manifest
 from microclip.data.public import downloads, hub, unpacking
 from microclip.data.public.downloads import Advance, difference, hashes, in_words, progress, tell
 from microclip.data.public.hub import files_of_copy, is_partial_copy
-from microclip.settings import DatasetSettings, PublicSource, SettingsError, load_card
+from microclip.settings.base import SettingsError
 from microclip.settings.datasets import (
     ArchiveRoute,
     DatasetCard,
+    DatasetSettings,
     HubRoute,
     LocalRoute,
+    PublicSource,
     RemoteFile,
     Route,
 )
+from microclip.settings.study import load_card
 
 RECORD = "source.json"  # which route the files came by, written last
 IMAGE_FOLDER = "image_folder"

@@ -24,15 +24,18 @@ from microclip import runtime
 from microclip.data.layouts.base import Item, Listing, load_layout
 from microclip.data.public import sources
 from microclip.data.vocabulary import load_vocabulary
-from microclip.settings import DatasetSettings, PublicSource, SettingsError, load_card
+from microclip.settings.base import SettingsError
 from microclip.settings.datasets import (
     CoopRule,
+    DatasetSettings,
     DrawnRule,
     HubRoute,
     PartsRule,
+    PublicSource,
     SplitRule,
     SubsetRule,
 )
+from microclip.settings.study import load_card
 
 logger = logging.getLogger(__name__)
 
