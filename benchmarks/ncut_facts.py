@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from microclip import runtime, settings
-from microclip.data import datasets
+from microclip.data import loading
 from microclip.data.loading import ViewRecipe, evaluation_views
 from microclip.measure.masks import Cut, examine
 from microclip.model.backbone import Backbone, load_backbone
@@ -60,7 +60,7 @@ def patch_tokens(tower: Backbone, dataset: str) -> Float[Tensor, "image patch wi
     recipe = ViewRecipe(0, tower.image_size, tower.mean, tower.std)
     parts = [
         tower.encode_image(views).patches
-        for split in datasets.load(settings.load_dataset(dataset)).values()
+        for split in loading.load(settings.load_dataset(dataset)).values()
         for views in evaluation_views(split.images, recipe, crop="center", batch_size=128)
     ]
     return torch.cat(parts)

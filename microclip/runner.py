@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from microclip import paths, runtime
-from microclip.data import datasets, passport
-from microclip.data.datasets import Examples, LabelledImages, k_shot
+from microclip.data import loading, passport
+from microclip.data.loading import Examples, LabelledImages, k_shot
 from microclip.data.manifest import read_manifest
 from microclip.data.vocabulary import load_vocabulary
 from microclip.measure.evaluation import (
@@ -149,7 +149,7 @@ def run(
 def read_inputs(settings: RunSettings, reads: str) -> Inputs:
     """Return the run's inputs; the backbone only for a method that reads images."""
     device = str(runtime.choose_device(settings.device))
-    splits = datasets.load(settings.dataset)
+    splits = loading.load(settings.dataset)
     names = load_vocabulary(settings.dataset).class_names
     texts = embeddings.load_texts(settings.dataset, settings.backbone, settings.descriptions).to(
         device

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from microclip import runner
-from microclip.data import datasets, passport, store
+from microclip.data import datasets, loading, passport, store
 from microclip.methods import base as methods
 from microclip.methods.base import Supervision, Task, Tracker
 from microclip.methods.clip import ClipSettings, LinearClassifier
@@ -178,8 +178,8 @@ def test_a_few_shot_method_sees_its_examples_and_no_other_image_or_label(
 ) -> None:
     settings = few_shot(monkeypatch, method)
     scores = runner.run(settings, Path("run"), Journal())
-    train = datasets.load(settings.dataset)["train"]
-    drawn = datasets.k_shot(train.labels.tolist(), 2, derive_seed(settings.spec.seed, "shots"))
+    train = loading.load(settings.dataset)["train"]
+    drawn = loading.k_shot(train.labels.tolist(), 2, derive_seed(settings.spec.seed, "shots"))
     given = method.task
     assert given.examples is not None
     assert (given.images, given.embeddings) == (None, None)
@@ -205,10 +205,10 @@ def test_permuted_labels_outside_the_draw_change_nothing(
 ) -> None:
     settings = few_shot(monkeypatch, method)
     runner.run(settings, Path("first"), Journal())
-    labels = datasets.load(settings.dataset)["train"].labels.tolist()
-    drawn = datasets.k_shot(labels, 2, derive_seed(settings.spec.seed, "shots"))
+    labels = loading.load(settings.dataset)["train"].labels.tolist()
+    drawn = loading.k_shot(labels, 2, derive_seed(settings.spec.seed, "shots"))
     permute_labels(settings, kept=drawn)
-    assert datasets.load(settings.dataset)["train"].labels.tolist() != labels
+    assert loading.load(settings.dataset)["train"].labels.tolist() != labels
     # other labels would give another draw; the question is what a given draw lets through
     monkeypatch.setattr(runner, "k_shot", lambda *_: drawn)
     runner.run(settings, Path("second"), Journal())

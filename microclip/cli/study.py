@@ -74,11 +74,12 @@ def store_images(
     ] = False,
 ) -> None:
     """Decode a dataset's images once, and write its split passport."""
-    from microclip.data import passport, store
+    from microclip.data import passport as data_passport
+    from microclip.data import store
 
     declared = settings.load_dataset(dataset)
     say(f"wrote {store.build(dataset)}")
-    say(f"wrote {passport.issue(declared, allow_overlap=is_overlap_allowed)}")
+    say(f"wrote {data_passport.issue(declared, allow_overlap=is_overlap_allowed)}")
 
 
 @app.command()

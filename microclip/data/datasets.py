@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from microclip import paths, runtime
-from microclip.data import passport
-from microclip.data.decoding import Pixels
 from microclip.data.files import (
     BAD_FILES,
     Walk,
@@ -28,18 +21,13 @@ from microclip.data.files import (
 )
 from microclip.data.manifest import (
     COLUMNS,
-    SPLITS,
     UNKNOWN,
     Origin,
     PublicFiles,
-    check_labels,
-    check_left,
     manifest_sha256,
-    read_manifest,
     write_manifest,
     write_origin,
 )
-from microclip.data.store import ImageStore, open_store
 from microclip.data.vocabulary import (
     PARTS,
     Vocabulary,
@@ -223,86 +211,6 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
 
 
-class UnlabelledImages:
-    """Images and nothing else: no label, class or file name can be reached from here."""
-
-    __slots__ = ("_rows", "_store")
-
-    def __init__(self, store: ImageStore, rows: tuple[int, ...]) -> None:
-        """Take the images of `store` at `rows`."""
-        self._store = store
-        self._rows = rows
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._rows)
-
-    def pixels(self, index: int) -> Pixels:
-        """Return an image as RGB bytes, read-only."""
-        return self._store.pixels(self._rows[index])
-
-    def part(self, indices: Sequence[int]) -> UnlabelledImages:
-        """Return some of the images."""
-        return UnlabelledImages(self._store, tuple(self._rows[index] for index in indices))
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """A split as the runner sees it; a method is given `images` alone, if anything."""
-
-    images: UnlabelledImages
-    labels: Int[Tensor, " image"]
-    files: tuple[str, ...]  # as written in the manifest
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.files)
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """The labelled images of a few-shot method: those that were drawn and no other.
-
-    Attributes:
-        labels: on the CPU, in the order of the draw, as the other two.
-        images: set if the method reads images.
-        embeddings: frozen [CLS], unit norm; set if it reads embeddings.
-    """
-
-    labels: Int[Tensor, " example"]
-    images: UnlabelledImages | None = None
-    embeddings: Float[Tensor, "example embedding"] | None = None
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        return len(self.labels)
-
-
-def k_shot(labels: Sequence[int], shots: int, seed: int) -> list[int]:
-    """Return the indices of `shots` images a class, drawn without repetition.
-
-    A class with fewer images gives all of them. Images of unknown class are left out. The classes
-    follow each other in order of first appearance.
-
-    Source: Dassl's few-shot draw, as in CoOp and MaPLe: the same seed gives the same images.
-
-    Raises:
-        ValueError: fewer than one image a class.
-    """
-    if shots < 1:
-        raise ValueError(f"expected at least 1 shot a class, got {shots}; raise 'shots'")
-    by_class: dict[int, list[int]] = {}
-    for index, label in enumerate(labels):
-        if label != UNKNOWN:
-            by_class.setdefault(label, []).append(index)
-    # Python's generator and not torch's: it is the one that reproduces the published draws.
-    rng = random.Random(seed)
-    drawn = []
-    for own in by_class.values():
-        drawn += rng.sample(own, shots) if len(own) >= shots else own
-    return drawn
-
-
 def fetch(dataset: DatasetSettings) -> Path:
     """Bring a dataset's images and manifest under `results/data/` and return the manifest.
 
@@ -350,30 +258,3 @@ def _fetch_public(dataset: DatasetSettings, manifest: Path) -> Origin:
         rule=images.rule,
         notes=images.notes,
     )
-
-
-def load(dataset: DatasetSettings) -> dict[str, LabelledImages]:
-    """Return the splits `train` and `test` of a stored dataset.
-
-    Raises:
-        MissingDataError: not fetched, not stored, or without a passport.
-        SettingsError: manifest and class list disagree, an empty split, a stale store, or a
-            manifest, class list or split other than the passport's.
-    """
-    manifest = read_manifest(dataset.name)
-    check_labels(manifest, load_vocabulary(dataset))
-    store = open_store(manifest.folder, manifest.images_sha256)
-    check_left(manifest, store.skipped)
-    passport.check(dataset)
-    skipped = set(store.skipped)
-    splits = {}
-    for split in SPLITS:
-        rows = tuple(
-            row for row, name in enumerate(manifest.splits) if name == split and row not in skipped
-        )
-        splits[split] = LabelledImages(
-            images=UnlabelledImages(store, rows),
-            labels=torch.tensor([manifest.labels[row] for row in rows]),
-            files=tuple(manifest.names[row] for row in rows),
-        )
-    return splits

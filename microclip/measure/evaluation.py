@@ -22,9 +22,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from microclip import paths, runtime
-from microclip.data import datasets, passport
-from microclip.data.datasets import UnlabelledImages
-from microclip.data.loading import ViewRecipe, evaluation_views
+from microclip.data import loading, passport
+from microclip.data.loading import UnlabelledImages, ViewRecipe, evaluation_views
 from microclip.data.vocabulary import load_vocabulary
 from microclip.measure.published import Figure, figure
 from microclip.methods.base import Classifier, ViewPlan, Views
@@ -269,7 +268,7 @@ def logits(
         MissingDataError: images, their embeddings or weights are missing.
         SettingsError: they are stale, or do not match the passport.
     """
-    labels = datasets.load(dataset)["test"].labels
+    labels = loading.load(dataset)["test"].labels
     embeddings = features.load_features(dataset, backbone).test
     names = load_vocabulary(dataset).class_names
     prompts, _ = encode_classes(load_backbone(backbone, device), fill(dataset.templates, names))

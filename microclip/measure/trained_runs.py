@@ -22,10 +22,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from microclip import paths, runtime
-from microclip.data import datasets
-from microclip.data.datasets import LabelledImages
+from microclip.data import loading
 from microclip.data.decoding import Pixels
-from microclip.data.loading import ViewRecipe, evaluation_views
+from microclip.data.loading import LabelledImages, ViewRecipe, evaluation_views
 from microclip.data.manifest import SPLITS, read_manifest
 from microclip.data.views import Crop
 from microclip.data.vocabulary import load_vocabulary
@@ -207,7 +206,7 @@ class FusedRun:
         untouched = self._options.model_copy(update={"epochs": 0, "prior": "online"})
         task = self._task()
         assert task.backbone is not None
-        tower, splits = task.backbone, datasets.load(self.tested.settings.dataset)
+        tower, splits = task.backbone, loading.load(self.tested.settings.dataset)
         train, test = (
             Sight(splits[split].images, partial(embeddings, tower, splits[split].images))
             for split in SPLITS
@@ -284,7 +283,7 @@ def read(folder: Path) -> TestedRun:
         folder=folder,
         settings=settings,
         class_names=load_vocabulary(settings.dataset).class_names,
-        test=datasets.load(settings.dataset)["test"],
+        test=loading.load(settings.dataset)["test"],
         predictions=pd.read_parquet(folder / paths.RUN_PREDICTIONS),
         inputs=record["inputs"],
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from microclip.data.datasets import Examples, UnlabelledImages
+    from microclip.data.loading import Examples, UnlabelledImages
     from microclip.model.backbone import Backbone
     from microclip.model.embeddings import TextClassifiers
 

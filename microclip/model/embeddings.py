@@ -18,9 +18,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from microclip import paths, runtime
-from microclip.data.datasets import UnlabelledImages
-from microclip.data.datasets import load as load_splits
-from microclip.data.loading import ViewRecipe, evaluation_views
+from microclip.data.loading import UnlabelledImages, ViewRecipe, evaluation_views
+from microclip.data.loading import load as load_splits
 from microclip.data.manifest import SPLITS, read_manifest
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.settings.base import SettingsError

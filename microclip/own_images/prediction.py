@@ -13,8 +13,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from microclip.data.datasets import UnlabelledImages
 from microclip.data.files import image_files, survey
+from microclip.data.loading import UnlabelledImages
 from microclip.data.store import open_store, write_store
 from microclip.measure.evaluation import CONFIDENCE_SCALE, ViewReader, collect_heads
 from microclip.methods.base import Classifier

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from microclip import paths, runtime, settings
-from microclip.data.datasets import UnlabelledImages
+from microclip.data.loading import UnlabelledImages
 from microclip.methods.base import Classifier, Method, Sight, Task, grant, load_method, recipe_of
 from microclip.model import embeddings
 from microclip.model.backbone import Backbone

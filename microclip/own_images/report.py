@@ -13,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microclip import __version__, paths, runtime
-from microclip.data.datasets import UnlabelledImages
 from microclip.data.decoding import Pixels
 from microclip.data.files import BAD_FILES, write_bad_files
-from microclip.data.loading import ViewRecipe, evaluation_views
+from microclip.data.loading import UnlabelledImages, ViewRecipe, evaluation_views
 from microclip.data.store import open_store, write_store
 from microclip.measure.evaluation import CONFIDENCE_SCALE
 from microclip.measure.gallery import as_text, encoded, template

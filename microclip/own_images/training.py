@@ -15,7 +15,7 @@ from torch import Tensor
 
 from microclip import runtime
 from microclip.adaptation.training import NonFiniteLossError
-from microclip.data.datasets import UnlabelledImages
+from microclip.data.loading import UnlabelledImages
 from microclip.methods.base import Classifier, Method, Silence, Task, Tracker, load_method
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.embeddings import TextClassifiers

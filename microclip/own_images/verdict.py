@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from microclip import runtime
-from microclip.data.datasets import UnlabelledImages
+from microclip.data.loading import UnlabelledImages
 from microclip.measure.evaluation import CONFIDENCE_SCALE, ViewReader, collect_heads
 from microclip.measure.gallery import spread
 from microclip.methods.base import Classifier

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from microclip.adaptation.training import NonFiniteLossError, Trainer
-from microclip.data.datasets import UnlabelledImages
-from microclip.data.loading import TrainingViews, ViewBatch, ViewRecipe
+from microclip.data.loading import TrainingViews, UnlabelledImages, ViewBatch, ViewRecipe
 from microclip.methods.microclip import KnowledgeTeacher, MicroClipSettings, SelfTrainingLosses
 from microclip.model.token_fusion import TokenFusion
 from tests.model.networks import tiny_backbone

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from microclip.data import datasets, passport, store
-from microclip.data.datasets import UnlabelledImages, k_shot
+from microclip.data import datasets, loading, passport, store
 from microclip.data.files import image_files
+from microclip.data.loading import UnlabelledImages, k_shot
 from microclip.data.manifest import UNKNOWN, read_manifest
 from microclip.data.vocabulary import label_of_folder
 from microclip.runtime import MissingDataError
@@ -23,7 +23,7 @@ def test_a_folder_becomes_two_splits_with_labels() -> None:
     datasets.fetch(dataset)
     store.build("shapes")
     passport.issue(dataset)
-    splits = datasets.load(dataset)
+    splits = loading.load(dataset)
     assert len(splits["train"]) == N_TRAIN * len(CLASSES)
     assert len(splits["test"]) == N_TEST * len(CLASSES)
     assert splits["test"].labels.bincount().tolist() == [N_TEST] * len(CLASSES)
@@ -45,7 +45,7 @@ def test_the_store_holds_neither_labels_nor_names() -> None:
     written = b"".join((folder / name).read_bytes() for name in ("store.json", "index.npy"))
     assert not any(name.encode() in written for name in CLASSES)
     passport.issue(dataset)
-    images = datasets.load(dataset)["train"].images
+    images = loading.load(dataset)["train"].images
     assert "label" not in " ".join(vars(images._store))
 
 
@@ -55,7 +55,7 @@ def test_what_is_not_fetched_or_stored_is_missing_data() -> None:
         read_manifest("shapes")
     datasets.fetch(load_dataset("shapes"))
     with pytest.raises(MissingDataError, match="store-images shapes"):
-        datasets.load(load_dataset("shapes"))
+        loading.load(load_dataset("shapes"))
 
 
 @pytest.mark.usefixtures("project")
@@ -66,10 +66,10 @@ def test_a_label_that_points_at_another_class_is_refused() -> None:
     text = manifest.read_text()
     manifest.write_text(text.replace(",0,red_disc,", ",1,red_disc,", 1))
     with pytest.raises(SettingsError, match="label 1 and class 'red_disc'.*'green square' there"):
-        datasets.load(dataset)
+        loading.load(dataset)
     manifest.write_text(text.replace("split,file,label", "split,path,label", 1))
     with pytest.raises(SettingsError, match=r"lacks the columns \['file'\]"):
-        datasets.load(dataset)
+        loading.load(dataset)
 
 
 def test_an_image_of_an_unknown_class_is_refused(own_project: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from microclip.data import datasets, passport, store
+from microclip.data import datasets, loading, passport, store
 from microclip.data.datasets import folder_rows
 from microclip.data.manifest import UNKNOWN, read_manifest
 from microclip.data.vocabulary import load_vocabulary
@@ -123,7 +123,7 @@ def test_a_list_of_labels_says_what_is_tested_and_the_rest_has_no_label(tmp_path
     assert [
         n for n, s in zip(manifest.class_names, manifest.splits, strict=True) if s == "train"
     ] == [""] * 5
-    splits = datasets.load(dataset)
+    splits = loading.load(dataset)
     assert splits["train"].labels.tolist() == [UNKNOWN] * 5
     assert len(splits["train"].images) == 5
 
@@ -287,7 +287,7 @@ def test_b10_links_stop_a_dataset_unless_they_are_skipped(birds: Path) -> None:
     store.build("own", "skip")
     passport.issue(skipping)
     assert Path("results/data/own/bad_files.csv").read_text().splitlines() == said
-    assert len(datasets.load(skipping)["train"]) + len(datasets.load(skipping)["test"]) == 16
+    assert len(loading.load(skipping)["train"]) + len(loading.load(skipping)["test"]) == 16
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -303,7 +303,7 @@ def test_b6_fewer_images_than_a_batch_or_than_classes_can_be_used(
     datasets.fetch(dataset)
     store.build("own", "error")
     passport.issue(dataset)
-    images = datasets.load(dataset)["train"].images
+    images = loading.load(dataset)["train"].images
     recipe = ViewRecipe(seed=0, size=32, mean=(0, 0, 0), std=(1, 1, 1))
     views = TrainingViews(images, recipe, batch_size=64)
     assert views.n_batches == 1
@@ -324,7 +324,7 @@ def test_b5_class_names_are_data_and_never_paths(tmp_path: Path) -> None:
     datasets.fetch(dataset)
     store.build("own", "error")
     passport.issue(dataset)
-    splits = datasets.load(dataset)
+    splits = loading.load(dataset)
     assert splits["test"].labels.tolist() == list(range(len(names)))
     manifest = read_manifest("own")
     assert [name for name in manifest.class_names if name] == names

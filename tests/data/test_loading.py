@@ -10,8 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from microclip.data.datasets import UnlabelledImages
-from microclip.data.loading import TrainingViews, ViewBatch, ViewRecipe, evaluation_views
+from microclip.data.loading import (
+    TrainingViews,
+    UnlabelledImages,
+    ViewBatch,
+    ViewRecipe,
+    evaluation_views,
+)
 from microclip.data.store import open_store, write_store
 
 RECIPE = ViewRecipe(seed=0, size=16, mean=(0.5,) * 3, std=(0.25,) * 3, n_crops=3)

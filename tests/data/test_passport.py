@@ -11,7 +11,7 @@ from PIL import Image
 
 from microclip import paths, settings
 from microclip.cli import main
-from microclip.data import datasets, passport, store
+from microclip.data import datasets, loading, passport, store
 from microclip.data.manifest import PublicFiles, manifest_sha256, read_manifest
 from microclip.runtime import MissingDataError, VerificationError
 from microclip.settings import SettingsError, study
@@ -55,7 +55,7 @@ def test_it_tells_classes_counts_and_hashes() -> None:
 def test_a_check_reads_only_and_names_the_command_that_issues_a_passport() -> None:
     datasets.fetch(shapes())
     store.build("shapes")
-    for use in (datasets.load, passport.check):
+    for use in (loading.load, passport.check):
         with pytest.raises(MissingDataError, match=r"run `microclip store-images shapes`"):
             use(shapes())
     assert passport.read("shapes") is None
@@ -70,7 +70,7 @@ def test_a_manifest_that_was_edited_is_refused_at_every_use() -> None:
     assert lines[-1].startswith("test,")
     MANIFEST.write_text("\n".join([*lines[:-1], lines[-1].replace("test,", "train,", 1)]) + "\n")
     with pytest.raises(SettingsError, match="the manifest of shapes is not the one of results/"):
-        datasets.load(shapes())
+        loading.load(shapes())
 
 
 def test_a_class_list_in_another_order_is_refused(own_project: Path) -> None:
@@ -116,7 +116,7 @@ def test_one_s_own_test_images_must_not_be_training_images(
     assert "--allow-overlap" in told
     assert passport.read("shapes") is None
     with pytest.raises(MissingDataError, match="run `microclip store-images shapes`"):
-        datasets.load(shapes())
+        loading.load(shapes())
 
 
 def test_allowed_overlap_marks_the_results_transductive(
@@ -260,4 +260,4 @@ def test_images_without_a_label_are_counted(own_project: Path) -> None:
     found = passport.check(shapes())
     assert (found.train, found.unlabelled) == (15, 2)
     assert found.smallest_class == passport.ClassSize(name="red_disc", train=3, test=4)
-    assert datasets.load(shapes())["train"].labels.tolist().count(-1) == 2
+    assert loading.load(shapes())["train"].labels.tolist().count(-1) == 2

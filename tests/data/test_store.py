@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from microclip.data import datasets, passport, store
+from microclip.data import datasets, loading, passport, store
 from microclip.data.decoding import FILES_A_PROCESS, n_processes_for
 from microclip.data.store import open_store, write_store
 from microclip.runtime import MissingDataError
@@ -248,7 +248,7 @@ def test_skipped_images_leave_their_splits_and_labels_do_not_shift(own_project: 
     datasets.fetch(dataset)
     store.build("shapes")
     passport.issue(dataset)
-    splits = datasets.load(dataset)
+    splits = loading.load(dataset)
     for split, lacking in (("train", "red_disc/1.png"), ("test", "blue bar/0.png")):
         folder = own_project / "images" / split
         places = [Path(file).relative_to(folder) for file in splits[split].files]
@@ -273,7 +273,7 @@ def test_a_class_left_without_images_is_an_error(own_project: Path) -> None:
     print(said.value)
     assert "results/data/shapes/bad_files.csv" in str(said.value)
     with pytest.raises(SettingsError, match="'blue bar'"):
-        datasets.load(load_dataset("shapes"))
+        loading.load(load_dataset("shapes"))
 
 
 def test_a_dataset_with_bad_images_says_where_all_are_named(own_project: Path) -> None:

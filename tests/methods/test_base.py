@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from microclip.data import datasets
-from microclip.data.datasets import Examples, UnlabelledImages
+from microclip.data import loading
+from microclip.data.loading import Examples, UnlabelledImages
 from microclip.methods.base import (
     Classifier,
     Method,
@@ -39,7 +39,7 @@ def options(name: str) -> Any:
 def task(method: Any) -> Task:
     settings = fixture.settings_of("clip")
     fixture.prepare(settings)
-    images = datasets.load(settings.dataset)["train"].images
+    images = loading.load(settings.dataset)["train"].images
     is_blind = method.supervision is Supervision.NONE
     return Task(
         class_names=fixture.CLASSES,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from microclip.data import datasets
+from microclip.data import loading
 from microclip.methods.base import Task, ViewPlan, Views
 from microclip.methods.microclip import METHOD
 from microclip.model import embeddings
@@ -28,7 +28,7 @@ def task(seed: int = 0) -> Task:
         device="cpu",
         precision="fp32",
         backbone=load_backbone("tiny"),
-        images=datasets.load(settings.dataset)["train"].images,
+        images=loading.load(settings.dataset)["train"].images,
     )
 
 
