@@ -59,3 +59,6 @@ def project_root() -> Path:
     if (here / "config" / "datasets").is_dir() and (here / "resources").is_dir():
         return here
     return Path(__file__).resolve().parents[1]
+
+
+BAD_FILES = "bad_files.csv"  # of a dataset or a folder of images: files that could not be used

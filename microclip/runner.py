@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from pydantic import BaseModel
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from microclip import paths, runtime
+from microclip.adaptation.checkpoint import write_weights
 from microclip.data import loading, passport
 from microclip.data.loading import Examples, LabelledImages, k_shot
 from microclip.data.manifest import read_manifest
@@ -341,11 +340,3 @@ def read_trained(folder: Path, settings: RunSettings, ignored: frozenset[str]) -
             "run it again, or train this one by itself (without --weights-from)"
         )
     return load_file(folder / paths.RUN_WEIGHTS)
-
-
-def write_weights(path: Path, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write trained tensors with a record; equal inputs give equal bytes."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    text = json.dumps(record, sort_keys=True)  # one key: safetensors does not keep their order
-    with runtime.atomic_path(path) as target:
-        target.write_bytes(save(tensors, metadata={"microclip": text}))

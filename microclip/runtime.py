@@ -11,6 +11,7 @@ import os
 import platform
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,11 +22,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from microclip import paths
 from microclip.settings.base import SettingsError, digest
-from microclip.settings.datasets import DatasetSettings, IconSource
-from microclip.settings.study import BackboneSettings
 
 if TYPE_CHECKING:
     from filelock import FileLock
+
+    from microclip.settings.datasets import DatasetSettings
+    from microclip.settings.study import BackboneSettings
 
 
 _CHUNK = 1 << 20
@@ -351,7 +353,7 @@ def content(path: Path) -> str:
 
 def dataset_files(dataset: DatasetSettings) -> str:
     """Return what names the drawings of an icon dataset; one's own images are listed by fetch."""
-    if isinstance(dataset.source, IconSource):
+    if dataset.source.kind == "icons":
         return content(paths.project_root() / "resources" / "icons" / dataset.source.drawings)
     return ""
 
@@ -359,3 +361,27 @@ def dataset_files(dataset: DatasetSettings) -> str:
 def backbone_files(backbone: BackboneSettings) -> list[str]:
     """Return what names a backbone's local files."""
     return [content(path) for path in backbone.files.values()]
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `out`, which takes its name at the end and goes on an error.
+
+    Raises:
+        SettingsError: `out` is there already and is no empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SettingsError(f"--out {out} is there already; delete it, or name another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        folder.replace(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def version() -> str:
+    """Version of the installed package."""
+    return importlib.metadata.version("microclip")

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -106,6 +107,14 @@ def load(folder: Path, key: str) -> Checkpoint | None:
         parts=_below(tensors, "parts/"),
         rng=tensors["rng/torch"],
     )
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Write trained tensors with a record; equal inputs give equal bytes."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    text = json.dumps(record, sort_keys=True)  # one key: safetensors does not keep their order
+    with runtime.atomic_path(path) as target:
+        target.write_bytes(to_bytes(tensors, metadata={"microclip": text}))
 
 
 def state_hash(tensors: Mapping[str, Tensor]) -> str:

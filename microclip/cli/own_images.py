@@ -298,10 +298,10 @@ def predict(
     device: DeviceOption = None,
 ) -> None:
     """Classify images with an adapted classifier; CSV on standard output."""
-    import microclip
+    from microclip import api
 
     runtime.use_all_cpus()
-    loaded = microclip.load(adapted, device or "auto")
+    loaded = api.load(adapted, device or "auto")
     found = loaded.predict(images, top=top, skip_bad=skip_bad)
     if as_lines:
         for one in found:
@@ -331,16 +331,19 @@ def export(
         raise settings.SettingsError(
             "--check goes with --format onnx, --log with --format mlflow; leave the other out"
         )
-    import microclip
-    from microclip.export import onnx
+    from microclip import api
 
     runtime.use_all_cpus()
-    loaded = microclip.load(adapted, "cpu")
+    loaded = api.load(adapted, "cpu")
     if format_ is Format.ONNX:
+        from microclip.export import onnx
+
         say(onnx.to_onnx(loaded, out, check))
         say(f"wrote {out}; try `python {out / 'onnx_predict.py'} IMAGE`")
         return
-    onnx.to_mlflow(loaded, out)
+    from microclip.export import mlflow_model  # MLflow takes seconds to import
+
+    mlflow_model.to_mlflow(loaded, out)
     say(f"wrote {out}; serve it by `mlflow models serve -m {out} --env-manager local`")
     if log:
         say(_registered(loaded, log))

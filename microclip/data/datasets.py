@@ -11,7 +11,6 @@ import numpy as np
 
 from microclip import paths, runtime
 from microclip.data.files import (
-    BAD_FILES,
     Walk,
     complaint,
     printable,
@@ -229,7 +228,7 @@ def fetch(dataset: DatasetSettings) -> Path:
         case PublicSource():
             origin = _fetch_public(dataset, manifest)
         case FolderSource() as source:
-            listed = manifest.parent / BAD_FILES
+            listed = manifest.parent / paths.BAD_FILES
             rows = folder_rows(source, load_vocabulary(dataset), listed)
             write_manifest(manifest, COLUMNS, rows)
     stated = origin.model_copy(update={"manifest_sha256": manifest_sha256(dataset.name)})

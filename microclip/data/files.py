@@ -14,7 +14,6 @@ from microclip import runtime
 from microclip.data.decoding import HEIF_SUFFIXES, UnreadableError, decode_all, reads_heif, suffixes
 from microclip.settings.base import SettingsError
 
-BAD_FILES = "bad_files.csv"
 _COLUMNS = ("file", "reason", "step")
 _SHOWN_BAD = 3  # bad files named in an error
 

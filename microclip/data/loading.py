@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -141,7 +142,11 @@ def load(dataset: DatasetSettings) -> dict[str, LabelledImages]:
     return splits
 
 
+if TYPE_CHECKING:
+    from microclip.model.backbone import Backbone
+
 _MAX_WORKERS = 8
+_ENCODED_TOGETHER = 256  # images
 
 
 @dataclass(frozen=True)
@@ -327,3 +332,20 @@ def default_workers(device: torch.device) -> int:
 
 def _chunks(items: list[int], size: int) -> list[list[int]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def image_embeddings(
+    backbone: Backbone, images: UnlabelledImages
+) -> Float[Tensor, "image embedding"]:
+    """Return the unit [CLS] embeddings of center views, on the CPU, in float32."""
+    recipe = ViewRecipe(seed=0, size=backbone.image_size, mean=backbone.mean, std=backbone.std)
+    device = backbone.device
+    views = evaluation_views(
+        images, recipe, crop="center", batch_size=_ENCODED_TOGETHER, device=device
+    )
+    return torch.cat([backbone.encode_global(batch).cpu() for batch in views])
+
+
+def spread(total: int, at_most: int) -> list[int]:
+    """Every k-th of `total` indices, with the smallest k that gives at most `at_most`."""
+    return list(range(0, total, max(1, -(-total // at_most))))

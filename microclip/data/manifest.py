@@ -12,13 +12,14 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microclip import paths, runtime
-from microclip.data.files import BAD_FILES
-from microclip.data.vocabulary import Vocabulary
 from microclip.settings.base import Frozen, SettingsError, validated
 from microclip.settings.datasets import DatasetSettings, PublicSource, Source, SplitRule
+
+if TYPE_CHECKING:
+    from microclip.data.vocabulary import Vocabulary
 
 SPLITS = ("train", "test")
 COLUMNS = ("split", "file", "label", "class", "sha256")
@@ -121,7 +122,7 @@ def check_left(manifest: Manifest, skipped: Collection[int]) -> None:
         if empty:
             raise SettingsError(
                 f"no {split} image of class {empty[0]!r} can be read ({len(empty)} such classes): "
-                f"all are in {manifest.folder / BAD_FILES}; replace one, or take the class out"
+                f"see {manifest.folder / paths.BAD_FILES}; replace one, or take the class out"
             )
 
 

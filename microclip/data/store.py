@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from microclip import paths, runtime
 from microclip.data.decoding import RULE, UnreadableError, decode_all
 from microclip.data.decoding import Pixels as Pixels
-from microclip.data.files import BAD_FILES, BadFile, complaint, write_bad_files
+from microclip.data.files import BadFile, complaint, write_bad_files
 from microclip.data.manifest import check_left, read_manifest
 from microclip.settings.base import Frozen, SettingsError, known
 from microclip.settings.datasets import BadImages
@@ -112,8 +112,8 @@ def build(dataset_name: str, bad_images: BadImages | None = None) -> Path:
     folder = Path(paths.STORE.format(dataset=dataset_name)).parent
     policy = bad_images or _policy(dataset_name)
     remedy = (
-        f"all are named in {folder / BAD_FILES}: replace or remove them and fetch the dataset "
-        "again, or say `bad_images: skip` in its source"
+        f"all are named in {folder / paths.BAD_FILES}: replace or remove them and fetch the "
+        "dataset again, or say `bad_images: skip` in its source"
     )
     record = write_store(
         manifest.files, folder, manifest.images_sha256, bad_images=policy, remedy=remedy
@@ -196,7 +196,7 @@ def _write_pixels(
                 done.n_bytes += stream.write(data)
                 sha256.update(data)
         bad = [file for _, file in done.bad]
-        write_bad_files(bad, folder / BAD_FILES, step="decode")
+        write_bad_files(bad, folder / paths.BAD_FILES, step="decode")
         if bad and bad_images == "error":
             raise SettingsError(f"{complaint(bad, len(files))}; {remedy}")
     return done, sha256.hexdigest()
@@ -209,7 +209,7 @@ def _record(folder: Path, source_sha256: str, done: _Progress, pixels_sha256: st
         len(done.index) - len(done.bad),
         done.n_bytes / 2**20,
         dict(done.modes),
-        f"; {len(done.bad)} skipped, see {folder / BAD_FILES}" if done.bad else "",
+        f"; {len(done.bad)} skipped, see {folder / paths.BAD_FILES}" if done.bad else "",
     )
     record = StoreRecord(
         n_images=len(done.index),

@@ -31,6 +31,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Object, Property
 from PIL import Image
 
+from microclip import runtime
 from microclip.api import Adapted, load
 from microclip.own_images import prediction
 from microclip.settings.study import load_backbone_settings
@@ -82,6 +83,16 @@ class ServedClassifier(PythonModel):
                 TOP: [[{"class": n, "confidence": c} for n, c in one.top] for one in found],
             }
         )
+
+
+def to_mlflow(adapted: Adapted, out: Path) -> None:
+    """Write the MLflow model folder `out`.
+
+    Raises:
+        SettingsError: `out` is there already.
+    """
+    with runtime.whole_folder(out) as folder:
+        write_model(adapted, folder)
 
 
 def write_model(adapted: Adapted, folder: Path) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-import microclip
 from microclip import runtime
 from microclip.api import Adapted
 from microclip.data.decoding import MAX_SHORTER_SIDE_PX
@@ -257,7 +254,7 @@ def write_onnx(adapted: Adapted, folder: Path) -> Path:
     told = {
         "preprocess": json.dumps(how),
         "classes": json.dumps(classes, ensure_ascii=False),
-        "microclip": microclip.__version__,
+        "microclip": runtime.version(),
         "method": adapted.record.method,
         "backbone": adapted.record.backbone,
     }
@@ -365,7 +362,7 @@ def to_onnx(adapted: Adapted, out: Path, check_on: Images | None = None) -> str:
         SettingsError: `out` is there already, or the classifier cannot be exported.
         ResourceError: packages are missing.  VerificationError: the file answers otherwise.
     """
-    with whole_folder(out) as folder:
+    with runtime.whole_folder(out) as folder:
         model = write_onnx(adapted, folder)
         if check_on is None:
             return f"{compare(adapted, model, [probe(adapted)])} (random pixels)"
@@ -374,34 +371,3 @@ def to_onnx(adapted: Adapted, out: Path, check_on: Images | None = None) -> str:
         with stored(usable(check_on)) as images:
             views = evaluation_views(images, recipe, crop="center", batch_size=_BATCH)
             return str(compare(adapted, model, views))
-
-
-def to_mlflow(adapted: Adapted, out: Path) -> None:
-    """Write the MLflow model folder `out`.
-
-    Raises:
-        SettingsError: `out` is there already.
-    """
-    from microclip.export import mlflow_model  # MLflow takes seconds to import
-
-    with whole_folder(out) as folder:
-        mlflow_model.write_model(adapted, folder)
-
-
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `out`, which takes its name at the end and goes on an error.
-
-    Raises:
-        SettingsError: `out` is there already and is no empty folder.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SettingsError(f"--out {out} is there already; delete it, or name another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        folder.replace(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -23,14 +23,12 @@ from torch import Tensor
 
 from microclip import paths, runtime
 from microclip.data import loading, passport
-from microclip.data.loading import UnlabelledImages, ViewRecipe, evaluation_views
+from microclip.data.loading import UnlabelledImages, ViewRecipe, evaluation_views, image_embeddings
 from microclip.data.vocabulary import load_vocabulary
 from microclip.measure.published import Figure, figure
 from microclip.methods.base import Classifier, ViewPlan, Views
-from microclip.model import embeddings
 from microclip.model import embeddings as features
-from microclip.model.backbone import Backbone, load_backbone
-from microclip.model.embeddings import encode_classes
+from microclip.model.backbone import Backbone, encode_classes, load_backbone
 from microclip.model.token_fusion import cosine_similarity
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import DatasetSettings
@@ -89,7 +87,7 @@ class ViewReader:
     def _embeddings(self) -> Iterator[Views]:
         encoded = self.embeddings
         if encoded is None:
-            encoded = embeddings.embeddings(self._backbone(), self.images)
+            encoded = image_embeddings(self._backbone(), self.images)
         for batch in torch.split(encoded.to(self.device), _BATCH):
             yield Views(embeddings=batch)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from microclip import paths, runtime
 from microclip.data.decoding import Pixels
+from microclip.data.loading import spread
 from microclip.measure.evaluation import CONFIDENCE_SCALE
 from microclip.measure.trained_runs import FusedRun, TestedRun, TokenMaps, min_max, read, token_maps
 
@@ -90,11 +91,6 @@ def page(tested: TestedRun) -> str:
     drawn = tested.pictures(indices, min(largest, tested.shorter_side(indices)))
     cards = _cards(tested, indices, [drawn[index] for index in indices], None)
     return _render(tested, cards, n_columns=0)
-
-
-def spread(total: int, at_most: int) -> list[int]:
-    """Every k-th of `total` indices, with the smallest k that gives at most `at_most`."""
-    return list(range(0, total, max(1, -(-total // at_most))))
 
 
 def encoded(pictures: Sequence[Pixels], budget: int) -> list[str]:

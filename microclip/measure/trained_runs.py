@@ -24,16 +24,15 @@ from torch.nn import functional
 from microclip import paths, runtime
 from microclip.data import loading
 from microclip.data.decoding import Pixels
-from microclip.data.loading import LabelledImages, ViewRecipe, evaluation_views
+from microclip.data.loading import LabelledImages, ViewRecipe, evaluation_views, image_embeddings
 from microclip.data.manifest import SPLITS, read_manifest
 from microclip.data.views import Crop
 from microclip.data.vocabulary import load_vocabulary
 from microclip.measure.evaluation import ViewReader, collect_heads
 from microclip.methods.base import Classifier, Sight, Silence, Task, grant, load_method
 from microclip.methods.microclip import FusionClassifier
-from microclip.model import embeddings as embedding
+from microclip.model import embeddings
 from microclip.model.backbone import ImageTokens, load_backbone
-from microclip.model.embeddings import embeddings
 from microclip.model.token_fusion import FusionOutput, TokenFusion
 from microclip.settings.base import SettingsError, read_yaml, validated
 from microclip.settings.reports import FailuresPlot, MapsPlot, MasksPlot
@@ -208,7 +207,7 @@ class FusedRun:
         assert task.backbone is not None
         tower, splits = task.backbone, loading.load(self.tested.settings.dataset)
         train, test = (
-            Sight(splits[split].images, partial(embeddings, tower, splits[split].images))
+            Sight(splits[split].images, partial(image_embeddings, tower, splits[split].images))
             for split in SPLITS
         )
         granted = grant(task, self._method, train=train, test=test)
@@ -255,7 +254,7 @@ class FusedRun:
         settings = self.tested.settings
         return Task(
             class_names=self.tested.class_names,
-            texts=embedding.load_texts(settings.dataset, settings.backbone, settings.descriptions),
+            texts=embeddings.load_texts(settings.dataset, settings.backbone, settings.descriptions),
             seed=self._seed,
             device="cpu",
             precision="fp32",
@@ -341,8 +340,8 @@ def _check_inputs(tested: TestedRun) -> None:
     """Refuse a network whose backbone or class vectors have changed since the run."""
     settings = tested.settings
     today = {
-        "backbone": embedding.backbone_key(settings.backbone),
-        "class_vectors": embedding.file_sha256(
+        "backbone": embeddings.backbone_key(settings.backbone),
+        "class_vectors": embeddings.file_sha256(
             settings.dataset, settings.backbone, settings.descriptions
         ),
     }

@@ -254,6 +254,9 @@ def unit_norm(vectors: Float[Tensor, "*lead size"]) -> Float[Tensor, "*lead size
     )
 
 
+_TEXT_BATCH = 256  # texts at a time
+
+
 class Backbone(nn.Module):
     """An open_clip ViT with the two outputs that this project needs.
 
@@ -540,3 +543,16 @@ def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> s
 def _named(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return " ".join(f"'{name}'" for name in names[:_SHOWN]) + more
+
+
+def encode_classes(
+    backbone: Backbone, texts: Sequence[Sequence[str]]
+) -> tuple[list[Float[Tensor, "_ embedding"]], int]:
+    """Return the raw embeddings of texts by class, in batches, and how many of all were cut."""
+    flat = [text for own in texts for text in own]
+    raw, n_cut = [], 0
+    for start in range(0, len(flat), _TEXT_BATCH):
+        tokens = backbone.tokenize(flat[start : start + _TEXT_BATCH])
+        n_cut += int((tokens[:, -1] != 0).sum())  # padded with 0: the last place is taken
+        raw.append(backbone.encode_tokens(tokens, normalize=False))
+    return list(torch.split(torch.cat(raw), [len(own) for own in texts])), n_cut

@@ -18,10 +18,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from microclip import paths, runtime
-from microclip.data.loading import UnlabelledImages, ViewRecipe, evaluation_views
+from microclip.data.loading import image_embeddings
 from microclip.data.loading import load as load_splits
 from microclip.data.manifest import SPLITS, read_manifest
-from microclip.model.backbone import Backbone, load_backbone
+from microclip.model.backbone import Backbone, encode_classes, load_backbone
 from microclip.settings.base import SettingsError
 from microclip.settings.base import digest as settings_digest
 from microclip.settings.datasets import DatasetSettings
@@ -234,19 +234,6 @@ def _target(
     )
 
 
-def encode_classes(
-    backbone: Backbone, texts: Sequence[Sequence[str]]
-) -> tuple[list[Float[Tensor, "_ embedding"]], int]:
-    """Return the raw embeddings of texts by class, in batches, and how many of all were cut."""
-    flat = [text for own in texts for text in own]
-    raw, n_cut = [], 0
-    for start in range(0, len(flat), _BATCH):
-        tokens = backbone.tokenize(flat[start : start + _BATCH])
-        n_cut += int((tokens[:, -1] != 0).sum())  # padded with 0: the last place is taken
-        raw.append(backbone.encode_tokens(tokens, normalize=False))
-    return list(torch.split(torch.cat(raw), [len(own) for own in texts])), n_cut
-
-
 @dataclass(frozen=True, eq=False)
 class Features:
     """Unit [CLS] embeddings of the center view, in the order of the manifest's splits."""
@@ -266,7 +253,7 @@ def encode_images(
     key = _key(dataset, backbone)
     tower = load_backbone(backbone, device)
     splits = load_splits(dataset)
-    tensors = {name: embeddings(tower, splits[name].images) for name in SPLITS}
+    tensors = {name: image_embeddings(tower, splits[name].images) for name in SPLITS}
     target = _features_target(dataset, backbone)
     with runtime.atomic_path(target) as path:
         path.write_bytes(save(tensors, metadata={"microclip": json.dumps({"key": key})}))
@@ -274,14 +261,6 @@ def encode_images(
 
 
 @torch.no_grad()
-def embeddings(backbone: Backbone, images: UnlabelledImages) -> Float[Tensor, "image embedding"]:
-    """Return the unit [CLS] embeddings of center views, on the CPU, in float32."""
-    recipe = ViewRecipe(seed=0, size=backbone.image_size, mean=backbone.mean, std=backbone.std)
-    device = backbone.device
-    views = evaluation_views(images, recipe, crop="center", batch_size=_BATCH, device=device)
-    return torch.cat([backbone.encode_global(batch).cpu() for batch in views])
-
-
 def load_features(dataset: DatasetSettings, backbone: BackboneSettings) -> Features:
     """Return what `encode` wrote, if it was made from today's images and backbone.
 

@@ -8,11 +8,10 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from microclip import runtime
+from microclip import paths, runtime
 from microclip.data.files import (
-    BAD_FILES,
     Survey,
     complaint,
     require_images,
@@ -27,12 +26,14 @@ from microclip.data.vocabulary import (
     match_label_list,
     read_label_list,
 )
-from microclip.model.embeddings import TextClassifiers
 from microclip.runtime import MissingDataError, refuse_pickle
 from microclip.settings.base import SettingsError
 from microclip.text import descriptions, mending
 from microclip.text.doctor import Options, Pair, Report, most_similar, pairs_above
 from microclip.text.prompts import fill, readable
+
+if TYPE_CHECKING:
+    from microclip.model.embeddings import TextClassifiers
 
 _SHOWN = 3  # doubled names listed in an error
 _NEEDED = (
@@ -233,7 +234,7 @@ def _refuse_bad(found: Survey, wishes: Wishes) -> None:
     """Write the list of bad files and raise SettingsError, unless they may be left out."""
     if not found.bad or (wishes.skip_bad and found.images):
         return
-    target = wishes.out / BAD_FILES
+    target = wishes.out / paths.BAD_FILES
     write_bad_files(found.bad, target, step="survey")
     advice = "remove them, or leave them out with --skip-bad"
     if not found.images:

@@ -16,14 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from microclip import paths, runtime, settings
-from microclip.data.loading import UnlabelledImages
+from microclip.adaptation.checkpoint import write_weights
+from microclip.data.loading import UnlabelledImages, image_embeddings
 from microclip.methods.base import Classifier, Method, Sight, Task, grant, load_method, recipe_of
 from microclip.model import embeddings
 from microclip.model.backbone import Backbone
 from microclip.model.embeddings import TextClassifiers, backbone_key
-from microclip.model.embeddings import embeddings as embeddings_embeddings
 from microclip.own_images.inputs import Materials, Wishes
-from microclip.runner import write_weights
 from microclip.runtime import refuse_pickle, sha256
 from microclip.settings.base import Frozen, SettingsError, validated
 from microclip.settings.datasets import TEMPLATES, DatasetSettings
@@ -161,7 +160,7 @@ def with_images(
 
     Raises: SettingsError if the method needs labels.
     """
-    seen = Sight(images, lambda: embeddings_embeddings(tower, images).to(task.device))
+    seen = Sight(images, lambda: image_embeddings(tower, images).to(task.device))
     return grant(task, method, train=seen, test=seen)
 
 

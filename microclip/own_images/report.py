@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microclip import __version__, paths, runtime
+from microclip import paths, runtime
 from microclip.data.decoding import Pixels
-from microclip.data.files import BAD_FILES, write_bad_files
+from microclip.data.files import write_bad_files
 from microclip.data.loading import UnlabelledImages, ViewRecipe, evaluation_views
 from microclip.data.store import open_store, write_store
 from microclip.measure.evaluation import CONFIDENCE_SCALE
@@ -71,7 +71,7 @@ def _head(results: Results) -> Iterator[str]:
     what = "Zero-shot" if kept else f"Method `{record.method}`"
     yield (
         f"{what} on the backbone `{record.backbone}`, for {len(record.class_names)} classes, "
-        f"adapted to {len(results.files)} images without labels by microclip {__version__}."
+        f"adapted to {len(results.files)} images without labels by microclip {runtime.version()}."
     )
     yield ""
 
@@ -186,7 +186,11 @@ def _settings(results: Results) -> Iterator[str]:
         **results.settings.method,
     }
     yield from (f"| {name} | {value} |" for name, value in rows.items())
-    versions = {"microclip": __version__, "commit": record["commit"], "python": record["python"]}
+    versions = {
+        "microclip": runtime.version(),
+        "commit": record["commit"],
+        "python": record["python"],
+    }
     versions |= {name: version for name, version in record["packages"].items() if version}
     yield from (f"| {name} | {value} |" for name, value in versions.items())
     yield ""
@@ -340,7 +344,7 @@ class OwnMirror(Mirror):
     """A command's run in MLflow."""
 
     files: ClassVar[Sequence[str]] = (
-        *(CARD, GALLERY, PREDICTIONS, LABEL_FIRST, BAD_FILES, paths.RUN_SCORES),
+        *(CARD, GALLERY, PREDICTIONS, LABEL_FIRST, paths.BAD_FILES, paths.RUN_SCORES),
         *(RECORD, WEIGHTS, TEXTS, paths.RUN_SETTINGS, paths.RUN_HISTORY),
     )
     hint: ClassVar[str] = "the run goes on, and its folder will be whole without it"
@@ -365,7 +369,7 @@ def run(prepared: Prepared, out: Path, tracker: RunTracker) -> Results:
     start, materials = prepared.start, prepared.materials
     clock, folder = RunClock(out), out / paths.RUN_CHECKPOINT
     past = read_history(out) if (folder / "last.safetensors").is_file() else []
-    write_bad_files(materials.survey.bad, out / BAD_FILES, step="survey")
+    write_bad_files(materials.survey.bad, out / paths.BAD_FILES, step="survey")
     images = _stored(materials, folder / _STORE)
     outcome = adapt_images(start, images, Place(tracker, clock, folder, past))
     pair, _ = closest(start.record.class_names, start.texts)

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from microclip import paths
 from microclip.adaptation.training import duration
-from microclip.data.files import BAD_FILES
 from microclip.measure.evaluation import CONFIDENCE_SCALE, Evaluation, evaluate
 from microclip.model.embeddings import TextClassifiers
 from microclip.own_images.inputs import Materials, Texts, Wishes, closest
@@ -262,7 +262,7 @@ def found(materials: Materials, out: Path) -> Iterator[str]:
         others = ", ".join(f"{n} {kind}" for kind, n in survey.others.items())
         yield f"  passed over, no images: {others}"
     if survey.bad:
-        yield f"  left out, cannot be used: {len(survey.bad)}, listed in {out / BAD_FILES}"
+        yield f"  left out, cannot be used: {len(survey.bad)}, listed in {out / paths.BAD_FILES}"
 
 
 def texts(given: Texts, vectors: TextClassifiers, names: tuple[str, ...]) -> Iterator[str]:

@@ -22,9 +22,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from microclip import runtime
-from microclip.data.loading import UnlabelledImages
+from microclip.data.loading import UnlabelledImages, spread
 from microclip.measure.evaluation import CONFIDENCE_SCALE, ViewReader, collect_heads
-from microclip.measure.gallery import spread
 from microclip.methods.base import Classifier
 from microclip.model.backbone import Backbone
 from microclip.settings.base import SettingsError

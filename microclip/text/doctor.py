@@ -19,8 +19,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from scipy import sparse
 
 from microclip import runtime
-from microclip.model.backbone import Backbone
-from microclip.model.embeddings import encode_classes
+from microclip.model.backbone import Backbone, encode_classes
 from microclip.text import answers as rules
 from microclip.text.answers import is_foreign, words
 from microclip.text.classifier import description_classifier

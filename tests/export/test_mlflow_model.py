@@ -116,9 +116,8 @@ def test_a_registered_model_is_served_from_the_store(
 def test_the_model_names_its_input_output_and_pinned_packages(
     icons: Icons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from microclip.export import onnx
 
-    onnx.to_mlflow(icons.adapted, tmp_path / "model")
+    mlflow_model.to_mlflow(icons.adapted, tmp_path / "model")
     told = yaml.safe_load((tmp_path / "model" / "MLmodel").read_text())
     assert json.loads(told["signature"]["inputs"])[0] == {
         "type": "binary",

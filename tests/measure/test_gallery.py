@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from microclip.data.loading import spread
 from microclip.measure import gallery
 from microclip.measure.trained_runs import FusedRun, read
 from tests.fixtures.project import CLASSES, N_TEST, draw
@@ -130,9 +131,9 @@ def test_names_are_escaped() -> None:
 
 
 def test_a_large_test_set_is_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gallery.spread(10, 4) == [0, 3, 6, 9]
-    assert gallery.spread(12, 12) == list(range(12))
-    assert len(gallery.spread(8041, gallery.MAX_IMAGES)) == 731  # every 11th
+    assert spread(10, 4) == [0, 3, 6, 9]
+    assert spread(12, 12) == list(range(12))
+    assert len(spread(8041, gallery.MAX_IMAGES)) == 731  # every 11th
     monkeypatch.setattr(gallery, "MAX_IMAGES", 5)
     page = gallery.page(read(MICROCLIP))
     assert len(Cards(page).cards) == 4

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from microclip.model import embeddings
+from microclip.model import backbone, embeddings
 from microclip.model.backbone import load_backbone
 from microclip.model.embeddings import backbone_key, classifiers, input_key
 from microclip.runtime import MissingDataError
@@ -155,9 +155,9 @@ def test_a_file_from_before_hashes_is_read_and_its_vectors_must_have_length_one(
 def test_batches_give_what_one_text_at_a_time_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     tower = load_backbone("tiny")
     texts = [["A disc.", "It is round."], ["A long bar."], ["One.", "Two.", "Three."]]
-    whole, _ = embeddings.encode_classes(tower, texts)
-    monkeypatch.setattr(embeddings, "_BATCH", 1)
-    parts, _ = embeddings.encode_classes(tower, texts)
+    whole, _ = backbone.encode_classes(tower, texts)
+    monkeypatch.setattr(backbone, "_TEXT_BATCH", 1)
+    parts, _ = backbone.encode_classes(tower, texts)
     assert [tuple(own.shape) for own in whole] == [(2, 16), (1, 16), (3, 16)]
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other)
