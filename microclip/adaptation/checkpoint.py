@@ -1,8 +1,8 @@
-"""One file an epoch from which a run goes on as if it had never stopped.
+"""One file per epoch, from which a run resumes as if it had never stopped.
 
 Weights, the optimiser's moments, what teacher and losses remember, and the random state are tensors
 of one safetensors file, replaced by a rename: there is never half a checkpoint, and nothing is
-unpickled.
+ever unpickled.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` returned; rates and decay stay those of `optimizer`."""
+    """Restore what `optimizer_tensors` returned; rates and decay stay those of `optimizer`."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         number, what = name.split("/", 1)
@@ -65,7 +65,7 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
 
 
 def save(folder: Path, checkpoint: Checkpoint, key: str) -> Path:
-    """Write a checkpoint in place of the last one; `key` names what the run depends on."""
+    """Replace the last checkpoint; `key` names what the run depends on."""
     tensors = {
         **{f"weights/{name}": value for name, value in checkpoint.weights.items()},
         **{f"optimizer/{name}": value for name, value in checkpoint.optimizer.items()},
@@ -96,10 +96,10 @@ def load(folder: Path, key: str) -> Checkpoint | None:
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise _damaged(path, " ".join(str(error).split())) from error
     if record["key"] != key:
-        logger.warning("%s belongs to other settings or inputs; starting from epoch 0", path)
+        logger.warning("%s belongs to other settings or inputs; starting at epoch 0", path)
         return None
     if _hash(tensors) != record["sha256"]:
-        raise _damaged(path, "its tensors do not have the sha256 that it names")
+        raise _damaged(path, "its tensors do not match the sha256 it names")
     return Checkpoint(
         epoch=int(record["epoch"]),
         weights=_below(tensors, "weights/"),
@@ -110,7 +110,7 @@ def load(folder: Path, key: str) -> Checkpoint | None:
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write trained tensors with a record; equal inputs give equal bytes."""
+    """Write trained tensors with a record; the same inputs give the same bytes."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     text = json.dumps(record, sort_keys=True)  # one key: safetensors does not keep their order
     with runtime.atomic_path(path) as target:

@@ -52,17 +52,18 @@ def fairness_loss(
     """Return -factor times the classes' mean of log(mean probability).
 
     Source: sathiiii/microCLIP:engine_self_training.py; factor 1 is L_reg, arXiv:2510.02270v1.
-    The least value is factor * ln(classes). A probability that rounds to zero is read as the
-    smallest normal number, where the released code stops with an infinite loss.
+    The minimum is factor * ln(classes). A probability that rounds to zero counts as the smallest
+    normal number; the released code stops there with an infinite loss.
 
     Departs: fidelity.md#fairness-loss.
     """
+    # log(0) would end the run; the clamp gives a large loss and a zero gradient instead.
     smallest = torch.finfo(mean_probabilities.dtype).tiny
     return -factor * mean_probabilities.clamp_min(smallest).log().mean()
 
 
 class RunningMarginal:
-    """The class marginal that the fairness loss sees.
+    """The class marginal in the fairness loss.
 
     "running" (released code): the first batch's mean probabilities, then half of the previous
     marginal, detached, plus half of the batch's. "batch" (the paper): the batch's alone. Call

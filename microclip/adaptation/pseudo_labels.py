@@ -71,7 +71,7 @@ def fused_similarity(
 
     "features" (released code) normalises the mean of the two embeddings, which multiplies the mean
     of their cosines by 1 / ||mean|| >= 1; "logits" (Eq. 9, arXiv:2510.02270v1) is that mean.
-    `global_weight` stays 0.5 there whatever share the trained prediction uses.
+    `global_weight` stays 0.5 here, whatever share the trained prediction uses.
 
     Raises:
         ValueError: unknown `mode`.

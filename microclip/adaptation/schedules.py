@@ -17,7 +17,7 @@ Decay = Literal["all", "matrices", "weights"]
 
 @dataclass(frozen=True)
 class Position:
-    """Where a training stands when it asks for a learning rate.
+    """Where a training is when it asks for a learning rate.
 
     Attributes:
         step: counted from 0 over all epochs; skipped steps count.
@@ -43,7 +43,7 @@ class OptimizerRecipe:
         schedule: learning rate of each step; see `cosine`.
         epochs: passes over the training images, unless `steps` says otherwise.
         steps: a budget of steps instead of epochs (POUF, CLIP-LoRA); the last pass is cut short.
-        kind: AdamW, or SGD with `momentum`.
+        kind: AdamW, or SGD with `momentum` and perhaps `nesterov`.
         decay: which tensors `weight_decay` shrinks: all, the matrices alone (LayerNorms exempt),
             or all whose name does not hold "bias" (DPA, LaFTer).
         factors: of the learning rate, by the beginning of a tensor's name; others have 1. Two

@@ -27,13 +27,13 @@ BatchOut = TypeVar("BatchOut", bound=Batch, covariant=True)
 
 @dataclass(frozen=True, eq=False)
 class Teaching:
-    """What the teacher says of a batch.
+    """What the teacher says about a batch.
 
     Attributes:
         labels: the classes to learn; None for a loss that needs none (POUF).
         weights: what each label counts for, in [0, 1]; None: all the same.
         parts: the labels that `labels` were mixed from, by the name that history gives them.
-        measures: a number for each image, by column of history; history shows their means.
+        measures: one number per image, by column of history, which shows their means.
     """
 
     labels: Int[Tensor, " batch"] | None = None
@@ -42,9 +42,9 @@ class Teaching:
     measures: Mapping[str, Float[Tensor, " batch"]] = field(default_factory=dict)
 
     def guesses(self) -> dict[str, Int[Tensor, " batch"]]:
-        """All labels by the name that history gives them; "mix" is what is learnt."""
-        learnt = {} if self.labels is None else {"mix": self.labels}
-        return {**self.parts, **learnt}
+        """All labels by the name that history gives them; "mix" is what is learned."""
+        learned = {} if self.labels is None else {"mix": self.labels}
+        return {**self.parts, **learned}
 
 
 class Part:
@@ -61,7 +61,7 @@ class Part:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
 
 
 class Teacher(Part, ABC, Generic[BatchIn]):

@@ -1,11 +1,11 @@
 """The trainer of every method: batches -> teacher -> losses -> optimiser, epoch by epoch.
 
-It owns what all trainings share: epochs or a budget of steps, the learning rate, the guard against
-losses that are no numbers, exact resume, and reports. What a method is made of are the parts that
-it is given: a model, a teacher, losses, an optimiser recipe and batches. `docs/add-a-method.md`
-sketches each method of the paper's tables in these parts.
+It owns what all methods share: epochs or a budget of steps, the learning rate, the guard against
+NaN and infinity, exact resume, and reports. A method supplies the parts: a model, a teacher,
+losses, an optimiser recipe and batches. `docs/add-a-method.md` sketches every method of the paper's
+tables in these parts.
 
-Nothing in a step waits for a value on the host; what is not finite is noticed every few steps.
+No step waits for a value on the host; a loss that is not finite is noticed every few steps.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ class Batches(Protocol[BatchOut]):
 
     @property
     def device(self) -> torch.device:
-        """Where the batches lie."""
+        """Where the batches are."""
 
     @property
     def seed(self) -> int:
         """What all random draws of the training derive from."""
 
     def identity(self) -> dict[str, object]:
-        """Return what names the batches: another value makes an old checkpoint useless."""
+        """Return what identifies the batches; a checkpoint of other batches is ignored."""
 
     def batches(self, first_epoch: int, last_epoch: int) -> Iterator[BatchOut]:
         """Yield the batches of some epochs, the same ones at each call."""
@@ -81,13 +81,13 @@ class Batches(Protocol[BatchOut]):
 
 @runtime_checkable
 class Watcher(Protocol):
-    """Hears how a training goes, and gives nothing back."""
+    """Hears how a training goes; it returns nothing, so it cannot change the training."""
 
     def pseudo_labels(self, indices: Int[Tensor, " batch"], guesses: dict[str, Tensor]) -> None:
-        """Take note of the labels guessed for some images."""
+        """Record the labels guessed for some images."""
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        """Take note of an epoch's end; 0 is the network before training."""
+        """Record the end of an epoch; epoch 0 is the network before training."""
 
     def message(self, text: str) -> None:
         """Show a line of progress."""
@@ -113,7 +113,7 @@ class Trainer(Generic[BatchT]):
     ) -> None:
         """Prepare a training; `precision` "bf16" is autocast, on a CPU too.
 
-        `settings` is all that the parts were built from: a checkpoint of others is not taken up.
+        `settings` is everything the parts were built from; checkpoints of others are ignored.
         """
         self.model = model
         self.views = views
@@ -134,7 +134,7 @@ class Trainer(Generic[BatchT]):
         )
 
     def train(self, watcher: Watcher, checkpoints: Path | None = None) -> None:
-        """Train all epochs, going on from the last checkpoint in `checkpoints`.
+        """Train all epochs, resuming from the last checkpoint in `checkpoints`.
 
         Raises:
             NonFiniteLossError: a loss term is infinite or not a number.
@@ -203,6 +203,7 @@ class Trainer(Generic[BatchT]):
             if teaching is None:
                 return None
             terms = self._losses.terms(batch, teaching, generator)
+        # None instead of zeros: a tensor without gradient then keeps its weight, decay included.
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward([total(terms)])
         if self._recipe.gradient_clip == "l1":
@@ -217,7 +218,7 @@ class Trainer(Generic[BatchT]):
         return rate
 
     def _resume(self, folder: Path | None) -> int:
-        """Put back the last checkpoint and return its epoch; 0 if there is none."""
+        """Load the last checkpoint and return its epoch; 0 if there is none."""
         found = None if folder is None else checkpoint.load(folder, self._key)
         if found is None:
             return 0
@@ -226,6 +227,7 @@ class Trainer(Generic[BatchT]):
         for name, part in self._parts.items():
             state = {key: value.to(self.views.device) for key, value in found.part(name).items()}
             part.load_state_dict(state)
+        # Dropout draws from the global generator: without its state a resumed run would differ.
         torch.set_rng_state(found.rng)
         return found.epoch
 
@@ -252,7 +254,7 @@ def total(terms: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
 
 
 class FiniteGuard:
-    """Remembers the first step at which a loss term was not finite, without asking the device."""
+    """Remembers the first step with a loss term that is not finite, without a host sync."""
 
     def __init__(self, epoch: int) -> None:
         """Watch one epoch."""
@@ -260,7 +262,7 @@ class FiniteGuard:
         self._first_bad: dict[str, Tensor] = {}
 
     def note(self, step: int, terms: Mapping[str, Tensor]) -> None:
-        """Take note of a step's loss terms; every `CHECK_EVERY` steps, check.
+        """Record a step's loss terms; check every `CHECK_EVERY` steps.
 
         Raises:
             NonFiniteLossError: see `check`.
@@ -273,25 +275,25 @@ class FiniteGuard:
             self.check()
 
     def check(self) -> None:
-        """Raise NonFiniteLossError naming term, epoch and step if any was noted."""
+        """Raise NonFiniteLossError with term, epoch and step if a loss was not finite."""
         for name, first in self._first_bad.items():
             step = int(first)
             if step >= 0:
                 raise NonFiniteLossError(
                     f"expected a finite loss, got NaN or infinity in loss_{name} at epoch "
                     f"{self._epoch}, step {step + 1}; lower learning_rate or use precision fp32, "
-                    "the checkpoint of the epoch before is kept"
+                    "the checkpoint of the last epoch is kept"
                 )
 
     def check_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Raise NonFiniteLossError naming a tensor that an update has spoilt."""
+        """Raise NonFiniteLossError with the name of a tensor that an update broke."""
         finite = torch.stack([value.detach().isfinite().all() for value in weights.values()])
         for name, is_finite in zip(weights, finite.tolist(), strict=True):
             if not is_finite:
                 raise NonFiniteLossError(
                     f"expected finite weights, got NaN or infinity in {name} after epoch "
                     f"{self._epoch}; lower learning_rate or use precision fp32, the checkpoint of "
-                    "the epoch before is kept"
+                    "the last epoch is kept"
                 )
 
 
@@ -325,12 +327,12 @@ class Progress:
     """A line every few seconds: epoch, step, and the time left at the pace so far."""
 
     def __init__(self, *, n_epochs: int, n_steps: int, first_epoch: int) -> None:
-        """Begin now, with the first step of `first_epoch`."""
+        """Start the clock at the first step of `first_epoch`."""
         self._n_epochs, self._n_steps, self._first_epoch = n_epochs, n_steps, first_epoch
         self._started = self._shown = time.monotonic()
 
     def line(self, epoch: int, step: int) -> str | None:
-        """Return the line to show after a step, or None if the last one is recent."""
+        """Return the line to show after a step, or None if one was shown a moment ago."""
         now = time.monotonic()
         if now - self._shown < _LINE_EVERY_S:
             return None

@@ -1,6 +1,6 @@
-"""What a method is: it sees what its supervision allows, and leaves a classifier behind.
+"""What a method is: it sees what its supervision allows, and returns a classifier.
 
-A file of this folder is a method, its name is the key; nothing registers itself. This module
+Each file of this folder is a method and its name is the key; nothing is registered. This module
 imports no torch, so that a study can be planned without it.
 """
 
@@ -42,13 +42,13 @@ class Supervision(StrEnum):
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Where a run reports: a row an epoch, and lines for people."""
+    """Where a run reports: one row per epoch, and lines for people."""
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         """Record one row of history; the same epoch written again replaces the row."""
 
     def message(self, text: str) -> None:
-        """Show one line to whoever watches."""
+        """Show one line."""
 
 
 class Silence:
@@ -63,7 +63,7 @@ class Silence:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """What a classifier must be given of a test image."""
+    """What a classifier needs of a test image."""
 
     kind: Literal["embedding", "image"]
     crop: Literal["center", "random"] = "center"
@@ -71,7 +71,7 @@ class ViewPlan:
 
 @dataclass(frozen=True)
 class Views:
-    """A batch as a ViewPlan asks for it: one of the two is set."""
+    """A batch in the form that a ViewPlan asks for; one of the two is set."""
 
     embeddings: Float[Tensor, "batch embedding"] | None = None  # frozen [CLS], unit norm
     images: Float[Tensor, "batch 3 height width"] | None = None  # normalised
@@ -79,15 +79,15 @@ class Views:
 
 @runtime_checkable
 class Monitor(Protocol):
-    """Measures a method from outside; it takes guesses and a classifier, and gives nothing back."""
+    """Measures a method from outside: takes guesses and a classifier, returns nothing."""
 
     def pseudo_labels(
         self, indices: Int[Tensor, " batch"], guesses: Mapping[str, Int[Tensor, " batch"]]
     ) -> None:
-        """Take the labels that were guessed for training images, by kind of guess."""
+        """Record the labels guessed for training images, by kind of guess."""
 
     def evaluate(self, classifier: Classifier) -> None:
-        """Test the classifier as it stands."""
+        """Test the classifier in its present state."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Task:
 
 @runtime_checkable
 class Classifier(Protocol):
-    """An adapted classifier: the one path of prediction."""
+    """An adapted classifier; every prediction goes through it."""
 
     views: ViewPlan
 
@@ -117,7 +117,7 @@ class Classifier(Protocol):
         """Return cosine similarities; the arg max is the prediction."""
 
     def heads(self, views: Views) -> dict[str, Float[Tensor, "batch classes"]]:
-        """Return `logits` as "fused", and the predictions that it is made of, by name."""
+        """Return `logits` as "fused", and the heads it is made of, by name."""
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return only what was trained, by name."""
@@ -137,7 +137,7 @@ class Watching:
             self.task.monitor.pseudo_labels(indices, guesses)
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        """Have the classifier measured as it stands, and record the row."""
+        """Measure the classifier in its present state, then record the row."""
         if self.task.monitor is not None:
             self.task.monitor.evaluate(self.classifier)
         self.tracker.epoch(epoch, row)
@@ -174,7 +174,7 @@ class Method(Protocol[MethodSettings]):
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """Unlabelled images in the two forms that a method may read; embeddings are made when asked."""
+    """Unlabelled images in the two forms a method may read; embeddings are computed on demand."""
 
     images: UnlabelledImages
     embeddings: Callable[[], Float[Tensor, "image embedding"]]  # frozen [CLS], on the task's device
@@ -188,7 +188,7 @@ def grant(
     test: Sight,
     examples: Examples | None = None,
 ) -> Task:
-    """Return the task with what the method's supervision allows it to see, and nothing else.
+    """Return the task with exactly what the method's supervision allows it to see.
 
     Raises:
         SettingsError: a few-shot method, and there are no labelled `examples`.
@@ -213,7 +213,7 @@ def grant(
 
 
 def known_methods() -> list[str]:
-    """Return the names of all methods: one file of this folder each."""
+    """Names of all methods, one file of this folder each."""
     return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _NOT_METHODS)
 
 
@@ -241,5 +241,5 @@ def reads_of(name: str) -> Literal["embeddings", "images"]:
 
 
 def evaluation_fields(name: str) -> frozenset[str]:
-    """Return the settings that only change how a trained method is tested."""
+    """Settings that only change how a trained method is tested."""
     return frozenset(getattr(load_method(name), "EVALUATION_FIELDS", ()))

@@ -188,7 +188,7 @@ class FusionClassifier:
 
     @property
     def fusion(self) -> TokenFusion:
-        """Return the network, for those who look at its tokens."""
+        """The network, for figures that look at its tokens."""
         return self._fusion
 
     def logits(self, views: Views) -> Float[Tensor, "batch classes"]:
@@ -274,7 +274,7 @@ class SelfTrainingLosses(Losses[ViewBatch]):
         self._marginal = RunningMarginal("batch" if settings.fairness == "paper" else "running")
 
     def start_epoch(self, epoch: int) -> None:
-        """Forget the last epoch's marginal."""
+        """Forget the last epoch's marginal, as the released code does."""
         del epoch
         self._marginal.reset()
 
@@ -299,7 +299,7 @@ class SelfTrainingLosses(Losses[ViewBatch]):
         return self._marginal.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put the running marginal back."""
+        """Restore the running marginal."""
         self._marginal.load_state_dict(dict(state))
 
     def _fairness(self, logits: Float[Tensor, "batch classes"], scale: float) -> Float[Tensor, ""]:
@@ -405,7 +405,7 @@ def _frozen_prior(
 
 
 def _measures(saliency: Saliency) -> dict[str, Float[Tensor, " batch"]]:
-    """Return what history shows of the cuts of a batch, an entry an image."""
+    """What history shows of a batch's cuts, one entry per image."""
     found = {"salient_patches": saliency.mask.sum(dim=-1).float()}
     if saliency.degenerate is not None:
         found["degenerate_rate"] = saliency.degenerate.float()

@@ -1,8 +1,11 @@
-"""The CLIP that everything stands on: any open_clip vision transformer, one forward pass.
+"""The CLIP under everything: any open_clip vision transformer, from its YAML file to its tokens.
 
-The last block is computed for two purposes at once: the class token attends to all tokens (one
-query row instead of n+1), and each patch goes through the value path, that is the block with its
-attention matrix replaced by the identity.
+One forward pass serves two purposes. In the last block the class token attends to all tokens (one
+query row instead of n+1), and each patch takes the value path: the block with its attention matrix
+replaced by the identity.
+
+This is longer than most modules because loading, checking and running a network is one subject:
+what `_check_tower` refuses is what `_hidden` and `_last_block` cannot compute.
 """
 
 from __future__ import annotations
@@ -34,6 +37,9 @@ from microclip.settings.base import read_yaml, validated
 from microclip.settings.study import BackboneSettings
 
 Tokenizer = Callable[[list[str]], Tensor]
+
+_TEXT_BATCH = 256  # texts at a time
+_SHOWN = 3  # names in an error
 
 
 def read_backbone(name: str) -> BackboneSettings:
@@ -254,9 +260,6 @@ def unit_norm(vectors: Float[Tensor, "*lead size"]) -> Float[Tensor, "*lead size
     )
 
 
-_TEXT_BATCH = 256  # texts at a time
-
-
 class Backbone(nn.Module):
     """An open_clip ViT with the two outputs that this project needs.
 
@@ -266,8 +269,8 @@ class Backbone(nn.Module):
         embedding_dim: of the space shared by images and texts.
         patch_grid: rows and columns of patches.
         image_size: side of the square input, px.
-        mean: of the channels, in [0, 1], that images are normalised with.
-        std: likewise.
+        mean: of each colour channel, in [0, 1]; images are normalised with it.
+        std: deviation of each channel, as `mean`.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer | None = None) -> None:
@@ -296,7 +299,7 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Where the weights are."""
         device: torch.device = self.visual.class_embedding.device
         return device
 
@@ -348,13 +351,13 @@ class Backbone(nn.Module):
     def encode_tokens(
         self, tokens: Int[Tensor, "text context"], *, normalize: bool = True
     ) -> Float[Tensor, "text embedding"]:
-        """Return embeddings of token ids, unit norm or of the length that the tower gives them."""
+        """Return embeddings of token ids, normalised or as the tower returns them."""
         model: Any = self.model
         raw: Tensor = model.encode_text(tokens.to(self.device))
         return unit_norm(raw) if normalize else raw
 
     def layer_norms(self) -> dict[str, nn.Parameter]:
-        """Return the gains and biases of all LayerNorms of the image tower, by their name in it."""
+        """Gains and biases of the image tower's LayerNorms, by name."""
         return {
             f"{path}.{name}": parameter
             for path, module in self.visual.named_modules()
@@ -384,7 +387,7 @@ class Backbone(nn.Module):
         return self._tokenizer(texts)
 
     def _encode(self, images: Tensor, *, with_patches: bool) -> Tensor:
-        """Return the tokens kept by the last block, computed in parts that a CPU's cache holds."""
+        """Return the tokens that the last block keeps, in slices that fit a CPU's cache."""
         is_whole = torch.is_grad_enabled() or images.device.type != "cpu"
         parts = (images,) if is_whole else torch.split(images, _CPU_SLICE)
         kept = [self._last_block(self._hidden(p), with_patches=with_patches) for p in parts]
@@ -403,7 +406,7 @@ class Backbone(nn.Module):
         patches = visual.conv1(images).flatten(2).mT
         cls = visual.class_embedding.expand(images.shape[0], 1, -1)
         place = visual.positional_embedding
-        # adding the places in their own precision keeps the residual stream float32 under autocast
+        # Positions are added in float32, which keeps the residual stream float32 under autocast.
         hidden: Tensor = visual.ln_pre(torch.cat([cls + place[:1], patches + place[1:]], dim=1))
         for block in visual.transformer.resblocks[:-1]:
             normed = block.ln_1(hidden)
@@ -414,7 +417,7 @@ class Backbone(nn.Module):
     def _last_block(
         self, hidden: Float[Tensor, "batch token width"], *, with_patches: bool
     ) -> Float[Tensor, "batch kept width"]:
-        """Return the class token by attention, then the patches by the value path if wanted."""
+        """Return the class token by attention, then the patches by the value path if asked for."""
         block = self.visual.transformer.resblocks[-1]
         normed = block.ln_1(hidden)
         (query,) = _packed(block.attn, normed[:, :1], 0, 1)
@@ -460,7 +463,7 @@ def _packed(attention: Any, tokens: Tensor, first: int, last: int) -> tuple[Tens
 
 
 def _attend(attention: Any, *parts: Tensor) -> Tensor:
-    """Return what each row of (query, key, value)'s query gathers, heads side by side."""
+    """Multi-head attention of (query, key, value), heads side by side."""
     query, key, value = (
         rearrange(part, "b n (h d) -> b h n d", h=attention.num_heads) for part in parts
     )
@@ -476,7 +479,7 @@ def _finish(block: Any, hidden: Tensor, mixed: Tensor) -> Tensor:
 
 
 def _check_tower(model: nn.Module) -> None:
-    """Refuse image towers that the forward pass above does not describe."""
+    """Refuse image towers that the forward pass above cannot compute."""
     tower = getattr(model, "visual", None)
     if not isinstance(tower, VisionTransformer):
         raise ValueError(  # noqa: TRY004  a wrong network, as the other refusals here
@@ -500,7 +503,7 @@ def _check_tower(model: nn.Module) -> None:
 
 
 def _is_plain(block: Any) -> bool:
-    """Return whether a block is LayerNorm, attention, LayerNorm, MLP and nothing else."""
+    """True for a block of LayerNorm, attention, LayerNorm, MLP and nothing else."""
     attention = block.attn
     norms = (getattr(attention, name, None) for name in ("ln_q", "ln_k", "ln_inner"))
     return (
@@ -514,13 +517,10 @@ def _is_plain(block: Any) -> bool:
     )
 
 
-_SHOWN = 3  # names in an error
-
-
 def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
     """Return in words how `found` differs from `expected` by names and shapes, or None.
 
-    Both counts stand first, then the first few differing names.
+    Gives both counts, then the first few names that differ.
     """
     parts = [
         f"{word} {_named(sorted(names))}"
@@ -548,7 +548,7 @@ def _named(names: list[str]) -> str:
 def encode_classes(
     backbone: Backbone, texts: Sequence[Sequence[str]]
 ) -> tuple[list[Float[Tensor, "_ embedding"]], int]:
-    """Return the raw embeddings of texts by class, in batches, and how many of all were cut."""
+    """Return each class's text embeddings, not normalised, and how many texts were cut."""
     flat = [text for own in texts for text in own]
     raw, n_cut = [], 0
     for start in range(0, len(flat), _TEXT_BATCH):

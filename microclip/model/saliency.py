@@ -1,8 +1,8 @@
 """Salient patches of an image: a two-way normalised cut of its patch graph.
 
-The graph joins patches whose similarity exceeds a threshold. The cut is read from one
-eigenvector (the Fiedler vector) of the graph's normalised Laplacian. Everything is batched, has no
-gradient and never waits for a value on the host, apart from the eigensolver's own status check.
+The graph joins patches whose similarity exceeds a threshold. One eigenvector of its normalised
+Laplacian, the Fiedler vector, gives the cut. Everything is batched, without gradient, and never
+waits for a value on the host, except in the eigensolver's own status check.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional
 Threshold = Literal["std", "mean"]
 SignRule = Literal["seed", "as-computed"]
 
-# Eigenvalues of a normalised Laplacian lie in [0, 2]; the shift moves the null vector past them.
+# Eigenvalues of a normalised Laplacian are in [0, 2]; the shift moves the null vector past them.
 _DEFLATION_SHIFT = 3.0
 
 
@@ -104,6 +104,7 @@ def normalized_cut(
     # bf16 dot products move edges across tau, and the eigenvector with them: never autocast here.
     with torch.autocast(device_type=tokens.device.type, enabled=False):
         weights = affinity(tokens, tau=options.tau, eps=options.eps, normalize=options.normalize)
+        # float64: in float32 the mask of two close eigenvalues depends on the maths library.
         fiedler, gap = fiedler_vector(weights.to(solver_dtype))
         mask, fiedler = salient_side(fiedler, threshold=options.threshold, sign=options.sign)
     degenerate = gap < options.min_gap
@@ -158,6 +159,7 @@ def fiedler_vector(
     of 5e-3 in float32 on such a graph, 1e-6 with it).
     """
     matrix, null = laplacian(weights)
+    # Unshifted, eigh mixes the null vector into the wanted one where the graph nearly splits.
     shifted = matrix + _DEFLATION_SHIFT * null[:, :, None] * null[:, None, :]
     eigenvalues, eigenvectors = torch.linalg.eigh(shifted)
     if weights.shape[-1] == 2:  # the other vector is the shifted one: nothing to be confused with
@@ -180,6 +182,7 @@ def salient_side(
     Raises:
         ValueError: `threshold` or `sign` is not one of the known words.
     """
+    # An eigenvector has no sign of its own: its largest entry decides, or the solver would.
     seed = fiedler.abs().argmax(dim=-1, keepdim=True)
     oriented = torch.where(fiedler.gather(-1, seed) < 0, -fiedler, fiedler)
     match sign:

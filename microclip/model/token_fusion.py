@@ -26,8 +26,8 @@ class FusionOptions:
     """Choices of TokenFusion; the defaults are those of the released code but for the cut's sign.
 
     Attributes:
-        query: what asks: the mean of the salient patches, of all patches, one random patch (drawn
-            anew for each image and call) or the class token.
+        query: the mean of the salient patches, of all patches, one random patch (a new draw for
+            each image and call) or the class token.
         pooling: attention over all patches, or the query itself (no attention, no maps).
         global_weight: share of the global similarity in the fused one, in [0, 1].
         train_head: which prediction is trained: the fused one, or the class token's alone.

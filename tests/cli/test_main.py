@@ -174,7 +174,7 @@ def test_a_run_that_is_told_to_stop_says_so_and_continues_later(
         command, env=environment(project), stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     assert again.stderr is not None
-    assert any("going on after epoch" in line for line in again.stderr)
+    assert any("resuming after epoch" in line for line in again.stderr)
     os.killpg(again.pid, signal.SIGKILL)
     again.communicate()
 

@@ -76,7 +76,7 @@ def check_continued(place: Path) -> None:
     assert released.returncode == 0, released.stderr
     done = folder.snakemake(place, *MACHINE)
     assert done.returncode == 0, done.stdout
-    assert "going on after epoch" in done.stdout
+    assert "resuming after epoch" in done.stdout
     assert "epoch 1/30:" not in done.stdout
     assert epochs(place) == list(range(31))
     assert len(before) > 3
