@@ -1,6 +1,8 @@
-"""Descriptions by a language model: what is missing is asked for, read, kept, asked for again.
+"""Descriptions by a language model: from an order to questions, answers and files.
 
-The cache of answers is the state: what is written here follows from it and from the settings.
+The answer cache is the only state: everything written here follows from it and from the settings.
+The module goes the whole way of one order, from questions to the descriptions file and its usage
+file, because each step needs the order and the cache.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from microclip.text.prompts import Prompt, PromptSet, fill, load_prompt_set, rea
 
 @dataclass(frozen=True)
 class Order:
-    """Classes to be described, by whom, and what stands in for a class in quarantine."""
+    """Classes to describe, who describes them, and the templates for classes in quarantine."""
 
     class_names: tuple[str, ...]
     settings: DescriptionSettings
@@ -51,7 +53,7 @@ class Order:
 
     @property
     def ask(self) -> AskSettings:
-        """Return how the model is asked. Raises SettingsError if the engine reads a file."""
+        """How the model is asked. Raises SettingsError if the engine reads a file."""
         if self.settings.ask is None:
             raise SettingsError(
                 f"{self.settings.name!r} reads a file and asks no model; name another --llm"
@@ -60,15 +62,15 @@ class Order:
 
     @property
     def is_batch(self) -> bool:
-        """Return whether requests go out in files, at half price."""
+        """Whether requests are sent in files, at half price."""
         return self.settings.engine == "batch"
 
     def prompt_set(self) -> PromptSet:
-        """Return the prompts' set."""
+        """The prompt set that the settings name."""
         return load_prompt_set(self.settings.prompts)
 
     def parameters(self) -> dict[str, Any]:
-        """Return the parameters of every request: the prompt set's, then the settings'."""
+        """Parameters of every request: the prompt set's, overridden by the settings'."""
         sampling = self.prompt_set().sampling.model_dump(exclude_none=True)
         merged = {**sampling, **self.ask.parameters}
         return {key: value for key, value in merged.items() if value is not None}
@@ -76,7 +78,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt about one class: what is sent, and the key of its answers."""
+    """One prompt about one class: the body to send, and the key of its answers."""
 
     prompt: Prompt
     key: str
@@ -84,10 +86,11 @@ class Question:
 
 
 def questions(order: Order) -> list[Question]:
-    """Return every question of an order, class by class.
+    """All questions of an order, class by class.
 
     Raises:
-        SettingsError: two classes that read the same, no prompts for them, no place for a domain.
+        SettingsError: two classes read the same, or there are no prompts for the classes, or the
+            prompts have no {domain}.
     """
     _refuse_alike(order.class_names)
     asked = order.prompt_set().prompts(
@@ -126,13 +129,13 @@ def _refuse_alike(class_names: Sequence[str]) -> None:
 _SHOWN = 60  # characters of an answer or prompt in an error
 Say = Callable[[str], None]
 Send = Callable[[Sequence[Request]], None]
-_CLAIMED_S = 0.3  # between two looks at what another process is asking for
-_REPORT_S = 5.0  # between two lines of progress
+_CLAIMED_S = 0.3  # pause while another process asks all that is missing
+_REPORT_S = 5.0  # between two progress messages
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is still to be asked, and about what it takes."""
+    """The requests still to be sent, and what they will roughly cost."""
 
     n_requests: int
     n_answered: int  # requests whose answers are in the cache
@@ -143,7 +146,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Sentences by class, classes that stay without them and why, and what all of it took."""
+    """Sentences by class, classes without a usable answer and why, and what all of it cost."""
 
     sentences: Mapping[str, tuple[str, ...]]
     quarantined: Mapping[str, str]
@@ -155,7 +158,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Reading:
-    """The sentences of a sample and the answer they stand in, or why there are none."""
+    """The sentences of a sample and their answer, or the reason why there are none."""
 
     sentences: Sequence[str] = ()
     record: AnswerRecord | None = None
@@ -164,7 +167,7 @@ class _Reading:
 
 @dataclass
 class Command:
-    """What this command has done."""
+    """What this command has done so far."""
 
     faults: dict[str, int] = field(default_factory=dict)
     n_sent: int = 0
@@ -172,12 +175,12 @@ class Command:
 
 
 class Generation:
-    """One order, and the answers to it that are there."""
+    """One order and its answers so far."""
 
     def __init__(
         self, order: Order, cache: AnswerCache, *, retry_quarantined: bool = False
     ) -> None:
-        """Make the questions; nothing is sent. Raises SettingsError, see `orders.questions`."""
+        """Prepare the questions; nothing is sent. Raises SettingsError as `questions` does."""
         self.order = order
         self.done = Command()
         self._cache = cache
@@ -185,6 +188,7 @@ class Generation:
         self._mode = order.ask.answers or self._prompts.parser
         self._samples = range(order.ask.samples or self._prompts.n_samples)
         self._questions = questions(order)
+        # Answers from before this command; with --retry-quarantined they do not use up tries.
         self._tries = {
             (q.key, s): len(cache.answers(q.key, s)) if retry_quarantined else 0
             for q, s in self._wanted()
@@ -194,7 +198,7 @@ class Generation:
         return ((q, s) for q in self._questions for s in self._samples)
 
     def _read(self, question: Question, sample: int) -> _Reading:
-        """Return what the first usable answer to a sample says, or why the last one is not."""
+        """Read the first usable answer to a sample, or say why the last one is unusable."""
         why = "no answer"
         for record in self._cache.answers(question.key, sample):
             shown = " ".join(record["text"].split())[:_SHOWN]
@@ -210,7 +214,7 @@ class Generation:
         return _Reading(why=why)
 
     def missing(self) -> list[Request]:
-        """Return what is still to be asked: no usable answer, and tries left."""
+        """Requests still to be sent: those without a usable answer and with tries left."""
         found: dict[str, Request] = {}
         for question in self._questions:
             samples = tuple(s for s in self._samples if self._is_missing(question, s))
@@ -229,7 +233,7 @@ class Generation:
         return tried < self.order.ask.tries and not self._read(question, sample).sentences
 
     def estimate(self) -> Estimate:
-        """Return what is still to be asked and about what it takes, without sending anything."""
+        """Estimate the requests still to be sent and their cost, without sending anything."""
         requests = self.missing()
         expected = sum(
             (expected_tokens(r.whole_body(), r.sentences) for r in requests), start=Tokens()
@@ -245,7 +249,7 @@ class Generation:
         )
 
     def run(self, say: Say, max_cost_usd: float | None) -> None:
-        """Ask for what is missing until nothing is, or tries are used up.
+        """Ask for what is missing until nothing is missing, or all tries are used up.
 
         Raises:
             ServiceError, SettingsError, BudgetError: see `llm_chat.Crew` and `llm_batch.Batches`.
@@ -270,7 +274,7 @@ class Generation:
             caller.connection.client.close()
 
     def _sender(self, caller: Caller, budget: Budget, keep: _Progress) -> Send:
-        """Return what sends requests and keeps their answers."""
+        """The function that sends requests and stores their answers."""
         if not self.order.is_batch:
             return Crew(self.order.ask, caller, budget, keep).ask
         batches = Batches(self.order.ask, caller, budget, self._cache)
@@ -278,17 +282,18 @@ class Generation:
         return batches.ask
 
     def cancel(self, say: Say) -> int:
-        """End batches under way, keep what they have answered, return how many there were."""
+        """Cancel running batches, store what they have answered, and return their number."""
         ask = self.order.ask
         batches = Batches(ask, Caller(ask, connect(ask)), Budget(None), self._cache)
         batches.report = say
         return batches.cancel(self.missing())
 
     def _claim_and_ask(self, missing: Sequence[Request], send: Send) -> None:
-        """Ask for what no other process asks for; wait if that is nothing."""
+        """Ask what no other process is asking; if that is nothing, wait a moment."""
         mine = self._cache.claim(request.key for request in missing)
         try:
-            self._cache.refresh()  # what was answered before the claim
+            # Another process may have answered them just before our claim: look before paying.
+            self._cache.refresh()
             if requests := [request for request in self.missing() if request.key in mine]:
                 send(requests)
         finally:
@@ -298,7 +303,7 @@ class Generation:
             self._cache.refresh()
 
     def outcome(self) -> Outcome:
-        """Return the sentences that there are, class by class, and what they took."""
+        """The sentences so far, class by class, and what they cost."""
         sentences: dict[str, list[str]] = {name: [] for name in self.order.class_names}
         bad: dict[str, str] = {}
         used = []
@@ -313,10 +318,10 @@ class Generation:
         for name in bad:
             sentences[name] = sentences[name] or fill(self.order.templates, [name])[0]
         whole = {name: tuple(own) for name, own in sentences.items()}
-        return Outcome(whole, bad, used, *self._taken())
+        return Outcome(whole, bad, used, *self._total_usage())
 
-    def _taken(self) -> tuple[int, Tokens, float | None]:
-        """Return how many answers there are, usable or not, their tokens and price."""
+    def _total_usage(self) -> tuple[int, Tokens, float | None]:
+        """Number of answers, usable or not, their tokens and their price."""
         tokens, cost, n_answers = Tokens(), 0.0, 0
         prices = self.order.ask.prices
         for question in {q.key: q for q in self._questions}.values():
@@ -331,7 +336,7 @@ class Generation:
 
 
 class _Progress:
-    """Keeps answers and says now and then how far it is."""
+    """Stores answers, and reports progress every few seconds."""
 
     def __init__(self, cache: AnswerCache, budget: Budget, say: Say, n_requests: int) -> None:
         self.say = say
@@ -339,36 +344,36 @@ class _Progress:
         self._budget = budget
         self._n_requests = n_requests
         self._n_kept = 0
-        self._told = time.monotonic()
+        self._reported = time.monotonic()
 
     def __call__(self, found: Sequence[AnswerRecord]) -> None:
         self._cache.add(found)
         self._n_kept += 1
-        if time.monotonic() - self._told >= _REPORT_S:
-            self._told = time.monotonic()
+        if time.monotonic() - self._reported >= _REPORT_S:
+            self._reported = time.monotonic()
             money = f", {self._budget.spent_usd:.4f} USD" if self._budget.spent_usd else ""
-            self.say(f"{self._n_kept} answers of {self._n_requests} requests{money}")
+            self.say(f"{self._n_kept} of {self._n_requests} requests answered{money}")
 
 
 def checked_outcome(found: Outcome, order: Order) -> Outcome:
-    """Return an outcome that may be used.
+    """Return `found` if it may be used.
 
     Raises:
-        ServiceError: classes are in quarantine and the settings do not allow it.
+        ServiceError: classes are in quarantine and the settings do not allow that.
     """
     if found.quarantined and not order.ask.allow_quarantined:
         shown = "; ".join(f"{name!r} ({why})" for name, why in list(found.quarantined.items())[:3])
         more = f"; and {len(found.quarantined) - 3} more" if len(found.quarantined) > 3 else ""
         raise runtime.ServiceError(
             f"{len(found.quarantined)} of {len(order.class_names)} classes are in quarantine, "
-            f"no usable answer in {order.ask.tries} tries: {shown}{more}; try again with "
+            f"without a usable answer in {order.ask.tries} tries: {shown}{more}; try again with "
             "--retry-quarantined, or describe them by templates with --allow-quarantined"
         )
     return found
 
 
 class LastCommand(TypedDict):
-    """What one command sent and spent, beside its estimate."""
+    """What one command sent and spent, next to its estimate."""
 
     estimated_requests: int
     estimated_prompt_tokens: int
@@ -380,7 +385,7 @@ class LastCommand(TypedDict):
 
 
 class Usage(TypedDict):
-    """The usage file: what a set of descriptions took, in all and in the last command."""
+    """The usage file: what a set of descriptions cost, in total and in the last command."""
 
     descriptions: str
     dataset: str | None
@@ -400,12 +405,12 @@ class Usage(TypedDict):
 
 
 def usage_file(target: Path) -> Path:
-    """Return the file beside a descriptions file that says what it took."""
+    """Usage file next to a descriptions file."""
     return target.with_suffix(".usage.json")
 
 
 def _document(order: Order, found: Outcome) -> dict[str, Any]:
-    """Return a descriptions file's content; the same answers give the same bytes."""
+    """Content of a descriptions file; the same answers give the same bytes."""
     prompts = order.prompt_set()
     days = sorted({_day(record["created"]) for record in found.used})
     values: dict[str, Any] = {
@@ -431,12 +436,12 @@ def _day(created: int) -> str:
 
 
 def _author(record: AnswerRecord) -> str:
-    print_ = record.get("fingerprint")
-    return f"{record['answered_by']} ({print_})" if print_ else str(record["answered_by"])
+    fingerprint = record.get("fingerprint")
+    return f"{record['answered_by']} ({fingerprint})" if fingerprint else record["answered_by"]
 
 
 def _usage(work: Generation, found: Outcome, before: Estimate) -> Usage:
-    """Return what descriptions took: all of it, and this command's part beside its estimate."""
+    """What the descriptions cost in total, and this command's share next to its estimate."""
     order = work.order
     prices = order.ask.prices
     return {
@@ -467,10 +472,10 @@ def _usage(work: Generation, found: Outcome, before: Estimate) -> Usage:
 
 
 def write_usage(target: Path, work: Generation, before: Estimate) -> None:
-    """Write what the answers that are there took, complete or not."""
+    """Write what the answers so far have cost, complete or not."""
     runtime.write_json(usage_file(target), _usage(work, work.outcome(), before))
 
 
 def write_descriptions(target: Path, order: Order, found: Outcome) -> None:
-    """Write descriptions whole or not at all."""
+    """Write the descriptions file, whole or not at all."""
     runtime.write_json(target, _document(order, found))

@@ -1,7 +1,7 @@
-"""Language models behind OpenAI's protocol: who is asked, what a fault means, when to give up.
+"""Language models behind OpenAI's protocol: what a request costs, what a fault means, retries.
 
-The key is read from the environment here and goes into the client alone; texts of the service,
-which may repeat it, are cleaned before anything else sees them.
+The key is read from the environment here and goes only into the client. The service's own texts may
+repeat it, so it is removed from them before anything else sees them.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ from microclip.settings.llms import AskSettings, Prices
 
 logger = logging.getLogger(__name__)
 
-# The body of a request: model, messages or prompt, and parameters as each service names them. No
-# record: a setting may pass any parameter on, and the body's JSON is part of the answers' keys.
+# The body of a request: model, messages or prompt, and parameters as each service names them. Not a
+# record: a setting may pass on any parameter, and the body's JSON is part of the answers' keys.
 Body = Mapping[str, Any]
-SENTENCE_TOKENS = 25  # a described sentence with its number; GPT-4o's mean is below it
-_CEILING = 3  # times the expected length: what an answer may take if the request sets no limit
-# A count by rule, on the safe side: tiktoken downloads its vocabularies when first used, and knows
-# no other vendor's models.
+SENTENCE_TOKENS = 25  # one numbered sentence of a description; GPT-4o's mean is lower
+_CEILING = 3  # an answer without a limit may be this many times as long as expected
+# Tokens are estimated by rule, and rather too many than too few: tiktoken downloads its
+# vocabularies at first use and does not know other vendors' models.
 _PIECE = re.compile(r"\w+|[^\w\s]")
-_WORD_TOKENS = 6  # characters of a word that one token holds, on the safe side for English
-_MESSAGE_TOKENS = 4  # around each message of a chat: its role and marks
-_REPLY_TOKENS = 3  # that open the answer
+_WORD_TOKENS = 6  # characters of a word per token, a low estimate for English
+_MESSAGE_TOKENS = 4  # added to each chat message for its role and delimiters
+_REPLY_TOKENS = 3  # added once, to start the answer
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of one or several requests."""
+    """Number of tokens in one or more requests."""
 
     prompt: int = 0
     completion: int = 0
 
     def __add__(self, other: Tokens) -> Tokens:
-        """Return the sum."""
+        """Add up prompts and completions."""
         return Tokens(self.prompt + other.prompt, self.completion + other.completion)
 
 
 def text_tokens(text: str) -> int:
-    """Return about how many tokens a text has; never fewer than one for each word and mark."""
+    """Estimated number of tokens in a text; at least one per word and punctuation mark."""
     return sum(math.ceil(len(piece) / _WORD_TOKENS) for piece in _PIECE.findall(text))
 
 
 def expected_tokens(body: Body, sentences: int) -> Tokens:
-    """Return what a request will take; `sentences` are those wanted of one answer."""
+    """Expected tokens of a request; `sentences` is the number wanted in one answer."""
     texts = [m["content"] for m in body["messages"]] if "messages" in body else [body["prompt"]]
     prompt = sum(text_tokens(text) + _MESSAGE_TOKENS for text in texts) + _REPLY_TOKENS
     limit = _limit(body)
@@ -71,7 +71,7 @@ def expected_tokens(body: Body, sentences: int) -> Tokens:
 
 
 def most_tokens(body: Body, sentences: int) -> Tokens:
-    """Return what a request may take at most: its own limit, else three times the expected."""
+    """Most tokens that a request may use: its own limit, else three times the expected length."""
     expected = expected_tokens(body, sentences)
     n = int(body.get("n", 1))
     limit = _limit(body)
@@ -85,7 +85,7 @@ def _limit(body: Body) -> int | None:
 
 
 def cost_usd(tokens: Tokens, prices: Prices | None, *, is_batch: bool) -> float | None:
-    """Return the price of tokens in US dollars; None where prices are not known."""
+    """Price of tokens in US dollars; None if prices are unknown."""
     if prices is None:
         return None
     million = tokens.prompt * prices.input_usd + tokens.completion * prices.output_usd
@@ -93,21 +93,25 @@ def cost_usd(tokens: Tokens, prices: Prices | None, *, is_batch: bool) -> float 
 
 
 class Budget:
-    """Money of one command: a request is sent only if it cannot pass the limit."""
+    """The money that one command may spend: a request is sent only if it cannot exceed the limit.
+
+    Each attempt reserves the most that it might cost, so that requests in flight together stay
+    within the limit too.
+    """
 
     def __init__(self, limit_usd: float | None) -> None:
         """Start with nothing spent."""
         self.limit_usd = limit_usd
         self.spent_usd = 0.0
-        self.unheard_usd = 0.0  # the most that attempts without an answer may be billed
+        self.unheard_usd = 0.0  # the most that may be billed for attempts without an answer
         self._reserved: dict[int, float] = {}
         self._next = 0
         self._changed = threading.Condition()
 
     def reserve(self, most_usd: float | None, stop: threading.Event) -> int | None:
-        """Return a ticket for one attempt; None if it might pass the limit, or `stop` is set.
+        """Reserve money for one attempt; None if it might exceed the limit, or `stop` is set.
 
-        Waits while requests under way may come out cheaper than they might have.
+        Waits as long as requests in flight may turn out cheaper than their reservations.
         """
         most = most_usd or 0.0
         with self._changed:
@@ -120,10 +124,10 @@ class Budget:
             return self._next
 
     def settle(self, ticket: int, usd: float | None, *, is_unheard: bool = False) -> None:
-        """Replace what an attempt might have cost by what it did cost.
+        """Replace the reservation of an attempt by its actual cost.
 
-        `is_unheard`: no answer came, and the service may bill one all the same; the whole
-        reservation then counts against the limit for good.
+        `is_unheard`: no answer arrived, but the service may bill one anyway; the whole reservation
+        then counts against the limit for good.
         """
         with self._changed:
             reserved = self._reserved.pop(ticket)
@@ -132,12 +136,12 @@ class Budget:
             self._changed.notify_all()
 
     def allows(self, most_usd: float) -> bool:
-        """Return whether requests of this cost can be sent with what is under way."""
+        """Whether requests of this cost fit within the limit, beside those in flight."""
         with self._changed:
             return not self._is_over(most_usd)
 
     def charge(self, usd: float | None, *, is_unheard: bool = False) -> None:
-        """Count what a batch has cost, or may have cost where its answer cannot be read."""
+        """Add the cost of a batch, or its possible cost if the answer cannot be read."""
         with self._changed:
             if is_unheard:
                 self.unheard_usd += usd or 0.0
@@ -145,51 +149,53 @@ class Budget:
                 self.spent_usd += usd or 0.0
 
     def over(self, most_usd: float) -> str:
-        """Return what to say when a request would pass the limit."""
+        """The message for a request that would exceed the limit."""
         unheard = (
-            f", up to {self.unheard_usd:.4f} more may be billed for attempts without an answer"
+            f", and up to {self.unheard_usd:.4f} may be billed for attempts without an answer"
             if self.unheard_usd
             else ""
         )
         return (
-            f"{self.spent_usd:.4f} of {self.limit_usd or 0.0:.4f} USD are spent{unheard}, and the "
-            f"next request may cost {most_usd:.4f}; answers so far are kept, raise --max-cost and "
-            "run the same command"
+            f"spent {self.spent_usd:.4f} of {self.limit_usd or 0.0:.4f} USD{unheard}; the "
+            f"next request may cost {most_usd:.4f}, which would exceed the limit; all answers are "
+            "saved, raise --max-cost and run the same command"
         )
 
     def _is_over(self, more: float) -> bool:
         if self.limit_usd is None:
             return False
         held = self.spent_usd + self.unheard_usd + sum(self._reserved.values())
+        # The margin absorbs rounding: a request that costs exactly the rest is allowed.
         return held + more > self.limit_usd + 1e-12
 
 
 Result = TypeVar("Result")
 OPENAI_URL = "https://api.openai.com/v1"
-_NO_KEY = "none"  # what a server of one's own is sent; the client wants some key
+_NO_KEY = "none"  # sent to your own server; the client insists on some key
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 _REFUSALS = ("content_filter", "content_policy_violation", "moderation_blocked")
 _SHOWN = 200  # characters of a service's own words in an error
+# At level DEBUG these print requests with their headers, and so the key.
 for _name in ("openai", "httpx2", "httpcore2", "httpx", "httpcore"):
-    logging.getLogger(_name).setLevel(logging.WARNING)  # they print requests when told to debug
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 class StoppedError(Exception):
-    """Another request met what no waiting mends; this one was not sent again."""
+    """Another request hit a fault that waiting will not fix; this one was not sent again."""
 
 
 class UnansweredError(runtime.ServiceError):
-    """One request met faults each time it was sent."""
+    """One request failed each time it was sent."""
 
 
 class RefusedError(Exception):
-    """The service will not answer this prompt; it counts as an answer that cannot be used."""
+    """The service refuses this prompt; that counts as an unusable answer."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A client of a service; `service` names it in keys of answers, "" is OpenAI's own."""
+    """A client of a service; `service` is its name in keys of answers, "" for OpenAI itself."""
 
     client: OpenAI = field(repr=False)
     service: str
@@ -198,7 +204,7 @@ class Connection:
 
 @dataclass(frozen=True)
 class Complaint:
-    """What a service says of a request that failed, in the form of OpenAI's errors."""
+    """A service's explanation of a failed request, in the form of OpenAI's errors."""
 
     message: str | None = None
     code: str | None = None
@@ -206,7 +212,7 @@ class Complaint:
 
     @classmethod
     def read(cls, values: Any) -> Complaint:
-        """Return the complaint in a JSON object; an empty one if it is none."""
+        """Read the complaint in a JSON object; empty if `values` is not an object."""
         if not isinstance(values, dict):
             return cls()
         return cls(values.get("message"), values.get("code"), values.get("type"))
@@ -214,7 +220,7 @@ class Complaint:
 
 @dataclass(frozen=True)
 class Fault:
-    """What a failed request means."""
+    """What a failed request means: wait and retry, stop everything, give up, or fix the request."""
 
     action: Literal["wait", "stop", "refused", "wrong"]
     name: str
@@ -223,23 +229,23 @@ class Fault:
 
 
 def base_url_of(ask: AskSettings) -> str:
-    """Return the address of the service: the settings', else OPENAI_BASE_URL, else OpenAI's."""
+    """Address of the service: from the settings, else OPENAI_BASE_URL, else OpenAI's."""
     return (ask.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL).rstrip("/")
 
 
 def service_of(ask: AskSettings) -> str:
-    """Return what names the service in keys of answers."""
+    """Name of the service in keys of answers."""
     url = base_url_of(ask)
     return "" if url == OPENAI_URL else url
 
 
 def connect(ask: AskSettings) -> Connection:
-    """Return a client of the service; nothing is sent yet.
+    """Make a client of the service; nothing is sent yet.
 
     A server on this machine needs no key. A key is never sent over plain http to another machine.
 
     Raises:
-        SettingsError: no key in the environment, or an address that would show it.
+        SettingsError: no key in the environment, or an address that would expose it.
     """
     url = base_url_of(ask)
     parts = urlsplit(url)
@@ -247,26 +253,26 @@ def connect(ask: AskSettings) -> Connection:
     key = os.environ.get(ask.key_variable, "").strip() if ask.key_variable else ""
     if not key and ask.key_variable and not is_local:
         raise SettingsError(
-            f"no key for {parts.hostname}: set {ask.key_variable} in the environment, give "
-            "--base-url of a server of your own, or take --descriptions shipped"
+            f"no key for {parts.hostname}: set {ask.key_variable} in the environment, give the "
+            "--base-url of your own server, or use --descriptions shipped"
         )
     if key and parts.scheme != "https" and not is_local:
         raise SettingsError(
-            f"{url} would carry the key of {ask.key_variable} unencrypted; use https, or "
+            f"the key in {ask.key_variable} would go to {url} unencrypted; use https, or "
             f"unset {ask.key_variable} and set `key_variable: null` if the server needs none"
         )
-    # No retries by the SDK; `Caller` says why.
+    # No retries by the SDK; see `Caller` for the reasons.
     client = OpenAI(api_key=key or _NO_KEY, base_url=url, timeout=ask.timeout_s, max_retries=0)
     return Connection(client, service_of(ask), _scrubber(key))
 
 
 def _scrubber(key: str) -> Callable[[str], str]:
-    """Return a function that takes the key out of a text."""
+    """Make a function that removes the key from a text."""
     return (lambda text: text.replace(key, "[key]")) if key else (lambda text: text)
 
 
 def judge(error: Exception, scrub: Callable[[str], str]) -> Fault:
-    """Return what an error of the client means; its text holds no key."""
+    """Interpret an error of the client; the fault's text does not contain the key."""
     complaint = Complaint.read(getattr(error, "body", None))
     said = scrub(" ".join(str(complaint.message or error).split()))[:_SHOWN]
     if isinstance(error, openai.APITimeoutError):
@@ -275,7 +281,7 @@ def judge(error: Exception, scrub: Callable[[str], str]) -> Fault:
         return Fault("wait", "connection", f"the connection failed ({said})")
     if isinstance(error, openai.APIStatusError):
         return _judge_status(error, said)
-    return Fault("wait", "broken answer", f"its answer is cut or no JSON ({said})")
+    return Fault("wait", "broken answer", f"its answer is cut or not JSON ({said})")
 
 
 def _judge_status(error: openai.APIStatusError, said: str) -> Fault:
@@ -284,7 +290,7 @@ def _judge_status(error: openai.APIStatusError, said: str) -> Fault:
 
 
 def judge_complaint(status: int | None, complaint: Complaint, scrub: Callable[[str], str]) -> Fault:
-    """Return what the failure of one request in a batch means; its text holds no key."""
+    """Interpret the failure of one request in a batch; the fault's text contains no key."""
     said = scrub(" ".join(str(complaint.message or complaint.code or "no reason").split()))
     codes = {str(complaint.code), str(complaint.type)}
     return _judged(status or 500, codes, said[:_SHOWN], None)
@@ -293,8 +299,8 @@ def judge_complaint(status: int | None, complaint: Complaint, scrub: Callable[[s
 def may_be_billed(error: Exception) -> bool:
     """Whether a service may bill an attempt that ended in this error.
 
-    A time-out or a cut connection can follow a whole answer, and an answer that cannot be read was
-    given all the same. A status of failure, or no connection at all, costs nothing.
+    A time-out or a lost connection can come after a whole answer, and an unreadable answer is still
+    an answer. An error status, or no connection at all, costs nothing.
     """
     if isinstance(error, openai.APIStatusError):
         return False
@@ -303,6 +309,7 @@ def may_be_billed(error: Exception) -> bool:
 
 
 def _judged(status: int, codes: set[str], said: str, wait_s: float | None) -> Fault:
+    # Before 429: OpenAI sends that status too when the money is gone, and waiting will not help.
     if status == 402 or codes & set(_QUOTA):
         return Fault("stop", "quota", f"the quota is exhausted ({said})")
     if status in (401, 403):
@@ -317,7 +324,7 @@ def _judged(status: int, codes: set[str], said: str, wait_s: float | None) -> Fa
 
 
 def _retry_after(error: openai.APIStatusError) -> float | None:
-    """Return the seconds that a service asks to wait, given in any of the three ways."""
+    """Seconds that a service asks to wait: in milliseconds, in seconds, or as a date."""
     headers = error.response.headers
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
@@ -329,13 +336,13 @@ def _retry_after(error: openai.APIStatusError) -> float | None:
 
 
 class Caller:
-    """Sends requests again after faults that pass, and stops all at once after others.
+    """Sends requests again after passing faults, and stops all requests after others.
 
-    The SDK's own `max_retries` stays off, for what it does between attempts is not ours to see:
-    it sends again after the command was stopped, so that an answer is paid and nobody waits for it;
-    it repeats a 429 that means "no money left"; it takes a Retry-After over a minute for none; it
-    gives up at once when a status of 200 brings half an answer; the other threads go on sending
-    after a 429; and neither the budget nor the usage file can count its attempts.
+    The SDK's own `max_retries` stays off, because we could not control its attempts. It sends again
+    after the command was stopped, so that an answer is paid for and lost. It repeats a 429 that
+    means "no money left". It ignores a Retry-After over a minute. It does not retry a status of 200
+    with half an answer. Other threads keep sending after a 429. And neither the budget nor the
+    usage file could count its attempts.
     """
 
     def __init__(self, ask: AskSettings, connection: Connection) -> None:
@@ -345,16 +352,18 @@ class Caller:
         self.faults: Counter[str] = Counter()
         self.n_sent = 0
         self._ask = ask
-        self._not_before = 0.0  # after a 429 no request is sent before this
+        self._not_before = 0.0  # no request is sent before this time, set by a 429
         self._guard = threading.Lock()
 
     def call(self, send: Callable[[], Result]) -> Result:
-        """Return what `send` returns, sent as often as the settings allow.
+        """Return the result of `send`, called as often as the settings allow.
 
         Raises:
-            UnansweredError: it met faults each time.  StoppedError: another one met a fault that
-                stops all.  RefusedError: this prompt is refused.
-            ServiceError: quota, key, or a wait that is too long.  SettingsError: a wrong request.
+            UnansweredError: it failed each time.
+            StoppedError: another request hit a fault that stops all.
+            RefusedError: this prompt is refused.
+            ServiceError: quota, key, or a wait that is too long.
+            SettingsError: a wrong request.
         """
         fault = None
         for attempt in range(self._ask.attempts):
@@ -362,10 +371,10 @@ class Caller:
             done, fault = self._once(send)
             if fault is None:
                 return done[0]
-            self._heed(fault)
+            self._raise_unless_passing(fault)
         assert fault is not None
         raise UnansweredError(
-            f"{self._where()} did not answer {self._ask.attempts} times, the last time because "
+            f"{self._where()} failed to answer {self._ask.attempts} times, the last time because "
             f"{fault.reason}; run the same command later, it asks only for what is missing"
         )
 
@@ -387,6 +396,7 @@ class Caller:
     def _wait(self, attempt: int, fault: Fault | None) -> None:
         seconds = 0.0
         if fault is not None:
+            # Random, so that threads that failed together do not return together.
             doubled = self._ask.backoff_s * 2 ** (attempt - 1) * random.uniform(1.0, 1.25)
             seconds = min(doubled, self._ask.max_wait_s) if fault.wait_s is None else fault.wait_s
             if fault.name == "429":
@@ -399,20 +409,20 @@ class Caller:
         if self.stop.is_set():
             raise StoppedError
 
-    def _heed(self, fault: Fault) -> None:
-        """Raise what ends this request or all of them."""
-        later = "answers so far are kept, the same command asks only for what is missing"
+    def _raise_unless_passing(self, fault: Fault) -> None:
+        """Raise the error that ends this request or all of them; a passing fault raises none."""
+        later = "all answers are saved, the same command asks only for what is missing"
         match fault.action:
             case "refused":
                 raise RefusedError(fault.reason)
             case "wrong":
                 raise SettingsError(
-                    f"{self._where()} does not take the request: {fault.reason}; correct the "
+                    f"{self._where()} rejects the request: {fault.reason}; correct the "
                     f"model, its parameters or --base-url ({later})"
                 )
             case "stop":
                 raise runtime.ServiceError(
-                    f"{self._where()}: {fault.reason}; {later}; or take --descriptions shipped"
+                    f"{self._where()}: {fault.reason}; {later}; or use --descriptions shipped"
                 )
         if fault.wait_s is not None and fault.wait_s > self._ask.max_wait_s:
             raise runtime.ServiceError(

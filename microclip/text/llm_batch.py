@@ -1,7 +1,7 @@
-"""Questions sent by files: the Batch API, slower and at half price.
+"""Questions sent in files: the Batch API, slower and at half price.
 
-What was sent is written down before and after it is sent, in the cache of answers. So a command
-that was killed finds its batch again, even if it was killed between the two.
+A batch is recorded in the answer cache before and after it is sent. So a command that was killed
+finds its batch again, even if it was killed between the two.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from microclip.text.llm_chat import (
     spent,
 )
 
-_MARK = "microclip"  # key of a batch's metadata, by which it is found again
-_MAX_BYTES = 190_000_000  # of a file; services take 200 MB
-_LINE_BYTES = 200  # of a line beside its body
+_MARK = "microclip"  # key in a batch's metadata, by which it is found again
+_MAX_BYTES = 190_000_000  # size of a file; services accept 200 MB
+_LINE_BYTES = 200  # size of a line in addition to its body
 State = Literal["intended", "sent", "lost", "collected"]
 _ENDED = ("completed", "failed", "expired", "cancelled")
 _OPEN = ("intended", "sent")
@@ -49,18 +49,18 @@ _OPEN = ("intended", "sent")
 
 @dataclass(frozen=True)
 class Part:
-    """Requests of one batch; `name` is its mark."""
+    """The requests of one batch; `name` is its mark."""
 
     name: str
     requests: tuple[Request, ...]
 
     def ids(self) -> dict[str, Request]:
-        """Return the requests by the ids that their lines carry."""
+        """Requests by the ids of their lines."""
         return {f"{self.name}-{i}": request for i, request in enumerate(self.requests)}
 
 
 def _request_of(row: Sequence[Any], wanted: Mapping[str, Request]) -> Request:
-    """Return a request of an earlier command; its body is known if it is wanted today."""
+    """Request of an earlier command; its body is known only if it is wanted today."""
     key, class_name, sentences, *samples = row
     body = wanted[key].body if key in wanted else {"messages": [], "model": ""}
     return Request(key, class_name, body, tuple(samples), sentences)
@@ -68,19 +68,19 @@ def _request_of(row: Sequence[Any], wanted: Mapping[str, Request]) -> Request:
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of a result file: which request, and its answer or what went wrong."""
+    """A line of a result file: the request's id, and its answer or what went wrong."""
 
     custom_id: str
     status: int | None
-    body: Any  # as the service gave it; `completion_of` checks an answer
+    body: Any  # as the service sent it; `completion_of` checks an answer
     complaint: Complaint
 
     @classmethod
     def read(cls, text: str) -> _Line:
-        """Return a line. Raises BrokenAnswerError if it is no JSON object."""
+        """Read a line. Raises BrokenAnswerError if it is not a JSON object."""
         values = json.loads(text)
         if not isinstance(values, dict):
-            raise BrokenAnswerError("a line of a result file is no object")
+            raise BrokenAnswerError("a line of a result file is not an object")
         response = values.get("response") or {}
         body = response.get("body")
         own = body.get("error") if isinstance(body, dict) else None
@@ -101,15 +101,15 @@ class Batches:
         self._cache = cache
         self._client = caller.connection.client
         self._tries: Counter[str] = Counter()
-        self._tried: set[str] = set()  # parts that were sent, heard of or not
+        self._tried: set[str] = set()  # parts that were sent, whether or not an answer came
         self.report: Callable[[str], None] = lambda _: None
 
     def ask(self, requests: Sequence[Request]) -> None:
-        """Send all requests, first taking up batches that were sent earlier; keep their answers.
+        """Finish batches that were sent earlier, then send the other requests; store all answers.
 
         Raises:
-            BudgetError: the rest might pass the limit.
-            ServiceError: a batch failed, or its requests stay without an answer.
+            BudgetError: the rest might exceed the limit.
+            ServiceError: a batch failed, or its requests remain unanswered.
         """
         taken = self._take_up(requests)
         left = [request for request in requests if request.key not in taken]
@@ -118,7 +118,7 @@ class Batches:
             self._finish(part)
 
     def cancel(self, requests: Sequence[Request]) -> int:
-        """End the batches under way, keep what they have answered, and return their number."""
+        """Cancel the running batches, store what they have answered, and return their number."""
         open_parts = list(self._open(requests))
         for part, known in open_parts:
             if batch_id := self._id_of(part, known):
@@ -127,7 +127,7 @@ class Batches:
         return len(open_parts)
 
     def _open(self, requests: Sequence[Request]) -> Iterator[tuple[Part, BatchRecord]]:
-        """Yield the batches that were begun and not collected, of these requests."""
+        """Yield the batches with some of these requests that were started but not collected."""
         wanted = {request.key: request for request in requests}
         for known in self._cache.batches():
             rows = known["requests"]
@@ -137,19 +137,20 @@ class Batches:
             yield Part(known["part"], tuple(_request_of(row, wanted) for row in rows)), known
 
     def _take_up(self, requests: Sequence[Request]) -> set[str]:
-        """Wait for batches of an earlier command; return the keys they were asked for."""
+        """Wait for batches of an earlier command; return the keys of their requests."""
         taken: set[str] = set()
         for part, known in self._open(requests):
             if self._id_of(part, known) is None:
-                self._note(part, "lost")  # it was never made: the command was killed before
+                # The command was killed before it could create the batch.
+                self._note(part, "lost")
                 continue
-            self.report(f"taking up a batch of {len(part.requests)} requests that was sent earlier")
+            self.report(f"resuming a batch of {len(part.requests)} requests that was sent earlier")
             self._finish(part)
             taken |= {request.key for request in part.requests}
         return taken
 
     def _id_of(self, part: Part, known: BatchRecord) -> str | None:
-        """Return the service's name of a batch, looked up by its mark if it was not noted."""
+        """The service's id of a batch, looked up by its mark if it was not recorded."""
         if known.get("id"):
             return str(known["id"])
         found = self._caller.call(lambda: self._marked(part.name))
@@ -158,10 +159,10 @@ class Batches:
         return found
 
     def _marked(self, mark: str) -> str | None:
-        """Return the service's name of the batch with a mark, if there is one."""
+        """The service's id of the batch with a mark, if there is one."""
         seen: set[str] = set()
         for batch in self._client.batches.list(limit=100):
-            if batch.id in seen:  # a server that gives its first page for ever
+            if batch.id in seen:  # some servers return their first page forever
                 return None
             seen.add(batch.id)
             if (batch.metadata or {}).get(_MARK) == mark:
@@ -177,7 +178,7 @@ class Batches:
             yield self._named(tuple(chosen))
 
     def _fitting(self, requests: Sequence[Request]) -> int:
-        """Return how many of these requests, at least one, make the next batch."""
+        """Number of these requests, at least one, that go into the next batch."""
         tokens = size = 0
         most = 0.0
         for number, request in enumerate(requests):
@@ -196,7 +197,7 @@ class Batches:
         return len(requests)
 
     def _named(self, requests: tuple[Request, ...]) -> Part:
-        """Return a part whose name is new, the same whenever the cache is the same."""
+        """A part with a new name, which is always the same for the same cache."""
         text = json.dumps([[r.key, *r.samples] for r in requests] + [len(self._cache.batches())])
         return Part(hashlib.sha256(text.encode()).hexdigest()[:24], requests)
 
@@ -221,7 +222,10 @@ class Batches:
         self.report(f"sent a batch of {len(lines)} requests ({sent}); the answers may take hours")
 
     def _made(self, part: Part, file_id: str, url: str) -> str:
-        """Make a batch, unless an earlier sending did and its answer was lost; return its id."""
+        """Create a batch and return its id.
+
+        An earlier attempt may have created it although its answer was lost; look it up first.
+        """
         if part.name in self._tried and (made := self._marked(part.name)):
             return made
         self._tried.add(part.name)
@@ -241,10 +245,10 @@ class Batches:
         return next(known for known in self._cache.batches() if known["part"] == part.name)
 
     def _finish(self, part: Part) -> None:
-        """Wait for a batch's end and keep its answers.
+        """Wait until a batch ends and store its answers.
 
         Raises:
-            ServiceError: it failed as a whole, or a request got no answer as often as it may.
+            ServiceError: it failed as a whole, or a request has used up its attempts.
         """
         batch_id = str(self._known(part)["id"])
         batch = self._polled(batch_id)
@@ -253,14 +257,14 @@ class Batches:
                 self._keep(part, self._lines(file_id))
         self._note(part, "collected")
         if batch.status == "failed":
-            told = (batch.errors.data if batch.errors else None) or []
-            said = "; ".join(f"{error.code}: {error.message}" for error in told[:3])
+            errors = (batch.errors.data if batch.errors else None) or []
+            said = "; ".join(f"{error.code}: {error.message}" for error in errors[:3])
             raise runtime.ServiceError(
                 f"batch {batch_id} failed: {self._caller.connection.scrub(said) or 'no reason'}; "
-                "mend that (`batch.tokens` limits its size) and run the same command"
+                "fix that (`batch.tokens` limits its size) and run the same command"
             )
         if batch.status != "completed":
-            self.report(f"batch {batch_id} ended {batch.status}; what it answered is kept")
+            self.report(f"batch {batch_id} ended as {batch.status}; its answers are saved")
         self._refuse_endless(part)
 
     def _refuse_endless(self, part: Part) -> None:
@@ -273,22 +277,22 @@ class Batches:
                 )
 
     def _polled(self, batch_id: str) -> Batch:
-        told = None
+        reported = None
         while True:
             batch = self._caller.call(lambda: self._client.batches.retrieve(batch_id))
             if batch.status in _ENDED:
                 return batch
             counts = batch.request_counts
             state = (batch.status, counts.completed if counts else 0)
-            if state != told:
+            if state != reported:
                 total = counts.total if counts else 0
                 self.report(f"batch {batch_id}: {batch.status}, {state[1]} of {total} answered")
-                told = state
+                reported = state
             if self._caller.stop.wait(self._ask.batch.poll_s):
                 raise StoppedError
 
     def _lines(self, file_id: str) -> list[_Line]:
-        """Return the lines of a result file, whole."""
+        """All lines of a result file, fetched again if it arrives incomplete."""
 
         def download() -> list[_Line]:
             text = self._client.files.content(file_id).read().decode()
@@ -299,7 +303,7 @@ class Batches:
         return self._caller.call(download)
 
     def _keep(self, part: Part, lines: Sequence[_Line]) -> None:
-        """Keep the answers of a result file; an answer that was kept already is left alone.
+        """Store the answers of a result file that are not stored yet.
 
         Raises:
             ServiceError: a line says that the quota is exhausted or the key revoked.
@@ -322,8 +326,8 @@ class Batches:
         if stopped is not None:
             self._note(part, "collected")
             raise runtime.ServiceError(
-                f"a batch met a fault that waiting does not mend: {stopped.reason}; answers so "
-                "far are kept, the same command asks only for what is missing"
+                f"a batch hit a fault that waiting will not fix: {stopped.reason}; all answers "
+                "are saved, the same command asks only for what is missing"
             )
 
     def _keep_answer(self, request: Request, line: _Line) -> None:

@@ -1,4 +1,8 @@
-"""Questions sent one by one, several under way at once: chat completions and completions."""
+"""Questions to a language model, sent one by one from several threads, and their answers.
+
+Chat completions and the older completions both go this way; `llm_batch` sends the same requests in
+files.
+"""
 
 from __future__ import annotations
 
@@ -33,30 +37,30 @@ from microclip.text.llm import (
 
 
 class BrokenAnswerError(ValueError):
-    """A service's answer is cut, no JSON, or not of the protocol's form."""
+    """A service's answer is cut, not JSON, or not in the protocol's form."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One question to a model, and the samples of its answer that are wanted."""
+    """One question to a model, and the samples to draw for it."""
 
     key: str
     class_name: str
-    body: Body  # as it is sent, but for the number of samples
+    body: Body  # what is sent, except the number of samples
     samples: tuple[int, ...]
-    sentences: int  # wanted of one answer
+    sentences: int  # wanted in one answer
 
     @property
     def is_chat(self) -> bool:
-        """Whether it is for chat completions, not for the older completions."""
+        """Whether it goes to chat completions rather than the older completions."""
         return "messages" in self.body
 
     def request_id(self) -> str:
-        """Return a name for these samples of the question."""
+        """Name of these samples of the question."""
         return f"{self.key}-{self.samples[0]}"
 
     def whole_body(self) -> dict[str, Any]:
-        """Return what is sent."""
+        """The body to send, with the number of samples."""
         n = len(self.samples)
         return {**self.body, "n": n} if n > 1 else dict(self.body)
 
@@ -72,7 +76,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Completion:
-    """A service's answer to one request; None where it does not say."""
+    """A service's answer to one request; None for what it does not report."""
 
     choices: tuple[Choice, ...]
     created: int | None = None
@@ -86,30 +90,30 @@ def send(connection: Connection, body: Body) -> Completion:
     """Send one request and return the service's answer.
 
     Raises:
-        ValueError: the answer is no JSON, or `completion_of` refuses it.
+        ValueError: the answer is not JSON, or `completion_of` refuses it.
         openai.OpenAIError: the request failed.
     """
     client = connection.client
-    ends = client.chat.completions if "messages" in body else client.completions
-    # The raw text: the SDK's own models accept any JSON, and take a login page for an answer.
-    raw = ends.with_raw_response.create(**body)
+    endpoint = client.chat.completions if "messages" in body else client.completions
+    # Read the raw text: the SDK's models accept any JSON, even a proxy's login page, as an answer.
+    raw = endpoint.with_raw_response.create(**body)
     return completion_of(json.loads(raw.text))
 
 
 def completion_of(answer: Any) -> Completion:
-    """Return an answer of the protocol's form. Raises BrokenAnswerError if it is not."""
+    """Read an answer in the protocol's form. Raises BrokenAnswerError if it has another form."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not choices:
-        raise BrokenAnswerError("no choices in it")
-    usage = answer.get("usage")
-    told = usage if isinstance(usage, dict) else {}
+        raise BrokenAnswerError("it has no choices")
+    reported = answer.get("usage")
+    usage = reported if isinstance(reported, dict) else {}
     return Completion(
         choices=tuple(map(_choice_of, choices)),
         created=_count(answer.get("created")),
         model=answer.get("model"),
         fingerprint=answer.get("system_fingerprint"),
-        prompt_tokens=_count(told.get("prompt_tokens")),
-        completion_tokens=_count(told.get("completion_tokens")),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
     )
 
 
@@ -129,7 +133,7 @@ def _choice_of(choice: Any) -> Choice:
 
 
 def refused(request: Request, said: str) -> Completion:
-    """Return what stands for a prompt that the service refuses: answers that cannot be used."""
+    """The answer recorded for a prompt that the service refuses: unusable samples."""
     choice = Choice(said or "refused", is_refusal=True, finish_reason="content_filter")
     return Completion((choice,) * len(request.samples))
 
@@ -142,7 +146,7 @@ def records(
     engine: str,
     sent_as: str,
 ) -> list[AnswerRecord]:
-    """Return the cache's records of an answer, one for each sample it holds; no key in them."""
+    """Records of an answer for the cache, one per sample, with the key removed."""
     return [
         AnswerRecord(
             kind="answer",
@@ -155,7 +159,7 @@ def records(
             created=answer.created or int(time.time()),
             answered_by=scrub(str(answer.model or request.body["model"])),
             fingerprint=answer.fingerprint,
-            # the whole request's, so that a sum over records counts each request once
+            # Of the whole request, so that a sum over records counts each request once.
             prompt_tokens=0 if number else answer.prompt_tokens,
             completion_tokens=0 if number else answer.completion_tokens,
             engine=engine,
@@ -168,7 +172,7 @@ def records(
 
 
 def spent(request: Request, found: Sequence[AnswerRecord]) -> Tokens:
-    """Return the tokens of an answer, estimated from its texts if the service reports none."""
+    """Tokens of an answer, estimated from its texts if the service does not report them."""
     prompt, completion = found[0]["prompt_tokens"], found[0]["completion_tokens"]
     if prompt is None:
         prompt = expected_tokens(request.body, 0).prompt
@@ -178,14 +182,16 @@ def spent(request: Request, found: Sequence[AnswerRecord]) -> Tokens:
 
 
 def _count(value: Any) -> int | None:
-    """Return a number that a service gave; None if it gave none."""
+    """A number that the service reported, or None."""
     return int(value) if isinstance(value, int | float) else None
 
 
-_GRACE_S = 4.0  # for answers under way when a fault has stopped all: they are paid
+# Answers in flight are paid for, so we wait for them: this long after a fault has stopped the rest,
+_GRACE_S = 4.0
+# and this long when the command is interrupted.
+_LEAVE_S = 20.0
 _LOOK_S = 0.02  # between two looks at the threads
-_LEAVE_S = 20.0  # the same, when the command is interrupted
-_UNANSWERED = 3  # requests in a row that met faults each time: the service is down
+_UNANSWERED = 3  # so many unanswered requests in a row mean that the service is down
 
 
 class BudgetError(runtime.ResourceError):
@@ -193,18 +199,18 @@ class BudgetError(runtime.ResourceError):
 
 
 class Keep(Protocol):
-    """Stores the records of a request's answer; they are safe when it returns."""
+    """Stores the records of a request's answer; they are safely on disk when it returns."""
 
     def __call__(self, found: Sequence[AnswerRecord]) -> None:
         """Store them."""
 
 
 class Crew:
-    """Threads that send requests and keep each answer as it comes.
+    """Threads that send requests and store each answer as it arrives.
 
-    They are our own and daemons: Python waits at its exit for the threads of a
-    `concurrent.futures` pool, so one request that hangs would hold an interrupted command for
-    `timeout_s` longer than the grace that answers under way are given.
+    They are daemon threads of our own: at exit, Python waits for the threads of a
+    `concurrent.futures` pool, so that one hanging request would delay an interrupted command by
+    `timeout_s` instead of the few seconds allowed here.
     """
 
     def __init__(self, ask: AskSettings, caller: Caller, budget: Budget, keep: Keep) -> None:
@@ -221,12 +227,12 @@ class Crew:
         self._n_working = 0
 
     def ask(self, requests: Sequence[Request]) -> None:
-        """Send all requests and keep their answers.
+        """Send all requests and store their answers.
 
         Raises:
-            BudgetError: the rest might pass the limit; what was under way is kept.
-            ServiceError: the service stopped all, or left requests unanswered after all others.
-            SettingsError: the service takes no such request.
+            BudgetError: the rest might exceed the limit; answers in flight are stored.
+            ServiceError: a fault stopped all requests, or some were still unanswered at the end.
+            SettingsError: the service rejects the request as wrong.
         """
         self._waiting.extend(requests)
         grace_s = _LEAVE_S
@@ -242,7 +248,7 @@ class Crew:
             raise self._failure
         if self._unanswered:
             n = len(self._unanswered)
-            raise runtime.ServiceError(f"{n} requests without an answer: {self._unanswered[0]}")
+            raise runtime.ServiceError(f"{n} requests have no answer: {self._unanswered[0]}")
         self._caller.stop.clear()
 
     def _start(self) -> None:
@@ -251,10 +257,10 @@ class Crew:
         threading.Thread(target=self._work, daemon=True).start()
 
     def _wait_for_all(self, grace_s: float | None) -> None:
-        """Wait for the threads; once all is stopped by a fault, for what is under way alone.
+        """Wait until the threads have ended, or until a fault stops them all.
 
-        Their own count says when they are done: a signal within `Thread.join` can make Python take
-        a thread that works for one that has ended.
+        The threads count themselves: if a signal arrives within `Thread.join`, Python may take a
+        running thread for one that has ended.
         """
         until = None if grace_s is None else time.monotonic() + grace_s
         while self._n_working:
@@ -284,7 +290,7 @@ class Crew:
             return
         except UnansweredError as error:
             self._note(error)
-        except Exception as error:  # noqa: BLE001  told by the thread that waits for this one
+        except Exception as error:  # noqa: BLE001  `ask` raises it in the main thread
             self._fail(error)
 
     def _one(self, request: Request) -> None:
@@ -292,7 +298,8 @@ class Crew:
             answer = self._caller.call(lambda: self._attempt(request))
         except RefusedError as error:
             answer = refused(request, str(error))
-            self._budget.charge(self._cost(request, answer))  # a prompt that was read is billed
+            # The service has read the prompt, so it bills it.
+            self._budget.charge(self._cost(request, answer))
         self._keep(self._records(request, answer))
         with self._guard:
             self._in_a_row = 0
@@ -301,8 +308,9 @@ class Crew:
         """Send a request once, within the budget: each attempt may be billed.
 
         Raises:
-            BudgetError: it might pass the limit.  StoppedError: another request stopped all.
-            Others: see `llm_answers.send`.
+            BudgetError: it might exceed the limit.
+            StoppedError: another request stopped all.
+            Others: see `send`.
         """
         body = request.whole_body()
         dearest = most_tokens(body, request.sentences)
@@ -312,7 +320,8 @@ class Crew:
             raise BudgetError(self._budget.over(most or 0.0))
         cost, is_unheard = None, False
         try:
-            if self._caller.stop.is_set():  # while it waited for money that others held
+            # A stop may have come while it waited for money reserved by others.
+            if self._caller.stop.is_set():
                 raise StoppedError
             answer = send(self._caller.connection, body)
             cost = self._cost(request, answer)

@@ -1,4 +1,4 @@
-"""`microclip describe` as people type it: own classes, datasets, budgets, quarantine."""
+"""`microclip describe` as users type it: your own classes, datasets, budgets, quarantine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def newcomer(url: str, *more: str) -> list[str]:
     ]
 
 
-def test_a_newcomer_describes_own_classes(
+def test_a_newcomer_describes_their_own_classes(
     server: Server, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.main(newcomer(server.url)) == 0
@@ -30,7 +30,7 @@ def test_a_newcomer_describes_own_classes(
     assert list(written["descriptions"]) == ["marsh tit", "willow_tit", "great auk"]
     assert {len(own) for own in written["descriptions"].values()} == {30}
     assert (written["model"], written["prompts"]) == ("gpt-4o", "own-images")
-    assert written["date"] == "2025-10-09"  # of the answers, as the service dated them
+    assert written["date"] == "2025-10-09"  # the date of the answers, from the service
     asked = {one.question for one in server.sent}
     assert "Describe what a marsh tit, a kind of bird, looks like in a photo." in asked
     said = capsys.readouterr().err
@@ -49,7 +49,7 @@ def test_a_newcomer_describes_own_classes(
     assert len(server.sent) == 9
 
 
-def test_a_server_of_ones_own_needs_no_key(
+def test_your_own_server_needs_no_key(
     server: Server, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
@@ -118,10 +118,10 @@ def test_a_key_is_not_sent_unencrypted_to_another_machine(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert main.main(newcomer("http://gpu.example.org:8000/v1")) == 2
-    assert "would carry the key of OPENAI_API_KEY unencrypted" in capsys.readouterr().err
+    assert "the key in OPENAI_API_KEY would go to" in capsys.readouterr().err
 
 
-def test_exit_codes_tell_outside_service_from_money(
+def test_exit_codes_distinguish_a_failing_service_from_a_spent_budget(
     server: Server, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.main(newcomer(server.url, "--max-cost", "0.001")) == 4
@@ -135,7 +135,7 @@ def test_exit_codes_tell_outside_service_from_money(
     assert usage["last_command"]["faults"] == {"quota": len(server.sent) - 2}
 
 
-def test_a_class_in_quarantine_is_named_and_can_be_tried_again(
+def test_a_class_in_quarantine_is_named_and_can_be_asked_again(
     server: Server, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.fault = lambda _, question: "refusal" if "great auk" in question else None
@@ -153,7 +153,7 @@ def test_a_class_in_quarantine_is_named_and_can_be_tried_again(
     assert len(server.sent) == 6 + 3 * 3 + 3
 
 
-def test_a_dataset_asks_for_a_new_class_alone(
+def test_for_a_dataset_only_a_new_class_is_asked_about(
     server: Server, own_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("microclip.tracking.study.mirror_usage", lambda file: True)

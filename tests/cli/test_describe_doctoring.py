@@ -1,4 +1,4 @@
-"""`describe --check` and `--fix` as people type them."""
+"""`microclip describe --check` and `--fix` as users type them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from microclip.cli import main
 from tests.text import defects
 
 
-def test_a_file_with_errors_is_reported_and_ends_with_6(
+def test_a_file_with_errors_is_reported_and_exits_with_6(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = defects.write(tmp_path)
     assert main.main(["describe", str(path), "--check"]) == 6
     shown = capsys.readouterr()
-    assert f"{path}: 8 classes" in shown.out  # each key: of its classes nothing is known
+    assert f"{path}: 8 classes" in shown.out  # each key is a class, since the file names no dataset
     assert "each key is taken as a class" in shown.err
     assert "`--fix` mends a copy" in shown.err
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -25,7 +25,7 @@ def test_a_file_with_errors_is_reported_and_ends_with_6(
     ]  # fmt: skip
 
 
-def test_a_mended_copy_without_errors_ends_with_0_and_its_check_too(
+def test_a_fixed_copy_without_errors_exits_with_0_and_so_does_its_check(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = defects.write(tmp_path), tmp_path / "good.json"
@@ -37,7 +37,7 @@ def test_a_mended_copy_without_errors_ends_with_0_and_its_check_too(
 
 
 @pytest.mark.usefixtures("own_project")
-def test_a_dataset_is_checked_with_its_classes_and_reported_among_results(
+def test_a_dataset_is_checked_against_its_classes_and_reported_in_results(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main.main(["describe", "shapes", "--check", "--backbone", "tiny"]) == 6
@@ -48,7 +48,7 @@ def test_a_dataset_is_checked_with_its_classes_and_reported_among_results(
     assert Path("results/descriptions/shipped/shapes.report.csv").is_file()
 
 
-def test_a_file_named_as_a_dataset_has_its_classes(
+def test_a_file_named_like_a_dataset_is_checked_against_its_classes(
     own_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = own_project / "data" / "shapes.json"
@@ -69,7 +69,7 @@ def test_a_file_named_as_a_dataset_has_its_classes(
         (["shapes", "--fix", "--long", "keep"], 2, "'keep' is not one of"),
     ],
 )
-def test_wrong_requests_are_one_line(
+def test_wrong_requests_are_refused_in_one_line(
     arguments: list[str], code: int, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.main(["describe", *arguments]) == code

@@ -1,4 +1,4 @@
-"""The key of a language model's service is in no file, log, error or MLflow record."""
+"""The key of a language model's service never gets into a file, log, error or MLflow record."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.text.asking import asked_project, server, start
 __all__ = ["server"]
 
 
-def test_the_key_is_nowhere(server: Server, own_project: Path) -> None:
-    """A server that repeats the key in answers and errors, a client told to debug, MLflow on."""
+def test_the_key_is_written_nowhere(server: Server, own_project: Path) -> None:
+    """The server repeats the key in answers and errors, the client logs at DEBUG, MLflow is on."""
     asked_project(own_project, server.url, concurrency=1)
     server.repeats_key = True
     loud = {"OPENAI_LOG": "debug", "MICROCLIP_ROOT": str(own_project)}

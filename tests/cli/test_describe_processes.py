@@ -1,4 +1,4 @@
-"""`microclip describe` killed, interrupted, and run twice at once: nothing is paid twice."""
+"""`microclip describe` killed, interrupted and run twice at once pays for nothing twice."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def cached(place: Path) -> int:
     return len(file.read_text().splitlines()) if file.is_file() else 0
 
 
-def test_all_animals_despite_faults_and_kills_without_paying_twice(
+def test_all_animals_are_described_despite_faults_and_kills_without_paying_twice(
     server: Server, place: Path
 ) -> None:
-    """Complete, requests equal to the need, killed at three moments, nothing paid twice."""
+    """Killed at three moments, it still sends exactly the requests that it needs."""
     server.items = 2
     need = 3 * N_ANIMALS
     faults = (*PASSING, *ANSWER_FAULTS)
@@ -59,7 +59,7 @@ def test_all_animals_despite_faults_and_kills_without_paying_twice(
     assert cached(place) == sum(server.paid().values())
 
 
-def test_two_commands_on_one_cache_pay_each_answer_once(server: Server, place: Path) -> None:
+def test_two_commands_with_one_cache_pay_for_each_answer_once(server: Server, place: Path) -> None:
     server.items = 2
     both = [start(*animals(server.url)) for _ in range(2)]
     assert [command.wait(120) for command in both] == [0, 0]
@@ -67,7 +67,7 @@ def test_two_commands_on_one_cache_pay_each_answer_once(server: Server, place: P
     assert len(server.sent) == 3 * N_ANIMALS
 
 
-def test_an_interrupted_command_keeps_what_is_under_way(server: Server, place: Path) -> None:
+def test_an_interrupted_command_keeps_the_answers_in_flight(server: Server, place: Path) -> None:
     server.items = 2
     real = server.completion
 

@@ -43,7 +43,9 @@ def test_both_forms_give_the_classes_in_label_order_with_duplicates(
     }
 
 
-def test_a_class_without_description_is_named_with_file_and_remedy(tmp_path: Path) -> None:
+def test_a_class_without_a_description_is_named_with_its_file_and_the_remedy(
+    tmp_path: Path,
+) -> None:
     path = write(tmp_path, {"bar": ["A bar."]})
     expected = (
         rf"lack 1 of 2 classes \('red_disc'\) in {path}; add them, or rename them to match "
@@ -63,12 +65,14 @@ def test_descriptions_of_other_classes_only_warn(
 
 
 @pytest.mark.parametrize("wrong", [[], "one sentence", [""], [3], None])
-def test_what_is_no_list_of_sentences_is_refused_by_class(tmp_path: Path, wrong: object) -> None:
+def test_anything_but_a_list_of_sentences_is_refused_and_its_class_named(
+    tmp_path: Path, wrong: object
+) -> None:
     with pytest.raises(SettingsError, match="class 'bar' in .* needs a list of sentences"):
         read(write(tmp_path, {"bar": wrong}))
 
 
-def test_no_json_and_no_file_are_one_line_each(tmp_path: Path) -> None:
+def test_invalid_json_and_a_missing_file_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text("{")
     for path, expected in (
         (tmp_path / "own.json", "are not JSON"),
@@ -80,7 +84,7 @@ def test_no_json_and_no_file_are_one_line_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_the_written_file_holds_its_provenance_and_is_read_back() -> None:
+def test_the_written_file_records_its_provenance_and_can_be_read_back() -> None:
     dataset, llm = load_dataset("shapes"), load_descriptions("shipped")
     with pytest.raises(runtime.MissingDataError, match="microclip describe"):
         descriptions.load(dataset, llm)
@@ -98,7 +102,7 @@ def test_the_written_file_holds_its_provenance_and_is_read_back() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_sentences_are_framed_where_they_are_read_not_where_they_are_kept() -> None:
+def test_sentences_are_framed_when_read_not_when_written() -> None:
     dataset = load_dataset("shapes")
     llm = load_descriptions("shipped").model_copy(update={"frame": "a {name}: {sentence}"})
     path = descriptions.write(dataset, llm)
@@ -132,7 +136,7 @@ def test_templates_need_neither_a_file_nor_a_language_model() -> None:
     assert descriptions.identity(other, author) != descriptions.identity(dataset, author)
 
 
-def test_templates_of_a_dataset_are_an_author_of_the_project() -> None:
+def test_the_project_declares_templates_as_an_author_of_descriptions() -> None:
     author = load_descriptions("templates")
     assert (author.engine, author.files, author.ask) == ("templates", "", None)
     values = author.model_dump(exclude={"files", "ask"})

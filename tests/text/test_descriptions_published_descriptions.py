@@ -1,4 +1,4 @@
-"""Published files: paths and addresses, hashes, faults of a real server, keys reported."""
+"""Published files: paths and addresses, hashes, faults of a real server, matched keys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from microclip.text import descriptions
 from microclip.text.descriptions import PublishedList, fetch
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keys as CuPL's files have them: another name, another spelling, one that is no class.
+# Keys as in CuPL's files: another name, another spelling, one that belongs to no class.
 PUBLISHED = {
     "disc of red": ["A disc is round.", "."],
     "Green-Square": [" It is green.\n\nAnd square."],
@@ -31,7 +31,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT; each entry of `faults` is what one request meets first."""
+    """Serves CONTENT, after one failed request for each entry of `faults`."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -77,7 +77,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def listed(own_project: Path) -> Path:
-    """Return the list of published files of a project that knows one."""
+    """List of published files of a project that knows one."""
     path = own_project / "config" / "published" / "descriptions.yaml"
     path.parent.mkdir(exist_ok=True)
     known = {"repository": "me/mine", "files": {"shapes": {"file": "s.json", "sha256": SHA256}}}
@@ -127,7 +127,7 @@ def test_keys_are_resolved_by_rule_and_reported(
     assert "belong to no class" not in caplog.text  # background is known
 
 
-def test_an_edited_copy_is_read_and_said_to_differ(
+def test_an_edited_copy_is_read_and_reported_as_different(
     listed: Path, own_project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = place(own_project, "s.json")
@@ -137,7 +137,7 @@ def test_an_edited_copy_is_read_and_said_to_differ(
     assert "not the file of me/mine, byte for byte" in caplog.text
 
 
-def test_an_address_is_fetched_once_and_kept_by_its_hash(
+def test_an_address_is_fetched_once_and_stored_by_its_hash(
     listed: Path, own_project: Path, server: Server
 ) -> None:
     dataset, theirs = settings.load_dataset("shapes"), llm(server.url)
@@ -165,7 +165,7 @@ def test_an_address_without_a_known_hash_is_refused_and_the_hash_shown(
     assert fetch(f"{server.url}#sha256={SHA256}").sha256 == SHA256
 
 
-def test_other_content_than_expected_is_refused(own_project: Path, server: Server) -> None:
+def test_content_with_another_hash_is_refused(own_project: Path, server: Server) -> None:
     with pytest.raises(SettingsError, match=f"has sha256 {SHA256}, expected {'0' * 64}"):
         fetch(f"{server.url}#sha256={'0' * 64}")
     path = place(own_project, "own.json")
@@ -178,7 +178,7 @@ def test_other_content_than_expected_is_refused(own_project: Path, server: Serve
 
 @pytest.mark.usefixtures("own_project")
 @pytest.mark.parametrize("faults", [["503"], ["429", "500"], ["cut"], ["cut", "502"]])
-def test_faults_that_pass_are_tried_again(server: Server, faults: list[str]) -> None:
+def test_passing_faults_are_retried(server: Server, faults: list[str]) -> None:
     server.faults = list(faults)
     assert fetch(f"{server.url}#sha256={SHA256}").path.read_bytes() == CONTENT
     assert server.n_requests == len(faults) + 1
@@ -194,7 +194,7 @@ def test_faults_that_pass_are_tried_again(server: Server, faults: list[str]) -> 
         (["huge"], "has more than 0 MiB", 1),
     ],
 )
-def test_faults_that_stay_are_one_line(
+def test_lasting_faults_are_reported_in_one_line(
     server: Server,
     faults: list[str],
     expected: str,
@@ -219,12 +219,12 @@ def test_user_and_query_of_an_address_are_never_shown(
     assert "secret" not in fetch(f"{server.url}?token=secret#sha256={SHA256}").shown
 
 
-def test_a_missing_file_says_where_to_mend_it(own_project: Path) -> None:
+def test_the_error_for_a_missing_file_says_where_to_correct_it(own_project: Path) -> None:
     with pytest.raises(runtime.MissingDataError, match=r"correct `files` in config/llms/"):
         fetch("data/none.json")
 
 
-def test_the_list_of_published_files_names_classes_and_datasets_that_there_are() -> None:
+def test_the_list_of_published_files_names_only_existing_classes_and_datasets() -> None:
     values = yaml.safe_load((ROOT / "config" / "published" / "descriptions.yaml").read_text())
     known = PublishedList.model_validate(values)
     assert {name: len(own.files) for name, own in known.files.items()} == {
@@ -251,7 +251,7 @@ def test_select_logs_other_spellings_quietly(caplog: pytest.LogCaptureFixture) -
     assert "'red_disc' is 'Red-Disc' (letters)" in caplog.text
 
 
-def test_a_choice_between_two_keys_is_named_in_the_refusal() -> None:
+def test_the_error_names_both_keys_that_would_fit_a_class() -> None:
     from microclip.data.vocabulary import Vocabulary
 
     found = descriptions.checked({"DC-10": ["Old."], "DC 10": ["Old."], "bar": ["Long."]}, "given")

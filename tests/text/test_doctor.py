@@ -1,4 +1,4 @@
-"""The doctor: each defect is found where it is, and nowhere else."""
+"""The doctor finds each defect where it is, and nowhere else."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_defect_of_a_bad_set_is_found_once_where_it_is() -> None:
         ("same-words", "red_disc", 7),
         ("name-alone", "red_disc", 8),
         ("untidy", "red_disc", 9),
-        ("unnamed", "red_disc", 2),  # "." names nothing
+        ("unnamed", "red_disc", 2),  # "." names no class
         ("unnamed", "red_disc", 10),
     }
     assert {f for f in found if f[1] in ("Blue Bar", "lost cone", "empty box", "moon")} == {
@@ -60,8 +60,8 @@ def test_every_defect_of_a_bad_set_is_found_once_where_it_is() -> None:
     assert report.has_errors
 
 
-def test_tokens_are_those_of_clip_with_start_and_end_in_the_frame() -> None:
-    exactly = "fox " * 75  # one token a word
+def test_tokens_are_counted_in_the_frame_with_clips_start_and_end() -> None:
+    exactly = "fox " * 75  # one token per word
     assert "too-long" not in kinds(exactly.strip(), min_characters=0)
     report = check({"fox": [exactly + "fox"]}, options=Options(expected=1))
     assert [f.detail for f in report.of_kind("too-long")] == ["78 tokens: cut"]
@@ -73,7 +73,7 @@ def test_tokens_are_those_of_clip_with_start_and_end_in_the_frame() -> None:
 @pytest.mark.parametrize(
     ("policy", "word"), [("trim", "cut"), ("drop", "dropped"), ("error", "shorten it")]
 )
-def test_the_policy_for_long_sentences_is_said(policy: str, word: str) -> None:
+def test_the_report_states_the_policy_for_long_sentences(policy: str, word: str) -> None:
     report = check({"blue bar": [LONG]}, options=Options(long=policy))  # type: ignore[arg-type]
     assert report.of_kind("too-long")[0].detail.endswith(word)
 
@@ -120,7 +120,7 @@ def test_refusals_are_found(text: str) -> None:
         ("2012 Audi TT in a garage.", "Audi TT 2012"),
     ],
 )
-def test_what_only_resembles_a_defect_is_none(text: str, name: str) -> None:
+def test_text_that_only_resembles_a_defect_is_fine(text: str, name: str) -> None:
     assert kinds(text, name) == []
 
 
@@ -149,7 +149,7 @@ def test_english_with_foreign_words_is_english(text: str) -> None:
     assert "language" not in kinds(text)
 
 
-def test_counts_are_compared_with_what_is_expected_or_usual() -> None:
+def test_counts_are_compared_with_the_expected_or_the_usual_number() -> None:
     three = {"a": ["x y"] * 2, "b": ["x y"] * 2, "c": ["x y"] * 3}
     assert [(f.class_name, f.detail) for f in check(three).of_kind("count")] == [
         ("c", "3, 2 as most")
@@ -171,7 +171,7 @@ def test_classes_described_alike_are_twins_whatever_their_names() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_twins_by_vectors_are_those_whose_class_vectors_are_the_same() -> None:
+def test_classes_with_the_same_vector_are_twins() -> None:
     tower = load_backbone("tiny")
     same = {"fox": GOOD["fox"], "vixen": list(reversed(GOOD["fox"])), "hen": GOOD["hen"]}
     report = check(same, backbone=tower, options=Options(same_vectors=0.9999))
@@ -188,7 +188,7 @@ def test_a_sentence_of_two_classes_is_shared_but_a_stub_is_not() -> None:
     assert report.of_kind("shared")[0].detail.startswith("as hen: ")
 
 
-def test_a_listed_key_is_a_note_and_a_wrong_one_leaves_its_class_missing() -> None:
+def test_a_listed_key_is_a_note_and_with_a_wrong_one_the_class_is_missing() -> None:
     listed = Options(listed={"face": "off-center face"})
     given = {"off-center face": ["A face off center has two eyes."], "ears": ["Ears are two."]}
     report = check(given, ["face", "ears"], options=listed)
@@ -200,7 +200,7 @@ def test_a_listed_key_is_a_note_and_a_wrong_one_leaves_its_class_missing() -> No
     assert [f.class_name for f in report.of_kind("unknown")] == ["off-center face"]
 
 
-def test_the_table_has_a_line_for_every_check_and_says_what_was_looked_at() -> None:
+def test_the_table_has_one_line_per_check_and_names_its_file() -> None:
     table = check(DESCRIPTIONS, CLASSES, where="shapes.json").table()
     lines = table.splitlines()
     assert lines[0] == "shapes.json: 7 classes, 19 sentences"
@@ -213,7 +213,7 @@ def test_the_table_has_a_line_for_every_check_and_says_what_was_looked_at() -> N
     assert all(line == line.rstrip() for line in lines)
 
 
-def test_nothing_at_all_is_reported_too() -> None:
+def test_an_empty_set_of_descriptions_can_be_reported() -> None:
     report = check({}, ["fox"])
     assert [f.kind for f in report.findings] == ["missing"]
     assert report.has_errors

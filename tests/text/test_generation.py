@@ -1,4 +1,4 @@
-"""Descriptions by chat and completions: every fault waited out, stopped at, or quarantined."""
+"""Descriptions by chat and completions: every fault ends in a retry, a stop, or quarantine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ __all__ = ["server"]
 N_REQUESTS = 9  # three classes, three prompts
 
 
-def test_every_class_is_described_with_one_request_a_prompt(server: Server, tmp_path: Path) -> None:
+def test_every_class_is_described_with_one_request_per_prompt(
+    server: Server, tmp_path: Path
+) -> None:
     asked = work(tmp_path, order(server))
     assert asked.estimate().n_requests == N_REQUESTS
     asked.run(Lines(), None)
@@ -37,7 +39,7 @@ def test_every_class_is_described_with_one_request_a_prompt(server: Server, tmp_
     assert [message["role"] for message in body["messages"]] == ["system", "user"]
 
 
-def test_what_is_answered_is_never_asked_again_and_needs_no_network(
+def test_an_answered_question_is_never_asked_again_and_needs_no_network(
     server: Server, tmp_path: Path
 ) -> None:
     wanted = order(server)
@@ -50,7 +52,7 @@ def test_what_is_answered_is_never_asked_again_and_needs_no_network(
     assert len(server.sent) == N_REQUESTS
 
 
-def test_a_new_class_is_asked_for_alone(server: Server, tmp_path: Path) -> None:
+def test_only_a_new_class_is_asked_about(server: Server, tmp_path: Path) -> None:
     work(tmp_path, order(server)).run(Lines(), None)
     more = work(tmp_path, order(server, names=(*NAMES, "dodo")))
     assert more.estimate().n_requests == 3
@@ -74,7 +76,7 @@ def test_another_parameter_domain_model_or_service_is_another_question(
 
 
 @pytest.mark.parametrize("fault", [*PASSING, "time-out"])
-def test_a_fault_that_passes_is_waited_out(server: Server, tmp_path: Path, fault: str) -> None:
+def test_a_passing_fault_is_retried(server: Server, tmp_path: Path, fault: str) -> None:
     server.fault = lambda number, _: fault if number in (0, 4) else None
     asked = work(tmp_path, order(server, timeout_s=0.5))
     asked.run(Lines(), None)
@@ -84,13 +86,13 @@ def test_a_fault_that_passes_is_waited_out(server: Server, tmp_path: Path, fault
     assert sum(asked.done.faults.values()) == 2
 
 
-def test_retry_after_is_heeded_by_all_requests(server: Server, tmp_path: Path) -> None:
+def test_all_requests_wait_as_long_as_retry_after_says(server: Server, tmp_path: Path) -> None:
     server.fault = lambda number, _: "429-after" if number == 0 else None
     work(tmp_path, order(server, concurrency=1)).run(Lines(), None)
     assert server.sent[1].at - server.sent[0].at >= 0.2
 
 
-def test_a_wait_that_is_too_long_is_told_not_slept(server: Server, tmp_path: Path) -> None:
+def test_a_wait_that_is_too_long_is_reported_instead(server: Server, tmp_path: Path) -> None:
     server.fault = lambda number, _: "429-long" if number == 2 else None
     with pytest.raises(runtime.ServiceError, match="asks to wait 7200 s"):
         work(tmp_path, order(server, concurrency=1)).run(Lines(), None)
@@ -99,7 +101,7 @@ def test_a_wait_that_is_too_long_is_told_not_slept(server: Server, tmp_path: Pat
 @pytest.mark.parametrize(
     ("fault", "said"), [("quota", "quota is exhausted"), ("revoked", "refuses the key")]
 )
-def test_quota_and_key_stop_all_at_once(
+def test_an_exhausted_quota_or_refused_key_stops_all_requests(
     server: Server, tmp_path: Path, fault: str, said: str
 ) -> None:
     server.fault = lambda number, _: fault if number >= 4 else None
@@ -109,8 +111,8 @@ def test_quota_and_key_stop_all_at_once(
     with pytest.raises(runtime.ServiceError, match=said) as caught:
         asked.run(Lines(), None)
     assert time.monotonic() - began < 5
-    assert len(server.sent) <= 8  # four answered, one of each of the four at work
-    assert "take --descriptions shipped" in str(caught.value)
+    assert len(server.sent) <= 8  # four answered, and one more by each of four threads
+    assert "use --descriptions shipped" in str(caught.value)
     assert len(work(tmp_path, order(server, names=names)).outcome().used) == 4
 
 
@@ -126,18 +128,18 @@ def test_a_service_that_is_down_ends_the_command_after_few_requests(
 ) -> None:
     server.fault = lambda *_: "503"
     names = tuple(f"bird {i}" for i in range(40))
-    with pytest.raises(runtime.ServiceError, match="did not answer 3 times"):
+    with pytest.raises(runtime.ServiceError, match="failed to answer 3 times"):
         work(tmp_path, order(server, names=names, attempts=3, concurrency=2)).run(Lines(), None)
     assert len(server.sent) <= 5 * 3
 
 
-def test_one_request_that_always_fails_leaves_the_others_their_answers(
+def test_one_request_that_always_fails_does_not_cost_the_others_their_answers(
     server: Server, tmp_path: Path
 ) -> None:
     bad = "Describe what a marsh tit looks like in a photo."
     server.fault = lambda _, question: "500" if question == bad else None
     asked = work(tmp_path, order(server, attempts=2))
-    with pytest.raises(runtime.ServiceError, match="1 requests without an answer"):
+    with pytest.raises(runtime.ServiceError, match="1 requests have no answer"):
         asked.run(Lines(), None)
     assert len(asked.outcome().used) == N_REQUESTS - 1
     server.fault = lambda *_: None
@@ -146,7 +148,7 @@ def test_one_request_that_always_fails_leaves_the_others_their_answers(
 
 
 @pytest.mark.parametrize("fault", ANSWER_FAULTS)
-def test_a_bad_answer_is_asked_for_again_and_then_quarantined_by_name(
+def test_a_bad_answer_is_asked_again_and_then_its_class_is_quarantined(
     server: Server, tmp_path: Path, fault: str
 ) -> None:
     server.fault = lambda _, question: fault if "marsh tit" in question else None
@@ -160,7 +162,7 @@ def test_a_bad_answer_is_asked_for_again_and_then_quarantined_by_name(
 
     server.fault = lambda *_: None
     work(tmp_path, wanted).run(Lines(), None)
-    assert len(server.sent) == 12  # tries are used up: nothing more is paid
+    assert len(server.sent) == 12  # tries are used up: nothing more is paid for
     retried = work(tmp_path, wanted, retry_quarantined=True)
     retried.run(Lines(), None)
     assert len(server.sent) == 12 + 3
@@ -176,16 +178,16 @@ def test_a_prompt_that_the_service_refuses_counts_as_a_bad_answer(
     assert asked.outcome().quarantined["great auk"].startswith("refused: 'not that'")
 
 
-def test_a_bad_answer_is_mended_by_the_next_try(server: Server, tmp_path: Path) -> None:
+def test_a_bad_answer_is_replaced_by_the_next_try(server: Server, tmp_path: Path) -> None:
     server.fault = lambda number, _: ANSWER_FAULTS[number] if number < 5 else None
     asked = work(tmp_path, order(server, concurrency=1))
     asked.run(Lines(), None)
     assert not asked.outcome().quarantined
     assert len(server.sent) == N_REQUESTS + 5
-    assert asked.outcome().n_answers == N_REQUESTS + 5  # bad ones are paid too
+    assert asked.outcome().n_answers == N_REQUESTS + 5  # bad ones are paid for too
 
 
-def test_a_class_in_quarantine_is_described_by_templates_when_told(
+def test_a_class_in_quarantine_is_described_by_templates_if_allowed(
     server: Server, tmp_path: Path
 ) -> None:
     server.fault = lambda _, question: "empty" if "willow tit" in question else None
@@ -212,7 +214,7 @@ def test_completions_draw_ten_samples_in_one_request(server: Server, tmp_path: P
     assert found.sentences["marsh tit"][0].startswith("A thing seen from side")
 
 
-def test_a_server_that_gives_fewer_samples_is_asked_for_the_rest_alone(
+def test_a_server_that_returns_too_few_samples_is_asked_only_for_the_rest(
     server: Server, tmp_path: Path
 ) -> None:
     server.choices_at_most = 4
@@ -223,13 +225,13 @@ def test_a_server_that_gives_fewer_samples_is_asked_for_the_rest_alone(
     assert not asked.outcome().quarantined
 
 
-def test_a_limit_of_cost_is_never_passed_and_all_that_was_paid_is_kept(
+def test_a_cost_limit_is_never_exceeded_and_all_paid_answers_are_kept(
     server: Server, tmp_path: Path
 ) -> None:
     each = (20 * 2.5 + 100 * 10.0) / 1e6  # an answer's true price
     limit = 0.014
     asked = work(tmp_path, order(server))
-    with pytest.raises(BudgetError, match=r"of 0\.0140 USD are spent.*raise --max-cost"):
+    with pytest.raises(BudgetError, match=r"of 0\.0140 USD; .*raise --max-cost"):
         asked.run(Lines(), limit)
     n_paid = sum(server.paid().values())
     assert 1 <= n_paid < N_REQUESTS
@@ -250,7 +252,7 @@ def test_a_limit_below_the_first_request_sends_nothing(server: Server, tmp_path:
         work(tmp_path, order(server, prices=None)).run(Lines(), 1.0)
 
 
-def test_usage_that_a_server_does_not_tell_is_reckoned(server: Server, tmp_path: Path) -> None:
+def test_usage_that_a_server_does_not_report_is_estimated(server: Server, tmp_path: Path) -> None:
     server.tells_usage = False
     asked = work(tmp_path, order(server))
     asked.run(Lines(), None)
@@ -267,7 +269,7 @@ def test_equal_answers_give_equal_bytes(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_no_more_requests_are_under_way_than_allowed(server: Server, tmp_path: Path) -> None:
+def test_no_more_requests_are_in_flight_than_allowed(server: Server, tmp_path: Path) -> None:
     under_way, most = 0, 0
     guard = threading.Condition()
 
@@ -289,10 +291,10 @@ def test_no_more_requests_are_under_way_than_allowed(server: Server, tmp_path: P
 
 
 @pytest.mark.parametrize("fault", WIRE_FAULTS)
-def test_a_fault_of_the_wire_is_named(server: Server, tmp_path: Path, fault: str) -> None:
+def test_a_network_fault_is_named(server: Server, tmp_path: Path, fault: str) -> None:
     server.fault = lambda *_: fault
     asked = work(tmp_path, order(server, names=("auk", "dodo"), attempts=1, timeout_s=0.3))
-    said = {"time-out": "in time", "dropped": "connection failed"}.get(fault, "cut or no JSON")
+    said = {"time-out": "in time", "dropped": "connection failed"}.get(fault, "cut or not JSON")
     with pytest.raises(runtime.ServiceError, match=said):
         asked.run(Lines(), None)
 
@@ -310,13 +312,13 @@ def test_an_attempt_that_may_be_billed_without_an_answer_counts_against_the_limi
     asked = work(tmp_path, order(server, names=("auk",), concurrency=1, timeout_s=0.3))
     most = asked.estimate().most_usd
     assert most is not None
-    with pytest.raises(BudgetError, match=r"0\.0000 of .* more may be billed for attempts without"):
+    with pytest.raises(BudgetError, match=r"0\.0000 of .* may be billed for attempts without"):
         asked.run(Lines(), most / 3 * 1.5)  # enough for one of its three requests, not for two
     assert len(server.sent) == 1
     assert asked.done.spent_usd == 0
 
 
-def test_an_attempt_that_is_not_billed_leaves_the_limit_alone(
+def test_an_attempt_that_is_not_billed_does_not_count_against_the_limit(
     server: Server, tmp_path: Path
 ) -> None:
     server.fault = lambda number, _: "503" if number == 0 else None

@@ -1,4 +1,4 @@
-"""What answers cost: worked out by hand."""
+"""The cost of answers, worked out by hand."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PRICES = Prices(
 CHAT = {"model": "m", "messages": [{"role": "system", "content": "Be brief."}] * 2}
 
 
-def test_tokens_of_words_and_marks() -> None:
+def test_words_and_punctuation_are_counted_as_tokens() -> None:
     assert text_tokens("A fox.") == 3
     assert text_tokens("photograph") == 2  # ten letters
     assert text_tokens("") == 0
 
 
-def test_a_request_is_reckoned_with_its_messages_and_wanted_sentences() -> None:
-    # "Be brief." has 3 tokens, 4 around each message, 3 that open the answer
+def test_a_request_is_estimated_from_its_messages_and_wanted_sentences() -> None:
+    # "Be brief." has 3 tokens, plus 4 per message and 3 to start the answer
     assert expected_tokens(CHAT, 10) == Tokens(2 * (3 + 4) + 3, 10 * SENTENCE_TOKENS)
     assert most_tokens(CHAT, 10).completion == 3 * 10 * SENTENCE_TOKENS
     limited = {"model": "m", "prompt": "A fox.", "max_tokens": 20, "n": 10}
@@ -41,14 +41,14 @@ def test_a_request_is_reckoned_with_its_messages_and_wanted_sentences() -> None:
     assert most_tokens({**limited, "max_tokens": 50}, 1).completion == 500
 
 
-def test_prices_are_for_a_million_and_halved_in_a_batch() -> None:
+def test_prices_are_per_million_tokens_and_halved_in_a_batch() -> None:
     tokens = Tokens(1_000_000, 200_000)
     assert cost_usd(tokens, PRICES, is_batch=False) == pytest.approx(2.5 + 2.0)
     assert cost_usd(tokens, PRICES, is_batch=True) == pytest.approx(2.25)
     assert cost_usd(tokens, None, is_batch=True) is None
 
 
-def test_money_that_is_held_comes_back_when_an_answer_was_cheaper() -> None:
+def test_a_reservation_is_returned_when_an_answer_was_cheaper() -> None:
     budget, stop = Budget(1.0), threading.Event()
     first = budget.reserve(0.6, stop)
     assert first is not None
@@ -56,7 +56,7 @@ def test_money_that_is_held_comes_back_when_an_answer_was_cheaper() -> None:
     waiting = threading.Thread(target=lambda: tickets.append(budget.reserve(0.6, stop)))
     waiting.start()
     time.sleep(0.05)
-    assert not tickets  # 1.2 would pass the limit, and the first may come out cheaper
+    assert not tickets  # 1.2 would exceed the limit, and the first may turn out cheaper
     budget.settle(first, 0.1)
     waiting.join(2)
     assert tickets == [2]
@@ -70,12 +70,12 @@ def test_without_a_limit_everything_is_allowed() -> None:
     assert Budget(None).reserve(1e9, threading.Event()) == 1
 
 
-def test_an_attempt_that_no_answer_came_for_holds_its_money_for_good() -> None:
+def test_an_attempt_without_an_answer_keeps_its_reservation_for_good() -> None:
     budget, stop = Budget(1.0), threading.Event()
     first = budget.reserve(0.6, stop)
     assert first is not None
     budget.settle(first, None, is_unheard=True)
     assert (budget.spent_usd, budget.unheard_usd) == (0.0, 0.6)
     assert budget.reserve(0.5, stop) is None
-    assert "up to 0.6000 more may be billed" in budget.over(0.5)
+    assert "up to 0.6000 may be billed" in budget.over(0.5)
     assert budget.reserve(0.4, stop) is not None

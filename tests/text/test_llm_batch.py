@@ -1,4 +1,4 @@
-"""The Batch API: sent in parts, found again after a kill, its expired half asked for anew."""
+"""The Batch API: sent in parts, found again after a kill, its expired half asked again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Killed(BaseException):
     """The process ends here."""
 
 
-def test_a_batch_brings_every_class_at_half_price(server: Server, tmp_path: Path) -> None:
+def test_a_batch_describes_every_class_at_half_price(server: Server, tmp_path: Path) -> None:
     asked = work(tmp_path, order(server, "batch"))
     said = Lines()
     asked.run(said, None)
@@ -37,14 +37,12 @@ def test_a_batch_brings_every_class_at_half_price(server: Server, tmp_path: Path
     assert lines[0]["url"] == "/v1/chat/completions"
 
 
-def test_answers_of_a_batch_serve_chat_and_the_other_way_round(
-    server: Server, tmp_path: Path
-) -> None:
+def test_batch_and_chat_use_each_others_answers(server: Server, tmp_path: Path) -> None:
     work(tmp_path, order(server, "batch")).run(Lines(), None)
     assert work(tmp_path, order(server, "chat")).estimate().n_requests == 0
 
 
-def test_parts_are_as_large_as_the_settings_allow_and_follow_each_other(
+def test_parts_are_as_large_as_the_settings_allow_and_sent_in_turn(
     server: Server, tmp_path: Path
 ) -> None:
     batch = {"tokens": 90_000, "requests": 10, "poll_s": 0.01}
@@ -71,7 +69,7 @@ def test_a_command_killed_at_any_step_finds_its_batch_again(
     assert not again.outcome().quarantined
     assert len(server.batches) == 1
     assert set(server.paid().values()) == {1}
-    assert any("taking up a batch of 9 requests" in line for line in said)
+    assert any("resuming a batch of 9 requests" in line for line in said)
 
 
 def _kill_at(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +87,7 @@ def _kill_at(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner, where, then_die)
 
 
-def test_a_kill_before_the_batch_was_made_sends_it_once(
+def test_after_a_kill_before_the_batch_was_created_it_is_sent_once(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from openai.resources.files import Files
@@ -107,7 +105,7 @@ def test_a_kill_before_the_batch_was_made_sends_it_once(
     assert set(server.paid().values()) == {1}
 
 
-def test_a_batch_that_expires_half_done_keeps_its_half_and_asks_for_the_other(
+def test_the_unanswered_half_of_an_expired_batch_is_asked_again(
     server: Server, tmp_path: Path
 ) -> None:
     server.batch_end = lambda batch: "expired" if batch == 0 else "completed"
@@ -117,7 +115,7 @@ def test_a_batch_that_expires_half_done_keeps_its_half_and_asks_for_the_other(
     assert not asked.outcome().quarantined
     assert [b["request_counts"]["total"] for b in server.batches.values()] == [9, 5]
     assert set(server.paid().values()) == {1}
-    assert any("ended expired; what it answered is kept" in line for line in said)
+    assert any("ended as expired; its answers are saved" in line for line in said)
 
 
 def test_batches_that_always_expire_end_the_command(server: Server, tmp_path: Path) -> None:
@@ -137,7 +135,7 @@ def test_a_failed_batch_says_why(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "n_batches"), [("500", 2), ("429", 2), ("too-few", 2), ("empty", 2), ("policy", 2)]
 )
-def test_lines_of_a_batch_that_went_wrong_are_asked_for_again(
+def test_failed_lines_of_a_batch_are_asked_again(
     server: Server, tmp_path: Path, fault: str, n_batches: int
 ) -> None:
     bad = "Describe what a marsh tit looks like in a photo."
@@ -149,7 +147,7 @@ def test_lines_of_a_batch_that_went_wrong_are_asked_for_again(
     assert len(server.sent) == N_REQUESTS + 1
 
 
-def test_a_quota_that_ends_within_a_batch_stops_and_keeps_the_rest(
+def test_a_quota_that_runs_out_within_a_batch_stops_and_keeps_all_answers(
     server: Server, tmp_path: Path
 ) -> None:
     server.batch_fault = lambda _, question: "quota" if "great auk" in question else None
@@ -160,7 +158,7 @@ def test_a_quota_that_ends_within_a_batch_stops_and_keeps_the_rest(
     assert len(server.batches) == 1
 
 
-def test_faults_of_upload_poll_and_download_are_waited_out(server: Server, tmp_path: Path) -> None:
+def test_faults_during_upload_poll_and_download_are_retried(server: Server, tmp_path: Path) -> None:
     server.wire_faults = ["503", "429", "dropped", "cut-json", "502", "html"]
     asked = work(tmp_path, order(server, "batch", attempts=7))
     asked.run(Lines(), None)
@@ -169,7 +167,7 @@ def test_faults_of_upload_poll_and_download_are_waited_out(server: Server, tmp_p
     assert not server.wire_faults
 
 
-def test_a_batch_whose_making_was_not_heard_of_is_not_made_twice(
+def test_a_batch_whose_creation_went_unanswered_is_not_created_twice(
     server: Server, tmp_path: Path
 ) -> None:
     server.is_deaf_once = True
@@ -179,7 +177,7 @@ def test_a_batch_whose_making_was_not_heard_of_is_not_made_twice(
     assert len(server.batches) == 1
 
 
-def test_cancel_ends_a_batch_and_keeps_what_it_answered(
+def test_cancel_ends_a_batch_and_keeps_its_answers(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.batch_polls = 10**9
@@ -195,9 +193,7 @@ def test_cancel_ends_a_batch_and_keeps_what_it_answered(
     assert later.cancel(Lines()) == 0
 
 
-def test_a_limit_of_cost_cuts_a_batch_and_stops_before_it_is_passed(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_cost_limit_cuts_a_batch_and_is_never_exceeded(server: Server, tmp_path: Path) -> None:
     asked: Generation = work(tmp_path, order(server, "batch"))
     with pytest.raises(BudgetError):
         asked.run(Lines(), 0.006)

@@ -1,4 +1,4 @@
-"""Mending: what goes, what is cut, what stays for a writer, and the list of it all."""
+"""Fixing descriptions: what is dropped, cut or left to a writer, and the list of changes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.text.test_doctor import DESCRIPTIONS, GOOD
 ARMS = ("left arm", "right arm")
 
 
-def test_what_is_good_is_left_alone() -> None:
+def test_good_descriptions_are_left_alone() -> None:
     mended = fix(GOOD, ["fox", "hen"])
     assert mended.sentences == {name: tuple(texts) for name, texts in GOOD.items()}
     assert mended.changes == ()
 
 
-def test_each_defect_is_mended_by_its_rule_and_every_change_is_listed() -> None:
+def test_each_defect_is_fixed_by_its_rule_and_every_change_is_listed() -> None:
     mended = fix(DESCRIPTIONS, CLASSES)
     assert list(mended.sentences) == [*CLASSES[:4], *ARMS, "moon"]
     assert mended.sentences["red_disc"] == (
@@ -47,7 +47,7 @@ def test_each_defect_is_mended_by_its_rule_and_every_change_is_listed() -> None:
     ]
 
 
-def test_a_mended_set_has_only_what_needs_a_writer() -> None:
+def test_a_fixed_set_has_only_defects_that_need_a_writer() -> None:
     mended = fix(DESCRIPTIONS, CLASSES)
     left = {finding.kind for finding in check(mended.sentences, CLASSES).findings}
     assert left == {"missing", "count", "unknown", "unnamed", "twins", "shared"}
@@ -65,12 +65,12 @@ def test_a_long_sentence_is_cut_where_a_clause_ends_within_the_frame() -> None:
 
 def test_a_long_sentence_without_clauses_is_cut_after_a_word() -> None:
     kept = cut("fox " * 100, 77)
-    assert kept == " ".join(["fox"] * 74) + "."  # 74 words, the stop, start and end
+    assert kept == " ".join(["fox"] * 74) + "."  # 74 words, the full stop, start and end
     assert n_tokens(kept) == 77
     assert cut("A fox.", 77) == "A fox."
 
 
-def test_long_sentences_are_dropped_or_refused_as_the_policy_says() -> None:
+def test_long_sentences_are_dropped_or_refused_according_to_the_policy() -> None:
     given = {"blue bar": [LONG, "A blue bar is long and thin."]}
     dropped = fix(given, options=Options(long="drop"))
     assert dropped.sentences == {"blue bar": ("A blue bar is long and thin.",)}
@@ -85,14 +85,14 @@ def test_sentences_that_become_the_same_are_kept_once() -> None:
     assert [c.kind for c in mended.changes] == ["same-words"]
 
 
-def test_a_class_of_which_nothing_is_left_is_left_out_by_name() -> None:
+def test_a_class_with_no_sentence_left_is_left_out_and_named() -> None:
     mended = fix({"fox": [".", "I don't know what a fox is."], "hen": GOOD["hen"]})
     assert list(mended.sentences) == ["hen"]
     assert mended.emptied == ("fox",)
     assert mended.changes[-1].before == "2 sentences"
 
 
-def test_changes_as_csv_hold_the_text_before_and_after() -> None:
+def test_the_csv_of_changes_has_the_text_before_and_after() -> None:
     mended = fix({"fox": [" A fox is a red\nanimal.", "."]})
     rows = list(csv.DictReader(io.StringIO(mended.csv())))
     assert rows == [
@@ -107,5 +107,5 @@ def test_changes_as_csv_hold_the_text_before_and_after() -> None:
     ]
 
 
-def test_every_change_is_of_a_kind_that_the_report_knows() -> None:
+def test_every_change_has_a_kind_that_the_report_knows() -> None:
     assert {change.kind for change in fix(DESCRIPTIONS, CLASSES).changes} <= set(KINDS)

@@ -1,4 +1,4 @@
-"""The doctor on files: read as they are, reported beside them, mended to a copy for a variant."""
+"""The doctor on files: reads them as they are, reports next to them, writes a fixed copy."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def test_every_defect_of_the_file_is_counted(tmp_path: Path) -> None:
     report = check_file(defects.write(tmp_path), defects.CLASSES)
     assert report.counts() == MADE_WITH
     assert report.of_kind("key-twice")[0].class_name == "green square"
-    assert report.n_sentences == 19  # both texts under the key that stands twice are there
+    assert report.n_sentences == 19  # including both texts under the key that appears twice
 
 
-def test_the_report_is_written_as_json_and_csv_beside_the_file(tmp_path: Path) -> None:
+def test_the_report_is_written_as_json_and_csv_next_to_the_file(tmp_path: Path) -> None:
     found = examine(defects.write(tmp_path), defects.CLASSES)
     assert [path.name for path in found.written] == ["shapes.report.json", "shapes.report.csv"]
     values = json.loads(found.written[0].read_text())
@@ -60,7 +60,7 @@ def test_the_report_is_written_as_json_and_csv_beside_the_file(tmp_path: Path) -
     assert [path.name for path in named.written] == ["x.report.json", "x.report.csv"]
 
 
-def test_a_mended_copy_stands_beside_the_original_with_every_change(tmp_path: Path) -> None:
+def test_a_fixed_copy_and_its_changes_are_written_next_to_the_original(tmp_path: Path) -> None:
     path = defects.write(tmp_path)
     before = path.read_bytes()
     found = mend(path, defects.CLASSES)
@@ -82,7 +82,7 @@ def test_a_mended_copy_stands_beside_the_original_with_every_change(tmp_path: Pa
     assert found.mended.path.read_bytes() == again
 
 
-def test_the_record_of_a_file_is_kept_and_the_original_is_never_written_over(
+def test_the_record_of_a_file_is_kept_and_the_original_is_never_overwritten(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "own.json"
@@ -105,7 +105,9 @@ def test_the_record_of_a_file_is_kept_and_the_original_is_never_written_over(
         ('{"fox": [1]}', "must map class names to lists of texts"),
     ],
 )
-def test_what_is_no_descriptions_file_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+def test_a_file_that_is_not_descriptions_is_refused(
+    tmp_path: Path, text: str, expected: str
+) -> None:
     path = tmp_path / "own.json"
     path.write_text(text)
     with pytest.raises(SettingsError, match=expected):
@@ -114,7 +116,7 @@ def test_what_is_no_descriptions_file_is_refused(tmp_path: Path, text: str, expe
         read_raw(tmp_path / "none.json")
 
 
-def test_counts_are_those_of_table_10_where_the_paper_has_the_dataset() -> None:
+def test_expected_counts_come_from_table_10_for_the_papers_datasets() -> None:
     assert (table_10("cars"), table_10("fgvc"), table_10("icons-food")) == (90, 20, None)
     known = options_for("caltech101")
     assert known.expected == 30
@@ -123,7 +125,7 @@ def test_counts_are_those_of_table_10_where_the_paper_has_the_dataset() -> None:
 
 
 @pytest.mark.usefixtures("own_project")
-def test_classes_and_vectors_are_those_of_the_named_dataset_and_backbone(tmp_path: Path) -> None:
+def test_classes_and_vectors_come_from_the_named_dataset_and_backbone(tmp_path: Path) -> None:
     source = descriptions.source_file(
         settings.load_dataset("shapes"), settings.load_descriptions("shipped")
     )
@@ -136,7 +138,7 @@ def test_classes_and_vectors_are_those_of_the_named_dataset_and_backbone(tmp_pat
     assert not report.of_kind("missing")
 
 
-def test_original_and_mended_copy_are_both_studied_as_variants(own_project: Path) -> None:
+def test_a_study_can_use_both_the_original_and_the_fixed_copy(own_project: Path) -> None:
     folder = own_project / "data"
     folder.mkdir()
     theirs = {
@@ -163,7 +165,7 @@ def test_original_and_mended_copy_are_both_studied_as_variants(own_project: Path
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "resources" / "descriptions").glob("*.json")))
-def test_shipped_descriptions_have_nothing_that_must_be_mended(path: Path) -> None:
+def test_shipped_descriptions_need_no_fixing(path: Path) -> None:
     report = check_file(path, options=Options(frame="a picture of a {name}. {sentence}"))
     wrong = {kind for kind, n in report.counts().items() if n} - {"count", "twins"}
     assert not wrong

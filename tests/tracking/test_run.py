@@ -1,4 +1,4 @@
-"""Files are the truth; MLflow mirrors them once, can be compared, and can be away."""
+"""Files are the truth; MLflow mirrors each run once, can compare runs, and may be missing."""
 
 import csv
 import dataclasses
@@ -56,7 +56,7 @@ def write_run(settings: RunSettings, epochs: Iterator[int] | range = range(4)) -
     return scores
 
 
-def test_a_run_is_mirrored_whole(work: Path) -> None:
+def test_a_run_is_mirrored_completely(work: Path) -> None:
     settings = settings_of("microclip", gamma=0.3)
     manifest = Path(paths.MANIFEST.format(dataset=settings.spec.dataset))
     runtime.write_text(manifest, "split,file,label,class,sha256\ntrain,a.png,0,red,00\n")
@@ -82,7 +82,7 @@ def test_a_run_is_mirrored_whole(work: Path) -> None:
     assert names >= {paths.RUN_SETTINGS, paths.RUN_HISTORY, paths.RUN_SCORES}
 
 
-def test_a_run_s_folder_names_its_run_in_mlflow_and_sync_adds_the_name_to_older_ones(
+def test_a_folder_records_its_mlflow_run_and_sync_adds_that_to_older_ones(
     work: Path,
 ) -> None:
     settings = settings_of("microclip")
@@ -97,7 +97,7 @@ def test_a_run_s_folder_names_its_run_in_mlflow_and_sync_adds_the_name_to_older_
     assert json.loads(marker.read_text()) == {**said, "run_id": run.info.run_id}
 
 
-def test_everything_lies_below_results(work: Path) -> None:
+def test_everything_is_written_in_results(work: Path) -> None:
     write_run(settings_of("microclip"))
     [run] = runs()
     assert run.info.artifact_uri.startswith((work / paths.TRACKING_ARTIFACTS).as_uri())
@@ -105,7 +105,7 @@ def test_everything_lies_below_results(work: Path) -> None:
     assert [path.name for path in work.iterdir()] == ["results"]
 
 
-def test_history_is_a_row_an_epoch_and_a_repeated_epoch_replaces_what_follows(work: Path) -> None:
+def test_history_has_one_row_per_epoch_and_a_repeated_epoch_replaces_later_rows(work: Path) -> None:
     settings = settings_of("microclip")
     tracker = tracking.open_tracker(settings, settings.spec.folder, "tiny")
     for epoch in (0, 1, 2, 1):
@@ -116,7 +116,7 @@ def test_history_is_a_row_an_epoch_and_a_repeated_epoch_replaces_what_follows(wo
     assert json.loads((settings.spec.folder / paths.RUN_JOURNAL).read_text().splitlines()[-1])
 
 
-def test_an_interrupted_run_is_continued_not_doubled(work: Path) -> None:
+def test_an_interrupted_run_is_continued_not_duplicated(work: Path) -> None:
     settings = settings_of("microclip")
     first = tracking.open_tracker(settings, settings.spec.folder, "tiny")
     for epoch in (0, 1, 2):
@@ -134,7 +134,7 @@ def test_an_interrupted_run_is_continued_not_doubled(work: Path) -> None:
         assert [float(row["epoch"]) for row in csv.DictReader(stream)] == [0, 1, 2, 3]
 
 
-def test_an_epoch_that_is_repeated_after_a_kill_is_logged_once(work: Path) -> None:
+def test_an_epoch_repeated_after_a_kill_is_logged_once(work: Path) -> None:
     settings = settings_of("microclip")
     first = tracking.open_tracker(settings, settings.spec.folder, "tiny")
     for epoch in (0, 1, 2):
@@ -144,7 +144,7 @@ def test_an_epoch_that_is_repeated_after_a_kill_is_logged_once(work: Path) -> No
     assert points(run, "loss") == [(1, 2.5), (2, 2.0), (3, 1.5)]
 
 
-def test_a_finished_run_made_again_replaces_the_old_one(work: Path) -> None:
+def test_a_repeated_run_replaces_the_finished_one(work: Path) -> None:
     settings = settings_of("microclip")
     for _ in range(2):
         write_run(settings)
@@ -152,14 +152,14 @@ def test_a_finished_run_made_again_replaces_the_old_one(work: Path) -> None:
     assert points(run, "loss") == [(1, 2.5), (2, 2.0), (3, 1.5)]
 
 
-def test_other_settings_replace_the_run_of_the_same_name(work: Path) -> None:
+def test_a_run_with_other_settings_replaces_that_of_the_same_name(work: Path) -> None:
     write_run(settings_of("microclip"))
     write_run(settings_of("microclip", gamma=0.3))
     [run] = runs()
     assert run.data.params["gamma"] == "0.3"
 
 
-def test_history_of_other_settings_is_not_taken_up(work: Path) -> None:
+def test_history_of_other_settings_is_not_continued(work: Path) -> None:
     old = settings_of("microclip")
     tracker = tracking.open_tracker(old, old.spec.folder, "tiny")
     for epoch in (0, 1, 2, 3):
@@ -171,7 +171,7 @@ def test_history_of_other_settings_is_not_taken_up(work: Path) -> None:
         assert [float(row["epoch"]) for row in csv.DictReader(stream)] == [0]
 
 
-def test_a_failed_run_says_why(work: Path) -> None:
+def test_a_failed_run_records_the_reason(work: Path) -> None:
     settings = settings_of("microclip")
     tracking.open_tracker(settings, settings.spec.folder, "tiny").fail("FAILED", "loss is nan")
     [run] = runs()
@@ -200,7 +200,7 @@ def test_sync_replays_what_the_mirror_missed_exactly_once(
     assert run.data.metrics["top1_pct"] == 44.0
 
 
-def test_a_server_that_answers_nobody_costs_seconds_not_minutes(
+def test_a_server_that_never_answers_costs_seconds_not_minutes(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as closed:
@@ -226,7 +226,7 @@ def test_a_password_in_the_address_is_not_shown(
         assert path.is_dir() or b"hush-hush" not in path.read_bytes()
 
 
-def test_init_twice_is_the_same_as_once_and_a_dead_server_is_no_error(
+def test_init_can_be_repeated_and_a_dead_server_is_no_error(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracking.init("tiny")
@@ -249,7 +249,7 @@ def write(file):
         tracker.epoch(epoch, {"loss": float(epoch)})
     tracker.finish({"digest": settings.digest(), "recipe": 1, "top1_pct": 50.0})
 
-for file in sys.argv[1:]:  # processes of one interpreter: the imports take longer than the work
+for file in sys.argv[1:]:  # one interpreter for all: the imports take longer than the work
     if os.fork() == 0:
         write(file)
         os._exit(0)
@@ -259,7 +259,7 @@ sys.exit(codes != [0] * len(codes))
 
 
 @pytest.mark.slow
-def test_runs_side_by_side_lose_nothing(work: Path) -> None:
+def test_parallel_runs_lose_nothing(work: Path) -> None:
     files = []
     for seed in range(4):
         one = settings_of("microclip")
@@ -309,25 +309,28 @@ def test_a_user_can_compare_runs_on_a_real_server(
         )
         assert {"scores.json"} <= {Path(f["path"]).name for f in json.load(listed)["files"]}
         query = f"runs=%5B%22{ids[0]}%22,%22{ids[1]}%22%5D&experiments=%5B%22{experiment}%22%5D"
-        browser: Browser = request.getfixturevalue("browser")  # all but the page needs none
+        browser: Browser = request.getfixturevalue("browser")  # only the check of the page needs it
         with browser.visit(f"{address}/#/compare-runs?{query}", (1500, 1100)) as seen:
             check_comparison(seen.page, [one.spec.name, variant.name], work / "compare.png")
 
 
 def check_comparison(page: Any, names: list[str], picture: Path) -> None:
-    """See both runs, the setting that differs and the accuracy, drawn and in words."""
+    """The page shows both runs, the setting that differs and the accuracy, as plot and text."""
     for name in names:
         page.get_by_text(name, exact=True).first.wait_for(timeout=60_000)
     plot = page.locator(".parcoords")
     plot.locator(".axis-title").first.wait_for(timeout=60_000)
     titles = plot.locator(".axis-title").all_text_contents()
-    assert titles == ["gamma", "test_fused_pct"]  # opens with what differs, and an accuracy
+    assert titles == [
+        "gamma",
+        "test_fused_pct",
+    ]  # opens with the setting that differs, and an accuracy
     ends = plot.locator(".y-axis").first.locator(".axis-extent-text").all_text_contents()
-    assert sorted(map(float, ends)) == [0.3, 0.5]  # gamma is an axis of numbers
+    assert sorted(map(float, ends)) == [0.3, 0.5]  # gamma has a numeric axis
     page.screenshot(path=picture)
     text = page.inner_text("body")
     assert "top1_pct" in text
     assert "44" in text
     image = Image.open(picture).convert("L")
     assert image.size == (1500, 1100)
-    assert len(image.getcolors() or range(256)) > 50  # text and plots, no blank page
+    assert len(image.getcolors() or range(256)) > 50  # text and plots, not a blank page

@@ -1,4 +1,4 @@
-"""A study in MLflow: sweeps above their runs, tables and figures, each once."""
+"""A study in MLflow: sweeps as parents of their runs, tables and figures, each once."""
 
 import json
 import logging
@@ -54,7 +54,7 @@ def declared(**changes: Any) -> Study:
 
 
 def write_study(found: Study) -> Plan:
-    """Leave the files that the workflow leaves before it shows a study; return its plan."""
+    """Write the files that a study has before it is shown in MLflow; return its plan."""
     name = found.settings.study
     plan = found.plan()
     plan.write()
@@ -94,7 +94,7 @@ def write_run(found: Study, spec: RunSpec, top1: float | None = None) -> None:
 
 @pytest.fixture(scope="module")
 def root(project_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the tiny project with the tables and figures of the real one."""
+    """The tiny project with the tables and figures of the real one."""
     folder = Path(shutil.copytree(project_source, tmp_path_factory.mktemp("root") / "project"))
     for kind in ("tables", "figures"):
         shutil.copytree(OWN / kind, folder / "config" / kind)
@@ -103,7 +103,7 @@ def root(project_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def made(root: Path, empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a study whose runs are mirrored, and which is not itself."""
+    """A folder with a study whose runs are mirrored, but not the study itself."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "results").mkdir()
     shutil.copy(empty_database, folder / paths.TRACKING_DATABASE)
@@ -121,7 +121,7 @@ def made(root: Path, empty_database: Path, tmp_path_factory: pytest.TempPathFact
 def place(
     made: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
-    """Work in a copy of that folder, whose records name its own store."""
+    """Work in a copy of that folder whose records point to its own store."""
     shutil.copytree(made / "results", tmp_path / "results")
     for record in tmp_path.rglob(paths.RUN_MIRRORED):
         record.write_text(record.read_text().replace(str(made), str(tmp_path)))
@@ -140,7 +140,7 @@ def record_of(name: str = "tiny") -> dict[str, Any]:
 
 
 def shown(name: str = "tiny") -> dict[str, Any]:
-    """Return what a user sees, by the run's name; no name is there twice."""
+    """Runs that a user sees, by name; no name appears twice."""
     found = runs(name)
     by_name = {run.info.run_name: run for run in found}
     assert len(by_name) == len(found)
@@ -152,7 +152,7 @@ def run_name(variant: str, method: str = "microclip") -> str:
 
 
 def parents(of: dict[str, Any]) -> dict[str, str]:
-    """Return the names of runs and of what they lie under."""
+    """Parents of the runs, by name."""
     names = {run.info.run_id: name for name, run in of.items()}
     return {
         name: names[run.data.tags[PARENT]] for name, run in of.items() if PARENT in run.data.tags
@@ -160,13 +160,13 @@ def parents(of: dict[str, Any]) -> dict[str, str]:
 
 
 def make_gamma_1_anew(top1: float) -> None:
-    """Change a result, and the tables made from it."""
+    """Change a result and the tables made from it."""
     found = declared()
     write_run(found, RunSpec("shapes", "tiny", "shipped", "microclip", "gamma-1"), top1)
     write_study(found)
 
 
-def test_a_sweep_is_a_run_above_its_points_with_their_curve(place: Path) -> None:
+def test_a_sweep_is_the_parent_run_of_its_points_and_shows_their_curve(place: Path) -> None:
     assert study_tracking.mirror(plan_of())
     found = shown()
     assert found.keys() - {run_name(v, m) for m, v in TOP1} == CARDS
@@ -190,7 +190,7 @@ def test_a_sweep_is_a_run_above_its_points_with_their_curve(place: Path) -> None
     assert points(found[RATE], "setting_value") == [(0, 1e-5), (1, 1e-4)]
 
 
-def test_the_default_run_belongs_to_all_sweeps_and_lies_under_none(place: Path) -> None:
+def test_the_default_run_belongs_to_all_sweeps_and_has_no_parent(place: Path) -> None:
     study_tracking.mirror(plan_of())
     assert parents(shown()) == {
         run_name("gamma-0"): GAMMA,
@@ -199,7 +199,7 @@ def test_the_default_run_belongs_to_all_sweeps_and_lies_under_none(place: Path) 
     }
 
 
-def test_a_run_of_two_sweeps_lies_under_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_two_sweeps_has_no_parent(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MICROCLIP_ROOT", str(root))
     figures = [{"name": "figure6", "values": [1, 2, 4]}, {"name": "figure6a", "values": [1]}]
     sweeps = study_cards.sweeps(declared(figures=figures).plan())
@@ -210,7 +210,7 @@ def test_a_run_of_two_sweeps_lies_under_none(root: Path, monkeypatch: pytest.Mon
     assert study_cards.parents(sweeps) == {run_name("crops-4"): "sweep/figure6/shapes/seed-0"}
 
 
-def test_seeds_have_a_sweep_each(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_seed_has_its_own_sweep(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MICROCLIP_ROOT", str(root))
     sweeps = study_cards.sweeps(declared(seeds=[3, 4], figures=[STUDY["figures"][1]]).plan())
     assert [sweep.name for sweep in sweeps] == [
@@ -220,7 +220,7 @@ def test_seeds_have_a_sweep_each(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert {spec.seed for _, spec in sweeps[1].points} == {4}
 
 
-def test_the_study_run_tells_the_story(place: Path) -> None:
+def test_the_study_run_shows_tables_figures_and_sweeps(place: Path) -> None:
     study_tracking.mirror(plan_of())
     found = shown()
     told = found["study/tiny"]
@@ -266,7 +266,7 @@ def listed(run_id: str, folder: str | None) -> list[Any]:
     return found
 
 
-def test_the_experiment_leads_to_the_study_but_keeps_what_people_wrote(place: Path) -> None:
+def test_the_experiment_links_to_the_study_but_keeps_what_users_wrote(place: Path) -> None:
     study_tracking.mirror(plan_of())
     experiment = client().get_experiment_by_name("tiny")
     assert record_of()["study"] in experiment.tags[DESCRIPTION]
@@ -276,7 +276,7 @@ def test_the_experiment_leads_to_the_study_but_keeps_what_people_wrote(place: Pa
     assert client().get_experiment_by_name("tiny").tags[DESCRIPTION] == "our own words"
 
 
-def test_twice_the_same_makes_nothing_new(place: Path) -> None:
+def test_mirroring_twice_creates_nothing_new(place: Path) -> None:
     from mlflow.entities import ViewType
 
     def everything() -> list[tuple[str, Any, Any]]:
@@ -292,7 +292,7 @@ def test_twice_the_same_makes_nothing_new(place: Path) -> None:
     assert record_of() == record
 
 
-def test_a_changed_result_replaces_what_shows_it_and_no_more(place: Path) -> None:
+def test_a_changed_result_replaces_only_the_cards_that_show_it(place: Path) -> None:
     study_tracking.mirror(plan_of())
     before = shown()
     make_gamma_1_anew(59.0)
@@ -305,7 +305,7 @@ def test_a_changed_result_replaces_what_shows_it_and_no_more(place: Path) -> Non
     assert parents(after) == parents(before)
 
 
-def test_a_sweep_that_is_declared_no_more_goes_and_its_runs_stay(place: Path) -> None:
+def test_a_sweep_that_is_no_longer_declared_is_removed_but_its_runs_stay(place: Path) -> None:
     study_tracking.mirror(plan_of())
     found = declared(
         figures=STUDY["figures"][1:],
@@ -318,7 +318,7 @@ def test_a_sweep_that_is_declared_no_more_goes_and_its_runs_stay(place: Path) ->
     assert parents(after) == {run_name("rate-1e-05"): RATE}
 
 
-def test_a_study_names_runs_that_another_has_made_and_leaves_them_there(place: Path) -> None:
+def test_a_study_links_to_runs_of_another_study_and_leaves_them_in_place(place: Path) -> None:
     study_tracking.mirror(write_study(declared(study="second")))
     assert shown("second").keys() == {"study/second", GAMMA, RATE}
     there = shown()
@@ -327,7 +327,7 @@ def test_a_study_names_runs_that_another_has_made_and_leaves_them_there(place: P
     assert parents(there) == {}
 
 
-def test_without_mlflow_the_record_says_what_is_missing_and_sync_adds_it_once(
+def test_without_mlflow_the_record_lists_what_is_missing_and_sync_adds_it_once(
     place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.MonkeyPatch.context() as away:
@@ -344,7 +344,7 @@ def test_without_mlflow_the_record_says_what_is_missing_and_sync_adds_it_once(
     assert study_tracking.sync(Path("results")) == (0, 0)
 
 
-def test_what_was_deleted_in_mlflow_is_restored_by_sync(place: Path) -> None:
+def test_sync_restores_what_was_deleted_in_mlflow(place: Path) -> None:
     study_tracking.mirror(plan_of())
     before = shown()
     for name in (run_name("gamma-1"), RATE, "study/tiny"):
@@ -361,7 +361,7 @@ def test_what_was_deleted_in_mlflow_is_restored_by_sync(place: Path) -> None:
     )
 
 
-def test_a_run_that_mlflow_lacks_is_named_and_its_point_is_drawn_from_its_scores(
+def test_a_run_missing_from_mlflow_is_named_and_its_point_drawn_from_its_scores(
     place: Path,
 ) -> None:
     client().delete_run(shown()[run_name("gamma-1")].info.run_id)
@@ -398,7 +398,7 @@ def row(method: str, dataset: str, top1: float, seed: int = 0) -> dict[str, str]
     }
 
 
-def test_methods_are_averaged_over_the_datasets_that_all_of_them_have() -> None:
+def test_methods_are_averaged_over_the_datasets_that_they_all_have() -> None:
     rows = [
         row("clip", "a", 10.0),
         row("clip", "b", 20.0),
@@ -414,7 +414,7 @@ def test_methods_are_averaged_over_the_datasets_that_all_of_them_have() -> None:
     }
 
 
-def test_a_long_description_is_cut_at_a_line_within_mlflow_s_limit(place: Path) -> None:
+def test_a_long_description_is_cut_at_a_line_within_mlflows_limit(place: Path) -> None:
     table = Path(paths.TABLE.format(study="tiny", table="table1", format="md"))
     table.write_text(TABLE + "| a row of a very long table | 12.34 |\n" * 300)
     assert study_tracking.mirror(plan_of())
@@ -424,13 +424,13 @@ def test_a_long_description_is_cut_at_a_line_within_mlflow_s_limit(place: Path) 
 
 
 @pytest.mark.slow
-def test_a_server_that_goes_and_comes_back_has_all_of_it_once(
+def test_a_server_that_was_down_gets_everything_once(
     place: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     with served(place, port) as address:
-        assert run.sync(Path("results")) == (6, 0)  # the address is new to the records
+        assert run.sync(Path("results")) == (6, 0)  # the records do not know this address yet
         assert study_tracking.mirror(plan_of())
         assert study_tracking.mirror(plan_of())
         first = record_of()
@@ -453,14 +453,14 @@ def test_a_server_that_goes_and_comes_back_has_all_of_it_once(
 
 
 def check_page(browser: Browser, address: str) -> None:
-    """See the study's name, its table as a table, and its numbers."""
+    """The page shows the study's name, its table as a table, and its numbers."""
     with browser.visit(address, (1500, 1100)) as seen:
         seen.page.get_by_role("heading", name="study/tiny").first.wait_for(timeout=60_000)
         seen.page.get_by_role("cell", name="60.00").first.wait_for()
         assert "mean_top1_pct/microclip" in seen.page.inner_text("body")
 
 
-def test_a_run_says_what_it_changed_and_keeps_every_setting(place: Path) -> None:
+def test_a_run_lists_changed_settings_and_keeps_all_of_them(place: Path) -> None:
     found = shown()
     tags = found[run_name("gamma-1")].data.tags
     assert tags["kind"] == "run"
