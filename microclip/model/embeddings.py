@@ -1,4 +1,8 @@
-"""W_LLM and the template vectors of a dataset: embedded once, cached, refused when stale."""
+"""Embeddings of a dataset, computed once, cached, and refused when they are out of date.
+
+Class vectors are made from text: W_LLM from descriptions, and the vectors of filled templates.
+Features are the frozen [CLS] embeddings of the images, for all methods that train no encoder.
+"""
 
 from __future__ import annotations
 
@@ -33,21 +37,21 @@ from microclip.text.prompts import fill
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the cache file
-_UNIT_TOLERANCE = 1e-3
+FORMAT = 1  # of the cache files; a new number makes all of them out of date
+_UNIT_TOLERANCE = 1e-3  # far above float32's rounding, far below any damage
 _BATCH = 256  # texts at a time
 
 
 @dataclass(frozen=True, eq=False)
 class TextClassifiers:
-    """Class vectors made of text, unit norm, in label order; all frozen.
+    """Class vectors made from text, with unit norm, in label order; all frozen.
 
     Attributes:
         uniform: mean of a class's sentences (CuPL).
         similarity: sentences weighted by their cosine with the anchor (microCLIP's W_LLM).
         templates: filled templates, each sentence normalised (CLIP's ensemble).
         anchors: filled templates, normalised jointly as in microCLIP's released code.
-        n_truncated: sentences that the text tower saw only in part.
+        n_truncated: number of sentences that were too long for the text tower.
     """
 
     uniform: Float[Tensor, "classes embedding"]
@@ -57,16 +61,16 @@ class TextClassifiers:
     n_truncated: int = 0
 
     def to(self, device: str | torch.device) -> TextClassifiers:
-        """Return the same vectors on `device`."""
+        """The same vectors on `device`."""
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}
         return TextClassifiers(**moved, n_truncated=self.n_truncated)
 
 
 class Origin(TypedDict, total=False):
-    """What the file of class vectors records of them; `save_classifiers` adds the last two."""
+    """Record in a file of class vectors; `save_classifiers` adds the last two entries."""
 
     classes: list[str]
-    key: str  # see `input_key`; of vectors made from text of a dataset
+    key: str  # see `input_key`; only for vectors of a dataset
     n_truncated: int
     tensors_sha256: str
 
@@ -75,10 +79,10 @@ _TENSORS = ("uniform", "similarity", "templates", "anchors")
 
 
 def backbone_key(backbone: BackboneSettings) -> str:
-    """Return what names a backbone: architecture, activation and weights, not its title.
+    """Key of a backbone: architecture, activation and weights, but not its title.
 
     Raises:
-        MissingDataError: the weights or the configuration are not there.
+        MissingDataError: the weights or the configuration do not exist.
     """
     parts: dict[str, Any] = {"model": backbone.model, "pretrained": backbone.pretrained}
     for field, path in backbone.files.items():
@@ -94,7 +98,7 @@ def backbone_key(backbone: BackboneSettings) -> str:
 def input_key(
     backbone: str, sentences: Mapping[str, Sequence[str]], templates: Sequence[str]
 ) -> str:
-    """Return what names a set of class vectors: backbone, tokenizer, classes and all their text."""
+    """Key of a set of class vectors: backbone, tokenizer, classes and all their text."""
     return settings_digest(
         {
             "format": FORMAT,
@@ -110,9 +114,10 @@ def input_key(
 def classifiers(
     backbone: Backbone, sentences: Mapping[str, Sequence[str]], templates: Sequence[str]
 ) -> TextClassifiers:
-    """Return the class vectors of sentences by class name, and of the filled templates.
+    """Make class vectors from sentences by class name, and from the filled templates.
 
-    Sentences that fill the text tower's context count as cut; their number is kept and warned of.
+    Sentences that fill the text tower's context count as cut; their number is recorded and logged
+    as a warning.
     """
     described, cut_sentences = encode_classes(backbone, list(sentences.values()))
     prompts, cut_prompts = encode_classes(backbone, fill(templates, list(sentences)))
@@ -135,7 +140,8 @@ def embed_descriptions(
     """Embed a dataset's descriptions and templates, and return the file of class vectors.
 
     Raises:
-        MissingDataError: descriptions or weights are not there.  SettingsError: they are unfit.
+        MissingDataError: descriptions or weights do not exist.
+        SettingsError: they cannot be used.
     """
     sentences = description_files.load(dataset, descriptions)
     key = input_key(backbone_key(backbone), sentences, dataset.templates)
@@ -148,15 +154,16 @@ def embed_descriptions(
 def load_texts(
     dataset: DatasetSettings, backbone: BackboneSettings, descriptions: DescriptionSettings
 ) -> TextClassifiers:
-    """Return what `embed` wrote, if it was made from today's text and backbone.
+    """Load what `embed_descriptions` wrote, if it was made from today's text and backbone.
 
     Raises:
-        MissingDataError: not embedded yet.  SettingsError: of another model or text, or damaged.
+        MissingDataError: not embedded yet.
+        SettingsError: made from another backbone or text, or damaged.
     """
     target = _target(dataset, backbone, descriptions)
     if not target.is_file():
         raise runtime.MissingDataError(
-            f"class vectors {target} are not there; "
+            f"class vectors {target} do not exist; "
             f"run `microclip embed-descriptions` for {dataset.name}"
         )
     sentences = description_files.load(dataset, descriptions)
@@ -173,12 +180,12 @@ def load_texts(
 def file_sha256(
     dataset: DatasetSettings, backbone: BackboneSettings, descriptions: DescriptionSettings
 ) -> str:
-    """Return the hash of the file that `load` reads."""
+    """Hash of the file that `load_texts` reads."""
     return runtime.sha256(_target(dataset, backbone, descriptions))
 
 
 def save_classifiers(path: Path, texts: TextClassifiers, record: Origin) -> None:
-    """Write class vectors, a record and the vectors' hash; equal inputs give equal bytes."""
+    """Write class vectors, their record and their hash; equal inputs give equal bytes."""
     tensors = {name: getattr(texts, name).cpu().contiguous() for name in _TENSORS}
     own = Origin(n_truncated=texts.n_truncated, tensors_sha256=_tensor_hash(tensors))
     text = json.dumps({**record, **own}, sort_keys=True)
@@ -187,11 +194,11 @@ def save_classifiers(path: Path, texts: TextClassifiers, record: Origin) -> None
 
 
 def load_classifiers(path: Path) -> tuple[TextClassifiers, Origin]:
-    """Return class vectors and their record.
+    """Load class vectors and their record.
 
     Raises:
-        SettingsError: the file is cut, its vectors are not those that were written, or no unit
-            vectors. A file from before hashes were kept has the last check alone.
+        SettingsError: the file is cut, its vectors are not those that were written, or they are not
+            unit vectors. A file from before hashes were recorded gets only the last check.
     """
     try:
         with safe_open(path, framework="pt") as opened:
@@ -215,7 +222,7 @@ def _damaged(path: Path, reason: str) -> SettingsError:
 
 
 def _tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors' names, types, shapes and bytes."""
+    """SHA-256 of the tensors' names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         values = tensors[name].contiguous()
@@ -236,7 +243,7 @@ def _target(
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Unit [CLS] embeddings of the center view, in the order of the manifest's splits."""
+    """Unit [CLS] embeddings of the center view, in manifest order."""
 
     train: Float[Tensor, "train_image embedding"]
     test: Float[Tensor, "test_image embedding"]
@@ -248,7 +255,8 @@ def encode_images(
     """Encode both splits of a stored dataset and return the file of embeddings.
 
     Raises:
-        MissingDataError: images or weights are not there.  SettingsError: they are unfit.
+        MissingDataError: images or weights do not exist.
+        SettingsError: they cannot be used.
     """
     key = _key(dataset, backbone)
     tower = load_backbone(backbone, device)
@@ -262,15 +270,16 @@ def encode_images(
 
 @torch.no_grad()
 def load_features(dataset: DatasetSettings, backbone: BackboneSettings) -> Features:
-    """Return what `encode` wrote, if it was made from today's images and backbone.
+    """Load what `encode_images` wrote, if it was made from today's images and backbone.
 
     Raises:
-        MissingDataError: not encoded yet.  SettingsError: stale or damaged.
+        MissingDataError: not encoded yet.
+        SettingsError: out of date or damaged.
     """
     target = _features_target(dataset, backbone)
     if not target.is_file():
         raise runtime.MissingDataError(
-            f"features {target} are not there; run `microclip encode-images` for {dataset.name}"
+            f"features {target} do not exist; run `microclip encode-images` for {dataset.name}"
         )
     try:
         with safe_open(target, framework="pt") as opened:

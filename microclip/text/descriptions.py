@@ -1,4 +1,9 @@
-"""Class descriptions: sentences about what a class looks like, read, checked and recorded."""
+"""Descriptions files: sentences about what a class looks like, found, fetched, checked, recorded.
+
+A location is a path or a web address; `#sha256=<64 hex digits>` at its end gives the hash of its
+content. For files listed in `config/published/descriptions.yaml` the hash is known. The module is
+long because it is the whole way of a file: from its location to the sentences of a dataset.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +35,16 @@ from microclip.text.prompts import Matches, fill, match_keys, readable
 logger = logging.getLogger(__name__)
 
 LIST = "config/published/descriptions.yaml"
-MAX_BYTES = 64 * 2**20  # CuPL's largest file has 2 MB
+MAX_BYTES = 64 * 2**20  # CuPL's largest file is 2 MB; this stops a wrong address
 _TRIES, _TIMEOUT_S, _CHUNK = 3, 60.0, 1 << 16
 _HASH = re.compile(r"#sha256=([0-9a-fA-F]{64})$")
 
 
 class PublishedFile(Frozen):
-    """A file of somebody's repository."""
+    """A file in an author's repository."""
 
-    file: str = Field(description="its name there")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of its content")
+    file: str = Field(description="its name in the repository")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of its content")
 
 
 class PublishedSet(Frozen):
@@ -54,16 +59,16 @@ class PublishedList(Frozen):
 
     files: dict[Name, PublishedSet] = Field(default_factory=dict, description="by prompt set")
     keys: dict[Name, dict[str, str]] = Field(
-        default_factory=dict, description="by dataset: the key of a class"
+        default_factory=dict, description="by dataset: the key of each class"
     )
     unused: dict[Name, tuple[str, ...]] = Field(
-        default_factory=dict, description="by dataset: keys that are no class"
+        default_factory=dict, description="by dataset: keys that belong to no class"
     )
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file that is there: where, what it is called in records, its hash."""
+    """An existing file: its path, the name of it in records, its hash."""
 
     path: Path
     shown: str
@@ -71,14 +76,14 @@ class Source:
 
 
 class Publication(TypedDict, total=False):
-    """Who published a file, as descriptions record it; empty if nobody known did."""
+    """Who published a file, as recorded with the descriptions; empty if unknown."""
 
     published_by: str
     is_as_published: bool
 
 
 def published_list() -> PublishedList:
-    """Return what is known of published files; nothing if the project has no such list."""
+    """The list of published files; empty if the project has none."""
     return _read_list(paths.project_root() / LIST)
 
 
@@ -88,30 +93,30 @@ def _read_list(path: Path) -> PublishedList:
 
 
 def published_file(prompts: str, dataset: str) -> PublishedFile | None:
-    """Return what is known of a dataset's file by one author; None if nothing is."""
+    """Entry of a dataset's file by one author, or None."""
     own = published_list().files.get(prompts)
     return None if own is None else own.files.get(dataset)
 
 
 def publication(source: Source, prompts: str, dataset: str) -> Publication:
-    """Return who published a file, and whether it is what they published; nothing if unknown."""
+    """Who published a file, and whether it is unchanged; empty if unknown."""
     known = published_file(prompts, dataset)
     if known is None:
         return {}
     repository = published_list().files[prompts].repository
     is_same = source.sha256 == known.sha256
     if not is_same:
-        logger.warning("%s is not the file of %s, byte for byte", source.shown, repository)
+        logger.warning("%s differs from the file that %s published", source.shown, repository)
     return {"published_by": repository, "is_as_published": is_same}
 
 
 def is_url(location: str) -> bool:
-    """Return whether a location is a web address."""
+    """Whether a location is a web address."""
     return location.startswith(("http://", "https://"))
 
 
 def local_path(location: str, known_sha256: str | None = None) -> Path:
-    """Return where a location's content lies, or will lie once fetched."""
+    """Path of a location's content, now or once it is fetched."""
     place, expected = _split(location)
     if is_url(place):
         named = expected or known_sha256 or hashlib.sha256(place.encode()).hexdigest()
@@ -121,12 +126,13 @@ def local_path(location: str, known_sha256: str | None = None) -> Path:
 
 
 def fetch(location: str, known_sha256: str | None = None) -> Source:
-    """Return a location's file, downloaded once if it is a web address, its hash compared.
+    """Get a location's file, downloaded once if it is a web address, and check its hash.
 
-    Of a local file only a hash in `location` is compared: it may have been edited on purpose.
+    A local file is checked only against a hash in `location`: it may have been edited on purpose.
 
     Raises:
-        MissingDataError: no such file.  SettingsError: no hash for a web address, or a wrong one.
+        MissingDataError: no such file.
+        SettingsError: no hash for a web address, or a wrong one.
         ServiceError: the download fails.
     """
     place, expected = _split(location)
@@ -142,8 +148,8 @@ def fetch(location: str, known_sha256: str | None = None) -> Source:
     found = hashlib.sha256(content).hexdigest()
     if expected is None:
         raise SettingsError(
-            f"{_shown(place)} needs its sha256, so that it stays the same; it is {found} today: "
-            f"look at it, then write {_shown(place)}#sha256={found}"
+            f"{_shown(place)} needs a sha256, so that later runs use the same content; today's is "
+            f"{found}: look at the file, then write {_shown(place)}#sha256={found}"
         )
     if found != expected:
         raise SettingsError(
@@ -162,19 +168,19 @@ def _checked_local(path: Path, expected: str | None) -> str:
         )
     found = runtime.sha256(path)
     if expected is not None and found != expected:
-        raise SettingsError(f"{path} has sha256 {found}, expected {expected}; fetch it anew")
+        raise SettingsError(f"{path} has sha256 {found}, expected {expected}; fetch it again")
     return found
 
 
 def download(url: str) -> bytes:
-    """Return what stands at a web address; three tries where a fault may pass.
+    """Download the content of a web address, with three tries if a fault may pass.
 
     Raises:
         ServiceError: no answer, a refusal, or more than `MAX_BYTES`.
     """
-    # Not the resuming download of `data`: a file here is small, comes whole or not at all, and may
-    # have no known hash yet. urllib3's `Retry` does not cover a body that is read in pieces, which
-    # `MAX_BYTES` needs.
+    # Not the resuming download of `data`: a file here is small, is fetched whole or not at all, and
+    # may have no known hash yet. Not urllib3's `Retry`: it does not cover a body that is read in
+    # pieces, which `MAX_BYTES` requires.
     for attempt in range(1, _TRIES + 1):
         try:
             with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
@@ -188,22 +194,23 @@ def download(url: str) -> bytes:
         logger.warning("%s: %s; trying again", _shown(url), reason)
         time.sleep(attempt)
     raise runtime.ServiceError(
-        f"{_shown(url)} could not be fetched ({reason}); download it by other means and name the "
-        "file in `files` of config/llms/"
+        f"{_shown(url)} could not be fetched ({reason}); download it some other way and put its "
+        "path in `files` of config/llms/"
     )
 
 
 def _read_all(answer: http.client.HTTPResponse, url: str) -> bytes:
-    """Return a body. Raises ServiceError if it is too large, HTTPException if it is cut short."""
+    """Read a body. Raises ServiceError if it is too large, HTTPException if it is cut short."""
     parts, size = [], 0
     while part := answer.read(_CHUNK):
         parts.append(part)
         size += len(part)
         if size > MAX_BYTES:
             raise runtime.ServiceError(
-                f"{_shown(url)} has more than {MAX_BYTES // 2**20} MiB; that is no descriptions "
-                "file, correct the address"
+                f"{_shown(url)} has more than {MAX_BYTES // 2**20} MiB, too large for a "
+                "descriptions file; correct the address"
             )
+    # `read` returns an empty part both at the end and when the connection breaks off.
     announced = answer.headers.get("Content-Length")
     if announced is not None and size < int(announced):
         raise http.client.IncompleteRead(b"", int(announced) - size)
@@ -211,24 +218,24 @@ def _read_all(answer: http.client.HTTPResponse, url: str) -> bytes:
 
 
 def _split(location: str) -> tuple[str, str | None]:
-    """Return a location and the hash named at its end."""
+    """Split off the hash at the end of a location."""
     if is_url(location) and "@" in urlsplit(location).netloc:
         raise SettingsError(
-            f"{_shown(location)} holds a user or password, which belongs in no setting; download "
-            "the file and name its path"
+            f"{_shown(location)} contains a user name or password, which must not be in a setting; "
+            "download the file and give its path"
         )
     named = _HASH.search(location)
     if named:
         return location[: named.start()], named[1].lower()
     if "#sha256" in location:
         raise SettingsError(
-            f"{_shown(location)}: expected #sha256= and 64 hex digits at the end; correct it"
+            f"{_shown(location)} must end with #sha256= and 64 hex digits; correct the hash"
         )
     return location, None
 
 
 def _shown(url: str) -> str:
-    """Return an address without what may be secret: user, password, query."""
+    """An address without the parts that may be secret: user, password, query."""
     parts = urlsplit(url)
     if not parts.scheme or not parts.hostname:
         return url
@@ -241,18 +248,18 @@ _SHOWN = 3  # names listed in an error
 
 @dataclass(frozen=True)
 class Descriptions:
-    """Sentences by class name, who wrote them, and where they were read."""
+    """Sentences by class name, and the file that they come from."""
 
     sentences: Mapping[str, tuple[str, ...]]
     where: str
-    record: Mapping[str, object] = field(default_factory=dict)  # the rest of the file, passed on
+    record: Mapping[str, object] = field(default_factory=dict)  # other keys of the file, copied on
 
 
 def read(path: Path) -> Descriptions:
-    """Return a descriptions file.
+    """Read a descriptions file.
 
-    Two forms are read: the project's `{"model", "prompts", "date", "descriptions": {class:
-    [sentence]}}` and CuPL's plain `{class: [sentence]}`.
+    It has one of two forms: the project's `{"model", "prompts", "date", "descriptions": {class:
+    [sentence]}}`, or CuPL's plain `{class: [sentence]}`.
 
     Raises:
         SettingsError: missing file, not JSON, or not lists of non-empty sentences.
@@ -265,7 +272,7 @@ def read(path: Path) -> Descriptions:
             f"descriptions {path} do not exist; write them or correct `files` in config/llms/"
         ) from None
     except ValueError as error:
-        raise SettingsError(f"descriptions {path} are not JSON: {error}; mend the file") from error
+        raise SettingsError(f"descriptions {path} are not JSON: {error}; fix the file") from error
     if not isinstance(values, dict):
         raise SettingsError(
             f"descriptions {path} must map class names to lists of sentences, got "
@@ -281,10 +288,10 @@ def read(path: Path) -> Descriptions:
 def select(
     descriptions: Descriptions, vocabulary: Vocabulary, *, unused_level: int = logging.WARNING
 ) -> dict[str, tuple[str, ...]]:
-    """Return the sentences of every class of `vocabulary`, in label order, duplicates kept.
+    """Sentences of every class of `vocabulary`, in label order, including duplicates.
 
-    Names may differ in underscores, case and punctuation, as `class_keys.match_keys` says.
-    Descriptions of other classes are only logged, at `unused_level`.
+    Names may differ in underscores, case and punctuation; see `match_keys`. Descriptions of other
+    classes are only logged, at `unused_level`.
 
     Raises:
         SettingsError: a class has no description.
@@ -296,7 +303,7 @@ def select(
     if matches.unused:
         logger.log(
             unused_level,
-            "%d descriptions in %s belong to no class of %s (first: %r); they are not used",
+            "ignored %d descriptions in %s that belong to no class of %s (first: %r)",
             len(matches.unused),
             descriptions.where,
             vocabulary.where,
@@ -322,10 +329,10 @@ def _require_all(matches: Matches, where: str, vocabulary: Vocabulary) -> None:
 
 
 def location(dataset: DatasetSettings, descriptions: DescriptionSettings) -> str:
-    """Return the path or web address of a dataset's descriptions, as `files` of config/llms says.
+    """Path or web address of a dataset's descriptions, from `files` in config/llms.
 
-    {published} is the file's name at its author's, {published.stem} the same without ".json"; a
-    file named by the dataset in its place is found as well.
+    {published} is the name of the file in its author's repository, {published.stem} the same
+    without ".json". A file named <dataset>.json in the same place will do too.
     """
     drawings = dataset.source.drawings if isinstance(dataset.source, IconSource) else dataset.name
     own = f"{dataset.name}.json"
@@ -340,12 +347,12 @@ def location(dataset: DatasetSettings, descriptions: DescriptionSettings) -> str
 
 
 def source_file(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:
-    """Return the file in which a dataset's descriptions are shipped, given or kept."""
+    """File with a dataset's descriptions, whether shipped, given or downloaded."""
     return local_path(location(dataset, descriptions), _known_hash(dataset, descriptions))
 
 
 def is_remote(dataset: DatasetSettings, descriptions: DescriptionSettings) -> bool:
-    """Return whether a dataset's descriptions are taken from a web address."""
+    """Whether a dataset's descriptions come from a web address."""
     return is_url(location(dataset, descriptions))
 
 
@@ -355,14 +362,15 @@ def _known_hash(dataset: DatasetSettings, descriptions: DescriptionSettings) -> 
 
 
 def identity(dataset: DatasetSettings, descriptions: DescriptionSettings) -> list[Any]:
-    """Return what decides the texts of a dataset, as plain values.
+    """Everything that decides the texts of a dataset, as plain values.
 
-    Its templates, who describes it, and the file that is read; of a language model's descriptions,
-    the prompts and the classes instead of a file; of filled templates, the classes alone.
+    These are its templates, the author of its descriptions, and the content of their file. For a
+    language model they include the prompts and the classes instead of a file; for filled templates,
+    only the classes.
     """
     author = {"title": descriptions.title, **descriptions.identity()}
     if descriptions.reads_file:
-        is_fetched = is_remote(dataset, descriptions)  # its hash stands in its name
+        is_fetched = is_remote(dataset, descriptions)  # its path already contains its hash
         read_from = "" if is_fetched else runtime.content(source_file(dataset, descriptions))
         return [dataset.templates, author, read_from]
     prompts = paths.project_root() / "config" / "prompts"
@@ -371,12 +379,12 @@ def identity(dataset: DatasetSettings, descriptions: DescriptionSettings) -> lis
     try:
         names: tuple[str, ...] = load_vocabulary(dataset).class_names
     except SettingsError:
-        names = ()  # the job says what is wrong with them
+        names = ()  # the workflow only plans here; the job will report what is wrong
     return [dataset.templates, author, written, names]
 
 
 def write(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:
-    """Check a dataset's descriptions, write them with their provenance, and return the file.
+    """Check a dataset's descriptions, write them with their provenance, and return the path.
 
     Raises:
         SettingsError: see `read` and `select`.
@@ -387,7 +395,8 @@ def write(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:
     vocabulary = load_vocabulary(dataset)
     found, renamed = _under_class_names(read(source.path), dataset, vocabulary)
     is_part = isinstance(dataset.source, IconSource) and dataset.source.classes is not None
-    level = logging.INFO if is_part else logging.WARNING  # a part of the set leaves some unused
+    # A dataset that uses part of an icon set never uses all of the set's descriptions.
+    level = logging.INFO if is_part else logging.WARNING
     sentences = select(found, vocabulary, unused_level=level)
     target = _target(dataset, descriptions)
     runtime.write_json(
@@ -410,7 +419,7 @@ def write(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:
 
 
 def _write_templates(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:
-    """Write a dataset's templates, filled with each class's name: what no one need describe."""
+    """Write the dataset's templates, filled with each class's name, as its descriptions."""
     names = load_vocabulary(dataset).class_names
     filled = dict(zip(names, fill(dataset.templates, names), strict=True))
     target = _target(dataset, descriptions)
@@ -432,7 +441,7 @@ def _write_templates(dataset: DatasetSettings, descriptions: DescriptionSettings
 def _under_class_names(
     found: Descriptions, dataset: DatasetSettings, vocabulary: Vocabulary
 ) -> tuple[Descriptions, dict[str, dict[str, str]]]:
-    """Return descriptions by class name, and each key that is spelled differently, with its rule.
+    """Rename keys to class names; also return each renamed key with the rule that matched it.
 
     Keys known to belong to no class of the dataset are left out.
     """
@@ -442,7 +451,7 @@ def _under_class_names(
     _require_all(matches, found.where, vocabulary)
     if matches.by_rule:
         logger.warning(
-            "%d of %d classes of %s stand under another key in %s: %s",
+            "%d of %d classes of %s have another key in %s: %s",
             len(matches.by_rule),
             len(vocabulary),
             dataset.name,
@@ -464,29 +473,30 @@ def _publication(
     dataset: DatasetSettings,
     descriptions: DescriptionSettings,
 ) -> Publication:
-    """Return who published a file, as it is; a mended copy says itself what it was made of."""
+    """Who published a file; empty for a fixed copy, which records its original itself."""
     if "cleaned" in found.record:
         return {}
     return publication(source, descriptions.prompts, dataset.name)
 
 
 def load(dataset: DatasetSettings, descriptions: DescriptionSettings) -> dict[str, tuple[str, ...]]:
-    """Return what `write` wrote, framed, restricted to the dataset's classes, in label order.
+    """Load what `write` wrote, in its frame, for the dataset's classes in label order.
 
     Raises:
-        MissingDataError: not written yet.  SettingsError: see `read` and `select`.
+        MissingDataError: not written yet.
+        SettingsError: see `read` and `select`.
     """
     path = _target(dataset, descriptions)
     if not path.is_file():
         raise runtime.MissingDataError(
-            f"descriptions {path} are not there; run `microclip describe {dataset.name}`"
+            f"descriptions {path} do not exist; run `microclip describe {dataset.name}`"
         )
     sentences = select(read(path), load_vocabulary(dataset))
     return {name: framed(name, own, descriptions.frame) for name, own in sentences.items()}
 
 
 def framed(class_name: str, sentences: Sequence[str], frame: str) -> tuple[str, ...]:
-    """Return the sentences as they are encoded: with {name} and {sentence} of `frame` filled."""
+    """Sentences as they are encoded: `frame` with {name} and {sentence} filled in."""
     name = readable(class_name)
     return tuple(frame.format(name=name, sentence=sentence) for sentence in sentences)
 
@@ -496,12 +506,12 @@ def _target(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path
 
 
 def checked(values: Mapping[str, Sequence[str]], where: str) -> Descriptions:
-    """Return sentences given in memory. Raises SettingsError as `read` does."""
+    """Check sentences given in memory. Raises SettingsError as `read` does."""
     return Descriptions(_sentences(values, where), where)
 
 
 def _sentences(values: Mapping[str, object], where: str) -> dict[str, tuple[str, ...]]:
-    """Return `values` as tuples of sentences, or say which class is wrong."""
+    """Convert `values` to tuples of sentences. Raises SettingsError that names a wrong class."""
     found: dict[str, tuple[str, ...]] = {}
     for name, given in values.items():
         sentences = given if isinstance(given, list | tuple) else ()

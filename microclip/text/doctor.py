@@ -1,4 +1,8 @@
-"""The description doctor: what is wrong with a set of descriptions, and a mended copy of it."""
+"""The description doctor: finds what is wrong with a set of descriptions, and reports it.
+
+`check` returns a `Report`, as a table for people, CSV and JSON for programs; `mending` fixes what
+can be fixed by rule. The module is long because a check and its report share one list of defects.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +29,8 @@ from microclip.text.answers import is_foreign, words
 from microclip.text.classifier import description_classifier
 from microclip.text.prompts import match_keys, readable
 
-CONTEXT = 77  # tokens that CLIP's text tower reads, start and end with them
-_ENDS = 2  # start and end
+CONTEXT = 77  # tokens that CLIP's text tower reads, including start and end
+_ENDS = 2  # the start and end tokens
 _BREAK = re.compile(r"[.!?;,:]\s+|\s+(?=(?:and|or|but|with|which|that|while)\s)")
 
 
@@ -37,19 +41,20 @@ def _tokenizer() -> SimpleTokenizer:
 
 @lru_cache(maxsize=1 << 17)
 def n_tokens(text: str) -> int:
-    """Return the number of CLIP's tokens, start and end counted."""
+    """Number of CLIP tokens, including start and end."""
     return len(_tokenizer().encode(text)) + _ENDS
 
 
 def cut(text: str, budget: int) -> str:
-    """Return the longest beginning of a text that has at most `budget` tokens, ended by a stop.
+    """The longest beginning of a text with at most `budget` tokens, ended by a full stop.
 
-    It ends where a clause ends, if more than half is kept so, else after a word.
+    It ends after a clause if that keeps more than half of it, else after a word.
     """
     if n_tokens(text) <= budget:
         return text
     words = text.split()
-    low, high = 0, len(words)  # so many words fit, so many do not
+    # Binary search: `low` words fit, `high` words do not.
+    low, high = 0, len(words)
     while high - low > 1:
         middle = (low + high) // 2
         fits = n_tokens(_stopped(" ".join(words[:middle]))) <= budget
@@ -65,7 +70,7 @@ def _stopped(text: str) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two classes, and the cosine of what stands for their descriptions."""
+    """Two classes and the cosine of their descriptions, by words or by class vectors."""
 
     first: str
     second: str
@@ -75,13 +80,14 @@ class Pair:
 def word_cosines(
     sentences: Mapping[str, Sequence[str]],
 ) -> Float[np.ndarray, "classes classes"]:
-    """Return the cosines of classes by their words, each weighted by how few classes use it.
+    """Cosines between classes by their words, in [0, 1]; rare words weigh more.
 
-    A class's own name is left out of its words: sentences made by one pattern for many names would
-    otherwise look different. Weights: count times log(1 + classes / classes that use the word).
+    A class's own name is left out of its words: sentences that follow one pattern for many names
+    would otherwise look different. Weights: count times log(1 + classes / classes that use the
+    word).
     """
-    # By hand: scikit-learn's TfidfTransformer knows log(n / users) + 1 and its smoothed form only,
-    # and reports of earlier runs hold cosines of this weight.
+    # Not scikit-learn's TfidfTransformer: it has only log(n / users) + 1 and a smoothed form of
+    # that, and the cosines would no longer match those in earlier reports.
     names = list(sentences)
     numbers: dict[str, int] = {}
     rows, columns = [], []
@@ -104,14 +110,14 @@ def word_cosines(
 def pairs_above(
     cosines: Float[np.ndarray, "classes classes"], names: Sequence[str], least: float
 ) -> list[Pair]:
-    """Return the pairs of classes at least so similar, the most similar first."""
+    """Pairs of classes with a cosine of at least `least`, the most similar first."""
     above = np.argwhere(np.triu(cosines >= least, k=1))
     found = [Pair(names[i], names[j], float(cosines[i, j])) for i, j in above]
     return sorted(found, key=lambda pair: (-pair.cosine, pair.first, pair.second))
 
 
 def most_similar(cosines: Float[np.ndarray, "classes classes"], names: Sequence[str]) -> Pair:
-    """Return the most similar pair of two classes or more."""
+    """The most similar pair of classes; needs at least two."""
     upper = np.where(np.triu(np.ones_like(cosines, dtype=bool), k=1), cosines, -np.inf)
     i, j = divmod(int(np.argmax(upper)), len(names))
     return Pair(names[i], names[j], float(cosines[i, j]))
@@ -123,7 +129,7 @@ _SHOWN = 44  # characters of an example
 
 @dataclass(frozen=True)
 class Kind:
-    """A defect: how bad it is, what it means, what mending does."""
+    """A kind of defect: how bad it is, what it means, and what `--fix` does about it."""
 
     level: Level
     what: str
@@ -132,33 +138,33 @@ class Kind:
 
 KINDS: dict[str, Kind] = {  # in the order of the table
     "missing": Kind("error", "a class without a description", "write it"),
-    "empty": Kind("error", "a class with no sentence, or none that is of use", "left out"),
-    "key-twice": Kind("error", "a class that stands twice in the file", "joined"),
+    "empty": Kind("error", "a class with no sentence, or no usable one", "left out"),
+    "key-twice": Kind("error", "a class that appears twice in the file", "joined"),
     "stub": Kind("error", "shorter than a sentence, such as '.'", "dropped"),
     "url": Kind("error", "a web address", "dropped"),
     "refused": Kind("error", "the model does not know or will not say", "dropped"),
     "language": Kind("error", "not English", "dropped"),
-    "too-long": Kind("error", "more tokens than the text tower reads", "as the policy says"),
-    "repeat": Kind("warning", "a sentence that stands above in its class", "dropped"),
-    "same-words": Kind("warning", "one above but for case, spaces and marks", "dropped"),
+    "too-long": Kind("error", "more tokens than the text tower reads", "depends on --long"),
+    "repeat": Kind("warning", "a sentence that its class already has", "dropped"),
+    "same-words": Kind("warning", "the same but for case, spaces and marks", "dropped"),
     "name-alone": Kind("warning", "nothing but the class's name", "dropped"),
-    "count": Kind("warning", "other numbers of sentences than expected", "none"),
+    "count": Kind("warning", "not as many sentences as expected", "none"),
     "twins": Kind("warning", "two classes described nearly alike", "none"),
-    "shared": Kind("warning", "a sentence that stands in another class too", "none"),
-    "unknown": Kind("warning", "a description of no class", "kept, not used"),
+    "shared": Kind("warning", "a sentence that another class has too", "none"),
+    "unknown": Kind("warning", "a description that belongs to no class", "kept, not used"),
     "key": Kind("note", "a class whose key is spelled differently", "renamed"),
-    "untidy": Kind("note", "spaces at the ends, line breaks, marks of lists", "tidied"),
+    "untidy": Kind("note", "spaces at the ends, line breaks, list marks", "tidied"),
     "unnamed": Kind("note", "a sentence that does not name its class", "none"),
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One defect, where it is."""
+    """One defect and its place."""
 
     kind: str
-    class_name: str  # "" if it is of the whole file
-    number: int | None = None  # of the sentence in its class, from 1
+    class_name: str  # "" if it concerns the whole file
+    number: int | None = None  # of the sentence within its class, from 1
     text: str = ""
     detail: str = ""
 
@@ -170,15 +176,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is worth knowing of all sentences, in words; None where there are none."""
+    """Facts about all sentences, in words; None if there are no sentences."""
 
     class_named: str | None = None
     tokens: str | None = None
-    sentences_a_class: str | None = None
+    sentences_per_class: str | None = None
     most_alike: str | None = None
 
     def as_dict(self) -> dict[str, str]:
-        """Return those that are known, by name."""
+        """The known facts, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -194,20 +200,20 @@ class Report:
 
     @property
     def has_errors(self) -> bool:
-        """Whether something must not be embedded."""
+        """Whether the set has defects that must not be embedded."""
         return any(finding.level == "error" for finding in self.findings)
 
     def counts(self) -> dict[str, int]:
-        """Return the number of findings of every kind, those without any too."""
+        """Number of findings of every kind, zeros included."""
         found = Counter(finding.kind for finding in self.findings)
         return {kind: found[kind] for kind in KINDS}
 
     def of_kind(self, kind: str) -> tuple[Finding, ...]:
-        """Return the findings of one kind."""
+        """The findings of one kind."""
         return tuple(finding for finding in self.findings if finding.kind == kind)
 
     def table(self) -> str:
-        """Return the table that people read."""
+        """The report as a table for people."""
         counts = self.counts()
         rows = [("check", "level", "found", "what it is", "first")]
         rows += [
@@ -224,7 +230,7 @@ class Report:
         return "\n".join([head, "", *lines, "", *facts]).rstrip() + "\n"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the whole report as plain values."""
+        """The whole report as plain values, for JSON."""
         return {
             "where": self.where,
             "n_classes": self.n_classes,
@@ -239,13 +245,13 @@ class Report:
         }
 
     def csv(self) -> str:
-        """Return a line for each finding."""
+        """The findings as CSV, one line each."""
         columns = ("kind", "level", "class", "sentence", "text", "detail")
         rows = [(f.kind, f.level, f.class_name, f.number, f.text, f.detail) for f in self.findings]
         return as_csv(columns, rows)
 
     def write(self, stem: Path) -> tuple[Path, Path]:
-        """Write `<stem>.report.json` and `<stem>.report.csv`, and return both."""
+        """Write `<stem>.report.json` and `<stem>.report.csv`; return both paths."""
         as_json, as_lines = (stem.with_name(f"{stem.name}.report.{e}") for e in ("json", "csv"))
         runtime.write_text(as_json, json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n")
         runtime.write_text(as_lines, self.csv())
@@ -261,7 +267,7 @@ class Report:
 
 
 def as_csv(columns: tuple[str, ...], rows: Sequence[tuple[str | int | None, ...]]) -> str:
-    """Return rows as CSV with a head."""
+    """Rows as CSV with a header."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)
@@ -277,14 +283,14 @@ class Options:
     """What counts as a defect.
 
     Attributes:
-        long: what becomes of sentences over `max_tokens`: cut, dropped, or an error to be mended.
-        max_tokens: of a sentence in its `frame`, start and end counted.
-        min_characters: of a sentence that is no stub, spaces at the ends not counted.
-        frame: what is encoded, of {name} and {sentence}; as `frame` in config/llms.
-        expected: sentences a class; None: as many as most classes have.
-        same_words: cosine of two classes' weighted words from which they are twins, in [0, 1].
-        same_vectors: cosine of two class vectors from which they are twins, in [-1, 1].
-        listed: keys that stand for a class under another name, by class.
+        long: how to fix sentences over `max_tokens`: trim, drop, or raise an error.
+        max_tokens: limit for a sentence in its `frame`, including start and end.
+        min_characters: a shorter sentence is a stub; spaces at the ends do not count.
+        frame: the text that is encoded, made from {name} and {sentence}; `frame` in config/llms.
+        expected: sentences per class; None: as many as most classes have.
+        same_words: two classes are twins from this cosine of their weighted words on, in [0, 1].
+        same_vectors: two classes are twins from this cosine of their vectors on, in [-1, 1].
+        listed: key of a class in the file, for keys that are not spelling variants, by class.
     """
 
     long: Literal["trim", "drop", "error"] = "trim"
@@ -305,10 +311,10 @@ def check(
     backbone: Backbone | None = None,
     where: str = "descriptions",
 ) -> Report:
-    """Return every defect of descriptions by class name.
+    """Find every defect of descriptions by class name.
 
-    With `class_names`, keys are matched with them and what belongs to none is not looked at. Twins
-    are compared by the vectors of `backbone`, or by their words where none is given.
+    With `class_names`, keys are matched to classes, and descriptions of no class are not examined.
+    Classes are compared by the vectors of `backbone`, or by their words if none is given.
     """
     options = options or Options()
     findings: list[Finding] = []
@@ -332,12 +338,12 @@ def check(
         n_classes=len(own),
         n_sentences=sum(map(len, own.values())),
         findings=tuple(findings),
-        facts=replace(_facts(own, options), sentences_a_class=expected, most_alike=closest),
+        facts=replace(_facts(own, options), sentences_per_class=expected, most_alike=closest),
     )
 
 
 def sentence_findings(class_name: str, texts: Sequence[str], options: Options) -> Iterator[Finding]:
-    """Yield the defects of a class's sentences, one by one."""
+    """Yield the defects of a class's sentences, sentence by sentence."""
     seen: set[str] = set()
     seen_words: set[str] = set()
     for number, text in enumerate(texts, start=1):
@@ -361,7 +367,7 @@ def sentence_findings(class_name: str, texts: Sequence[str], options: Options) -
 
 
 def useless(text: str, class_name: str, options: Options) -> list[str]:
-    """Return the kinds of defect for which a sentence is better left out."""
+    """Defects of a sentence that make it useless, so that it is better dropped."""
     plain = rules.tidy(text)
     is_stub = len(text.strip()) < options.min_characters or not rules.has_words(text)
     found = {
@@ -375,14 +381,14 @@ def useless(text: str, class_name: str, options: Options) -> list[str]:
 
 
 def n_framed(text: str, class_name: str, options: Options) -> int:
-    """Return the tokens of a sentence as it is encoded."""
+    """Number of tokens of a sentence in its frame."""
     return n_tokens(options.frame.format(name=readable(class_name), sentence=text))
 
 
 def _of_classes(
     descriptions: Sentences, class_names: Sequence[str], options: Options
 ) -> tuple[dict[str, Sequence[str]], list[Finding]]:
-    """Return descriptions by class name, and what their keys are found to be."""
+    """Rename keys to class names; also return findings about the keys."""
     matches = match_keys(tuple(descriptions), class_names, options.listed)
     found = [Finding("missing", name) for name in matches.missing]
     found += [Finding("unknown", key) for key in matches.unused]
@@ -394,7 +400,7 @@ def _of_classes(
 
 
 def _counts(own: Sentences, options: Options) -> tuple[list[Finding], str]:
-    """Return the classes whose number of sentences is not the expected one, and all numbers."""
+    """Find classes without the expected number of sentences; also return the range in words."""
     numbers = Counter(len(texts) for texts in own.values())
     if not numbers:
         return [], "none"
@@ -416,7 +422,7 @@ def _counts(own: Sentences, options: Options) -> tuple[list[Finding], str]:
 
 
 def _shared(own: Sentences) -> list[Finding]:
-    """Return sentences that stand in a class above word by word; stubs are not counted."""
+    """Find sentences that repeat one of an earlier class; one-word stubs do not count."""
     first: dict[str, str] = {}
     found = []
     for name, texts in own.items():
@@ -429,7 +435,7 @@ def _shared(own: Sentences) -> list[Finding]:
 
 
 def _twins(own: Sentences, options: Options, backbone: Backbone | None) -> tuple[list[Pair], str]:
-    """Return the pairs of classes described nearly alike, and the most similar pair in words."""
+    """Find pairs of classes described nearly alike; also return the most similar pair in words."""
     names = list(own)
     if len(names) < 2:
         return [], "none"
@@ -449,7 +455,7 @@ def _twins(own: Sentences, options: Options, backbone: Backbone | None) -> tuple
 
 
 def _facts(own: Sentences, options: Options) -> Facts:
-    """Return what is worth knowing of all sentences."""
+    """Facts about all sentences."""
     pairs = [(name, text) for name, texts in own.items() for text in texts]
     if not pairs:
         return Facts()

@@ -1,4 +1,8 @@
-"""A mended copy of descriptions, and the list of every change that made it."""
+"""Fixes descriptions by rule and lists every change; runs the doctor on files.
+
+`check_file` and `examine` only report. `fix_file` and `mend` also write a fixed copy next to the
+original, which is never overwritten.
+"""
 
 from __future__ import annotations
 
@@ -33,25 +37,25 @@ from microclip.text.prompts import match_keys
 
 @dataclass(frozen=True)
 class Change:
-    """One change: `after` is None where a sentence, or the key of a class, went."""
+    """One change; `after` is None if a sentence or a class was removed."""
 
     kind: str
     class_name: str
-    number: int | None  # of the sentence in the original, from 1
+    number: int | None  # of the sentence in the original, from 1; None for a class
     before: str
     after: str | None
 
 
 @dataclass(frozen=True)
 class Mended:
-    """Mended descriptions in label order, what was changed, classes that were left with nothing."""
+    """Fixed descriptions in label order, all changes, and classes with no sentence left."""
 
     sentences: Mapping[str, tuple[str, ...]]
     changes: tuple[Change, ...]
     emptied: tuple[str, ...]
 
     def csv(self) -> str:
-        """Return a line for each change."""
+        """The changes as CSV, one line each."""
         rows = [(c.kind, c.class_name, c.number, c.before, c.after) for c in self.changes]
         return as_csv(("change", "class", "sentence", "before", "after"), rows)
 
@@ -62,11 +66,11 @@ def fix(
     *,
     options: Options | None = None,
 ) -> Mended:
-    """Return descriptions without the defects that can be mended by rule.
+    """Fix the defects of descriptions that can be fixed by rule.
 
-    Sentences of no use and repeats go, long ones are cut or go, untidy ones are tidied, keys become
-    class names. What needs a writer stays: missing classes, counts, twins, sentences that do not
-    name their class. A class of which nothing is left is left out.
+    Useless and repeated sentences are dropped, long ones are cut or dropped, untidy ones are
+    tidied, and keys become class names. Defects that need a writer remain: missing classes, counts,
+    twins, sentences that do not name their class. A class with no sentence left is left out.
 
     Raises:
         SettingsError: a sentence is too long and the policy is "error".
@@ -88,7 +92,7 @@ def fix(
 def _renamed(
     descriptions: Sentences, class_names: Sequence[str] | None, options: Options
 ) -> tuple[dict[str, Sequence[str]], list[Change]]:
-    """Return descriptions by class name in label order, then those of no class."""
+    """Rename keys to class names, in label order; descriptions of no class come last."""
     if class_names is None:
         return dict(descriptions), []
     matches = match_keys(tuple(descriptions), class_names, options.listed)
@@ -104,7 +108,7 @@ def _renamed(
 def _mended_class(
     name: str, texts: Sequence[str], options: Options
 ) -> tuple[list[str], list[Change]]:
-    """Return the sentences of a class that are kept, as they are kept, and the changes."""
+    """Sentences of a class after the fixes, and the changes."""
     kept: dict[str, str] = {}  # by their words
     originals: set[str] = set()
     changes = []
@@ -122,7 +126,7 @@ def _mended_class(
 
 
 def _mended_sentence(name: str, number: int, text: str, options: Options) -> tuple[str, str | None]:
-    """Return what is wrong with a sentence first of all, and what becomes of it."""
+    """The first defect of a sentence, and the fixed sentence; None if it is dropped."""
     wrong = useless(text, name, options)
     plain = rules.tidy(text)
     if wrong or useless(plain, name, options):
@@ -135,8 +139,8 @@ def _mended_sentence(name: str, number: int, text: str, options: Options) -> tup
             return "too-long", None
         case "error":
             raise SettingsError(
-                f"sentence {number} of class {name!r} has {n} tokens, {options.max_tokens} are "
-                "read; shorten it, or take the policy trim or drop"
+                f"sentence {number} of class {name!r} has {n} tokens, but only "
+                f"{options.max_tokens} are read; shorten it, or use --long trim or drop"
             )
         case "trim":
             return "too-long", cut(plain, options.max_tokens - n + n_tokens(plain))
@@ -147,17 +151,17 @@ _TABLE_10 = "config/published/table10.csv"
 
 @dataclass(frozen=True)
 class RawFile:
-    """A descriptions file as it is: empty lists and empty sentences too."""
+    """A descriptions file as it is, with its empty lists and empty sentences."""
 
     path: Path
     sentences: Mapping[str, tuple[str, ...]]
-    record: Mapping[str, object]  # the rest of the file, passed on to a mended copy
-    twice: tuple[str, ...]  # keys that stand more than once; their sentences are joined
+    record: Mapping[str, object]  # other keys of the file, copied to a fixed copy
+    twice: tuple[str, ...]  # keys that appear more than once; their sentences are joined
 
 
 @dataclass(frozen=True)
 class MendedFile:
-    """The mended copy of a file, the list of changes, and what the doctor says of the copy."""
+    """The fixed copy of a file, the list of changes, and the doctor's report on the copy."""
 
     path: Path
     changes: Path
@@ -166,15 +170,17 @@ class MendedFile:
 
 
 def read_raw(path: Path) -> RawFile:
-    """Return a descriptions file without refusing defects that the doctor reports.
+    """Read a descriptions file, accepting the defects that the doctor reports.
 
     Raises:
-        MissingDataError: no such file.  SettingsError: no JSON, or not lists of texts by class.
+        MissingDataError: no such file.
+        SettingsError: not JSON, or not lists of texts by class.
     """
     if not path.is_file():
         raise runtime.MissingDataError(f"descriptions {path} do not exist; name another file")
     twice: list[str] = []
 
+    # json keeps only the last of two equal keys; this hook joins their lists instead.
     def joined(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
@@ -188,7 +194,7 @@ def read_raw(path: Path) -> RawFile:
     try:
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=joined)
     except ValueError as error:
-        raise SettingsError(f"descriptions {path} are not JSON: {error}; mend the file") from error
+        raise SettingsError(f"descriptions {path} are not JSON: {error}; fix the file") from error
     record: dict[str, object] = {}
     if isinstance(values, dict) and isinstance(values.get("descriptions"), dict):
         record = {key: value for key, value in values.items() if key != "descriptions"}
@@ -206,7 +212,7 @@ def _is_list_of_texts(value: Any) -> bool:
 
 
 def options_for(dataset: str, options: Options | None = None) -> Options:
-    """Return options with what is known of a dataset: Table 10's count, keys of published files."""
+    """Add to options what is known of a dataset: Table 10's count, keys of published files."""
     options = options or Options()
     listed = {**published_list().keys.get(dataset, {}), **options.listed}
     expected = options.expected if options.expected is not None else table_10(dataset)
@@ -214,7 +220,7 @@ def options_for(dataset: str, options: Options | None = None) -> Options:
 
 
 def table_10(dataset: str) -> int | None:
-    """Return the sentences a class that the paper's Table 10 prints; None for other datasets."""
+    """Sentences per class in the paper's Table 10; None for other datasets."""
     path = paths.project_root() / _TABLE_10
     if not path.is_file():
         return None
@@ -230,7 +236,7 @@ def check_file(
     options: Options | None = None,
     backbone: Backbone | None = None,
 ) -> Report:
-    """Return the doctor's report on a file. Raises as `read_raw` does."""
+    """The doctor's report on a file. Raises as `read_raw` does."""
     raw = read_raw(path)
     report = doctor.check(
         raw.sentences, class_names, options=options, backbone=backbone, where=str(path)
@@ -246,15 +252,16 @@ def fix_file(
     options: Options | None = None,
     out: Path | None = None,
 ) -> MendedFile:
-    """Write `<name>.clean.json` beside a file, and `<name>.clean.changes.csv` with every change.
+    """Write `<name>.clean.json` next to a file, and `<name>.clean.changes.csv` with every change.
 
     Raises:
-        SettingsError: as `mending.fix`; `out` is the file itself.  Also as `read_raw`.
+        SettingsError: as `fix`, or `out` is the file itself.
+        MissingDataError, SettingsError: as `read_raw`.
     """
     options = options or Options()
     out = out or path.with_suffix(".clean.json")
     if out.resolve() == path.resolve():
-        raise SettingsError(f"{out} is the file that is mended; name another one, to keep both")
+        raise SettingsError(f"{out} is the original file; name another one, so that both are kept")
     raw = read_raw(path)
     mended = fix(raw.sentences, class_names, options=options)
     cleaned = {
@@ -273,19 +280,19 @@ def fix_file(
 
 @dataclass(frozen=True)
 class Examination:
-    """What `examine` found and wrote."""
+    """Report of `examine` or `mend`, and the files that were written."""
 
     report: Report
     written: tuple[Path, ...]
     mended: MendedFile | None = None
 
     def text(self) -> str:
-        """Return what people read: the table, and what mending changed."""
+        """Text for people: the table, then the changes and the table of the fixed copy."""
         if self.mended is None:
             return self.report.table()
         numbers = Counter(change.kind for change in self.mended.mended.changes)
         changed = ", ".join(f"{n} {kind}" for kind, n in numbers.most_common()) or "nothing"
-        head = f"mended: {changed}; every change is in {self.mended.changes}"
+        head = f"fixed: {changed}; every change is in {self.mended.changes}"
         return f"{self.report.table()}\n{head}\n\n{self.mended.report.table()}"
 
 
@@ -297,10 +304,11 @@ def examine(
     backbone: str | None = None,
     report: Path | None = None,
 ) -> Examination:
-    """Check a descriptions file, and write `<report>.report.json` and `.csv`, or beside it.
+    """Check a descriptions file and write `<report>.report.json` and `.csv`.
 
-    Without `class_names` each key is a class; `of_dataset` has those of a dataset. `backbone`
-    (config/backbones) compares classes by vectors.
+    The report goes next to the file if `report` is not given. Without `class_names` each key is a
+    class; `of_dataset` returns those of a dataset. With `backbone`, a name in config/backbones,
+    classes are compared by vectors.
 
     Raises:
         MissingDataError, SettingsError: see `read_raw`.
@@ -318,10 +326,10 @@ def mend(
     out: Path | None = None,
     report: Path | None = None,
 ) -> Examination:
-    """Check a file as `examine` does, and write a mended copy beside it, or to `out`.
+    """Check a file as `examine` does, and write a fixed copy next to it, or to `out`.
 
     Raises:
-        MissingDataError, SettingsError: see `examine`, `fix_file`.
+        MissingDataError, SettingsError: see `examine` and `fix_file`.
     """
     found = examine(path, class_names, options=options, report=report)
     mended = fix_file(path, class_names, options=options, out=out)
@@ -329,7 +337,7 @@ def mend(
 
 
 def of_dataset(dataset: str, options: Options | None = None) -> tuple[tuple[str, ...], Options]:
-    """Return the classes of `config/datasets/<dataset>.yaml`, and options with what is known of it.
+    """Classes of `config/datasets/<dataset>.yaml`, and options with what is known about it.
 
     Raises:
         SettingsError: no such dataset, or no class list.

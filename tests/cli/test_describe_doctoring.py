@@ -30,7 +30,7 @@ def test_a_fixed_copy_without_errors_exits_with_0_and_so_does_its_check(
 ) -> None:
     path, out = defects.write(tmp_path), tmp_path / "good.json"
     assert main.main(["describe", str(path), "--fix", "--long", "drop", "--out", str(out)]) == 0
-    assert "mended: " in capsys.readouterr().out
+    assert "fixed: " in capsys.readouterr().out
     assert json.loads(out.read_text())["cleaned"]["options"]["long"] == "drop"
     assert (tmp_path / "good.changes.csv").is_file()
     assert main.main(["describe", str(out), "--check"]) == 0

@@ -122,7 +122,7 @@ def test_keys_are_resolved_by_rule_and_reported(
     }
     assert (values["source"], values["source_sha256"]) == (f"data/{name}", SHA256)
     assert (values["published_by"], values["is_as_published"]) == ("me/mine", True)
-    assert "2 of 3 classes of shapes stand under another key" in caplog.text
+    assert "2 of 3 classes of shapes have another key" in caplog.text
     assert "'red_disc' is 'disc of red' (listed)" in caplog.text
     assert "belong to no class" not in caplog.text  # background is known
 
@@ -134,7 +134,7 @@ def test_an_edited_copy_is_read_and_reported_as_different(
     path.write_text(path.read_text().replace("long", "very long"))
     written = descriptions.write(settings.load_dataset("shapes"), llm("data/{published}"))
     assert json.loads(written.read_text())["is_as_published"] is False
-    assert "not the file of me/mine, byte for byte" in caplog.text
+    assert "differs from the file that me/mine published" in caplog.text
 
 
 def test_an_address_is_fetched_once_and_stored_by_its_hash(
@@ -172,7 +172,7 @@ def test_content_with_another_hash_is_refused(own_project: Path, server: Server)
     with pytest.raises(SettingsError, match="expected " + "1" * 64):
         fetch(f"{path}#sha256={'1' * 64}")
     assert fetch(f"{path}#sha256={SHA256}").shown == "data/own.json"
-    with pytest.raises(SettingsError, match="expected #sha256= and 64 hex digits"):
+    with pytest.raises(SettingsError, match="must end with #sha256= and 64 hex digits"):
         fetch(f"{path}#sha256=abc")
 
 
@@ -213,7 +213,7 @@ def test_user_and_query_of_an_address_are_never_shown(
     own_project: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = server.url.replace("127", "me:secret@127") + "?token=secret"
-    with pytest.raises(SettingsError, match="holds a user or password") as caught:
+    with pytest.raises(SettingsError, match="contains a user name or password") as caught:
         fetch(url)
     assert "secret" not in str(caught.value) + caplog.text
     assert "secret" not in fetch(f"{server.url}?token=secret#sha256={SHA256}").shown

@@ -31,7 +31,7 @@ def test_good_descriptions_have_no_defect() -> None:
     assert not report.has_errors
     assert (report.n_classes, report.n_sentences) == (2, 4)
     assert (report.facts.class_named or "").startswith("100.0 % by its exact name")
-    assert report.facts.sentences_a_class == "2"
+    assert report.facts.sentences_per_class == "2"
 
 
 def test_every_defect_of_a_bad_set_is_found_once_where_it_is() -> None:

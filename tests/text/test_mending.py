@@ -75,7 +75,7 @@ def test_long_sentences_are_dropped_or_refused_according_to_the_policy() -> None
     dropped = fix(given, options=Options(long="drop"))
     assert dropped.sentences == {"blue bar": ("A blue bar is long and thin.",)}
     assert [(c.kind, c.number, c.after) for c in dropped.changes] == [("too-long", 1, None)]
-    with pytest.raises(SettingsError, match=r"sentence 1 of class 'blue bar' has \d+ tokens, 77"):
+    with pytest.raises(SettingsError, match=r"sentence 1 of class 'blue bar' has \d+ tokens, but only 77"):
         fix(given, options=Options(long="error"))
 
 

@@ -75,7 +75,7 @@ def test_a_fixed_copy_and_its_changes_are_written_next_to_the_original(tmp_path:
     rows = list(csv.DictReader(found.mended.changes.open(newline="")))
     assert found.mended.changes.name == "shapes.clean.changes.csv"
     assert len(rows) == len(found.mended.mended.changes) == 11
-    assert "mended: 1 key, 1 stub" in found.text()
+    assert "fixed: 1 key, 1 stub" in found.text()
     assert found.text().count("shapes.clean.json: ") == 1
     again = found.mended.path.read_bytes()
     mend(path, defects.CLASSES)
@@ -92,7 +92,7 @@ def test_the_record_of_a_file_is_kept_and_the_original_is_never_overwritten(
     values = json.loads(mended.path.read_text())
     assert values["model"] == "m"
     assert values["descriptions"] == {"fox": ["A fox is a red animal."]}
-    with pytest.raises(SettingsError, match="is the file that is mended; name another one"):
+    with pytest.raises(SettingsError, match="is the original file; name another one"):
         fix_file(path, out=path)
 
 
