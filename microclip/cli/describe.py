@@ -1,6 +1,7 @@
-"""The verb `describe`: class descriptions from files or a language model, checked and counted.
+"""The verb `describe`: class descriptions from files or a language model, and the doctor.
 
-Heavy imports stand inside the functions, so that `--help` is quick.
+`--check` and `--fix` run the doctor on a file; otherwise descriptions are read or asked for.
+Heavy imports are inside the functions, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """What the command line asks of the doctor."""
+    """Options of `--check` and `--fix`."""
 
     is_fix: bool = False
     long: Literal["trim", "drop", "error"] = "trim"
-    backbone: str = ""  # of config/backbones: compares classes by vectors
-    out: Path | None = None  # the mended copy
+    backbone: str = ""  # name in config/backbones, to compare classes by vectors
+    out: Path | None = None  # the fixed copy
 
 
 @dataclass(frozen=True)
 class Patient:
-    """A file to be looked at: its classes, what is known of it, where its report goes."""
+    """A file to examine: its classes, the options that suit it, and where its report goes."""
 
     path: Path
     class_names: tuple[str, ...] | None
@@ -45,26 +46,26 @@ class Patient:
 
 
 def run_doctor(targets: Sequence[str], written: DescriptionSettings, wanted: DoctorOptions) -> None:
-    """Check descriptions files or those of datasets, print the tables, and mend if asked to.
+    """Check descriptions files or those of datasets, print the reports, and fix a copy if asked.
 
     Raises:
-        VerificationError: there are errors, or after mending there are still some.
-        SettingsError, MissingDataError: see `examination.examine`.
+        VerificationError: there are errors, or some remain after fixing.
+        SettingsError, MissingDataError: see `mending.examine`.
     """
     if wanted.out is not None and (len(targets) > 1 or not wanted.is_fix):
         raise SettingsError(
-            f"--out {wanted.out} is one mended copy; give it with --fix and one file"
+            f"--out {wanted.out} is for one fixed copy; use it with --fix and one file"
         )
     wrong = [target for target in targets if _examine(target, written, wanted).has_errors]
     if wrong:
-        remedy = "write what is missing" if wanted.is_fix else "`--fix` mends a copy"
+        remedy = "write what is missing" if wanted.is_fix else "`--fix` writes a fixed copy"
         raise runtime.VerificationError(
-            f"errors that must not be embedded in {', '.join(wrong)}; {remedy}"
+            f"{', '.join(wrong)} have errors that must not be embedded; {remedy}"
         )
 
 
 def _examine(target: str, written: DescriptionSettings, wanted: DoctorOptions) -> Report:
-    """Return the last report on a file: on its mended copy, if one was made."""
+    """Examine a file; return the report on it, or on its fixed copy if one was made."""
     from microclip.text import mending
     from microclip.text.doctor import Options
 
@@ -95,7 +96,7 @@ def _examine(target: str, written: DescriptionSettings, wanted: DoctorOptions) -
 
 
 def _of_dataset(target: str, written: DescriptionSettings, options: Options) -> Patient | None:
-    """Return the descriptions of a dataset, by one author; None if there is no such dataset."""
+    """One author's descriptions of a dataset; None if there is no such dataset."""
     if target not in settings.known("datasets"):
         return None
     from microclip.text import descriptions as texts
@@ -106,15 +107,15 @@ def _of_dataset(target: str, written: DescriptionSettings, options: Options) -> 
     path = texts.source_file(dataset, written) if written.reads_file else kept
     if not path.is_file():
         raise runtime.MissingDataError(
-            f"descriptions {path} are not there; run "
-            f"`microclip describe {target} --descriptions {written.name}` or put them there"
+            f"descriptions {path} do not exist; run "
+            f"`microclip describe {target} --descriptions {written.name}` or put the file there"
         )
     names, options = mending.of_dataset(target, options)
     return Patient(path, _with_the_rest(dataset, path, names), options, kept.with_suffix(""))
 
 
 def _with_the_rest(dataset: DatasetSettings, path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a dataset's classes, and all others of its file if it takes a part of a set."""
+    """A dataset's classes; if it uses part of an icon set, also the other classes of its file."""
     if not isinstance(dataset.source, IconSource) or dataset.source.classes is None:
         return names
     from microclip.text import mending
@@ -124,7 +125,7 @@ def _with_the_rest(dataset: DatasetSettings, path: Path, names: tuple[str, ...])
 
 
 def _of_file(target: str, wanted: DoctorOptions) -> Patient:
-    """Return a file; if it is named as a dataset, or as a published file, with its classes."""
+    """A file; if it is named like a dataset or a published file, with that dataset's classes."""
     from microclip.text import mending
     from microclip.text.doctor import Options
 
@@ -132,19 +133,22 @@ def _of_file(target: str, wanted: DoctorOptions) -> Patient:
     if not path.is_file():
         known = ", ".join(settings.known("datasets")[:3])
         raise SettingsError(
-            f"{target} is neither a file nor a dataset ({known}, …); name a JSON file of sentences"
+            f"{target} is neither a file nor a dataset ({known}, …); give a JSON file of sentences"
         )
     dataset = _dataset_of(path)
     if dataset is None:
-        say(f"{path}: each key is taken as a class; a file named <dataset>.json has its classes")
+        say(
+            f"{path}: taking each key as a class; name the file <dataset>.json to check it "
+            "against that dataset's classes"
+        )
         return Patient(path, None, options)
     names, options = mending.of_dataset(dataset, options)
-    say(f"{path}: taken as descriptions of {dataset}")
+    say(f"{path}: taking it as descriptions of {dataset}")
     return Patient(path, names, options)
 
 
 def _dataset_of(path: Path) -> str | None:
-    """Return the dataset that a file is of, by its name."""
+    """The dataset that a file describes, judging by the file's name."""
     from microclip.text.descriptions import published_list
 
     stem = path.name.removesuffix(".json").removesuffix(".clean")
@@ -163,7 +167,7 @@ _HEAD = ("classes of", "requests", "answered", "prompt tokens", "answer tokens",
 
 @dataclass(frozen=True)
 class _Options:
-    """What the command line changes of a file in config/llms; "" and False change nothing."""
+    """Command-line options that override a file in config/llms; "" and False override nothing."""
 
     prompts: str = ""
     model: str = ""
@@ -172,7 +176,7 @@ class _Options:
     allow_quarantined: bool = False
 
     def changed(self, written: DescriptionSettings) -> DescriptionSettings:
-        """Return settings with the options that were given in their place."""
+        """Settings with the given options in place of their own."""
         values = written.model_dump(exclude_none=True)
         values |= _given(prompts=self.prompts, model=self.model)
         values["ask"] |= _given(
@@ -185,13 +189,13 @@ class _Options:
 
 
 def _given(**options: str | float | None) -> dict[str, str | float | None]:
-    """Return the options that were given, by name."""
+    """The options that were given, by name."""
     return {name: value for name, value in options.items() if value}
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One order, and the file that its descriptions are written to."""
+    """An order and the file for its descriptions."""
 
     order: Order
     target: Path | None
@@ -199,36 +203,44 @@ class _Job:
 
 
 TargetsArgument = Annotated[
-    list[str], typer.Argument(help="datasets of config/datasets, or a file: one name a line")
+    list[str], typer.Argument(help="datasets in config/datasets, or a file with one class per line")
 ]
 AuthorOption = Annotated[str, typer.Option(help="name of a file in config/llms")]
-LlmOption = Annotated[str, typer.Option(help="the same, for one's own classes")]
+LlmOption = Annotated[str, typer.Option(help="the same, for your own classes")]
 PromptsOption = Annotated[str, typer.Option(help="name of a file in config/prompts")]
 DomainOption = Annotated[str, typer.Option(help='what the classes are: "a kind of bird"')]
 ModelOption = Annotated[str, typer.Option(help="the model's name at its service")]
-UrlOption = Annotated[str, typer.Option(help="a service that speaks OpenAI's protocol")]
+UrlOption = Annotated[str, typer.Option(help="address of a service that speaks OpenAI's protocol")]
 OutOption = Annotated[Path | None, typer.Option(help="JSON file to write")]
 AnswersOption = Annotated[
     Path, typer.Option(help="folder of paid answers", envvar="MICROCLIP_ANSWERS")
 ]
 CostOption = Annotated[float | None, typer.Option(min=0, help="dollars this command may spend")]
 LongOption = Annotated[
-    Literal["trim", "drop", "error"], typer.Option(help="--fix: sentences over 77 tokens")
+    Literal["trim", "drop", "error"],
+    typer.Option(help="--fix: what to do with sentences over 77 tokens"),
 ]
 VectorsOption = Annotated[
     str, typer.Option(help="--check: compare classes by the vectors of config/backbones/NAME")
 ]
-CheckFlag = Annotated[bool, typer.Option("--check", help="report on a JSON file or a dataset's")]
-FixFlag = Annotated[bool, typer.Option("--fix", help="the same, and mend a copy beside it")]
-DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="count, and send nothing")]
+CheckFlag = Annotated[
+    bool, typer.Option("--check", help="report on a JSON file, or on a dataset's descriptions")
+]
+FixFlag = Annotated[
+    bool, typer.Option("--fix", help="the same, and write a fixed copy next to the file")
+]
+DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="estimate requests and cost; send nothing")
+]
 RetryFlag = Annotated[
-    bool, typer.Option("--retry-quarantined", help="ask again where no answer was usable")
+    bool, typer.Option("--retry-quarantined", help="ask again about classes without usable answers")
 ]
 AllowFlag = Annotated[
-    bool, typer.Option("--allow-quarantined", help="templates where no answer is usable")
+    bool,
+    typer.Option("--allow-quarantined", help="use templates for classes without usable answers"),
 ]
 CancelFlag = Annotated[
-    bool, typer.Option("--cancel", help="end batches under way; keep what they answered")
+    bool, typer.Option("--cancel", help="cancel running batches and keep their answers")
 ]
 
 
@@ -254,7 +266,7 @@ def describe(
     allow_quarantined: AllowFlag = False,
     cancel: CancelFlag = False,
 ) -> None:
-    """Describe the classes of a dataset, or those of a list, by sentences."""
+    """Describe the classes of a dataset, or of your own list, in sentences."""
     name = llm or descriptions
     written = settings.load_descriptions(name)
     if check or fix:
@@ -266,16 +278,14 @@ def describe(
         for target in targets:
             _gather(target, written, dry_run=dry_run)
         return
-    jobs = [_job(target, written, options, out) for target in targets]
-    if len(jobs) > 1 and out is not None:
-        raise SettingsError(f"--out {out} holds one list of classes, got {len(jobs)}; name one")
+    jobs = _jobs(targets, written, options, out)
     works = [_work(job, answers, retry_quarantined=retry_quarantined) for job in jobs]
     if dry_run:
         _show_estimates(jobs, [work.estimate() for work in works])
         return
     for job, work in zip(jobs, works, strict=True):
         if cancel:
-            say(f"{work.cancel(say)} batches of {_title(job)} were ended; their answers are kept")
+            say(f"cancelled {work.cancel(say)} batches of {_title(job)}; their answers are saved")
         else:
             _generate(job, work, max_cost)
 
@@ -285,24 +295,36 @@ def _gather(target: str, written: DescriptionSettings, *, dry_run: bool) -> None
 
     if target not in settings.known("datasets") and Path(target).is_file():
         raise SettingsError(
-            f"{target} is a list of classes, and {written.name!r} reads a dataset's file; name a "
-            "model, as --llm gpt-4o"
+            f"{target} is a list of classes, but {written.name!r} reads a dataset's file; name a "
+            "model, such as --llm gpt-4o"
         )
     dataset = settings.load_dataset(target)
     if dry_run:
         where = texts.location(dataset, written) if written.reads_file else "its templates"
-        print(f"{target}: read from {where}, nothing is asked")
+        print(f"{target}: read from {where}, no model is asked")
         return
     say(f"wrote {texts.write(dataset, written)}")
 
 
 def _refuse_options(given: Iterable[str], name: str) -> None:
-    """Raise SettingsError if an option is given that only means something to a model."""
+    """Raise SettingsError if an option is given that only makes sense for a model."""
     for option in given:
         raise SettingsError(
-            f"--{option.replace('_', '-')} says how a language model is asked, and {name!r} reads "
-            "a file; name a model with --llm"
+            f"--{option.replace('_', '-')} says how a language model is asked, but {name!r} asks "
+            "none; name a model with --llm"
         )
+
+
+def _jobs(
+    targets: Sequence[str], written: DescriptionSettings, options: _Options, out: Path | None
+) -> list[_Job]:
+    """One job per list of classes. Raises SettingsError if `out` would get more than one list."""
+    jobs = [_job(target, written, options, out) for target in targets]
+    if len(jobs) > 1 and out is not None:
+        raise SettingsError(
+            f"--out {out} is for one list of classes, got {len(jobs)}; give only one"
+        )
+    return jobs
 
 
 def _job(target: str, written: DescriptionSettings, options: _Options, out: Path | None) -> _Job:
@@ -314,8 +336,8 @@ def _job(target: str, written: DescriptionSettings, options: _Options, out: Path
         dataset = settings.load_dataset(target)
         if out is None and (options.prompts or options.model):
             raise SettingsError(
-                f"--prompts and --model would differ from config/llms/{written.name}.yaml, by "
-                "which the descriptions are known; give --out, or a file of their own there"
+                f"--prompts and --model would override config/llms/{written.name}.yaml, which "
+                "names these descriptions; give --out, or add another file there"
             )
         names = vocabulary.load_vocabulary(dataset).class_names
         place = Path(paths.DESCRIPTIONS.format(descriptions=written.name, dataset=target))
@@ -323,8 +345,10 @@ def _job(target: str, written: DescriptionSettings, options: _Options, out: Path
         return _Job(order, out or place, is_tracked=out is None)
     if not Path(target).is_file():
         if Path(target).suffix or os.sep in target:
-            raise runtime.MissingDataError(f"{target} is no file; give one class name a line")
-        settings.load_dataset(target)  # says which names are known
+            raise runtime.MissingDataError(
+                f"{target} does not exist; give a file with one class name per line"
+            )
+        settings.load_dataset(target)  # raises an error that lists the known names
     lines = [line.strip() for line in Path(target).read_text(encoding="utf-8").splitlines()]
     names = vocabulary.checked([line for line in lines if line], target).class_names
     own = replace(options, prompts=options.prompts or _OWN_PROMPTS)
@@ -344,13 +368,15 @@ def _title(job: _Job) -> str:
 
 
 def _generate(job: _Job, work: Generation, max_cost: float | None) -> None:
-    """Ask for what is missing, then write the descriptions, or say why they are not."""
+    """Ask for what is missing, then write the descriptions, or report why that is not possible."""
     from microclip.text import generation
     from microclip.text.generation import checked_outcome
 
     if job.target is None:
-        raise SettingsError("--out is missing; name the JSON file to write, as --out out.json")
+        raise SettingsError("--out is missing; give the JSON file to write, as --out out.json")
     before = work.estimate()
+    # A worker of its own sends the requests: it outlives a kill of this command and saves the
+    # answers in flight, which are paid for.
     if before.n_requests and not processes.is_worker():
         raise typer.Exit(processes.work())
     processes.watch()
@@ -363,29 +389,29 @@ def _generate(job: _Job, work: Generation, max_cost: float | None) -> None:
         generation.write_descriptions(job.target, job.order, found)
         is_whole = True
     finally:
-        is_told = generation.usage_file(job.target).is_file()
-        if work.done.n_sent or (is_whole and not is_told):
+        has_usage = generation.usage_file(job.target).is_file()
+        if work.done.n_sent or (is_whole and not has_usage):
             generation.write_usage(job.target, work, before)
         if work.done.n_sent or is_whole:
             _mirror(job)
     for name, why in found.quarantined.items():
-        say(f"quarantined, described by what is there or by templates: {name!r} ({why})")
+        say(f"{name!r} is quarantined and described by its usable answers or templates ({why})")
     n_sentences = sum(map(len, found.sentences.values()))
-    money = "" if found.cost_usd is None else f", {found.cost_usd:.4f} USD in all"
+    money = "" if found.cost_usd is None else f", {found.cost_usd:.4f} USD"
     say(
         f"wrote {job.target}: {n_sentences} sentences for {len(found.sentences)} classes; "
         f"{work.done.n_sent} requests sent now{_faults(work)}, {found.tokens.prompt:,} prompt and "
-        f"{found.tokens.completion:,} answer tokens{money}"
+        f"{found.tokens.completion:,} answer tokens in all{money}"
     )
 
 
 def _faults(work: Generation) -> str:
     faults = ", ".join(f"{n} x {name}" for name, n in sorted(work.done.faults.items()))
-    return f" ({faults} among them)" if faults else ""
+    return f" (of which failed: {faults})" if faults else ""
 
 
 def _mirror(job: _Job) -> None:
-    """Show the usage in MLflow: for a dataset always, else where there is a store already."""
+    """Show the usage in MLflow: always for a dataset, otherwise only if a store exists."""
     from microclip.text import generation
 
     assert job.target is not None
@@ -399,20 +425,20 @@ def _mirror(job: _Job) -> None:
 
 def _estimate_line(job: _Job, found: Estimate) -> str:
     if not found.n_requests:
-        return f"all {found.n_answered} requests are answered already, nothing is sent"
+        return f"all {found.n_answered} requests are already answered, nothing to send"
     prices = job.order.ask.prices
     money = "no prices known"
     if prices is not None:
         money = f"about {found.cost_usd:.4f} USD, at most {found.most_usd:.4f}"
         money += f" (prices of {prices.date})"
     return (
-        f"{found.n_requests} requests to send, {found.n_answered} answered already; about "
+        f"{found.n_requests} requests to send, {found.n_answered} already answered; about "
         f"{found.tokens.prompt:,} prompt and {found.tokens.completion:,} answer tokens, {money}"
     )
 
 
 def _show_estimates(jobs: Sequence[_Job], found: Sequence[Estimate]) -> None:
-    """Print what would be sent, a line for each list of classes and their sum."""
+    """Print what would be sent, one line per list of classes and the sum."""
     rows = [_row(_title(job), [one]) for job, one in zip(jobs, found, strict=True)]
     if len(rows) > 1:
         rows.append(_row("together", found))
@@ -423,7 +449,7 @@ def _show_estimates(jobs: Sequence[_Job], found: Sequence[Estimate]) -> None:
         print("  ".join((first, *rest)))
     prices = jobs[0].order.ask.prices
     known = "no prices known" if prices is None else f"prices of {prices.date}, {prices.source}"
-    print(f"nothing was sent; {known}; tokens are reckoned, not counted")
+    print(f"nothing was sent; {known}; token numbers are estimates")
 
 
 def _row(title: str, found: Sequence[Estimate]) -> tuple[str, ...]:

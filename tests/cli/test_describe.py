@@ -34,7 +34,7 @@ def test_a_newcomer_describes_their_own_classes(
     asked = {one.question for one in server.sent}
     assert "Describe what a marsh tit, a kind of bird, looks like in a photo." in asked
     said = capsys.readouterr().err
-    assert "9 requests to send, 0 answered already" in said
+    assert "9 requests to send, 0 already answered" in said
     assert "(prices of 2025-06-01)" in said
     assert "wrote out.json: 90 sentences for 3 classes; 9 requests sent now" in said
     usage = json.loads((place / "out.usage.json").read_text())
@@ -85,14 +85,14 @@ def test_a_dry_run_counts_and_sends_nothing_and_needs_no_key(
     [
         (["names.txt", "--llm", "gpt-4o"], 2, "no key for api.openai.com: set OPENAI_API_KEY"),
         (["names.txt", "--llm", "gpt-4o", "--base-url", "ftp://x"], 2, "expected an address"),
-        (["names.txt"], 2, "name a model, as --llm gpt-4o"),
-        (["nowhere.txt", "--llm", "gpt-4o"], 3, "nowhere.txt is no file"),
+        (["names.txt"], 2, "name a model, such as --llm gpt-4o"),
+        (["nowhere.txt", "--llm", "gpt-4o"], 3, "nowhere.txt does not exist"),
         (["pest", "--llm", "gpt-4o"], 2, "did you mean 'pets'"),
         (["names.txt", "--llm", "gpt-4"], 2, "did you mean 'gpt-4o'"),
         (["pets", "--domain", "a dog"], 2, "--domain says how a language model is asked"),
         (["pets", "--llm", "gpt-4o", "--prompts", "own-images"], 2, "give --out"),
         (["names.txt", "--llm", "gpt-4o", "--prompts", "gpt-4o"], 2, "no questions for"),
-        (["pets", "cars", "--llm", "gpt-4o", "--out", "x.json"], 2, "holds one list of classes"),
+        (["pets", "cars", "--llm", "gpt-4o", "--out", "x.json"], 2, "is for one list of classes"),
     ],
 )
 def test_a_wrong_command_is_refused_in_one_line(

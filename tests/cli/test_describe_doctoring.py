@@ -18,8 +18,8 @@ def test_a_file_with_errors_is_reported_and_exits_with_6(
     assert main.main(["describe", str(path), "--check"]) == 6
     shown = capsys.readouterr()
     assert f"{path}: 8 classes" in shown.out  # each key is a class, since the file names no dataset
-    assert "each key is taken as a class" in shown.err
-    assert "`--fix` mends a copy" in shown.err
+    assert "taking each key as a class" in shown.err
+    assert "`--fix` writes a fixed copy" in shown.err
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "shapes.json", "shapes.report.csv", "shapes.report.json",
     ]  # fmt: skip
@@ -56,7 +56,7 @@ def test_a_file_named_like_a_dataset_is_checked_against_its_classes(
     path.write_text(json.dumps({"red disc": ["A red disc is as round as a coin."]}))
     assert main.main(["describe", str(path), "--check"]) == 6
     shown = capsys.readouterr()
-    assert "taken as descriptions of shapes" in shown.err
+    assert "taking it as descriptions of shapes" in shown.err
     assert any(line.split()[:3] == ["missing", "error", "2"] for line in shown.out.splitlines())
 
 
