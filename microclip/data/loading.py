@@ -334,6 +334,7 @@ def _chunks(items: list[int], size: int) -> list[list[int]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
+@torch.no_grad()
 def image_embeddings(
     backbone: Backbone, images: UnlabelledImages
 ) -> Float[Tensor, "image embedding"]:

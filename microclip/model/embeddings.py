@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of the cache files; a new number makes all of them out of date
 _UNIT_TOLERANCE = 1e-3  # far above float32's rounding, far below any damage
-_BATCH = 256  # texts at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,7 +267,6 @@ def encode_images(
     return target
 
 
-@torch.no_grad()
 def load_features(dataset: DatasetSettings, backbone: BackboneSettings) -> Features:
     """Load what `encode_images` wrote, if it was made from today's images and backbone.
 
