@@ -65,7 +65,7 @@ def test_a_file_named_like_a_dataset_is_checked_against_its_classes(
     ("arguments", "code", "expected"),
     [
         (["nothing.json", "--check"], 2, "is neither a file nor a dataset"),
-        (["shapes", "--check", "--out", "x.json"], 2, "give it with --fix and one file"),
+        (["shapes", "--check", "--out", "x.json"], 2, "use it with --fix and one file"),
         (["shapes", "--fix", "--long", "keep"], 2, "'keep' is not one of"),
     ],
 )
