@@ -1,9 +1,13 @@
-"""One run: inputs checked, method adapted, test set scored, files written; `scores.json` last."""
+"""One run: check the inputs, adapt the method, score the test set, write the files.
+
+`scores.json` is written last, so that it exists only for a complete run.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -52,7 +56,7 @@ from microclip.tracking.run import EpochReporter, RunClock
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Everything that a run reads, checked against today's settings."""
+    """Everything that a run reads, checked against its settings."""
 
     splits: dict[str, LabelledImages]
     class_names: tuple[str, ...]
@@ -64,10 +68,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class RunScores:
-    """What `scores.json` says of a run; accuracies in percent.
+    """The contents of `scores.json`; accuracies in percent.
 
     Attributes:
-        heads_pct: accuracy of the predictions that the fused one is made of, by head.
+        heads_pct: accuracy by head, for the heads that the fused prediction is made of.
     """
 
     spec: RunSpec
@@ -83,7 +87,7 @@ class RunScores:
     shared_recipe: int = SHARED_RECIPE
 
     def as_dict(self) -> dict[str, str | int | float]:
-        """Return plain values in the order of `scores.json`."""
+        """Plain values in the order of `scores.json`."""
         return {
             **asdict(self.spec),
             "digest": self.digest,
@@ -104,11 +108,12 @@ def run(
 ) -> RunScores:
     """Adapt, evaluate and write one run into `out`; return its scores.
 
-    `weights_from` is the folder of a run with the same training, which is here tested in another
-    way.
+    `weights_from` is the folder of a run with the same training. Its weights are then only tested,
+    in this run's way.
 
     Raises:
-        MissingDataError: an input is not there.  SettingsError: an input is stale or damaged.
+        MissingDataError: an input is missing.
+        SettingsError: an input is stale or damaged.
     """
     clock = RunClock(out)
     method = load_method(settings.spec.method)
@@ -116,7 +121,7 @@ def run(
     inputs = read_inputs(settings, method.reads)
     test = inputs.splits["test"]
     views = test_views(inputs, settings.spec.seed)
-    # Before training: it changes the backbone in place.
+    # Before training, which changes the backbone in place.
     zero_shot = evaluate(zero_shot_logits(inputs, views), test.labels)
     if weights_from is None:
         training = _Training(settings, inputs, method, options, views)
@@ -127,7 +132,23 @@ def run(
         classifier = method.restore(_task(settings, inputs), options, state)
     heads = collect_heads(classifier, views(classifier.views))
     found = {name: evaluate(part, test.labels) for name, part in heads.items()}
-    scores = RunScores(
+    scores = _scores(settings, inputs, found, zero_shot, clock)
+    _write(out, settings, inputs, classifier.trained_state(), found["fused"])
+    # Last, because its presence says that the run is complete; only then may the checkpoint go.
+    runtime.write_json(out / paths.RUN_SCORES, scores.as_dict())
+    shutil.rmtree(out / paths.RUN_CHECKPOINT, ignore_errors=True)
+    return scores
+
+
+def _scores(
+    settings: RunSettings,
+    inputs: Inputs,
+    found: Mapping[str, Evaluation],
+    zero_shot: Evaluation,
+    clock: RunClock,
+) -> RunScores:
+    """The run's scores from its evaluations by head, and the time until now."""
+    return RunScores(
         spec=settings.spec,
         digest=settings.digest(),
         recipe=settings.recipe,
@@ -135,18 +156,14 @@ def run(
         mean_class_pct=found["fused"].mean_class_pct,
         heads_pct={name: own.top1_pct for name, own in found.items() if name != "fused"},
         top1_zero_shot_pct=zero_shot.top1_pct,
-        n_test=len(test),
+        n_test=len(inputs.splits["test"]),
         seconds=round(clock.seconds(), 3),
         device=inputs.device,
     )
-    _write(out, settings, inputs, classifier.trained_state(), found["fused"])
-    runtime.write_json(out / paths.RUN_SCORES, scores.as_dict())
-    shutil.rmtree(out / paths.RUN_CHECKPOINT, ignore_errors=True)
-    return scores
 
 
 def read_inputs(settings: RunSettings, reads: str) -> Inputs:
-    """Return the run's inputs; the backbone only for a method that reads images."""
+    """Read a run's inputs; the backbone is loaded only for a method that reads images."""
     device = str(runtime.choose_device(settings.device))
     splits = loading.load(settings.dataset)
     names = load_vocabulary(settings.dataset).class_names
@@ -161,7 +178,7 @@ def read_inputs(settings: RunSettings, reads: str) -> Inputs:
 
 
 def test_views(inputs: Inputs, seed: int) -> ViewReader:
-    """Return what reads the test images; `seed` places random crops."""
+    """The reader of the test images; `seed` decides where random crops are."""
     return ViewReader(
         inputs.splits["test"].images,
         seed,
@@ -174,7 +191,7 @@ def test_views(inputs: Inputs, seed: int) -> ViewReader:
 
 @torch.no_grad()
 def zero_shot_logits(inputs: Inputs, test: ViewReader) -> Tensor:
-    """Return what the frozen [CLS] says with the descriptions' mean: where adaptation starts."""
+    """Similarities of the frozen [CLS] with the descriptions' mean: where adaptation starts."""
     if inputs.backbone is None:
         assert inputs.features is not None
         return cosine_similarity(inputs.features.test, inputs.texts.uniform.cpu())
@@ -184,7 +201,7 @@ def zero_shot_logits(inputs: Inputs, test: ViewReader) -> Tensor:
 
 
 def _task(settings: RunSettings, inputs: Inputs) -> Task:
-    """Return the task of a classifier, without images."""
+    """The classifier's task, without images."""
     return Task(
         class_names=inputs.class_names,
         texts=inputs.texts,
@@ -197,7 +214,7 @@ def _task(settings: RunSettings, inputs: Inputs) -> Task:
 
 @dataclass(frozen=True, eq=False)
 class _Training:
-    """A method about to be adapted; the labels stay here, but for those it may see."""
+    """A method about to be adapted; it gets only the labels that its supervision allows."""
 
     settings: RunSettings
     inputs: Inputs
@@ -206,9 +223,9 @@ class _Training:
     views: ViewReader
 
     def adapt(self, tracker: Tracker, out: Path, clock: RunClock) -> Classifier:
-        """Return the adapted classifier; a few-shot draw is written first."""
+        """Adapt the method; a few-shot draw is written first."""
         splits = self.inputs.splits
-        guessed, examples = splits["train"].labels, None  # of the images that the method guesses
+        guessed, examples = splits["train"].labels, None  # labels of the images that it guesses
         if self.method.supervision is Supervision.TRANSDUCTIVE:
             guessed = splits["test"].labels
         if self.method.supervision is Supervision.FEW_SHOT:
@@ -242,7 +259,7 @@ class _Training:
         return Sight(self.inputs.splits[split].images, embeddings)
 
     def _draw(self) -> list[int]:
-        """Return the indices of the training images whose labels the method sees."""
+        """Indices of the training images whose labels the method sees."""
         shots = getattr(self.options, "shots", None)
         if not isinstance(shots, int):
             raise SettingsError(
@@ -254,7 +271,7 @@ class _Training:
 
     def _examples(self, drawn: Sequence[int]) -> Examples:
         train = self._sight("train")
-        # Indexing copies: no label outside the draw is left in the tensor's memory.
+        # Indexing copies, so that the tensor's memory holds no label outside the draw.
         labels = self.inputs.splits["train"].labels[list(drawn)]
         if self.method.reads == "images":
             return Examples(labels, images=train.images.part(drawn))
@@ -264,7 +281,7 @@ class _Training:
 def write_shots(
     path: Path, train: LabelledImages, drawn: Sequence[int], class_names: Sequence[str]
 ) -> None:
-    """Write the labelled images of a few-shot run, a row an image in the order of the draw."""
+    """Write the labelled images of a few-shot run, one row per image in the order of the draw."""
     labels = [int(train.labels[index]) for index in drawn]
     rows = [
         (train.files[index], label, class_names[label])
@@ -291,40 +308,44 @@ def _write(
     )
     with runtime.atomic_path(out / paths.RUN_PREDICTIONS) as target:
         table.to_parquet(target, index=False)
+    write_weights(out / paths.RUN_WEIGHTS, state, {"digest": settings.digest()})
+    record = {
+        **runtime.record(),
+        "settings": settings.as_dict(),
+        "recipe": settings.recipe,
+        "shared_recipe": SHARED_RECIPE,
+        "inputs": _input_hashes(out, settings),
+        "is_transductive": passport.check(settings.dataset).is_transductive,
+        "n_truncated_sentences": inputs.texts.n_truncated,
+        "class_accuracy_pct": [
+            None if math.isnan(value) else round(value, 4)  # NaN: a class without images
+            for value in scored.per_class_pct.tolist()
+        ],
+    }
+    runtime.write_json(out / paths.RUN_RECORD, record)
+
+
+def _input_hashes(out: Path, settings: RunSettings) -> dict[str, str]:
+    """Hashes of what the run read, by kind; a few-shot draw is among them."""
     shots = out / paths.RUN_SHOTS
     drawn = {"shots": runtime.sha256(shots)} if shots.is_file() else {}
-    write_weights(out / paths.RUN_WEIGHTS, state, {"digest": settings.digest()})
-    runtime.write_json(
-        out / paths.RUN_RECORD,
-        {
-            **runtime.record(),
-            "settings": settings.as_dict(),
-            "recipe": settings.recipe,
-            "shared_recipe": SHARED_RECIPE,
-            "inputs": {
-                "images": read_manifest(settings.dataset.name).images_sha256,
-                "passport": passport.file_sha256(settings.dataset.name),
-                "backbone": embeddings.backbone_key(settings.backbone),
-                "class_vectors": embeddings.file_sha256(
-                    settings.dataset, settings.backbone, settings.descriptions
-                ),
-                **drawn,
-            },
-            "is_transductive": passport.check(settings.dataset).is_transductive,
-            "n_truncated_sentences": inputs.texts.n_truncated,
-            "class_accuracy_pct": [
-                None if value != value else round(value, 4)  # NaN: a class without images
-                for value in scored.per_class_pct.tolist()
-            ],
-        },
-    )
+    return {
+        "images": read_manifest(settings.dataset.name).images_sha256,
+        "passport": passport.file_sha256(settings.dataset.name),
+        "backbone": embeddings.backbone_key(settings.backbone),
+        "class_vectors": embeddings.file_sha256(
+            settings.dataset, settings.backbone, settings.descriptions
+        ),
+        **drawn,
+    }
 
 
 def read_trained(folder: Path, settings: RunSettings, ignored: frozenset[str]) -> dict[str, Tensor]:
-    """Return what a complete run has trained; only how it is tested may differ from `settings`.
+    """Read the tensors that a complete run trained; it may differ only in how it is tested.
 
     Raises:
-        MissingDataError: that run is not complete.  SettingsError: it was trained otherwise.
+        MissingDataError: that run is not complete.
+        SettingsError: it was trained with other settings.
     """
     if not (folder / paths.RUN_SCORES).is_file():
         raise runtime.MissingDataError(f"run {folder} is not complete; run `snakemake` for it")
@@ -336,7 +357,7 @@ def read_trained(folder: Path, settings: RunSettings, ignored: frozenset[str]) -
     ]
     if not same_spec or trained[0] != trained[1] or written.recipe != settings.recipe:
         raise SettingsError(
-            f"run {folder} was trained by other settings than {settings.spec.name} needs; "
-            "run it again, or train this one by itself (without --weights-from)"
+            f"run {folder} was trained with other settings than {settings.spec.name} needs; "
+            "run it again, or train this one separately (without --weights-from)"
         )
     return load_file(folder / paths.RUN_WEIGHTS)

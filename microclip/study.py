@@ -1,4 +1,10 @@
-"""A study: its runs, their resolved settings, and the plan that all later stages read."""
+"""A study: which runs it asks for, their resolved settings, and the plan that later stages read.
+
+One subject in three steps, which is why it is one long module. `RunSpec` and `RunSettings` name a
+run and hold all it depends on. `expand` turns the study's lists, tables and figures into runs and
+holes, each once. `Study.plan` writes down the result, the only thing that the workflow, tables and
+figures read. No torch is imported, so that planning is quick.
+"""
 
 from __future__ import annotations
 
@@ -37,18 +43,18 @@ class RunSpec:
 
     @classmethod
     def of(cls, row: Mapping[Any, Any]) -> RunSpec:
-        """Return the run that a row of `scores.csv` or an entry of a plan is about."""
+        """The run that a row of `scores.csv` or an entry of a plan belongs to."""
         names = {name: str(row[name]) for name in SPEC if name != "seed"}
         return cls(**names, seed=int(row["seed"]))
 
     @property
     def folder(self) -> Path:
-        """Return the run's folder, relative to the working directory."""
+        """The run's folder, relative to the working directory."""
         return Path(paths.RUN.format(**asdict(self)))
 
     @property
     def name(self) -> str:
-        """Return the run's name in MLflow: its path below `results/runs`."""
+        """The run's name in MLflow: its path below `results/runs`."""
         return self.folder.relative_to("results/runs").as_posix()
 
 
@@ -57,7 +63,7 @@ SPEC = tuple(field.name for field in fields(RunSpec))
 
 @dataclass(frozen=True)
 class RunSettings:
-    """All that a run depends on besides its input files."""
+    """Everything that a run depends on besides its input files."""
 
     spec: RunSpec
     dataset: settings.DatasetSettings
@@ -69,7 +75,7 @@ class RunSettings:
     recipe: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for YAML or JSON; without what changes no number."""
+        """Plain values for YAML or JSON, without titles and other parts that change no number."""
         return {
             "spec": asdict(self.spec),
             "dataset": self.dataset.model_dump(mode="json", exclude={"title", "methods", "card"}),
@@ -83,16 +89,17 @@ class RunSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunSettings:
-        """Return settings from what `as_dict` gave; other keys are ignored.
+        """Read back what `as_dict` returned; other keys are ignored.
 
-        Raises: SettingsError if they are not a run's settings.
+        Raises:
+            SettingsError: the values are not a run's settings.
         """
         where = "the run's settings"
         required = ("spec", "dataset", "backbone", "descriptions", "method", "recipe")
         missing = [key for key in required if key not in values]
         if missing:
             raise settings.SettingsError(
-                f"{where} lack {missing[0]!r}; take a settings.yaml that a run has written"
+                f"{where} lack {missing[0]!r}; use a settings.yaml that a run has written"
             )
         models: dict[str, type[settings.Frozen]] = {
             "dataset": settings.DatasetSettings,
@@ -113,7 +120,7 @@ class RunSettings:
         )
 
     def digest(self) -> str:
-        """Return what names these settings; the device is not part of it."""
+        """Digest that identifies these settings; the device is not part of it."""
         values = self.as_dict()
         del values["device"]
         return settings.digest(values)
@@ -124,7 +131,7 @@ class PlannedRun:
     """A run of a study, and what `scores.csv` checks it against.
 
     Attributes:
-        digest: of its settings.
+        digest: digest of its settings.
         recipe: version of its method's code.
     """
 
@@ -134,11 +141,11 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Return the run's name in MLflow."""
+        """The run's name in MLflow."""
         return self.spec.name
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the run as the plan's file holds it."""
+        """The run as `plan.json` holds it."""
         return {
             "name": self.name,
             **asdict(self.spec),
@@ -149,7 +156,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Hole:
-    """A run that a table or figure asks for and that cannot be made."""
+    """A run that a table or figure asks for but that cannot be made, and why."""
 
     spec: RunSpec
     reason: str
@@ -168,7 +175,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """A value of a sweep on one dataset, and the variant that has it."""
+    """A value of a sweep on one dataset, and the variant with that value."""
 
     dataset: str
     value: float
@@ -187,8 +194,8 @@ class Plan:
     """`results/<study>/plan.json`: a study's runs, its holes, and what each report shows.
 
     Attributes:
-        tables: by name, in the study's order.
-        figures: likewise.
+        tables: selections by table name, in the study's order.
+        figures: selections by figure name, in the study's order.
     """
 
     study: str
@@ -199,7 +206,7 @@ class Plan:
     figures: Mapping[str, FigureSelection]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plan as its file holds it; the workflow takes digests of its parts."""
+        """The plan as `plan.json` holds it; the workflow takes digests of its parts."""
         return {
             "study": self.study,
             "title": self.title,
@@ -211,7 +218,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-        """Return the plan that `as_dict` gave. Raises KeyError or TypeError if it is none."""
+        """Read back what `as_dict` returned. Raises KeyError or TypeError for anything else."""
         return cls(
             study=str(values["study"]),
             title=str(values["title"]),
@@ -231,7 +238,7 @@ class Plan:
 
     @classmethod
     def read(cls, study: str) -> Plan:
-        """Return the plan of a study. Raises MissingDataError if it was not planned."""
+        """Read the plan of a study. Raises MissingDataError if the study was not planned."""
         path = Path(paths.STUDY_PLAN.format(study=study))
         if not path.is_file():
             raise runtime.MissingDataError(f"{path} does not exist; run `make run` or `snakemake`")
@@ -239,7 +246,7 @@ class Plan:
 
     @classmethod
     def from_file(cls, path: Path) -> Plan:
-        """Return the plan in a file. Raises SettingsError if it holds something else."""
+        """Read the plan from a file. Raises SettingsError if the file holds something else."""
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -248,14 +255,14 @@ class Plan:
             ) from error
 
     def write(self) -> Path:
-        """Write the plan where all stages find it; return the file."""
+        """Write the plan where all stages look for it; return the file."""
         target = Path(paths.STUDY_PLAN.format(study=self.study))
         runtime.write_json(target, self.as_dict())
         return target
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values with JSON's lists as tuples."""
+    """The values with JSON's lists as tuples."""
     return {key: tuple(part) if isinstance(part, list) else part for key, part in values.items()}
 
 
@@ -266,8 +273,8 @@ class Expansion:
     Attributes:
         runs: all runs, in order of first mention.
         holes: runs that cannot be made, with the reason.
-        generated: overrides of variants that sweeps have made, by method and variant.
-        points: of each figure that is a sweep.
+        generated: overrides of the variants that sweeps created, by method and variant.
+        points: points of the sweeps, by figure.
     """
 
     study: StudySettings
@@ -278,7 +285,7 @@ class Expansion:
     _named: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False)
 
     def add(self, method: str, variant: str, part: Selection) -> None:
-        """Add a method's runs on a part of the study, or holes if the method has no code here."""
+        """Add a method's runs on a part of the study, or holes if the method has no code."""
         seeds = part.seeds if settings.load_method_file(method).seeded else (0,)
         reason = unavailable(method)
         for names in itertools.product(part.datasets, part.backbones, part.descriptions):
@@ -290,26 +297,27 @@ class Expansion:
                     self.holes[spec] = reason
 
     def overrides(self, method: str, variant: str) -> dict[str, Any]:
-        """Return what a variant changes: a sweep's point, or a named one of config/variants."""
+        """The settings that a variant changes: a sweep's point, or a variant of config/variants."""
         made = self.generated.get((method, variant), self.named(method).get(variant))
         return settings.load_variant(method, variant) if made is None else made
 
     def named(self, method: str) -> dict[str, dict[str, Any]]:
-        """Return the variants of config/variants, read once."""
+        """A method's variants in config/variants; each file is read once."""
         if method not in self._named:
             self._named[method] = settings.variants_of(method)
         return self._named[method]
 
 
 def unavailable(method: str) -> str | None:
-    """Return why a declared method cannot run, or None if it can."""
+    """Why a declared method cannot run; None if it can."""
     return None if method in known_methods() else f"method {method} has no code in this release"
 
 
 def expand(study: StudySettings) -> Expansion:
-    """Return all that a study asks for.
+    """Collect everything that a study asks for.
 
-    Raises: SettingsError naming the method, variant, table or figure at fault.
+    Raises:
+        SettingsError: names the method, variant, table or figure at fault.
     """
     found = Expansion(study)
     for grid in study.runs:
@@ -352,7 +360,7 @@ def _add_figure(found: Expansion, selection: ReportSelection) -> None:
 
 
 def selected(study: StudySettings, asked: ReportSelection | RunGrid) -> Selection:
-    """Return the part of a study that is asked for; what is not named is all of it."""
+    """The part of a study that is asked for; a list that is not given stands for all."""
     return Selection(
         datasets=asked.datasets or study.datasets,
         backbones=asked.backbones or study.backbones,
@@ -363,13 +371,14 @@ def selected(study: StudySettings, asked: ReportSelection | RunGrid) -> Selectio
 
 
 def _point(found: Expansion, plot: reports.SweepPlot, dataset: str, value: float) -> str:
-    """Return the variant of a sweep's value, made known if no file names it."""
+    """The variant for a value of a sweep, created if no file declares it."""
     overrides = {plot.setting: value}
     if plot.setting not in settings_of(plot.method).model_fields:
         raise SettingsError(
-            f"setting {plot.setting!r} of the sweep over {plot.prefix} is none of {plot.method}; "
-            f"known: {', '.join(settings_of(plot.method).model_fields)}"
+            f"{plot.method} has no setting {plot.setting!r}, which the sweep over {plot.prefix} "
+            f"changes; known: {', '.join(settings_of(plot.method).model_fields)}"
         )
+    # A point equal to the default is the default run, so that it is trained once.
     default = resolve_method(found, plot.method, dataset, {})
     if resolve_method(found, plot.method, dataset, overrides) == default:
         return "default"
@@ -387,9 +396,10 @@ def _point(found: Expansion, plot: reports.SweepPlot, dataset: str, value: float
 def resolve_method(
     found: Expansion, method: str, dataset: str, overrides: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return a method's complete settings: method file -> dataset -> study -> `overrides`.
+    """A method's complete settings: method file -> dataset -> study -> `overrides`.
 
-    Raises: SettingsError naming the layer with an unknown key or a value that does not fit.
+    Raises:
+        SettingsError: names the layer with an unknown key or a value that does not fit.
     """
     layers = {
         f"config/methods/{method}.yaml": settings.load_method_file(method).settings,
@@ -400,24 +410,25 @@ def resolve_method(
     merged: dict[str, Any] = {}
     for where, layer in layers.items():
         merged |= layer
+        # Validated layer by layer, so that an error names the file it is in.
         resolved = settings.validated(settings_of(method), merged, where)
     return resolved.model_dump(mode="json")
 
 
 @dataclass(frozen=True)
 class Study:
-    """A validated study and its runs, in a fixed order, each once."""
+    """A validated study and its runs, in a fixed order and without repetition."""
 
     settings: settings.StudySettings
     expansion: Expansion
 
     @property
     def runs(self) -> tuple[RunSpec, ...]:
-        """Return all runs."""
+        """All runs, in order."""
         return tuple(self.expansion.runs)
 
     def resolve(self, spec: RunSpec) -> RunSettings:
-        """Return the settings of one run: method file -> dataset -> study -> variant."""
+        """Resolve the settings of one run: method file -> dataset -> study -> variant."""
         return RunSettings(
             spec=spec,
             dataset=settings.load_dataset(spec.dataset),
@@ -435,7 +446,7 @@ class Study:
         )
 
     def trained_by(self, spec: RunSpec) -> RunSpec | None:
-        """Return the run of this study whose weights `spec` only tests in another way, if any."""
+        """The run of this study whose weights `spec` only tests in another way, if there is one."""
         overrides = self.expansion.overrides(spec.method, spec.variant)
         ignored = evaluation_fields(spec.method)
         trained = {key: value for key, value in overrides.items() if key not in ignored}
@@ -449,13 +460,13 @@ class Study:
         return None
 
     def names(self, field: str) -> tuple[str, ...]:
-        """Return the different values of a RunSpec field, in the order of the runs."""
+        """The distinct values of a RunSpec field, in the order of the runs."""
         return tuple(dict.fromkeys(str(getattr(spec, field)) for spec in self.runs))
 
     def settings_json(self, **spec: str) -> str:
-        """Return the resolved settings of the run that the wildcards name, as JSON.
+        """The resolved settings of the run that the wildcards name, as JSON.
 
-        Without the device: where a run is made does not name it, and must not make it anew.
+        The device is left out: running elsewhere must not make Snakemake repeat the run.
         """
         named = RunSpec(**{**spec, "seed": int(spec["seed"])})  # type: ignore[arg-type]
         values = self.resolve(named).as_dict()
@@ -463,7 +474,7 @@ class Study:
         return json.dumps(values, sort_keys=True)
 
     def plan(self) -> Plan:
-        """Return what all later stages read: runs, holes, and what each table and figure shows."""
+        """What later stages read: runs, holes, and what each table and figure shows."""
         found = self.expansion
         declared = self.settings
         return Plan(
@@ -486,9 +497,10 @@ class Study:
 
 
 def load(config: Mapping[str, Any]) -> Study:
-    """Return the study of a config mapping, every run resolved once so that errors come early.
+    """Load the study of a config mapping; every run is resolved once, so that errors come early.
 
-    Raises: SettingsError naming the key or file at fault.
+    Raises:
+        SettingsError: names the key or file at fault.
     """
     declared = settings.load_study(config)
     unknown = set(declared.methods) - set(known_methods())

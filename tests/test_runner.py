@@ -315,7 +315,7 @@ def test_a_run_may_test_the_weights_of_one_trained_alike_and_no_other() -> None:
     weights = [load_file(folder / "adapted.safetensors") for folder in (source, Path("run"))]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     other = settings_of("microclip", rho=0.0, legacy_swap=True)
-    with pytest.raises(SettingsError, match="was trained by other settings"):
+    with pytest.raises(SettingsError, match="was trained with other settings"):
         runner.run(other, Path("other"), Journal(), source)
 
 

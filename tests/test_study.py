@@ -272,7 +272,7 @@ def test_a_sweep_over_a_setting_that_the_method_lacks_is_refused(
     path = root / "config/figures/figure5.yaml"
     path.write_text(path.read_text().replace("setting: gamma", "setting: gama"))
     monkeypatch.setenv("MICROCLIP_ROOT", str(root))
-    with pytest.raises(SettingsError, match="setting 'gama' of the sweep over gamma is none of"):
+    with pytest.raises(SettingsError, match="no setting 'gama', which the sweep over gamma"):
         bare(figures=["figure5"])
 
 

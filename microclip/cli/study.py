@@ -1,6 +1,6 @@
-"""One verb for each rule of the workflow; each can be typed by hand.
+"""The verbs of a study: one per rule of the workflow, each of which also works by hand.
 
-Heavy imports stand inside the verbs, so that light ones are quick.
+Heavy imports are inside the verbs, so that `--help` and the light verbs are quick.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def plan(config: ConfigOption = DEFAULT_CONFIG) -> None:
-    """Write a study's list of runs, each with what names its settings."""
+    """Write a study's plan: its runs, each with the digest of its settings."""
     from microclip import study
 
     declared = study.load(settings.read_yaml(config))
@@ -46,7 +46,7 @@ def plan(config: ConfigOption = DEFAULT_CONFIG) -> None:
 
 @app.command()
 def init_tracking(study: StudyOption) -> None:
-    """Create MLflow's database and the study's experiment, before runs start side by side."""
+    """Create MLflow's database and the study's experiment before parallel runs start."""
     from microclip.tracking import run as tracking_run
 
     tracking_run.init(study)
@@ -54,7 +54,7 @@ def init_tracking(study: StudyOption) -> None:
 
 @app.command()
 def fetch_dataset(dataset: DatasetArgument) -> None:
-    """Bring a dataset's images and its manifest to results/data."""
+    """Put a dataset's images and manifest into results/data."""
     from microclip.data import datasets
 
     say(f"wrote {datasets.fetch(settings.load_dataset(dataset))}")
@@ -69,7 +69,7 @@ def store_images(
         typer.Option(
             "--allow-overlap",
             envvar="MICROCLIP_ALLOW_OVERLAP",
-            help="one's own images may be in train and test; results are marked transductive",
+            help="your own images may be in train and test; results are marked transductive",
         ),
     ] = False,
 ) -> None:
@@ -86,9 +86,9 @@ def store_images(
 def passport(
     dataset: DatasetArgument,
     *,
-    is_json: Annotated[bool, typer.Option("--json", help="as the file has it")] = False,
+    is_json: Annotated[bool, typer.Option("--json", help="print the file's JSON")] = False,
 ) -> None:
-    """Print a dataset's split passport: images, classes, counts, overlap, what is odd."""
+    """Print a dataset's split passport: images, classes, counts, overlap, warnings."""
     from microclip.data import passport as passports
 
     found = passports.check(settings.load_dataset(dataset))
@@ -103,7 +103,7 @@ def embed_descriptions(
     backbone: BackboneOption = "icon-clip",
     descriptions: DescriptionsOption = "shipped",
 ) -> None:
-    """Encode class descriptions into W_LLM."""
+    """Encode class descriptions into class vectors, W_LLM."""
     from microclip.model import embeddings
 
     runtime.use_all_cpus()
@@ -139,7 +139,7 @@ def check_zero_shot(
     backbone: BackboneOption = "icon-clip",
     device: DeviceOption = None,
 ) -> None:
-    """Hold CLIP's accuracy on a dataset against the printed one; exit code 6 if it is far off."""
+    """Compare CLIP's accuracy on a dataset with the paper's; exit code 6 if it is far off."""
     from microclip.measure import evaluation
 
     runtime.use_all_cpus()
@@ -148,10 +148,10 @@ def check_zero_shot(
         settings.load_backbone_settings(backbone),
         str(runtime.choose_device(device or "auto")),
     )
-    said = json.loads(written.read_text(encoding="utf-8"))
-    printed = said["printed"]
-    beside = "nothing is printed" if printed is None else f"printed: {printed['top1_pct']:.2f} %"
-    say(f"CLIP has {said['top1_pct']:.2f} % on {dataset}; {beside}; wrote {written}")
+    found = json.loads(written.read_text(encoding="utf-8"))
+    printed = found["printed"]
+    paper = "the paper has none" if printed is None else f"printed: {printed['top1_pct']:.2f} %"
+    say(f"CLIP reaches {found['top1_pct']:.2f} % on {dataset}; {paper}; wrote {written}")
 
 
 def _read_run_settings(text: str) -> RunSettings:
@@ -171,10 +171,10 @@ def run(
     study: StudyOption = "runs",
     device: DeviceOption = None,
     weights_from: Annotated[
-        Path | None, typer.Option(help="folder of a run trained alike, tested otherwise here")
+        Path | None, typer.Option(help="folder of a run with the same training: only test it")
     ] = None,
 ) -> None:
-    """Adapt one method to one dataset and score it."""
+    """Adapt a method to a dataset and score it."""
     resolved = _read_run_settings(settings_)
     if device is not None:
         resolved = replace(resolved, device=device)
@@ -217,7 +217,7 @@ def _show_progress(study: str, tracker: Any) -> None:
 
 @app.command()
 def collect_scores(study: StudyOption, out: Annotated[Path, typer.Option()]) -> None:
-    """Gather all scores of a study into one file; refuse stale ones."""
+    """Collect a study's scores in one file; stale scores are refused."""
     from microclip.measure import scores
     from microclip.methods.base import SHARED_RECIPE
 
@@ -238,7 +238,7 @@ def tabulate(
 
 @app.command()
 def typeset(study: StudyOption) -> None:
-    """Gather all tables of a study in one LaTeX document."""
+    """Write one LaTeX document with all tables of a study."""
     from microclip.measure import typesetting
 
     say(f"wrote {typesetting.write(Plan.read(study))}")
@@ -256,7 +256,7 @@ def plot(
 
 @app.command()
 def compare(study: StudyOption) -> None:
-    """Write the ledger: each published cell beside ours."""
+    """Write the ledger: each number of the paper beside ours."""
     from microclip.measure import ledger
 
     say(f"wrote {ledger.write(Plan.read(study))}.csv, .md")
@@ -264,7 +264,7 @@ def compare(study: StudyOption) -> None:
 
 @app.command()
 def report(study: StudyOption) -> None:
-    """Write the study's page: one file that works from disk."""
+    """Write the study's page: one HTML file that opens from disk."""
     from microclip.measure import page
 
     say(f"wrote {page.write(Plan.read(study))}")
@@ -274,7 +274,7 @@ def report(study: StudyOption) -> None:
 def gallery(
     run: Annotated[Path, typer.Argument(help="a complete run: its folder, or its scores.json")],
 ) -> None:
-    """Draw a run's test images: right and wrong, confidence, saliency, attention, top classes."""
+    """Write a page of a run's test images: predictions, confidence, saliency, attention."""
     from microclip.measure import gallery as pages
 
     runtime.use_all_cpus()
@@ -297,7 +297,7 @@ def write_figure(figure: reports.FigureSettings, plan: Plan) -> Path:
 
     Raises:
         SettingsError: the study does not list the figure.
-        MissingDataError: a file that the figure is drawn from is not there.
+        MissingDataError: a file that the figure is drawn from is missing.
     """
     file = paths.FIGURE.format(study=plan.study, figure=figure.name, format="png")
     stem = Path(file).with_suffix("")
@@ -309,10 +309,8 @@ def write_figure(figure: reports.FigureSettings, plan: Plan) -> Path:
 
 
 def draw_figure(figure: reports.FigureSettings, plan: Plan) -> Drawn:
-    """Return a figure of a planned study. Raises SettingsError if the study does not list it.
-
-    Imports stand inside, so that curves need no torch.
-    """
+    """Draw a figure of a planned study. Raises SettingsError if the study does not list it."""
+    # Imported case by case, so that curves need no torch.
     listed = plan.figures
     if figure.name not in listed:
         raise SettingsError(
