@@ -1,11 +1,11 @@
-"""microclip: from class descriptions to the paper's tables. The includes are in data order."""
+"""microclip: from class descriptions to the paper's tables. The includes follow the data."""
 
 from snakemake.utils import min_version
 
 min_version("9.20")
 
 
-if not {"study", "datasets"} <= config.keys():  # a --configfile with both stands alone
+if not {"study", "datasets"} <= config.keys():  # a --configfile with both needs no defaults
 
     configfile: "config/config.yaml"
 

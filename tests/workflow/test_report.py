@@ -73,7 +73,7 @@ def test_snakemake_reports_tables_figures_and_pages_with_captions(
     made = report(study, "report.html")
     text = html.unescape(made.read_text())
     for said in (
-        "Table 1 of the paper, on the data of study tiny. A row is a",
+        "Table 1 of the paper, on the data of study tiny. Rows are",
         "A cell is one run, with seed 0",
         'Made from <tt class="docutils literal">results/tiny/scores.csv</tt>',
         "Figure 3 of the paper",

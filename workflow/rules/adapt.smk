@@ -1,4 +1,4 @@
-"""One run: one method on one dataset; `scores.json` is written last."""
+"""One run: adapt one method to one dataset and score it; `scores.json` is written last."""
 
 
 rule adapt:

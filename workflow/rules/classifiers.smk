@@ -1,4 +1,4 @@
-"""W_LLM: class vectors from sentences; and the frozen embeddings of all images."""
+"""Frozen embeddings: class vectors from sentences (W_LLM), and those of all images."""
 
 
 rule embed_descriptions:

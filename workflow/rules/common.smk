@@ -1,4 +1,4 @@
-"""What the rules share: the validated study and its file names; no science."""
+"""What all rules share: the validated study and its file names; no science."""
 
 import os
 import sys
@@ -23,7 +23,8 @@ PUBLISHED = runtime.content(paths.project_root() / "config" / "published")
 HAS_GPU = STUDY.settings.device != "cpu" and bool(runtime.visible_gpus())
 N_JOBS = 1 if HAS_GPU else workflow.cores or 1
 N_CPUS = len(os.sched_getaffinity(0))
-# What jobs inherit instead of being parameters, since it decides nothing about their results.
+# Environment variables rather than parameters: they do not change results, so they must not
+# make Snakemake repeat a job.
 os.environ.setdefault("MICROCLIP_THREADS", str(max(1, N_CPUS // N_JOBS)))
 os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
@@ -55,7 +56,7 @@ REPORT = [
 ]
 MISSING = sources.notice(
     [settings.load_dataset(name) for name in STUDY.names("dataset")]
-    if workflow.is_main_process  # said once, not by each job
+    if workflow.is_main_process  # not by each job again
     else []
 )
 if MISSING:

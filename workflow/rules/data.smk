@@ -1,4 +1,4 @@
-"""Images: rendered or fetched once, then decoded once."""
+"""Images: rendered or downloaded once, then decoded once."""
 
 
 rule fetch_dataset:
@@ -27,6 +27,6 @@ rule store_images:
     conda:
         "../../environment.yml"
     message:
-        "decode the images of {wildcards.dataset} and issue their passport"
+        "decode the images of {wildcards.dataset} and write its split passport"
     shell:
         "python -m microclip store-images {wildcards.dataset} 2>&1 | tee -i {log}"

@@ -1,4 +1,4 @@
-"""Class descriptions: shipped or published files, or a language model asked for what is missing."""
+"""Class descriptions: from shipped or published files, or from a language model."""
 
 
 rule describe:

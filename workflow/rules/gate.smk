@@ -1,4 +1,4 @@
-"""CLIP's own accuracy against the printed one, before anything is trained on a public dataset."""
+"""The zero-shot gate: CLIP's accuracy against the paper's, before a public dataset is trained on."""
 
 
 rule check_zero_shot:
@@ -17,7 +17,7 @@ rule check_zero_shot:
         templates=template_digest,
         published=PUBLISHED,
     message:
-        "hold CLIP's accuracy on {wildcards.dataset} with {wildcards.backbone} against the paper's"
+        "compare CLIP's accuracy on {wildcards.dataset} with {wildcards.backbone} to the paper's"
     shell:
         "python -m microclip check-zero-shot {wildcards.dataset}"
         " --backbone {wildcards.backbone} 2>&1 | tee -i {log}"

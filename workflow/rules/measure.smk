@@ -1,4 +1,4 @@
-"""Scores of a study in one file."""
+"""The scores of a study, in one file."""
 
 
 rule collect_scores:

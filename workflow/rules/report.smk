@@ -1,4 +1,4 @@
-"""What people read: tables, figures, the ledger against the paper, one page, MLflow's copy."""
+"""What people read: tables, figures, the ledger, the page, the mirror in MLflow."""
 
 
 rule tabulate:
@@ -37,7 +37,7 @@ rule typeset:
     conda:
         "../../environment.yml"
     message:
-        "gather the tables of study {wildcards.study} in one LaTeX document"
+        "write one LaTeX document with the tables of study {wildcards.study}"
     shell:
         "python -m microclip typeset --study {wildcards.study} 2>&1 | tee -i {log}"
 
@@ -128,7 +128,7 @@ rule mirror_study:
     conda:
         "../../environment.yml"
     message:
-        "show the tables, figures and sweeps of study {wildcards.study} in MLflow"
+        "mirror the tables, figures and sweeps of study {wildcards.study} to MLflow"
     shell:
         "python -m microclip mirror-study --study {wildcards.study} 2>&1 | tee -i {log}"
 
