@@ -5,7 +5,8 @@ from snakemake.utils import min_version
 min_version("9.20")
 
 
-if not {"study", "datasets"} <= config.keys():  # a --configfile with both needs no defaults
+# A --configfile with both keys is a study of its own.
+if not {"study", "datasets"} <= config.keys():
 
     configfile: "config/config.yaml"
 

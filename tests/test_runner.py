@@ -141,7 +141,7 @@ class Prototypes:
         encoded = task.examples.embeddings
         if task.examples.images is not None:
             assert task.backbone is not None
-            encoded = embeddings.embeddings(task.backbone, task.examples.images)
+            encoded = loading.image_embeddings(task.backbone, task.examples.images)
         assert encoded is not None
         rows = [encoded[task.examples.labels == label] for label in range(len(CLASSES))]
         vectors = torch.stack([unit_norm(own.mean(dim=0)) for own in rows])

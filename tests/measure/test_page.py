@@ -213,7 +213,7 @@ def test_rows_columns_and_groups_are_headings(plan: Plan) -> None:
 def test_a_missing_table_or_figure_is_said_in_its_place(plan: Plan) -> None:
     words = read(plan)
     assert (
-        "Table B As declared. Not here yet. results/toy/tables/tableB.md is missing" in words.text
+        "Table B As declared. Not made yet. results/toy/tables/tableB.md is missing" in words.text
     )
     assert "results/toy/figures/figureB.png is missing" in words.text
     Path("results/toy/ledger.csv").unlink()
@@ -290,7 +290,7 @@ def test_the_ledger_is_counted_and_told(plan: Plan) -> None:
 
 def test_a_ledger_without_cells_says_so(plan: Plan) -> None:
     without = replace(plan, tables={"tableB": plan.tables["tableB"]})
-    assert "No table of this study names a published one." in read(without).text
+    assert "No table of this study has published numbers." in read(without).text
 
 
 def test_runs_link_to_mlflow_their_folder_and_their_gallery(plan: Plan) -> None:
@@ -367,7 +367,7 @@ def test_images_are_counted_in_the_manifest_or_as_declared(plan: Plan) -> None:
     text = read(plan).text
     assert "Cats cats 2 2 1 drawings animals, difficulty 0.4" in text
     assert "Cars cars 4 20 12 drawings objects, difficulty 0.6" in text
-    assert "Source of all: icons, size 96 px, seed 0." in text
+    assert "Common source: icons, size 96 px, seed 0." in text
 
 
 def test_without_scores_the_reason_is_one_line(plan: Plan) -> None:
@@ -442,7 +442,7 @@ def test_everything_is_there_without_scripts(browser: Browser, url: str) -> None
     with browser.visit(url, PHONE, java_script_enabled=False) as seen:
         assert seen.page.locator("table.sortable tbody tr").count() == 10
         assert seen.page.get_by_role("button").count() == 0
-        assert not seen.page.get_by_text("A column's heading sorts.").is_visible()
+        assert not seen.page.get_by_text("Click a heading to sort.").is_visible()
 
 
 def test_a_wide_picture_stays_readable_on_a_phone(browser: Browser, plan: Plan) -> None:

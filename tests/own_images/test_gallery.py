@@ -24,7 +24,7 @@ def test_the_page_filters_sorts_and_shows_where_the_tokens_look(
             assert seen.overflow_px() <= 0
             seen.page.get_by_text("unsure", exact=True).click()
             assert cards.count() == 4
-            seen.page.get_by_text("not as zero-shot", exact=True).click()
+            seen.page.get_by_text("differs from zero-shot", exact=True).click()
             assert cards.count() == changed
             seen.page.get_by_text("all", exact=True).click()
             seen.page.get_by_label("Order").select_option("unsure")

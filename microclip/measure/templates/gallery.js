@@ -4,7 +4,7 @@
   const list = document.querySelector(".cards");
   const cards = [...list.children];
   const columns = Number(list.dataset.columns);
-  // viridis at eight places; levels between them are mixed
+  // Viridis at eight points, interpolated between them.
   const stops = [
     [68, 1, 84], [70, 50, 127], [54, 92, 141], [39, 127, 142],
     [31, 161, 135], [74, 194, 109], [159, 218, 58], [253, 231, 37],
@@ -58,6 +58,6 @@
     if (event.target.name === "overlay") cover(event.target.value);
     else arrange();
   });
-  arrange(); // a browser may have kept what was chosen before a reload
+  arrange(); // browsers keep the chosen filters across a reload
   cover(new FormData(form).get("overlay") ?? "");
 })();
