@@ -1,1 +1,1 @@
-"""Where runs and studies report: their files first, MLflow as a mirror."""
+"""Reporting of runs and studies: their files are the truth, MLflow mirrors them."""

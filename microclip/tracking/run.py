@@ -1,9 +1,13 @@
-"""Where a run reports: files first, MLflow as their mirror.
+"""How a run reports: to files first, and to MLflow as their mirror.
 
 `history.csv` and `journal.jsonl` in the run's folder are the truth. MLflow shows them: one
-experiment a study, one run a RunSpec, continued under the same settings, else replaced. Whatever
-MLflow does, a run goes on; `sync` replays what it lacks. Of the package, this module and
-`study_tracking` alone import mlflow.
+experiment per study, one run per RunSpec, continued if the settings are the same, otherwise
+replaced. Parameters are what users compare: every setting of the method, and the seed. Tags are
+for what only names the data or the machine, so that it does not crowd the columns.
+
+A run goes on whatever MLflow does; `sync` replays what MLflow lacks. History, reporter, mirror and
+tracker are one module because they must agree on the rows of an epoch and on when a run is
+complete. Only this package and `microclip.export` import mlflow.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def write_history(folder: Path, rows: list[dict[str, float]]) -> None:
-    """Write `history.csv`, a row an epoch; the columns are those of the last row."""
+    """Write `history.csv`, one row per epoch; the columns are those of the last row."""
     with (
         runtime.atomic_path(folder / paths.RUN_HISTORY) as path,
         path.open("w", newline="", encoding="utf-8") as stream,
@@ -47,7 +51,7 @@ def write_history(folder: Path, rows: list[dict[str, float]]) -> None:
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
-    """Return the rows of `history.csv`, none if there is no such file."""
+    """Rows of `history.csv`; none if the file does not exist."""
     path = folder / paths.RUN_HISTORY
     if not path.is_file():
         return []
@@ -59,30 +63,32 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 
 
 class RunClock:
-    """Seconds that a run has taken over all its processes: an interruption starts no new count."""
+    """Seconds that a run has taken over all its processes; a resumed run counts on."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Start this process's share of the run in `folder`; None: the run has no other share."""
+        """Start counting for this process; `folder` has the history of earlier ones, if any."""
         self._started = time.perf_counter()
         past = [] if folder is None else read_history(folder)
         self._elapsed = {int(r["epoch"]): r.get("elapsed_s", 0.0) for r in past}
         self._before: float | None = None
 
     def at(self, epoch: int) -> float:
-        """Return the seconds at the end of an epoch; the first call tells where the run went on."""
+        """Seconds at the end of an epoch."""
+        # The first call shows at which epoch the run was resumed, which may be before the last one
+        # in the history if the checkpoint is older.
         if self._before is None:
             self._before = self._elapsed.get(epoch - 1, 0.0)
         return self.seconds()
 
     def seconds(self) -> float:
-        """Return the seconds up to now."""
+        """Seconds so far."""
         return (self._before or 0.0) + time.perf_counter() - self._started
 
 
 def epoch_line(
     epoch: int, n_epochs: int | None, row: Mapping[str, float], shown: Mapping[str, str]
 ) -> str:
-    """Return an epoch's row for people: what it has of `shown` (column: format), the time left."""
+    """One line for people: an epoch's columns in `shown` (column: format), and the time left."""
     parts = [form.format(row[name]) for name, form in shown.items() if name in row]
     if n_epochs and "seconds" in row:
         parts.append(f"about {round((n_epochs - epoch) * row['seconds'])} s left")
@@ -91,18 +97,18 @@ def epoch_line(
 
 
 class Observer(Protocol):
-    """Whoever measures a method at work, with labels or without."""
+    """Measures a method during training, with labels or without."""
 
     @property
     def shown(self) -> Mapping[str, str]:
-        """Return the columns that people see of an epoch, each with its format."""
+        """Columns of an epoch that are shown to people, with their formats."""
 
     def take(self, epoch: int) -> dict[str, float]:
-        """Return what was measured since the last call, by column of history."""
+        """Measurements since the last call, by column of the history."""
 
 
 class EpochReporter:
-    """A tracker that adds what an observer measured to each epoch's row, and shows it in a line."""
+    """A tracker that adds an observer's measurements to each epoch's row and prints a line."""
 
     def __init__(
         self,
@@ -120,11 +126,11 @@ class EpochReporter:
 
     @property
     def rows(self) -> list[dict[str, float]]:
-        """Return the history, epoch by epoch."""
+        """The history, epoch by epoch."""
         return [self._rows[epoch] for epoch in sorted(self._rows)]
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        """Record a row with what was measured; it replaces this epoch's row and all later ones."""
+        """Record a row with the measurements; it replaces this epoch's row and all later ones."""
         elapsed = round(self._clock.at(epoch), 3)
         full = {**row, **self._observer.take(epoch), "elapsed_s": elapsed}
         self._rows = {e: r for e, r in self._rows.items() if e < epoch}
@@ -137,7 +143,9 @@ class EpochReporter:
         self._tracker.message(text)
 
 
-_QUIET = {  # set before mlflow is imported, here and in the server
+# MLflow reads these when it is imported, here and in its server. Short waits and few retries: a
+# server that is down must not hold up a run.
+_QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -146,28 +154,28 @@ _QUIET = {  # set before mlflow is imported, here and in the server
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-_PASSWORD = re.compile(r"//[^/@\s]+@")  # in an address, also within an error's text
+_PASSWORD = re.compile(r"//[^/@\s]+@")  # in an address, or in an error message that quotes one
 
 
 def tracking_uri() -> str:
-    """Return MLFLOW_TRACKING_URI, or the SQLite file of this results folder, absolute."""
+    """MLFLOW_TRACKING_URI, or else the SQLite file in this results folder, as an absolute path."""
     default = f"sqlite:///{Path(paths.TRACKING_DATABASE).resolve()}"
     return os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
 def shown_uri() -> str:
-    """Return the address without a password, as it may be printed and written."""
+    """The address without a password, safe to print and to write."""
     return _PASSWORD.sub("//", tracking_uri())
 
 
 def failure(error: BaseException) -> tuple[str, str]:
-    """Return the address and an error's first line, without passwords."""
+    """The address and the first line of an error, without passwords."""
     text = _PASSWORD.sub("//", str(error)).splitlines()
     return shown_uri(), text[0] if text else type(error).__name__
 
 
 def be_quiet() -> None:
-    """Set what MLflow reads from the environment, unless the user has set it."""
+    """Set MLflow's environment variables for quiet operation, unless the user has set them."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
 
@@ -187,12 +195,12 @@ TAG_LENGTH = 8000  # MLflow's limit, in characters
 
 
 def parameters(run: RunSettings) -> dict[str, str]:
-    """Return the method's resolved settings and the seed as MLflow parameters."""
+    """The method's resolved settings and the seed, as MLflow parameters."""
     return {key: str(value) for key, value in {**run.method, "seed": run.spec.seed}.items()}
 
 
 def changed(run: RunSettings) -> dict[str, Any]:
-    """Return the settings that differ from those of `config/methods/<method>.yaml`."""
+    """Settings that differ from those in `config/methods/<method>.yaml`."""
     method = run.spec.method
     declared = settings.load_method_file(method).settings
     where = f"config/methods/{method}.yaml"
@@ -201,7 +209,7 @@ def changed(run: RunSettings) -> dict[str, Any]:
 
 
 def tags(run: RunSettings) -> dict[str, str]:
-    """Return the run's six names, what names its settings and data, and the code's version."""
+    """Tags of a run: its six names, digest and data source, and the version of the code."""
     return {
         RUN_NAME: run.spec.name,
         "kind": "run",
@@ -216,13 +224,17 @@ def tags(run: RunSettings) -> dict[str, str]:
 
 
 def description(run: RunSettings) -> str:
-    """Return a line of Markdown that says what the run is."""
+    """One line of Markdown that says what the run is."""
     spec = run.spec
     other = _listed(changed(run))
     return (
         f"**{settings.load_method_file(spec.method).title}**, variant `{spec.variant}`, on "
         f"`{spec.dataset}`, seed {spec.seed}. "
-        + (f"Other than `config/methods/{spec.method}.yaml`: {other}." if other else "As declared.")
+        + (
+            f"Changed from `config/methods/{spec.method}.yaml`: {other}."
+            if other
+            else "Settings as declared."
+        )
     )
 
 
@@ -239,13 +251,13 @@ _FILES = (
     paths.RUN_SHOTS,
     paths.RUN_SCORES,
 )
-_CHUNK = 900  # metrics in one request; the server takes 1,000
+_CHUNK = 900  # metrics per request; the server accepts 1,000
 _NO_METRICS = ("seed", "recipe", "shared_recipe")
-_PAGE = 1000  # runs in one answer
+_PAGE = 1000  # runs per answer
 
 
 def connect() -> Any:
-    """Return a client of the store; nothing is asked of it yet."""
+    """Make a client of the store, without contacting it yet."""
     be_quiet()
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -255,9 +267,10 @@ def connect() -> Any:
 
 
 def init(study: str) -> None:
-    """Create database and experiment in one process, before runs start side by side.
+    """Create the database and the experiment in one process, before parallel runs start.
 
-    A server out of reach is reported and left alone: the files do without it.
+    SQLite's tables must not be created by two runs at once. If the server cannot be reached, that
+    is only reported: the files do not need it.
     """
     try:
         experiment(connect(), study)
@@ -266,7 +279,7 @@ def init(study: str) -> None:
 
 
 def experiment(client: Any, study: str) -> str:
-    """Return the id of a study's experiment, made if it is not there."""
+    """Id of a study's experiment, which is created if it does not exist."""
     if found := client.get_experiment_by_name(study):
         return str(found.experiment_id)
     is_own = "MLFLOW_TRACKING_URI" not in os.environ
@@ -275,7 +288,7 @@ def experiment(client: Any, study: str) -> str:
 
 
 def log_metrics(client: Any, run_id: str, metrics: list[Any]) -> None:
-    """Log metrics in as few requests as the server takes."""
+    """Log metrics in as few requests as the server allows."""
     for start in range(0, len(metrics), _CHUNK):
         client.log_batch(run_id, metrics=metrics[start : start + _CHUNK])
 
@@ -292,20 +305,20 @@ def all_runs(client: Any, experiments: list[str], wanted: str = "") -> Iterator[
 
 
 def complete_runs(client: Any) -> dict[str, Any]:
-    """Return the runs that MLflow holds whole, of all studies, by their id."""
+    """Runs of all studies that MLflow has completely, by id."""
     known = [found.experiment_id for found in client.search_experiments()]
     runs = all_runs(client, known, "tags.complete = 'true'")
     return {run.info.run_id: run for run in runs}
 
 
 class Mirror:
-    """One MLflow run, found again by its name; every failure ends the mirroring, not the run."""
+    """One MLflow run, found by its name; any failure ends the mirroring but not the run."""
 
-    files: ClassVar[Sequence[str]] = _FILES  # of a run's folder: its artifacts
-    hint: ClassVar[str] = "the run goes on, `microclip sync` later"  # if MLflow fails
+    files: ClassVar[Sequence[str]] = _FILES  # files in the run's folder that become artifacts
+    hint: ClassVar[str] = "the run goes on, use `microclip sync` later"  # if MLflow fails
 
     def __init__(self, settings: RunSettings, study: str) -> None:
-        """Find the run of the same settings or create it."""
+        """Find the run with the same settings, or create it."""
         self._alive = True
         self._settings = settings
         self.last_epoch = -1  # epoch 0 is the network before training
@@ -358,7 +371,8 @@ class Mirror:
         from mlflow.entities import DatasetInput, InputTag
 
         frame = pd.read_csv(manifest, dtype=str)
-        with warnings.catch_warnings():  # the source is a local file, whatever else it could be
+        with warnings.catch_warnings():
+            # MLflow warns that the path could have several kinds of source; it is a local file.
             warnings.simplefilter("ignore", UserWarning)
             data = mlflow.data.from_pandas(  # type: ignore[attr-defined]
                 frame, source=str(manifest), name=self._settings.spec.dataset
@@ -367,17 +381,18 @@ class Mirror:
         self._mlflow.log_inputs(self.run_id, datasets=[entry])
 
     def epochs(self, rows: list[dict[str, float]]) -> None:
-        """Log rows of history that are not there yet, in one request."""
+        """Log the rows of history that MLflow lacks, in one request."""
         from_here = [row for row in rows if row["epoch"] > self.last_epoch]
         if from_here and self._do(lambda: self._log(from_here)):
             self.last_epoch = int(from_here[-1]["epoch"])
 
     def finish(self, scores: Mapping[str, Any], folder: Path) -> bool:
-        """Log final numbers and files, check that they arrived, and close the run."""
+        """Log the final numbers and files, check that the files arrived, and close the run."""
 
         def close() -> None:
             numbers = {k: v for k, v in scores.items() if isinstance(v, int | float)}
-            numbers["total_seconds"] = numbers.pop("seconds", 0.0)  # "seconds" is an epoch's
+            # "seconds" is already the name of an epoch's metric.
+            numbers["total_seconds"] = numbers.pop("seconds", 0.0)
             last = {"epoch": max(self.last_epoch, 0), **numbers}
             self._log([last])
             self._mlflow.set_tag(self.run_id, "artifacts", "incomplete")
@@ -388,6 +403,7 @@ class Mirror:
             if lost := {file.name for file in files} - there:
                 raise OSError(f"artifacts {', '.join(sorted(lost))} did not arrive")
             self._mlflow.set_tag(self.run_id, "artifacts", "complete")
+            # Last, and only once the files are there: `sync` trusts this tag.
             self._mlflow.set_tag(self.run_id, "complete", "true")
             self._mlflow.set_terminated(self.run_id, "FINISHED")
 
@@ -400,7 +416,7 @@ class Mirror:
 
 
 def _metrics(rows: list[dict[str, Any]]) -> Iterator[Any]:
-    """Yield a row's numbers, its epoch last: MLflow's plots open with the metric logged first."""
+    """Yield each row's numbers, its epoch last: MLflow's plots open with the first metric."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
@@ -411,16 +427,16 @@ def _metrics(rows: list[dict[str, Any]]) -> Iterator[Any]:
 
 
 class RunTracker:
-    """What a run reports to: the journal and history of its folder, and the mirror."""
+    """Reports a run to the journal and history in its folder, and to the mirror."""
 
     def __init__(self, folder: Path, mirror: Mirror) -> None:
-        """Take up the history that an interrupted run left."""
+        """Continue the history of an interrupted run, if there is one."""
         self._folder = folder
         self._mirror = mirror
         self._rows = {int(row["epoch"]): row for row in read_history(folder)}
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        """Record a row of history; the same epoch written again replaces it and what follows."""
+        """Record a row of history; it replaces an earlier row of the epoch and all later rows."""
         self._rows = {k: v for k, v in self._rows.items() if k < epoch}
         self._rows[epoch] = {"epoch": epoch, **row}
         write_history(self._folder, list(self._rows.values()))
@@ -428,14 +444,14 @@ class RunTracker:
         self._mirror.epochs([self._rows[epoch]])
 
     def message(self, text: str) -> None:
-        """Show a line to whoever watches."""
+        """Print a line with the time, on standard error."""
         sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
         sys.stderr.flush()
 
     def finish(self, scores: Mapping[str, Any]) -> None:
-        """Close the mirrored run; remember that the mirror is whole."""
-        told = {name: scores[name] for name in ("top1_pct", "verdict") if name in scores}
-        self._journal({"event": "finished", **told})
+        """Close the mirrored run, and record that the mirror is complete."""
+        summary = {name: scores[name] for name in ("top1_pct", "verdict") if name in scores}
+        self._journal({"event": "finished", **summary})
         if self._mirror.finish(scores, self._folder):
             marker = self._folder / paths.RUN_MIRRORED
             runtime.write_json(marker, mirrored(scores, self._mirror.run_id))
@@ -451,13 +467,13 @@ class RunTracker:
 
 
 def mirrored(scores: Mapping[str, Any], run_id: str | None) -> dict[str, str | None]:
-    """Return what says that the mirror holds these scores, and in which of its runs."""
+    """Content of the marker file: that MLflow has these scores, and in which run."""
     where = {"uri": shown_uri(), "run_id": run_id}
     return {**where, "digest": str(scores["digest"])}
 
 
 def held(folder: Path, digest: str, there: Mapping[str, Any]) -> Any | None:
-    """Return the run of MLflow that a run's folder names, if it is `there` with these scores."""
+    """The MLflow run that a run's folder names, if it is among `there` with these scores."""
     marker = folder / paths.RUN_MIRRORED
     known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
     run_id = str(known.get("run_id"))
@@ -467,23 +483,25 @@ def held(folder: Path, digest: str, there: Mapping[str, Any]) -> Any | None:
 def open_tracker(
     settings: RunSettings, folder: Path, study: str, mirror: type[Mirror] = Mirror
 ) -> RunTracker:
-    """Return the tracker of a run whose folder it creates; `settings.yaml` is written first."""
+    """Make the tracker of a run, its folder, and `settings.yaml` in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / paths.RUN_MIRRORED).unlink(missing_ok=True)  # until this run is mirrored itself
+    # A marker of an earlier run in this folder says nothing about this one.
+    (folder / paths.RUN_MIRRORED).unlink(missing_ok=True)
     values = {"digest": settings.digest(), "study": study, **settings.as_dict()}
     runtime.write_text(folder / paths.RUN_SETTINGS, yaml.safe_dump(values, sort_keys=False))
     return RunTracker(folder, mirror(settings, study))
 
 
 def sync(results: Path) -> tuple[int, int]:
-    """Replay complete runs that the mirror lacks or has lost; return (replayed, failed).
+    """Replay complete runs that MLflow lacks or has lost; return (replayed, failed).
 
-    Raises: ServiceError if MLflow is out of reach.
+    Raises:
+        ServiceError: MLflow cannot be reached.
     """
     try:
         there = complete_runs(connect())
     except Exception as error:
-        hint = "start it, then `microclip sync`"
+        hint = "start it, then run `microclip sync`"
         raise runtime.ServiceError(f"MLflow at {': '.join(failure(error))}; {hint}") from error
     done = failed = 0
     for scored in sorted(results.glob(f"runs/**/{paths.RUN_SCORES}")):

@@ -1,8 +1,15 @@
-"""A study in MLflow: a run for the study, and a parent run for each of its sweeps.
+"""A study in MLflow: cards that summarise it, and the costs of descriptions.
 
-They are made from files and from the runs that MLflow holds (`study_cards`). A card that is there
-unchanged is left alone; a changed one is written anew and takes the old one's place and children,
-so that doing it twice doubles nothing. With `tracking`, the only module that imports mlflow.
+A card is a run made from files and from the runs that MLflow already has. A sweep's card has the
+curve of one figure on one dataset with one seed; its points are metrics, by step in the order of
+the values. The study's card has tables, figures, ledger and page. An unchanged card is left alone;
+a changed one is written again and takes over the old one's children, so that repeating the work
+duplicates nothing.
+
+A run is the child of the one sweep that has it as a point. The default run, and runs in several
+sweeps, have no parent: the sweeps name all their points in the tag `points`. Costs go to their own
+experiment, one run per model and dataset. Deciding what to show and writing it are one module
+because the digest of a card covers both.
 """
 
 from __future__ import annotations
@@ -44,7 +51,7 @@ _CURVES = ("top1_pct", "top1_global_pct", "top1_local_pct")
 
 @dataclass(frozen=True)
 class Card:
-    """A run that summarises others.
+    """A card: an MLflow run that summarises others.
 
     Attributes:
         metrics: (name, value, step).
@@ -61,14 +68,14 @@ class Card:
     files: tuple[tuple[Path, str], ...] = ()
 
     def digest(self) -> str:
-        """Return what names all that the card shows, the content of its files included."""
+        """Digest of everything that the card shows, including the content of its files."""
         sums = [(str(path), folder, runtime.sha256(path)) for path, folder in self.files]
         return settings.digest([self.params, self.tags, self.metrics, self.note, sums])
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A figure's curve on one dataset with one seed: a run for each value."""
+    """The curve of a figure on one dataset with one seed: one run per value."""
 
     name: str
     figure: str
@@ -78,32 +85,34 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Mirrored:
-    """What the cards are made of beside files: which runs MLflow holds, by name.
+    """The runs that MLflow has, by name; with the files, all that cards are made from.
 
     Attributes:
-        ids: MLflow's id of each complete run that has today's settings.
-        homes: the experiment that each of them lies in.
+        ids: MLflow's id of each complete run with today's settings.
+        homes: the experiment of each of them.
     """
 
     ids: Mapping[str, str] = field(default_factory=dict)
     homes: Mapping[str, str] = field(default_factory=dict)
 
     def link(self, name: str, text: str) -> str:
-        """Return a Markdown link to a run's page, or the text alone if MLflow lacks the run."""
+        """A Markdown link to a run's page, or just the text if MLflow lacks the run."""
         if name not in self.ids:
             return text
         return f"[{text}]({address(self.homes[name], self.ids[name])})"
 
 
 def address(experiment: str, run_id: str) -> str:
-    """Return the address of a run's page within MLflow's, which then speaks of training."""
+    """Address of a run's page within MLflow."""
+    # Without the workflow type, MLflow may open its page for language models.
     return f"#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
 
 def read_scores(plan: Plan) -> dict[str, dict[str, str]]:
-    """Return the rows of `scores.csv` by run name.
+    """Rows of `scores.csv`, by run name.
 
-    Raises: MissingDataError if the study has no scores.
+    Raises:
+        MissingDataError: the study has no scores.
     """
     path = Path(paths.STUDY_SCORES.format(study=plan.study))
     if not path.is_file():
@@ -113,9 +122,9 @@ def read_scores(plan: Plan) -> dict[str, dict[str, str]]:
 
 
 def sweeps(plan: Plan) -> list[Sweep]:
-    """Return the sweeps of a study with their planned points: one a figure, dataset and seed.
+    """Sweeps of a study with their planned points: one per figure, dataset and seed.
 
-    Where a figure has several backbones or authors of descriptions, one for each of them too.
+    If a figure has several backbones or authors of descriptions, there is one for each of these.
     """
     planned = {run.name for run in plan.runs}
     found = []
@@ -144,7 +153,10 @@ def sweeps(plan: Plan) -> list[Sweep]:
 
 
 def parents(found: list[Sweep]) -> dict[str, str]:
-    """Return the sweep that each run lies under, by the run's name."""
+    """The sweep that is the parent of each run, by the run's name.
+
+    The default run, and runs in several sweeps, have no parent.
+    """
     uses = defaultdict(list)
     for sweep in found:
         for _, spec in sweep.points:
@@ -154,7 +166,7 @@ def parents(found: list[Sweep]) -> dict[str, str]:
 
 
 def sweep_card(sweep: Sweep, scores: Mapping[str, Mapping[str, str]], mirrored: Mirrored) -> Card:
-    """Return the card of a sweep: the points that have scores."""
+    """The card of a sweep, with the points that have scores."""
     done = [(value, spec) for value, spec in sweep.points if spec.name in scores]
     first, plot = sweep.points[0][1], sweep.plot
     metrics: list[tuple[str, float, int]] = []
@@ -188,17 +200,17 @@ def sweep_card(sweep: Sweep, scores: Mapping[str, Mapping[str, str]], mirrored: 
 
 
 def _numbers(spec: RunSpec, row: Mapping[str, str]) -> dict[str, float]:
-    """Return a point's numbers; the prefix keeps a sweep out of the columns of its runs."""
+    """Numbers of a point; the prefix keeps them out of the columns of single runs."""
     numbers = {key: float(row[key]) for key in _CURVES if row.get(key)}
     numbers["total_seconds"] = float(row["seconds"])
-    held = [line.get("peak_memory_mib", 0.0) for line in read_history(spec.folder)]
-    if max(held, default=0.0):
-        numbers["peak_memory_mib"] = max(held)
+    memory = [line.get("peak_memory_mib", 0.0) for line in read_history(spec.folder)]
+    if max(memory, default=0.0):
+        numbers["peak_memory_mib"] = max(memory)
     return {f"sweep/{key}": value for key, value in numbers.items()}
 
 
 def study_card(plan: Plan, scores: Mapping[str, Mapping[str, str]], mirrored: Mirrored) -> Card:
-    """Return the card of the study; `mirrored` holds the sweeps beside the runs."""
+    """The card of the study; `mirrored` includes the sweeps besides the runs."""
     study = plan.study
     done = [scores[run.name] for run in plan.runs if run.name in scores]
     listed = {
@@ -225,10 +237,11 @@ def study_card(plan: Plan, scores: Mapping[str, Mapping[str, str]], mirrored: Mi
 
 
 def mean_accuracies(rows: list[Mapping[str, str]]) -> dict[str, float]:
-    """Return each method's accuracy with its default settings, in percent, as a metric.
+    """Accuracy of each method with its default settings, in percent, as metrics.
 
-    It is the mean over datasets of the mean over seeds, over the datasets that all methods have,
-    so that the methods can be compared. Several backbones or descriptions are named apart.
+    This is the mean over datasets of the mean over seeds. Only datasets that all methods have are
+    included, so that methods can be compared. If there are several backbones or descriptions, their
+    names become part of the metric's name.
     """
     plain = [row for row in rows if row["variant"] == "default"]
     towers = {(row["backbone"], row["descriptions"]) for row in plain}
@@ -257,7 +270,7 @@ def _verdicts(study: str) -> dict[str, float]:
 
 
 def _files(plan: Plan) -> Iterator[tuple[Path, str]]:
-    """Yield the study's files that are there, each with its folder among the artifacts."""
+    """Yield the study's existing files, each with its folder among the artifacts."""
     study = plan.study
     wanted = [(paths.STUDY_PLAN, ""), (paths.STUDY_SCORES, ""), (paths.PAGE, "")]
     wanted += [(paths.LEDGER.replace("{format}", kind), "") for kind in ("csv", "md")]
@@ -273,7 +286,7 @@ def _files(plan: Plan) -> Iterator[tuple[Path, str]]:
 
 
 def _study_note(plan: Plan, n_runs: int, mirrored: Mirrored) -> str:
-    """Return the story of a study: its first table, its sweeps, its figures."""
+    """Description of a study in Markdown: its first table, its sweeps, its figures."""
     study = plan.study
     lines = [f"**{plan.title or study}**: {n_runs} runs, {len(plan.holes)} holes.", ""]
     for table in list(plan.tables)[:1]:
@@ -291,7 +304,7 @@ def _study_note(plan: Plan, n_runs: int, mirrored: Mirrored) -> str:
 
 
 def _cut(lines: list[str]) -> str:
-    """Return lines as one text within MLflow's limit; what does not fit is said to be cut."""
+    """Join lines to one text within MLflow's limit; a note at the end says if lines were cut."""
     room = TAG_LENGTH - 100
     lengths = itertools.accumulate(len(line) + 1 for line in lines)
     kept = lines[: sum(length <= room for length in lengths)]
@@ -304,12 +317,13 @@ _KINDS = ("study", "sweep")
 
 
 def mirror(plan: Plan) -> bool:
-    """Show a study in MLflow and write its record; return whether the mirror is whole.
+    """Show a study in MLflow and write its record; return whether the mirror is complete.
 
-    The record names MLflow's run of the study and of each sweep, and what is missing. With MLflow
-    out of reach all of it is missing, which is no error: `microclip sync` adds it later.
+    The record lists the MLflow runs of the study and its sweeps, and what is missing. If MLflow
+    cannot be reached, everything is missing. That is no error: `microclip sync` adds it later.
 
-    Raises: MissingDataError if the study has no scores.
+    Raises:
+        MissingDataError: the study has no scores.
     """
     scores = read_scores(plan)
     target = Path(paths.STUDY_MIRRORED.format(study=plan.study))
@@ -326,9 +340,10 @@ def mirror(plan: Plan) -> bool:
 
 
 def sync(results: Path) -> tuple[int, int]:
-    """Bring the studies that were shown, or should have been, up to date.
+    """Update all studies that are shown in MLflow, or should be.
 
-    Returns: how many records changed, and how many mirrors are still not whole.
+    Returns:
+        How many records changed, and how many mirrors are still incomplete.
     """
     changed = failed = 0
     for record in sorted(results.glob(f"*/{Path(paths.STUDY_MIRRORED).name}")):
@@ -346,10 +361,10 @@ def _names(plan: Plan) -> list[str]:
 
 
 class _Shown:
-    """What MLflow shows of a study, brought up to date."""
+    """Brings what MLflow shows of a study up to date."""
 
     def __init__(self, plan: Plan, scores: dict[str, dict[str, str]]) -> None:
-        """Look up which runs of the study, and which cards, are there."""
+        """Look up the runs of the study and the cards that MLflow already has."""
         self._plan = plan
         self._scores = scores
         self._mlflow = tracking.connect()
@@ -363,7 +378,7 @@ class _Shown:
         self.missing = [name for name in scores if name not in self._runs]
         if self.missing:
             lacks = f"{len(self.missing)} of {len(scores)} runs"
-            log.warning("MLflow at %s lacks %s; `microclip sync` adds them", shown_uri(), lacks)
+            log.warning("MLflow at %s lacks %s; add them with `microclip sync`", shown_uri(), lacks)
         self._cards: list[Any] = []
         self._others: list[Any] = []
         for run in tracking.all_runs(self._mlflow, [self._experiment]):
@@ -372,7 +387,7 @@ class _Shown:
         self.sweeps: dict[str, str] = {}
 
     def write_all(self) -> str:
-        """Write the sweeps, place their runs below them, write the study; return its id."""
+        """Write the sweeps, make them parents of their runs, write the study; return its id."""
         known = Mirrored(
             {name: run.info.run_id for name, run in self._runs.items()},
             {name: run.info.experiment_id for name, run in self._runs.items()},
@@ -395,7 +410,7 @@ class _Shown:
         return study
 
     def _introduce(self, study: str) -> None:
-        """Lead from the experiment's page to the study's run, unless people wrote there."""
+        """Link the experiment's page to the study's run, unless a user has written there."""
         link = address(self._experiment, study)
         text = f"Tables, figures and ledger: [study/{self._plan.study}]({link})"
         now = self._mlflow.get_experiment(self._experiment).tags.get(DESCRIPTION, "")
@@ -403,7 +418,7 @@ class _Shown:
             self._mlflow.set_experiment_tag(self._experiment, DESCRIPTION, text)
 
     def _put(self, card: Card) -> str:
-        """Return the id of the run that shows a card, written if there is none."""
+        """Id of the run that shows a card; it is written if there is none."""
         digest = card.digest()
         for run in self._cards:
             tags = run.data.tags
@@ -426,6 +441,7 @@ class _Shown:
         for path, folder in card.files:
             self._mlflow.log_artifact(run_id, str(path), folder or None)
         self._check(run_id, card)
+        # Last: a card without this tag is written again.
         self._mlflow.set_tag(run_id, "complete", "true")
         self._mlflow.set_terminated(run_id, "FINISHED")
         return run_id
@@ -440,9 +456,9 @@ class _Shown:
             raise OSError(f"artifacts {', '.join(sorted(lost))} did not arrive")
 
     def _place(self, above: Mapping[str, str]) -> None:
-        """Put runs below their sweeps, and take them from sweeps that they no longer belong to.
+        """Set the parent of each run, and remove parents that no longer apply.
 
-        A run that another study has made stays in that study's experiment, without a parent.
+        A run made by another study stays in that study's experiment, without a parent.
         """
         cards = {run.info.run_id for run in self._cards}
         wanted = {
@@ -463,9 +479,9 @@ _USAGE = ".usage.json"
 
 
 def mirror_usage(usage_file: Path) -> bool:
-    """Show a usage file and its descriptions in MLflow; return whether that was done.
+    """Show a usage file and its descriptions in MLflow; return whether that worked.
 
-    MLflow out of reach is no error: `microclip sync` shows it later.
+    If MLflow cannot be reached, that is no error: `microclip sync` shows them later.
     """
     usage: Usage = json.loads(usage_file.read_text(encoding="utf-8"))
     marker = usage_file.with_name(usage_file.name.removesuffix(_USAGE) + ".mirrored.json")
@@ -503,7 +519,7 @@ def _show_usage(usage_file: Path, usage: Usage) -> None:
 
 
 def _usage_metrics(usage: Usage) -> Mapping[str, float | None]:
-    """Return the numbers of a usage file by the names that MLflow shows."""
+    """Numbers of a usage file, by the names that MLflow shows."""
     last = usage["last_command"]
     return {
         "classes": usage["classes"],
@@ -524,6 +540,6 @@ def _usage_metrics(usage: Usage) -> Mapping[str, float | None]:
 
 
 def sync_usage(results: Path) -> tuple[int, int]:
-    """Show what MLflow lacks of all usage files; return (files, files that could not be shown)."""
+    """Show all usage files that MLflow lacks; return (files, files that could not be shown)."""
     files = sorted(results.glob(f"descriptions/*/*{_USAGE}"))
     return len(files), sum(not mirror_usage(file) for file in files)

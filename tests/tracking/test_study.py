@@ -382,7 +382,7 @@ def test_sync_without_mlflow_is_refused_in_one_line(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
-    with pytest.raises(runtime.ServiceError, match="then `microclip sync`$"):
+    with pytest.raises(runtime.ServiceError, match="then run `microclip sync`$"):
         run.sync(Path("results"))
 
 
