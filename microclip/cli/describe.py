@@ -74,7 +74,7 @@ def _examine(target: str, written: DescriptionSettings, wanted: DoctorOptions) -
     if wanted.backbone:
         runtime.use_all_cpus()
     if wanted.is_fix:
-        found = mending.mend(
+        found = mending.examine_and_fix(
             patient.path,
             patient.class_names,
             options=patient.options,
@@ -92,7 +92,7 @@ def _examine(target: str, written: DescriptionSettings, wanted: DoctorOptions) -
     print(found.text(), flush=True)
     for path in found.written:
         say(f"wrote {path}")
-    return found.report if found.mended is None else found.mended.report
+    return found.report if found.fixed is None else found.fixed.report
 
 
 def _of_dataset(target: str, written: DescriptionSettings, options: Options) -> Patient | None:

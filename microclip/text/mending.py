@@ -1,7 +1,7 @@
 """Fixes descriptions by rule and lists every change; runs the doctor on files.
 
-`check_file` and `examine` only report. `fix_file` and `mend` also write a fixed copy next to the
-original, which is never overwritten.
+`check_file` and `examine` only report. `fix_file` and `examine_and_fix` also write a fixed copy
+next to the original, which is never overwritten.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Mended:
+class Fixed:
     """Fixed descriptions in label order, all changes, and classes with no sentence left."""
 
     sentences: Mapping[str, tuple[str, ...]]
@@ -65,7 +65,7 @@ def fix(
     class_names: Sequence[str] | None = None,
     *,
     options: Options | None = None,
-) -> Mended:
+) -> Fixed:
     """Fix the defects of descriptions that can be fixed by rule.
 
     Useless and repeated sentences are dropped, long ones are cut or dropped, untidy ones are
@@ -77,16 +77,16 @@ def fix(
     """
     options = options or Options()
     own, changes = _renamed(descriptions, class_names, options)
-    mended, emptied = {}, []
+    fixed, emptied = {}, []
     for name, texts in own.items():
-        kept, changed = _mended_class(name, texts, options)
+        kept, changed = _fixed_class(name, texts, options)
         changes += changed
         if kept:
-            mended[name] = tuple(kept)
+            fixed[name] = tuple(kept)
         else:
             emptied.append(name)
             changes.append(Change("empty", name, None, f"{len(texts)} sentences", None))
-    return Mended(mended, tuple(changes), tuple(emptied))
+    return Fixed(fixed, tuple(changes), tuple(emptied))
 
 
 def _renamed(
@@ -105,7 +105,7 @@ def _renamed(
     return {**own, **others}, changes
 
 
-def _mended_class(
+def _fixed_class(
     name: str, texts: Sequence[str], options: Options
 ) -> tuple[list[str], list[Change]]:
     """Sentences of a class after the fixes, and the changes."""
@@ -113,7 +113,7 @@ def _mended_class(
     originals: set[str] = set()
     changes = []
     for number, text in enumerate(texts, start=1):
-        kind, after = _mended_sentence(name, number, text, options)
+        kind, after = _fixed_sentence(name, number, text, options)
         words = rules.folded(after or "")
         if after is not None and words in kept:
             kind, after = "repeat" if text in originals else "same-words", None
@@ -125,7 +125,7 @@ def _mended_class(
     return list(kept.values()), changes
 
 
-def _mended_sentence(name: str, number: int, text: str, options: Options) -> tuple[str, str | None]:
+def _fixed_sentence(name: str, number: int, text: str, options: Options) -> tuple[str, str | None]:
     """The first defect of a sentence, and the fixed sentence; None if it is dropped."""
     wrong = useless(text, name, options)
     plain = rules.tidy(text)
@@ -160,12 +160,12 @@ class RawFile:
 
 
 @dataclass(frozen=True)
-class MendedFile:
+class FixedFile:
     """The fixed copy of a file, the list of changes, and the doctor's report on the copy."""
 
     path: Path
     changes: Path
-    mended: Mended
+    content: Fixed
     report: Report
 
 
@@ -251,7 +251,7 @@ def fix_file(
     *,
     options: Options | None = None,
     out: Path | None = None,
-) -> MendedFile:
+) -> FixedFile:
     """Write `<name>.clean.json` next to a file, and `<name>.clean.changes.csv` with every change.
 
     Raises:
@@ -263,37 +263,37 @@ def fix_file(
     if out.resolve() == path.resolve():
         raise SettingsError(f"{out} is the original file; name another one, so that both are kept")
     raw = read_raw(path)
-    mended = fix(raw.sentences, class_names, options=options)
+    fixed = fix(raw.sentences, class_names, options=options)
     cleaned = {
         "from": path.name,
         "sha256": runtime.sha256(path),
         "options": {k: v for k, v in asdict(options).items() if k != "listed"},
-        "changes": dict(Counter(change.kind for change in mended.changes)),
-        "left_out": list(mended.emptied),
+        "changes": dict(Counter(change.kind for change in fixed.changes)),
+        "left_out": list(fixed.emptied),
     }
-    values = {**raw.record, "cleaned": cleaned, "descriptions": mended.sentences}
+    values = {**raw.record, "cleaned": cleaned, "descriptions": fixed.sentences}
     changes = out.with_suffix(".changes.csv")
-    runtime.write_text(changes, mended.csv())
+    runtime.write_text(changes, fixed.csv())
     runtime.write_json(out, values)
-    return MendedFile(out, changes, mended, check_file(out, class_names, options=options))
+    return FixedFile(out, changes, fixed, check_file(out, class_names, options=options))
 
 
 @dataclass(frozen=True)
 class Examination:
-    """Report of `examine` or `mend`, and the files that were written."""
+    """Report of `examine` or `examine_and_fix`, and the files that were written."""
 
     report: Report
     written: tuple[Path, ...]
-    mended: MendedFile | None = None
+    fixed: FixedFile | None = None
 
     def text(self) -> str:
         """Text for people: the table, then the changes and the table of the fixed copy."""
-        if self.mended is None:
+        if self.fixed is None:
             return self.report.table()
-        numbers = Counter(change.kind for change in self.mended.mended.changes)
+        numbers = Counter(change.kind for change in self.fixed.content.changes)
         changed = ", ".join(f"{n} {kind}" for kind, n in numbers.most_common()) or "nothing"
-        head = f"fixed: {changed}; every change is in {self.mended.changes}"
-        return f"{self.report.table()}\n{head}\n\n{self.mended.report.table()}"
+        head = f"fixed: {changed}; every change is in {self.fixed.changes}"
+        return f"{self.report.table()}\n{head}\n\n{self.fixed.report.table()}"
 
 
 def examine(
@@ -318,7 +318,7 @@ def examine(
     return Examination(found, found.write(report or path.with_suffix("")))
 
 
-def mend(
+def examine_and_fix(
     path: Path,
     class_names: Sequence[str] | None = None,
     *,
@@ -332,8 +332,8 @@ def mend(
         MissingDataError, SettingsError: see `examine` and `fix_file`.
     """
     found = examine(path, class_names, options=options, report=report)
-    mended = fix_file(path, class_names, options=options, out=out)
-    return Examination(found.report, (*found.written, mended.path, mended.changes), mended)
+    fixed = fix_file(path, class_names, options=options, out=out)
+    return Examination(found.report, (*found.written, fixed.path, fixed.changes), fixed)
 
 
 def of_dataset(dataset: str, options: Options | None = None) -> tuple[tuple[str, ...], Options]:

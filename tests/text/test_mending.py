@@ -17,21 +17,21 @@ ARMS = ("left arm", "right arm")
 
 
 def test_good_descriptions_are_left_alone() -> None:
-    mended = fix(GOOD, ["fox", "hen"])
-    assert mended.sentences == {name: tuple(texts) for name, texts in GOOD.items()}
-    assert mended.changes == ()
+    fixed = fix(GOOD, ["fox", "hen"])
+    assert fixed.sentences == {name: tuple(texts) for name, texts in GOOD.items()}
+    assert fixed.changes == ()
 
 
 def test_each_defect_is_fixed_by_its_rule_and_every_change_is_listed() -> None:
-    mended = fix(DESCRIPTIONS, CLASSES)
-    assert list(mended.sentences) == [*CLASSES[:4], *ARMS, "moon"]
-    assert mended.sentences["red_disc"] == (
+    fixed = fix(DESCRIPTIONS, CLASSES)
+    assert list(fixed.sentences) == [*CLASSES[:4], *ARMS, "moon"]
+    assert fixed.sentences["red_disc"] == (
         "A red disc is round and flat.",
         "A red disc has no corner.",
         "It has one colour, like blood or roses.",
     )
-    assert mended.emptied == ("empty box",)
-    listed = [(c.kind, c.class_name, c.number) for c in mended.changes]
+    assert fixed.emptied == ("empty box",)
+    listed = [(c.kind, c.class_name, c.number) for c in fixed.changes]
     assert listed == [
         ("key", "Blue Bar", None),
         ("stub", "red_disc", 2),
@@ -48,10 +48,10 @@ def test_each_defect_is_fixed_by_its_rule_and_every_change_is_listed() -> None:
 
 
 def test_a_fixed_set_has_only_defects_that_need_a_writer() -> None:
-    mended = fix(DESCRIPTIONS, CLASSES)
-    left = {finding.kind for finding in check(mended.sentences, CLASSES).findings}
+    fixed = fix(DESCRIPTIONS, CLASSES)
+    left = {finding.kind for finding in check(fixed.sentences, CLASSES).findings}
     assert left == {"missing", "count", "unknown", "unnamed", "twins", "shared"}
-    assert fix(mended.sentences, CLASSES).changes == ()
+    assert fix(fixed.sentences, CLASSES).changes == ()
 
 
 def test_a_long_sentence_is_cut_where_a_clause_ends_within_the_frame() -> None:
@@ -75,26 +75,28 @@ def test_long_sentences_are_dropped_or_refused_according_to_the_policy() -> None
     dropped = fix(given, options=Options(long="drop"))
     assert dropped.sentences == {"blue bar": ("A blue bar is long and thin.",)}
     assert [(c.kind, c.number, c.after) for c in dropped.changes] == [("too-long", 1, None)]
-    with pytest.raises(SettingsError, match=r"sentence 1 of class 'blue bar' has \d+ tokens, but only 77"):
+    with pytest.raises(
+        SettingsError, match=r"sentence 1 of class 'blue bar' has \d+ tokens, but only 77"
+    ):
         fix(given, options=Options(long="error"))
 
 
 def test_sentences_that_become_the_same_are_kept_once() -> None:
-    mended = fix({"fox": ["A fox is a red animal.", " A fox is\na red animal. "]})
-    assert mended.sentences["fox"] == ("A fox is a red animal.",)
-    assert [c.kind for c in mended.changes] == ["same-words"]
+    fixed = fix({"fox": ["A fox is a red animal.", " A fox is\na red animal. "]})
+    assert fixed.sentences["fox"] == ("A fox is a red animal.",)
+    assert [c.kind for c in fixed.changes] == ["same-words"]
 
 
 def test_a_class_with_no_sentence_left_is_left_out_and_named() -> None:
-    mended = fix({"fox": [".", "I don't know what a fox is."], "hen": GOOD["hen"]})
-    assert list(mended.sentences) == ["hen"]
-    assert mended.emptied == ("fox",)
-    assert mended.changes[-1].before == "2 sentences"
+    fixed = fix({"fox": [".", "I don't know what a fox is."], "hen": GOOD["hen"]})
+    assert list(fixed.sentences) == ["hen"]
+    assert fixed.emptied == ("fox",)
+    assert fixed.changes[-1].before == "2 sentences"
 
 
 def test_the_csv_of_changes_has_the_text_before_and_after() -> None:
-    mended = fix({"fox": [" A fox is a red\nanimal.", "."]})
-    rows = list(csv.DictReader(io.StringIO(mended.csv())))
+    fixed = fix({"fox": [" A fox is a red\nanimal.", "."]})
+    rows = list(csv.DictReader(io.StringIO(fixed.csv())))
     assert rows == [
         {
             "change": "untidy",

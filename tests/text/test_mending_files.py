@@ -16,8 +16,8 @@ from microclip.text.doctor import Options
 from microclip.text.mending import (
     check_file,
     examine,
+    examine_and_fix,
     fix_file,
-    mend,
     of_dataset,
     options_for,
     read_raw,
@@ -63,23 +63,23 @@ def test_the_report_is_written_as_json_and_csv_next_to_the_file(tmp_path: Path) 
 def test_a_fixed_copy_and_its_changes_are_written_next_to_the_original(tmp_path: Path) -> None:
     path = defects.write(tmp_path)
     before = path.read_bytes()
-    found = mend(path, defects.CLASSES)
+    found = examine_and_fix(path, defects.CLASSES)
     assert path.read_bytes() == before
-    assert found.mended is not None
-    assert found.mended.path == tmp_path / "shapes.clean.json"
-    values = json.loads(found.mended.path.read_text())
+    assert found.fixed is not None
+    assert found.fixed.path == tmp_path / "shapes.clean.json"
+    values = json.loads(found.fixed.path.read_text())
     assert values["cleaned"]["from"] == "shapes.json"
     assert values["cleaned"]["sha256"] == runtime.sha256(path)
     assert values["cleaned"]["changes"]["stub"] == 1
     assert values["cleaned"]["left_out"] == ["empty box"]
-    rows = list(csv.DictReader(found.mended.changes.open(newline="")))
-    assert found.mended.changes.name == "shapes.clean.changes.csv"
-    assert len(rows) == len(found.mended.mended.changes) == 11
+    rows = list(csv.DictReader(found.fixed.changes.open(newline="")))
+    assert found.fixed.changes.name == "shapes.clean.changes.csv"
+    assert len(rows) == len(found.fixed.content.changes) == 11
     assert "fixed: 1 key, 1 stub" in found.text()
     assert found.text().count("shapes.clean.json: ") == 1
-    again = found.mended.path.read_bytes()
-    mend(path, defects.CLASSES)
-    assert found.mended.path.read_bytes() == again
+    again = found.fixed.path.read_bytes()
+    examine_and_fix(path, defects.CLASSES)
+    assert found.fixed.path.read_bytes() == again
 
 
 def test_the_record_of_a_file_is_kept_and_the_original_is_never_overwritten(
@@ -88,8 +88,8 @@ def test_the_record_of_a_file_is_kept_and_the_original_is_never_overwritten(
     path = tmp_path / "own.json"
     own = {"fox": [" A fox is a red animal."]}
     path.write_text(json.dumps({"model": "m", "descriptions": own}))
-    mended = fix_file(path, out=tmp_path / "b.json")
-    values = json.loads(mended.path.read_text())
+    fixed = fix_file(path, out=tmp_path / "b.json")
+    values = json.loads(fixed.path.read_text())
     assert values["model"] == "m"
     assert values["descriptions"] == {"fox": ["A fox is a red animal."]}
     with pytest.raises(SettingsError, match="is the original file; name another one"):
@@ -147,7 +147,7 @@ def test_a_study_can_use_both_the_original_and_the_fixed_copy(own_project: Path)
         "blue bar": ["A blue bar is long and blue."],
     }
     (folder / "shapes.json").write_text(json.dumps(theirs))
-    mend(folder / "shapes.json", of_dataset("shapes")[0])
+    examine_and_fix(folder / "shapes.json", of_dataset("shapes")[0])
     counts = {}
     for name, end in (("theirs", ""), ("theirs-clean", ".clean")):
         values = {

@@ -223,13 +223,13 @@ def test_each_seed_has_its_own_sweep(root: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_study_run_shows_tables_figures_and_sweeps(place: Path) -> None:
     study_tracking.mirror(plan_of())
     found = shown()
-    told = found["study/tiny"]
-    note = told.data.tags[DESCRIPTION]
+    card = found["study/tiny"]
+    note = card.data.tags[DESCRIPTION]
     assert note.startswith("**Shapes**: 6 runs, 0 holes.")
     assert "| microCLIP | **60.00** |" in note
     assert f"/runs/{found[GAMMA].info.run_id}?" in note
-    assert f"figures%2Ffigure5.png&run_uuid={told.info.run_id}" in note
-    assert told.data.metrics == {
+    assert f"figures%2Ffigure5.png&run_uuid={card.info.run_id}" in note
+    assert card.data.metrics == {
         "n_runs": 6,
         "n_holes": 0,
         "total_seconds": 18,
@@ -240,7 +240,7 @@ def test_the_study_run_shows_tables_figures_and_sweeps(place: Path) -> None:
         "ledger/differs": 1,
         "ledger/not run": 1,
     }
-    files = {item.path for f in (None, "tables", "figures") for item in listed(told.info.run_id, f)}
+    files = {item.path for f in (None, "tables", "figures") for item in listed(card.info.run_id, f)}
     assert files == {
         "plan.json",
         "scores.csv",
@@ -255,7 +255,7 @@ def test_the_study_run_shows_tables_figures_and_sweeps(place: Path) -> None:
     }
     assert record_of() == {
         "uri": run.tracking_uri(),
-        "study": told.info.run_id,
+        "study": card.info.run_id,
         "sweeps": {name: found[name].info.run_id for name in (GAMMA, RATE)},
         "missing": [],
     }
