@@ -239,7 +239,7 @@ WRITERS = """
 import os, sys, yaml
 import mlflow, microclip.methods.microclip
 from pathlib import Path
-from microclip import tracking
+from microclip.tracking import run as tracking
 from microclip.study import RunSettings
 
 def write(file):
