@@ -1,17 +1,29 @@
-"""Unsupervised adaptation of CLIP to fine-grained classes by coarse and fine image tokens.
+"""Unsupervised adaptation of CLIP to fine-grained classes with coarse and fine image tokens.
 
-Source: microCLIP, arXiv:2510.02270v1. Read in the order of the data:
+Source: microCLIP, arXiv:2510.02270v1. For your own images, `microclip.adapt(images, class_names)`
+and `microclip.load(folder)` are all you need. To read the code, follow the data:
 
-    settings, study, paths     what to run, as a list of runs, and every file name
-    text/                      class names -> prompts -> descriptions -> class vectors
-    data/                      images -> decoded store -> views
-    model/                     backbone -> saliency -> attention pooling -> TokenFusion
-    adaptation/                pseudo-labels, losses, the self-training loop
-    methods/                   one file a method
-    measure/                   accuracy, scores, tables
-    runner, api, cli           one run; the same for your own images; the verbs of both
+    settings/       what `config/` may say: one model per kind of YAML file
+    paths, runtime  every file name; device, seeds, atomic files, provenance
+    processes       signals, locks, jobs left behind
+    text/           class names -> prompts -> descriptions -> class vectors
+    data/           published archives or your folder -> decoded store -> views
+    model/          backbone -> saliency -> attention pooling -> TokenFusion
+    adaptation/     teacher, pseudo-labels, losses, and one trainer for all methods
+    methods/        one file per method, composed of these parts
+    study           from a study's YAML to the list of its runs
+    measure/        accuracy, scores, tables, figures, and each number beside the paper's
+    tracking/       MLflow as a mirror of the files
+    runner          one run: these parts put together
+    icons/          how the icon benchmark and the shipped icon-clip were made
+    own_images/     a run on a folder without labels, with a verdict instead of accuracy
+    api             the two functions above
+    export/         an adapted classifier as ONNX or as an MLflow model
+    cli/            the command line, one module per group of verbs
 
-For your own images: `microclip.adapt(images, class_names)` and `microclip.load(folder)`.
+The method itself is short: `model/token_fusion.py`, `adaptation/losses.py` and
+`methods/microclip.py`. A module imports only from those above it in this list;
+`tests/test_layering.py` checks this and names the few exceptions.
 """
 
 from __future__ import annotations
@@ -27,7 +39,7 @@ __all__ = ["Adapted", "Prediction", "__version__", "adapt", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Return what `microclip.api` exports, imported when first asked for: torch is slow to load."""
+    """Import `microclip.api` on first use, so that `import microclip` does not load torch."""
     if name not in __all__:
         raise AttributeError(f"module 'microclip' has no attribute {name!r}")
     from microclip import api

@@ -1,4 +1,4 @@
-"""`python -m microclip` is the command line."""
+"""Run the command line with `python -m microclip`."""
 
 import sys
 

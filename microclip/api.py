@@ -1,4 +1,4 @@
-"""The project for one's own images: no dataset file, no labels, no workflow."""
+"""The Python interface for your own images: no dataset file, no labels, no workflow."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ from microclip.methods.base import Classifier, load_method
 from microclip.model import embeddings
 from microclip.model.backbone import Backbone, difference, load_backbone
 from microclip.own_images import prediction, training
-from microclip.own_images import record as core
 from microclip.own_images.prediction import Images, Prediction
-from microclip.own_images.record import RECORD, WEIGHTS, Record, read_adapted, write_adapted
+from microclip.own_images.record import (
+    RECORD,
+    WEIGHTS,
+    Record,
+    read_adapted,
+    resolve,
+    task_of,
+    write_adapted,
+)
 from microclip.settings.base import SettingsError, validated
 from microclip.settings.study import load_backbone_settings
 from microclip.text import descriptions as description_files
@@ -30,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class Adapted:
-    """A classifier for given class names; made by `adapt`, kept by `save`, read by `load`."""
+    """A classifier for given class names: `adapt` makes one, `save` writes it, `load` reads it."""
 
     def __init__(
         self,
@@ -39,7 +46,7 @@ class Adapted:
         backbone: Backbone,
         classifier: Classifier,
     ) -> None:
-        """Hold a classifier and what it was made from."""
+        """Combine a classifier with its backbone, class vectors and description."""
         self.record = record
         self._texts = texts
         self._backbone = backbone
@@ -47,32 +54,32 @@ class Adapted:
 
     @property
     def backbone(self) -> Backbone:
-        """Return the network beneath the classifier."""
+        """The network that encodes the images."""
         return self._backbone
 
     @property
     def classifier(self) -> Classifier:
-        """Return what turns views of images into similarities."""
+        """The part that turns views of images into similarities with the classes."""
         return self._classifier
 
     def predict(
         self, images: Images, *, top: int = prediction.TOP, skip_bad: bool = False
     ) -> list[Prediction]:
-        """Return the classes of each image, the `top` likeliest of them with their probabilities.
+        """Classify images; each prediction has the `top` most probable classes.
 
-        `images` are a folder (searched below), a file, or a list of both. With `skip_bad` files
-        that cannot be read are left out, each with a warning in the log.
+        `images` are a folder (searched recursively), a file, or a list of both. With `skip_bad`,
+        files that cannot be read are skipped, each with a warning in the log.
 
         Raises:
-            SettingsError: no image, or images that cannot be read, by name.
+            SettingsError: no image, or images that cannot be read, each named.
         """
         files = prediction.usable(images, skip_bad=skip_bad)
         with prediction.stored(files) as unlabelled:
             found = prediction.heads(self._classifier, self._backbone, unlabelled, self.record.seed)
-        return prediction.told(files, found, self.record.class_names, top)
+        return prediction.from_heads(files, found, self.record.class_names, top)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the classifier into `folder`, without the backbone's own weights; return it."""
+        """Write the classifier into `folder`, without the backbone's weights; return the folder."""
         target = Path(folder)
         write_adapted(target, self.record, self._texts, self._classifier)
         return target
@@ -86,13 +93,21 @@ def adapt(
     method: str = "microclip",
     **settings: Any,
 ) -> Adapted:
-    """Return a classifier for `class_names`, adapted to unlabelled `images`.
+    """Adapt a classifier for `class_names` to unlabelled `images`.
 
-    `descriptions` are sentences by class name, or a JSON file of them; without, the filled
-    templates stand in. `settings` are fields of the method's Settings, and `seed`, `device`
-    ("auto", "cpu", "cuda"), `precision` ("fp32", "bf16"), `templates` (each with one {}),
-    `skip_bad` (leave out images that cannot be read). `Adapted.record.about` holds a verdict told
-    without labels; where it is "collapsed", zero-shot is returned in place of what was trained.
+    Training is judged without labels, and the verdict is in `Adapted.record.about`. If it is
+    "collapsed", the zero-shot classifier is returned instead of the trained one.
+
+    Args:
+        images: a folder (searched recursively), a file, or a list of both.
+        class_names: in the order of the labels.
+        descriptions: sentences by class name, or the path of a JSON file with them; by default
+            the filled templates.
+        backbone: name of a file in `config/backbones`.
+        method: name of a file in `config/methods`.
+        settings: fields of the method's Settings, and `seed`, `device` ("auto", "cpu", "cuda"),
+            `precision` ("fp32", "bf16"), `templates` (each with one {}) and `skip_bad` (skip
+            images that cannot be read).
 
     Raises:
         SettingsError: unknown backbone, method or setting; a class without description; images
@@ -100,7 +115,7 @@ def adapt(
     """
     skip_bad = bool(settings.pop("skip_bad", False))
     where = "the arguments of microclip.adapt"
-    chosen, method_settings, options = core.resolved(method, settings, where)
+    chosen, method_settings, options = resolve(method, settings, where)
     vocabulary = checked(list(class_names), "class_names")
     sentences = _sentences(descriptions, vocabulary, options.templates)
     files = prediction.usable(images, skip_bad=skip_bad)
@@ -127,20 +142,20 @@ def adapt(
     )
     place = training.Place(_LogTracker(), RunClock())
     with prediction.stored(files) as unlabelled:
-        made = training.adapt_images(start, unlabelled, place)
-    logger.info("%s", made.verdict.line())
-    if made.verdict.keeps_zero_shot:
-        logger.warning("adaptation %s; zero-shot is kept", made.verdict.line())
-    about = {"images": {"n": len(files)}, **made.verdict.as_dict(), "asked_method": method}
-    return Adapted(replace(made.record, about=about), texts, made.tower, made.classifier)
+        outcome = training.adapt_images(start, unlabelled, place)
+    logger.info("%s", outcome.verdict.line())
+    if outcome.verdict.keeps_zero_shot:
+        logger.warning("adaptation %s; zero-shot is kept", outcome.verdict.line())
+    about = {"images": {"n": len(files)}, **outcome.verdict.as_dict(), "asked_method": method}
+    return Adapted(replace(outcome.record, about=about), texts, outcome.tower, outcome.classifier)
 
 
 def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
-    """Return what `Adapted.save` wrote.
+    """Load a classifier that `Adapted.save` or `microclip adapt` wrote.
 
     Raises:
-        SettingsError: incomplete, damaged or pickled; files that do not belong together (other
-            classes, tensors or shapes); its backbone has other weights today.
+        SettingsError: incomplete, damaged or pickled files; files that do not belong together
+            (different classes, tensors or shapes); the backbone's weights have changed since.
     """
     source = Path(folder)
     record, texts, state = read_adapted(source)
@@ -149,13 +164,13 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
     if key != record.backbone_key:
         raise SettingsError(
             f"{source} was made with backbone {record.backbone!r} of key {record.backbone_key}, "
-            f"got {key}; restore those weights or adapt again"
+            f"got key {key}; restore those weights or adapt again"
         )
     chosen_device = str(runtime.choose_device(device))
     texts, tower = texts.to(chosen_device), load_backbone(backbone, chosen_device)
     method = load_method(record.method)
     settings = validated(method.Settings, record.settings, str(source / RECORD))
-    task = core.task_of(record, texts, tower)
+    task = task_of(record, texts, tower)
     try:
         classifier = method.restore(task, settings, state)
         differs = difference(classifier.trained_state(), state)
@@ -165,7 +180,7 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
         ) from error
     if differs is not None:
         raise SettingsError(
-            f"{source / WEIGHTS} does not fit {source / RECORD}: it holds {differs}; restore both "
+            f"{source / WEIGHTS} does not fit {source / RECORD}: it has {differs}; restore both "
             "files from one run"
         )
     return Adapted(record, texts, tower, classifier)
@@ -187,7 +202,7 @@ def _sentences(
     vocabulary: Vocabulary,
     templates: Sequence[str],
 ) -> dict[str, tuple[str, ...]]:
-    """Return the sentences of every class."""
+    """The sentences of every class."""
     match descriptions:
         case None:
             prompts = fill(templates, vocabulary.class_names)

@@ -1,4 +1,4 @@
-"""`microclip.adapt` and `microclip.load` on a folder of one's own."""
+"""`microclip.adapt` and `microclip.load` on a folder of images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def folder(project_source: Path, project: Path) -> Path:
     return project_source / "images" / "train"
 
 
-def test_a_folder_is_adapted_to_saved_and_loaded(folder: Path, tmp_path: Path) -> None:
+def test_a_classifier_predicts_the_same_after_saving_and_loading(
+    folder: Path, tmp_path: Path
+) -> None:
     adapted = microclip.adapt(folder, CLASSES, descriptions=SENTENCES, backbone="tiny", **SHORT)
     found = adapted.predict(folder)
     assert len(found) == 15
@@ -34,7 +36,7 @@ def test_a_folder_is_adapted_to_saved_and_loaded(folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("method", ["clip", "cupl"])
-def test_methods_without_training_take_the_same_path(
+def test_methods_without_training_are_saved_and_loaded_too(
     folder: Path, tmp_path: Path, method: str
 ) -> None:
     adapted = microclip.adapt(
@@ -44,7 +46,7 @@ def test_methods_without_training_take_the_same_path(
     assert microclip.load(adapted.save(tmp_path / "own")).predict(folder) == found
 
 
-def test_a_single_file_and_a_list_are_images_too(folder: Path) -> None:
+def test_images_may_be_a_single_file_or_a_list(folder: Path) -> None:
     files = sorted(folder.rglob("*.png"))[:2]
     adapted = microclip.adapt(files, CLASSES, backbone="tiny", method="clip")
     one, two = adapted.predict(files[0]), adapted.predict(files)
@@ -53,18 +55,18 @@ def test_a_single_file_and_a_list_are_images_too(folder: Path) -> None:
     assert one[0].class_name == two[0].class_name
 
 
-def test_a_verdict_is_told_without_labels_and_saved(folder: Path, tmp_path: Path) -> None:
+def test_the_verdict_is_saved_with_the_classifier(folder: Path, tmp_path: Path) -> None:
     adapted = microclip.adapt(folder, CLASSES, backbone="tiny", seed=3, **SHORT)
     about = adapted.record.about
     assert about["images"] == {"n": 15}
-    assert about["verdict"] == "no evidence"  # an epoch is too little
+    assert about["verdict"] == "no evidence"  # one epoch is too little
     assert about["signs"]["classes_seen_pct"] > 0
     loaded = microclip.load(adapted.save(tmp_path / "own"), device="cpu")
     assert loaded.record.about == about
     assert loaded.record.seed == 3
 
 
-def test_what_collapsed_gives_way_to_zero_shot(folder: Path) -> None:
+def test_zero_shot_replaces_a_collapsed_classifier(folder: Path) -> None:
     wild = {**SHORT, "epochs": 4, "learning_rate": 3.0}
     adapted = microclip.adapt(folder, CLASSES, backbone="tiny", **wild)
     assert (adapted.record.method, adapted.record.about["kept"]) == ("cupl", "zero-shot")
@@ -72,7 +74,7 @@ def test_what_collapsed_gives_way_to_zero_shot(folder: Path) -> None:
     assert adapted.predict(folder) == zero_shot.predict(folder)
 
 
-def test_bad_images_are_left_out_if_asked_for(folder: Path, tmp_path: Path) -> None:
+def test_skip_bad_skips_unreadable_images(folder: Path, tmp_path: Path) -> None:
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"x")
     images = [folder, torn]
@@ -96,7 +98,7 @@ def test_bad_images_are_left_out_if_asked_for(folder: Path, tmp_path: Path) -> N
         ({"templates": ["no slot"]}, "once"),
     ],
 )
-def test_wrong_arguments_are_one_sentence(
+def test_wrong_arguments_are_refused_in_one_line(
     folder: Path, arguments: dict[str, Any], word: str
 ) -> None:
     given = {"images": folder, "class_names": CLASSES, "backbone": "tiny", **arguments}

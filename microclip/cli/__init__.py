@@ -1,4 +1,4 @@
-"""The Typer application and what all of its verbs share."""
+"""The Typer application, and the arguments and options that its verbs share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Adapt CLIP to fine-grained images without labels; reproduce and compare.",
+    help="Adapt CLIP to fine-grained classes without labels; reproduce the paper's results.",
 )
 
 
@@ -20,9 +20,7 @@ DatasetArgument = Annotated[str, typer.Argument(help="name of a file in config/d
 BackboneOption = Annotated[str, typer.Option(help="name of a file in config/backbones")]
 DescriptionsOption = Annotated[str, typer.Option(help="name of a file in config/llms")]
 ConfigOption = Annotated[Path, typer.Option("--config", help="the study's YAML file")]
-StudyOption = Annotated[
-    str, typer.Option(help="name of a study that was planned", envvar="MICROCLIP_STUDY")
-]
+StudyOption = Annotated[str, typer.Option(help="name of a planned study", envvar="MICROCLIP_STUDY")]
 DeviceOption = Annotated[
     str | None, typer.Option(help="auto, cpu or cuda", envvar="MICROCLIP_DEVICE")
 ]

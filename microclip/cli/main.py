@@ -1,4 +1,8 @@
-"""The command line: its application, and the verbs that belong to no group."""
+"""The command line: its entry point, exit codes, and the verbs that belong to no group.
+
+Among these verbs is `export-schema`, which writes JSON schemas of everything under `config/` for
+editors; a test keeps them up to date. Heavy imports are inside the verbs, so that `--help` is fast.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +43,12 @@ _NAMED: dict[str, type[Frozen]] = {
 
 
 def schemas() -> dict[str, str]:
-    """Return each schema's file name and text."""
+    """Texts of all schemas by file name."""
     models: dict[str, type[Frozen]] = {**_NAMED, "study": StudySettings, "variants": VariantFile}
     found = {}
     for kind, model in sorted(models.items()):
         schema = model.model_json_schema()
-        if kind in _NAMED:  # the file's name is the thing's name
+        if kind in _NAMED:  # the name comes from the file's name
             schema["required"] = [key for key in schema["required"] if key != "name"]
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
         found[f"{kind}.json"] = json.dumps(schema, indent=1) + "\n"
@@ -65,7 +69,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (runtime.ServiceError, 5),
     (runtime.VerificationError, 6),
     (ValueError, 2),
-    (ArithmeticError, 1),  # a loss that is no number: the run failed, the message says where
+    (ArithmeticError, 1),  # a loss that is not finite: the run failed, the message says where
 )
 
 
@@ -75,7 +79,7 @@ def _study_of(config: Path) -> str:
 
 @app.command()
 def show(config: ConfigOption = DEFAULT_CONFIG, study: StudyOption = "") -> None:
-    """Print a study's tables, in the order of their numbers."""
+    """Print a study's tables in numerical order."""
     study = study or _study_of(config)
     folder = Path(paths.STUDY.format(study=study), "tables")
     found = sorted(folder.glob("*.md"), key=lambda path: (len(path.stem), path.stem))
@@ -91,10 +95,13 @@ def verify(
     study: StudyOption = "",
     *,
     is_full_audit: Annotated[
-        bool, typer.Option("--audit", help="list all printed averages, not only the wrong ones")
+        bool,
+        typer.Option(
+            "--audit", help="list all averages printed in the paper, not only the wrong ones"
+        ),
     ] = False,
 ) -> None:
-    """Compare a study with the paper; exit code 6 if a cell differs beyond its tolerance."""
+    """Compare a study with the paper; exit code 6 if a number is outside its tolerance."""
     from microclip.measure import ledger
 
     plan = Plan.read(study or _study_of(config))
@@ -104,7 +111,7 @@ def verify(
 
 @app.command()
 def status(config: ConfigOption = DEFAULT_CONFIG) -> None:
-    """Say which runs of a study are done, failed or pending."""
+    """List the runs of a study as done, failed or pending."""
     from microclip import study
     from microclip.measure.scores import progress
 
@@ -128,36 +135,36 @@ def _failed(folder: Path) -> bool:
 
 @app.command()
 def unlock() -> None:
-    """Clear what an interrupted workflow left in this folder."""
+    """Clean up after an interrupted workflow in this folder."""
     for line in processes.release(Path.cwd()):
         say(line)
 
 
 @app.command()
 def export_schema() -> None:
-    """Write config/schema from the settings' models."""
+    """Write JSON schemas of all config files to config/schema."""
     export(paths.project_root() / "config" / "schema")
 
 
 @app.command()
 def sync() -> None:
-    """Replay complete runs that MLflow lacks, then bring its studies and sweeps up to date."""
+    """Copy finished runs that MLflow lacks, then update its studies and sweeps."""
     from microclip.tracking import run, study
 
     done, failed = run.sync(Path("results"))
     changed, not_whole = study.sync(Path("results"))
     n_described, not_shown = study.sync_usage(Path("results"))
     say(
-        f"{done} runs replayed to {run.shown_uri()}, {failed} failed; "
-        f"{changed} studies changed, {not_whole} not whole; costs of {n_described} descriptions, "
-        f"{not_shown} not shown"
+        f"{done} runs copied to {run.shown_uri()}, {failed} failed; "
+        f"{changed} studies updated, {not_whole} incomplete; costs of {n_described} descriptions "
+        f"copied, {not_shown} failed"
     )
     raise typer.Exit(5 if failed or not_whole or not_shown else 0)
 
 
 @app.command()
 def ui(port: Annotated[int, typer.Option()] = 5000) -> None:
-    """Open MLflow's pages on this machine's loopback address."""
+    """Serve MLflow's pages on this machine only (127.0.0.1)."""
     from microclip.tracking import run
 
     run.serve(port)
@@ -165,7 +172,7 @@ def ui(port: Annotated[int, typer.Option()] = 5000) -> None:
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has, and what is missing."""
+    """List what is installed on this machine, and what is missing."""
     record = runtime.record()
     gpu = "a GPU is visible" if runtime.visible_gpus() else "no GPU: the icon studies run on CPU"
     packages = record["packages"].items()
@@ -182,15 +189,17 @@ def doctor() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return its exit code. Errors are one line unless `--debug` is given."""
+    """Run the command line and return its exit code; errors are one line without `--debug`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     processes.remember(given)
     debug = "--debug" in given
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.captureWarnings(capture=True)
     processes.listen()
+    # Tokenizers warn, or deadlock, when a process that used their threads forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve a shared machine
+    # Idle OpenMP threads that spin take CPU time from the other jobs on the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         result = app([a for a in given if a != "--debug"], standalone_mode=False)
         code = result if isinstance(result, int) else 0
@@ -200,9 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         return _explain(error)
-    if (
-        code in (INTERRUPTED, TERMINATED) and not processes.is_worker()
-    ):  # typer turns Ctrl-C into an exit
+    # Typer turns Ctrl-C into an exit code. A worker stays silent: its parent says it.
+    if code in (INTERRUPTED, TERMINATED) and not processes.is_worker():
         say("microclip: interrupted; the same command continues")
     return code
 
@@ -216,5 +224,5 @@ def _explain(error: Exception) -> int:
     for kind, code in EXIT_CODES:
         if isinstance(error, kind):
             return code
-    say("microclip: this is a fault of the program; --debug shows where")
+    say("microclip: this is a bug in microclip; --debug shows the traceback")
     return 1

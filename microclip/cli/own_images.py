@@ -1,4 +1,7 @@
-"""The verb for one's own images: from a folder of photographs to an adapted classifier."""
+"""Verbs for your own images: `adapt` to a folder, then `predict` with the result or `export` it.
+
+Heavy imports are inside the functions, so that `--help` is fast.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from microclip.processes import Terminated
 
 if TYPE_CHECKING:
     from microclip.api import Adapted
-    from microclip.own_images.inputs import Materials, Texts, Wishes
+    from microclip.own_images.inputs import Materials, Request, Texts
     from microclip.own_images.prediction import Prediction
     from microclip.own_images.record import Options, OwnSettings
     from microclip.own_images.report import Prepared
@@ -30,35 +33,38 @@ if TYPE_CHECKING:
 _WHERE = "the options of adapt"
 
 FolderArgument = Annotated[Path, typer.Argument(help="folder of images, nested or not")]
-ClassesOption = Annotated[Path | None, typer.Option(help="text file, a class name a line")]
+ClassesOption = Annotated[Path | None, typer.Option(help="text file with one class name per line")]
 FromFoldersFlag = Annotated[
-    bool, typer.Option("--classes-from-folders", help="class names are the folders' names")
+    bool, typer.Option("--classes-from-folders", help="use the folders' names as class names")
 ]
 LabelsOption = Annotated[
-    Path | None, typer.Option(help="CSV with columns file,class: for scoring alone")
+    Path | None, typer.Option(help="CSV with columns file,class; only for scoring")
 ]
-OutOption = Annotated[Path, typer.Option(help="folder for all that is written")]
+OutOption = Annotated[Path, typer.Option(help="folder for everything that is written")]
 DescriptionsOption = Annotated[
-    Path | None, typer.Option(help="JSON: class name to sentences; without, templates")
+    Path | None, typer.Option(help="JSON file, class name to sentences; default: templates")
 ]
 LlmOption = Annotated[
-    str, typer.Option(help="file of config/llms: a language model writes the sentences")
+    str,
+    typer.Option(help="name of a file in config/llms: that language model writes the sentences"),
 ]
-DomainOption = Annotated[str, typer.Option(help='what the classes are: "a kind of bird"')]
+DomainOption = Annotated[
+    str, typer.Option(help='what the classes are, for example "a kind of bird"')
+]
 MethodOption = Annotated[str, typer.Option(help="name of a file in config/methods")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="a setting, as gamma=0.3; repeatable")
+    list[str] | None, typer.Option("--set", help="a setting, for example gamma=0.3; repeatable")
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="of every random draw")]
+SeedOption = Annotated[int, typer.Option(min=0, help="seed of every random draw")]
 LabelFirstOption = Annotated[
-    int, typer.Option(min=1, help="images in label_these_first.csv", metavar="N")
+    int, typer.Option(min=1, help="number of images in label_these_first.csv", metavar="N")
 ]
-SkipBadFlag = Annotated[bool, typer.Option("--skip-bad", help="leave out files that are no images")]
+SkipBadFlag = Annotated[bool, typer.Option("--skip-bad", help="skip files that cannot be used")]
 DuplicatesFlag = Annotated[
     bool, typer.Option("--allow-duplicates", help="keep class names that read the same")
 ]
-YesFlag = Annotated[bool, typer.Option("--yes", help="do not ask before it starts")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="print the findings as JSON at the end")]
+YesFlag = Annotated[bool, typer.Option("--yes", help="start without asking")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="print the results as JSON at the end")]
 
 
 @app.command()
@@ -82,11 +88,11 @@ def adapt(
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Adapt to a folder of unlabelled images; the same command continues an interrupted one."""
-    from microclip.own_images.inputs import Wishes
+    """Adapt to a folder of unlabelled images; repeat the command to continue an interrupted one."""
+    from microclip.own_images.inputs import Request
 
     given = {"seed": seed, **_templates(domain), **_pairs(set_ or [])}
-    wishes = Wishes(
+    request = Request(
         folder=folder,
         out=out,
         classes=classes,
@@ -104,101 +110,99 @@ def adapt(
         allow_duplicates=allow_duplicates,
     )
     runtime.use_all_cpus()
-    found = _adapt(wishes, is_asked=not yes and sys.stdin.isatty())
+    found = _adapt(request, is_asked=not yes and sys.stdin.isatty())
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=1), flush=True)
 
 
 def _templates(domain: str) -> dict[str, Any]:
-    """Return the template that tells what the classes are, as CLIP's own for birds or pets do."""
+    """A template that names the domain, as CLIP's own templates for birds or pets do."""
     if not domain:
         return {}
     if "{" in domain or "}" in domain:
-        raise settings.SettingsError(f'--domain {domain!r} holds braces; write "a kind of bird"')
+        raise settings.SettingsError(
+            f'--domain {domain!r} contains braces; write it like "a kind of bird"'
+        )
     return {"templates": (f"a photo of a {{}}, {domain}.",)}
 
 
-def _adapt(wishes: Wishes, *, is_asked: bool) -> dict[str, Any]:
-    """Return the findings of a command, which may have been complete before."""
-    from microclip.own_images import inputs
-    from microclip.own_images import record as command
-    from microclip.own_images import record as core
-    from microclip.own_images.record import RECORD
+def _adapt(request: Request, *, is_asked: bool) -> dict[str, Any]:
+    """Run a command unless its folder is complete already; return its results for JSON."""
+    from microclip.own_images import inputs, record, results
 
-    _, method_settings, options = core.resolved(wishes.method, wishes.settings, _WHERE)
-    given = inputs.gather(wishes)
-    named = command.named(wishes, given, method_settings, options)
-    if command.is_complete(wishes.out, named):
-        record = json.loads((wishes.out / RECORD).read_text(encoding="utf-8"))
-        say(f"{wishes.out} is complete already ({record['about']['verdict']}); nothing was done")
-        say(f"next: `microclip predict {wishes.out} IMAGES`")
-        return dict(record["about"])
-    texts = _texts(wishes, given, options)
-    with processes.exclusive(wishes.out):
-        prepared = _prepare(wishes, given, texts, named)
-        if is_asked and not _is_wanted():
+    _, method_settings, options = record.resolve(request.method, request.settings, _WHERE)
+    given = inputs.gather(request)
+    named = record.run_settings(request, given, method_settings, options)
+    if record.is_complete(request.out, named):
+        about = json.loads((request.out / record.RECORD).read_text(encoding="utf-8"))["about"]
+        say(f"{request.out} is already complete ({about['verdict']}); nothing to do")
+        say(f"next: `microclip predict {request.out} IMAGES`")
+        return dict(about)
+    texts = _texts(request, given, options)
+    with processes.exclusive(request.out):
+        prepared = _prepare(request, given, texts, named)
+        if is_asked and not _confirmed():
             say("nothing was started")
             raise typer.Exit(0)
-        results = _run(prepared, wishes.out)
-    _say_all(_done_lines(results, wishes.out))
-    return results.as_dict()
+        outcome = _run(prepared, request.out)
+    _say_all(results.done_lines(outcome, request.out))
+    return outcome.as_dict()
 
 
-def _texts(wishes: Wishes, given: Materials, options: Options) -> Texts:
-    """Return the sentences; a language model is asked in a process that outlives a kill."""
+def _texts(request: Request, given: Materials, options: Options) -> Texts:
+    """The sentences of all classes, from a language model, a file or templates."""
     from microclip.own_images import inputs
 
-    if wishes.llm:
-        return inputs.texts_from_file(_described(wishes, given), given.vocabulary)
-    if wishes.descriptions is not None:
-        return inputs.texts_from_file(wishes.descriptions, given.vocabulary)
-    return inputs.from_templates(given.vocabulary, options.templates)
+    if request.llm:
+        return inputs.description_texts(_described(request, given), given.vocabulary)
+    if request.descriptions is not None:
+        return inputs.description_texts(request.descriptions, given.vocabulary)
+    return inputs.template_texts(given.vocabulary, options.templates)
 
 
-def _described(wishes: Wishes, given: Materials) -> Path:
-    """Have a language model describe the classes, as `microclip describe` does."""
+def _described(request: Request, given: Materials) -> Path:
+    """Have a language model describe the classes, as `microclip describe` does; return the file."""
     from microclip.cli.describe import describe
 
-    author = settings.load_descriptions(wishes.llm)
+    author = settings.load_descriptions(request.llm)
     if not author.asks:
         raise settings.SettingsError(
-            f"--llm {wishes.llm!r} reads a file and asks no model; give that file by "
-            "--descriptions, or name a file of config/llms that asks"
+            f"--llm {request.llm!r} reads a file and asks no model; pass that file with "
+            "--descriptions, or name a file in config/llms that asks one"
         )
-    names, target = wishes.out / "classes.txt", wishes.out / "descriptions.json"
+    names, target = request.out / "classes.txt", request.out / "descriptions.json"
     runtime.write_text(names, "".join(f"{name}\n" for name in given.vocabulary.class_names))
-    describe([str(names)], llm=wishes.llm, domain=wishes.domain, out=target)
+    describe([str(names)], llm=request.llm, domain=request.domain, out=target)
     return target
 
 
-def _prepare(wishes: Wishes, given: Materials, texts: Texts, named: OwnSettings) -> Prepared:
-    """Load and encode what the training needs, and say what will be done."""
+def _prepare(request: Request, given: Materials, texts: Texts, named: OwnSettings) -> Prepared:
+    """Load and encode what training needs, and print the plan."""
     from microclip.model import embeddings
     from microclip.model.backbone import load_backbone
-    from microclip.own_images import record as core
-    from microclip.own_images import results, training
+    from microclip.own_images import record, results, training
     from microclip.own_images.record import Record
     from microclip.own_images.report import Prepared
     from microclip.own_images.training import Start
 
-    method, method_settings, options = core.resolved(wishes.method, wishes.settings, _WHERE)
+    method, method_settings, options = record.resolve(request.method, request.settings, _WHERE)
     names = given.vocabulary.class_names
-    _say_all(results.found(given, wishes.out))
+    _say_all(results.survey_lines(given, request.out))
     device = str(runtime.choose_device(options.device))
     tower = load_backbone(named.backbone, device)
     vectors = embeddings.classifiers(tower, texts.sentences, options.templates).to(device)
-    _say_all(results.texts(texts, vectors, names))
-    _say_all(results.warnings(given, method_settings))
-    record = Record(
+    _say_all(results.text_lines(texts, vectors, names))
+    _say_all(results.warning_lines(given, method_settings))
+    described = Record(
         class_names=names,
-        backbone=wishes.backbone,
+        backbone=request.backbone,
         backbone_key=named.inputs["backbone_key"],
-        method=wishes.method,
+        method=request.method,
         settings=named.method,
         seed=options.seed,
     )
     start = Start(
-        record=record,
+        record=described,
         backbone=named.backbone,
         texts=vectors,
         tower=tower,
@@ -206,16 +210,16 @@ def _prepare(wishes: Wishes, given: Materials, texts: Texts, named: OwnSettings)
         settings=method_settings,
         precision=options.precision,
     )
-    is_begun = (wishes.out / paths.RUN_CHECKPOINT).is_dir()
+    is_begun = (request.out / paths.RUN_CHECKPOINT).is_dir()
     estimate = None
     if not is_begun:
         estimate = training.estimate(given.images, start)
-    _say_all(results.plan(wishes, estimate, device))
+    _say_all(results.plan_lines(request, estimate, device))
     return Prepared(start, given, texts, replace(named, device=device))
 
 
 def _run(prepared: Prepared, out: Path) -> Results:
-    """Run a command under the eyes of MLflow."""
+    """Run a command, mirrored to MLflow."""
     from microclip.own_images import record, report
     from microclip.tracking import run
 
@@ -232,19 +236,13 @@ def _run(prepared: Prepared, out: Path) -> Results:
         raise
 
 
-def _is_wanted() -> bool:
-    """Return whether whoever sits there wants the plan to be carried out."""
+def _confirmed() -> bool:
+    """Ask whether to start."""
     try:
         return typer.confirm("go?", default=True, err=True)
     except typer.Abort:  # Ctrl-C or the end of the input
         say("")
         return False
-
-
-def _done_lines(results: Results, out: Path) -> Iterable[str]:
-    from microclip.own_images import results as screen
-
-    return screen.done(results, out)
 
 
 def _say_all(lines: Iterable[str]) -> None:
@@ -253,7 +251,7 @@ def _say_all(lines: Iterable[str]) -> None:
 
 
 def _pairs(texts: list[str]) -> dict[str, Any]:
-    """Return `key=value` texts as settings; values are read as YAML."""
+    """Settings from `key=value` texts; values are read as YAML."""
     pairs = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -264,21 +262,21 @@ def _pairs(texts: list[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """Return a value as YAML reads it. Raises SettingsError if it is none."""
+    """A value as YAML reads it. Raises SettingsError if it is not YAML."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise settings.SettingsError(
-            f"--set value {text!r} is no YAML ({' '.join(str(error).split())}); quote it"
+            f"--set value {text!r} is not YAML ({' '.join(str(error).split())}); quote it"
         ) from None
 
 
-EXPERIMENT = "exports"  # of MLflow's store, for registered models
+EXPERIMENT = "exports"  # MLflow's experiment for registered models
 AdaptedArgument = Annotated[Path, typer.Argument(help="folder of an adapted classifier")]
 
 
 class Format(StrEnum):
-    """Of an exported classifier."""
+    """Formats of an exported classifier."""
 
     ONNX = "onnx"
     MLFLOW = "mlflow"
@@ -289,15 +287,21 @@ def predict(
     adapted: AdaptedArgument,
     images: Annotated[list[Path], typer.Argument(help="image files, folders, or both")],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="an array in place of CSV")] = False,
-    as_lines: Annotated[bool, typer.Option("--json-lines", help="one object a line")] = False,
-    top: Annotated[int, typer.Option(min=1, help="likeliest classes to tell of an image")] = 2,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print a JSON array instead of CSV")
+    ] = False,
+    as_lines: Annotated[
+        bool, typer.Option("--json-lines", help="print one JSON object per line")
+    ] = False,
+    top: Annotated[
+        int, typer.Option(min=1, help="classes to print per image, most probable first")
+    ] = 2,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="leave out files that cannot be read, by name")
+        bool, typer.Option("--skip-bad", help="skip files that cannot be read, with a warning each")
     ] = False,
     device: DeviceOption = None,
 ) -> None:
-    """Classify images with an adapted classifier; CSV on standard output."""
+    """Classify images with an adapted classifier; prints CSV on standard output."""
     from microclip import api
 
     runtime.use_all_cpus()
@@ -315,21 +319,22 @@ def predict(
 @app.command()
 def export(
     adapted: AdaptedArgument,
-    out: Annotated[Path, typer.Option(help="folder to write; must not be there yet")],
-    format_: Annotated[Format, typer.Option("--format", help="of the model")],
+    out: Annotated[Path, typer.Option(help="folder to write; must not exist yet")],
+    format_: Annotated[Format, typer.Option("--format", help="format of the model")],
     *,
     check: Annotated[
         list[Path] | None,
-        typer.Option(help="images on which the ONNX file is compared with torch; repeatable"),
+        typer.Option(help="images on which to compare the ONNX file with torch; repeatable"),
     ] = None,
     log: Annotated[
-        str | None, typer.Option(metavar="NAME", help="register it in MLflow's store as well")
+        str | None,
+        typer.Option(metavar="NAME", help="also register it in MLflow's store under NAME"),
     ] = None,
 ) -> None:
-    """Write an adapted classifier as an ONNX file or in MLflow's model format."""
+    """Export an adapted classifier as an ONNX file or in MLflow's model format."""
     if (check and format_ is not Format.ONNX) or (log and format_ is not Format.MLFLOW):
         raise settings.SettingsError(
-            "--check goes with --format onnx, --log with --format mlflow; leave the other out"
+            "--check goes with --format onnx, --log with --format mlflow; drop the other"
         )
     from microclip import api
 
@@ -344,26 +349,26 @@ def export(
     from microclip.export import mlflow_model  # MLflow takes seconds to import
 
     mlflow_model.to_mlflow(loaded, out)
-    say(f"wrote {out}; serve it by `mlflow models serve -m {out} --env-manager local`")
+    say(f"wrote {out}; serve it with `mlflow models serve -m {out} --env-manager local`")
     if log:
         say(_registered(loaded, log))
 
 
 def _registered(loaded: Adapted, name: str) -> str:
-    """Register a classifier in MLflow's store and return how to serve it from there."""
+    """Register a classifier in MLflow's store; return a line that says how to serve it."""
     from microclip.export import mlflow_model
     from microclip.tracking import run
 
     address = mlflow_model.log_model(loaded, name, run.experiment(run.connect(), EXPERIMENT))
     where = run.shown_uri()
     return (
-        f"registered as {address} in {where}; serve it by `MLFLOW_TRACKING_URI={where} mlflow "
+        f"registered as {address} in {where}; serve it with `MLFLOW_TRACKING_URI={where} mlflow "
         f"models serve -m {address} --env-manager local`"
     )
 
 
 def _object(found: Prediction) -> dict[str, Any]:
-    """Return a prediction as JSON holds it; the classes of single tokens where there are such."""
+    """A prediction as plain values, with the classes of single tokens if there are two."""
     tokens = {"fg_class": found.fg_class, "cls_class": found.cls_class}
     return {
         "file": found.file,
@@ -375,7 +380,7 @@ def _object(found: Prediction) -> dict[str, Any]:
 
 
 def _write_csv(found: Sequence[Prediction]) -> None:
-    """Write a row an image; the columns follow from the first one, all have the same."""
+    """Print one row per image; all predictions have the same columns."""
     places = range(2, len(found[0].top) + 1)
     has_tokens = found[0].fg_class is not None
     columns = ["file", "class", "confidence"]
@@ -384,5 +389,5 @@ def _write_csv(found: Sequence[Prediction]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(columns)
     for one in found:
-        told = [value for name, share in one.top for value in (name, f"{share:.4f}")]
-        writer.writerow([one.file, *told, *([one.fg_class, one.cls_class] if has_tokens else [])])
+        values = [value for name, share in one.top for value in (name, f"{share:.4f}")]
+        writer.writerow([one.file, *values, *([one.fg_class, one.cls_class] if has_tokens else [])])

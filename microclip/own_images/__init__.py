@@ -1,1 +1,1 @@
-"""One's own images: a folder without labels in, an adapted classifier and what it says out."""
+"""Your own images: from a folder without labels to an adapted classifier and its predictions."""

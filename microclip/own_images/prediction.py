@@ -1,4 +1,4 @@
-"""What a classifier says of image files: classes with confidences, and what its heads say."""
+"""Classify image files: read them, run the classifier, return classes with confidences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from microclip.settings.base import SettingsError
 
 logger = logging.getLogger(__name__)
 
-TOP = 5  # classes that are told of an image
+TOP = 5  # classes returned per image
 _SHOWN = 20  # bad files named in an error
 
 Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -31,15 +31,15 @@ Heads = dict[str, Float[Tensor, "image classes"]]
 
 
 class Prediction(NamedTuple):
-    """What was seen in a file.
+    """The prediction for one file.
 
     Attributes:
-        file: as it was named.
-        class_name: the likeliest class.
+        file: path of the image, as found.
+        class_name: the most probable class.
         confidence: its probability, at CLIP's temperature.
-        top: the likeliest classes with their probabilities, the first included.
-        fg_class: what the fine-grained token alone says; None for methods without one.
-        cls_class: what the class token alone says, likewise.
+        top: the most probable classes with their probabilities, starting with `class_name`.
+        fg_class: prediction of the fine-grained token alone; None for methods without one.
+        cls_class: prediction of the class token alone; None for methods without two tokens.
     """
 
     file: str
@@ -51,34 +51,34 @@ class Prediction(NamedTuple):
 
     @property
     def second_class(self) -> str | None:
-        """The second likeliest class, if more than one was told."""
+        """The runner-up, or None if only one class was asked for."""
         return self.top[1][0] if len(self.top) > 1 else None
 
     @property
     def margin(self) -> float | None:
-        """How much more probable the first class is than the second."""
+        """Probability of the first class minus that of the second."""
         return self.confidence - self.top[1][1] if len(self.top) > 1 else None
 
     def __str__(self) -> str:
-        """Return the classes for people: "Willow Tit 0.71, Marsh Tit 0.22"."""
-        told = self.top or ((self.class_name, self.confidence),)
-        return ", ".join(f"{name} {confidence:.2f}" for name, confidence in told)
+        """Classes as text: "Willow Tit 0.71, Marsh Tit 0.22"."""
+        shown = self.top or ((self.class_name, self.confidence),)
+        return ", ".join(f"{name} {confidence:.2f}" for name, confidence in shown)
 
 
 def heads(
     classifier: Classifier, tower: Backbone, images: UnlabelledImages, seed: int = 0
 ) -> Heads:
-    """Return the cosine similarities of all images, by head; "fused" is the prediction."""
+    """Cosine similarities of all images, by head; "fused" is the one that predicts."""
     views = ViewReader(images, seed, tower=tower, device=tower.device)
     return collect_heads(classifier, views(classifier.views))
 
 
-def told(
+def from_heads(
     files: Sequence[Path], found: Heads, class_names: Sequence[str], top: int = TOP
 ) -> list[Prediction]:
-    """Return the predictions of files from what `heads` returned for them."""
+    """Predictions for files, from the similarities that `heads` computed for them."""
     probabilities = (CONFIDENCE_SCALE * found["fused"]).softmax(dim=-1)
-    ordered = probabilities.sort(dim=-1, descending=True, stable=True)  # of equals the first class
+    ordered = probabilities.sort(dim=-1, descending=True, stable=True)  # ties: the first class
     confidences, labels = ordered.values[:, : max(top, 1)], ordered.indices[:, : max(top, 1)]
     single = {name: found[name].argmax(dim=-1).tolist() for name in found if name != "fused"}
     predictions = []
@@ -96,13 +96,13 @@ def told(
 
 
 def usable(images: Images, *, skip_bad: bool = False) -> list[Path]:
-    """Return the image files that were named: files, and folders, which are searched.
+    """Readable image files among those named; folders are searched recursively.
 
-    With `skip_bad` files that cannot be read are left out, each with a warning.
+    With `skip_bad`, unreadable files are skipped with a warning each.
 
     Raises:
         SettingsError: nothing named, a path that does not exist, a folder without images; files
-            that cannot be read (with `skip_bad`: if no other is left).
+            that cannot be read (with `skip_bad`: if no readable file remains).
     """
     named = [images] if isinstance(images, str | os.PathLike) else list(images)
     if not named:
@@ -112,12 +112,12 @@ def usable(images: Images, *, skip_bad: bool = False) -> list[Path]:
     if found.bad and (not skip_bad or not found.images):
         shown = "; ".join(f"{bad.path} ({bad.reason})" for bad in found.bad[:_SHOWN])
         more = f"; and {len(found.bad) - _SHOWN} more" if len(found.bad) > _SHOWN else ""
-        advice = "name others" if skip_bad else "remove them, or leave them out by --skip-bad"
+        advice = "name others" if skip_bad else "remove them, or skip them with --skip-bad"
         raise SettingsError(
             f"{len(found.bad)} of {len(files)} images cannot be read: {shown}{more}; {advice}"
         )
     for bad in found.bad:
-        logger.warning("left out %s: %s", bad.path, bad.reason)
+        logger.warning("skipped %s: %s", bad.path, bad.reason)
     return list(found.images)
 
 
@@ -131,10 +131,10 @@ def _below(path: Path) -> list[Path]:
 
 @contextmanager
 def stored(files: Sequence[Path]) -> Iterator[UnlabelledImages]:
-    """Yield the images of some files, decoded into a store that lasts as long as the block.
+    """Yield the decoded images of some files from a temporary store, deleted after the block.
 
     Raises:
-        SettingsError: images that cannot be read, by name.
+        SettingsError: images that cannot be read, each named.
     """
     with tempfile.TemporaryDirectory(prefix="microclip-") as name:
         write_store(files, Path(name), source_sha256="")

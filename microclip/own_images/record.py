@@ -1,4 +1,10 @@
-"""The files of an adapted classifier: what was trained, the class vectors, and what it is."""
+"""What identifies an adapted classifier: its files, its settings, and the command that made it.
+
+First the files (`adapted.json`, the trained tensors, the class vectors), read and written whole;
+then the options and the task that `microclip.adapt` and the command line share; last the settings
+that name a command, by which a later call knows whether its folder is new, begun, complete, or
+another command's.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +28,7 @@ from microclip.methods.base import Classifier, Method, Sight, Task, grant, load_
 from microclip.model import embeddings
 from microclip.model.backbone import Backbone
 from microclip.model.embeddings import TextClassifiers, backbone_key
-from microclip.own_images.inputs import Materials, Wishes
+from microclip.own_images.inputs import Materials, Request
 from microclip.runtime import refuse_pickle, sha256
 from microclip.settings.base import Frozen, SettingsError, validated
 from microclip.settings.datasets import TEMPLATES, DatasetSettings
@@ -34,10 +40,10 @@ RECORD, WEIGHTS, TEXTS = "adapted.json", "adapted.safetensors", "class_vectors.s
 
 @dataclass(frozen=True)
 class Record:
-    """What an adapted classifier was made from: enough to build it again.
+    """Everything needed to rebuild an adapted classifier.
 
     Attributes:
-        about: what is told of it, and decides nothing: the verdict, the images it was made from.
+        about: for readers only, ignored when loading: the verdict, the images, the folder.
     """
 
     class_names: tuple[str, ...]
@@ -52,23 +58,23 @@ class Record:
 def write_adapted(
     folder: Path, record: Record, texts: embeddings.TextClassifiers, classifier: Classifier
 ) -> None:
-    """Write the classifier into `folder`; the record comes last, and says that the rest is whole.
-
-    The backbone's own weights are left out.
-    """
-    classes = list(record.class_names)  # in every file: files of two folders must not mix
+    """Write the classifier into `folder`, without the backbone's own weights."""
+    # The classes are in every file, so that files of two folders cannot be mixed unnoticed.
+    classes = list(record.class_names)
     own = {"method": record.method, "classes": classes}
     write_weights(folder / WEIGHTS, classifier.trained_state(), own)
     embeddings.save_classifiers(folder / TEXTS, texts, {"classes": classes})
+    # The record comes last: a folder that has it is complete.
     runtime.write_json(folder / RECORD, asdict(record))
 
 
 def read_adapted(folder: Path) -> tuple[Record, embeddings.TextClassifiers, dict[str, Tensor]]:
-    """Return what `write_adapted` wrote: the record, the class vectors, what was trained.
+    """Read what `write_adapted` wrote: the record, the class vectors, the trained tensors.
 
     Raises:
-        SettingsError: incomplete, damaged or pickled, or files of different classes.
+        SettingsError: incomplete, damaged or pickled files, or files for different classes.
     """
+    # Before anything is opened: reading a pickle may run code.
     refuse_pickle(folder)
     for path in sorted(folder.glob("adapted.*")):
         refuse_pickle(path)
@@ -97,14 +103,14 @@ def read_adapted(folder: Path) -> tuple[Record, embeddings.TextClassifiers, dict
 
 
 def _check_classes(path: Path, found: Sequence[str], expected: Sequence[str]) -> None:
-    """Refuse a file that was made for other classes."""
+    """Raise SettingsError if a file was made for other classes."""
     if list(found) == list(expected):
         return
     pairs = enumerate(zip_longest(found, expected))
     number, (own, wanted) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
     raise SettingsError(
-        f"{path} is for {len(found)} classes, {RECORD} beside it names {len(expected)}; the first "
-        f"that differ, class {number}: {own!r} and {wanted!r}; restore both files from one run"
+        f"{path} is for {len(found)} classes, {RECORD} beside it names {len(expected)}; they "
+        f"first differ in class {number}: {own!r} and {wanted!r}; restore both files from one run"
     )
 
 
@@ -118,18 +124,18 @@ class Options(Frozen):
 
 
 class Resolved(NamedTuple):
-    """A method with its settings, and the options beside them."""
+    """A method, its settings, and the options that belong to no method."""
 
     method: Method[BaseModel]
     settings: BaseModel
     options: Options
 
 
-def resolved(method: str, settings: Mapping[str, Any], where: str) -> Resolved:
-    """Return a method, its settings, and the options; `settings` holds fields of both.
+def resolve(method: str, settings: Mapping[str, Any], where: str) -> Resolved:
+    """Split `settings` into those of the method and the common options, both validated.
 
     Raises:
-        SettingsError: an unknown method, a field of neither, or a value that does not fit.
+        SettingsError: an unknown method, an unknown field, or an invalid value.
     """
     chosen = load_method(method)
     own = {name: settings[name] for name in settings if name in Options.model_fields}
@@ -142,7 +148,7 @@ def resolved(method: str, settings: Mapping[str, Any], where: str) -> Resolved:
 def task_of(
     record: Record, texts: TextClassifiers, tower: Backbone, precision: str = "fp32"
 ) -> Task:
-    """Return the task of a classifier, without images."""
+    """The task of a classifier, without images."""
     return Task(
         class_names=record.class_names,
         texts=texts,
@@ -156,9 +162,10 @@ def task_of(
 def with_images(
     task: Task, method: Method[BaseModel], tower: Backbone, images: UnlabelledImages
 ) -> Task:
-    """Return the task with what the method may see of the images.
+    """The task with what the method may see of the images.
 
-    Raises: SettingsError if the method needs labels.
+    Raises:
+        SettingsError: the method needs labels.
     """
     seen = Sight(images, lambda: image_embeddings(tower, images).to(task.device))
     return grant(task, method, train=seen, test=seen)
@@ -169,23 +176,24 @@ STUDY = "own-images"  # MLflow's experiment
 
 @dataclass(frozen=True)
 class OwnSettings(RunSettings):
-    """A run's settings, with what one's own images and texts are."""
+    """A run's settings, extended by the identity of the images, names and texts."""
 
     inputs: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for YAML or JSON; without where the images lie."""
+        """Plain values for YAML or JSON."""
         values = super().as_dict()
+        # The path is left out: a folder that was moved holds the same images.
         values["dataset"]["source"] = {"kind": "folder"}
         return {**values, "inputs": self.inputs}
 
 
-def named(
-    wishes: Wishes, materials: Materials, method_settings: BaseModel, options: Options
+def run_settings(
+    request: Request, materials: Materials, method_settings: BaseModel, options: Options
 ) -> OwnSettings:
-    """Return the settings that name a command; equal ones give equal weights and predictions."""
-    backbone = settings.load_backbone_settings(wishes.backbone)
-    texts = _texts_identity(wishes)
+    """The settings that identify a command; equal ones give equal weights and predictions."""
+    backbone = settings.load_backbone_settings(request.backbone)
+    texts = _texts_identity(request)
     method = method_settings.model_dump(mode="json")
     inputs = {
         "images": materials.images_sha256,
@@ -194,42 +202,45 @@ def named(
         "backbone_key": backbone_key(backbone),
         "texts": texts,
         "labels": materials.labels_sha256,
-        "n_label_first": wishes.n_label_first,
+        "n_label_first": request.n_label_first,
     }
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", materials.folder.resolve().name).strip("-._")
-    name = name if re.match(r"[A-Za-z0-9]", name) else "images"
+    dataset = _dataset(materials.folder, options.templates)
     spec = RunSpec(
-        dataset=name,
-        backbone=wishes.backbone,
+        dataset=dataset.name,
+        backbone=request.backbone,
         descriptions=texts["kind"],
-        method=wishes.method,
+        method=request.method,
         variant=settings.digest([inputs, method, options.model_dump(mode="json")])[:8],
         seed=options.seed,
     )
     return OwnSettings(
         spec=spec,
-        dataset=settings.validated(
-            DatasetSettings,
-            {
-                "name": name,
-                "title": name,
-                "source": {"kind": "folder", "folder": materials.folder},
-                "templates": options.templates,
-            },
-            "the templates",
-        ),
+        dataset=dataset,
         backbone=backbone,
-        descriptions=_author(wishes, texts),
+        descriptions=_author(request, texts),
         method=method,
         device=options.device,
         precision=options.precision,
-        recipe=recipe_of(wishes.method),
+        recipe=recipe_of(request.method),
         inputs=inputs,
     )
 
 
+def _dataset(folder: Path, templates: tuple[str, ...]) -> DatasetSettings:
+    """The image folder as a dataset, named after it; the name is safe in paths and in MLflow."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")
+    name = name if re.match(r"[A-Za-z0-9]", name) else "images"
+    values = {
+        "name": name,
+        "title": name,
+        "source": {"kind": "folder", "folder": folder},
+        "templates": templates,
+    }
+    return settings.validated(DatasetSettings, values, "the templates")
+
+
 def is_complete(out: Path, wanted: OwnSettings) -> bool:
-    """Return whether `out` holds this very command's results; False if it is new or begun.
+    """Whether `out` holds the results of this very command; False if it is new or unfinished.
 
     Raises:
         SettingsError: `out` holds something else.
@@ -253,7 +264,7 @@ def is_complete(out: Path, wanted: OwnSettings) -> bool:
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether a command may have left a file before it was begun."""
+    """Whether a file may come from a command that stopped before training."""
     return path.name.startswith(".") or path.name in {
         "bad_files.csv",
         "classes.txt",
@@ -263,7 +274,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _difference(written: dict[str, Any], wanted: OwnSettings) -> str:
-    """Return what differs first between two commands, in words."""
+    """The first difference between two commands, in words."""
     now, then = wanted.as_dict(), written
     if now["spec"]["method"] == (then.get("spec") or {}).get("method"):
         for key, value in now["method"].items():
@@ -279,25 +290,25 @@ def _difference(written: dict[str, Any], wanted: OwnSettings) -> str:
     return "other settings"
 
 
-def _texts_identity(wishes: Wishes) -> dict[str, Any]:
-    if wishes.descriptions is not None:
-        known = wishes.descriptions.is_file()
-        return {"kind": "file", "sha256": sha256(wishes.descriptions) if known else None}
-    if wishes.llm:
-        author = settings.load_descriptions(wishes.llm)
-        return {"kind": wishes.llm, "domain": wishes.domain, "author": author.identity()}
+def _texts_identity(request: Request) -> dict[str, Any]:
+    if request.descriptions is not None:
+        known = request.descriptions.is_file()
+        return {"kind": "file", "sha256": sha256(request.descriptions) if known else None}
+    if request.llm:
+        author = settings.load_descriptions(request.llm)
+        return {"kind": request.llm, "domain": request.domain, "author": author.identity()}
     return {"kind": "templates"}
 
 
-def _author(wishes: Wishes, texts: dict[str, Any]) -> DescriptionSettings:
-    if wishes.llm:
-        return settings.load_descriptions(wishes.llm)
+def _author(request: Request, texts: dict[str, Any]) -> DescriptionSettings:
+    if request.llm:
+        return settings.load_descriptions(request.llm)
     values = {
         "name": texts["kind"],
-        "title": "a file of one's own" if wishes.descriptions else "filled templates",
+        "title": "your own file" if request.descriptions else "filled templates",
         "engine": "file",
         "model": "none",
         "prompts": "none",
-        "files": "none" if wishes.descriptions is None else wishes.descriptions.name,
+        "files": "none" if request.descriptions is None else request.descriptions.name,
     }
     return settings.validated(DescriptionSettings, values, "the descriptions")

@@ -1,4 +1,9 @@
-"""`README.md` of an adapted folder: the model card."""
+"""Run one `adapt` command and write its folder: predictions, model card, gallery, classifier.
+
+`run` goes from checked inputs to files; the model card (`README.md`) and the gallery
+(`gallery.html`) follow in the order in which a reader opens them. `adapted.json` is written last
+and marks the folder as complete.
+"""
 
 from __future__ import annotations
 
@@ -21,36 +26,137 @@ from microclip.measure.evaluation import CONFIDENCE_SCALE
 from microclip.measure.gallery import as_text, encoded, template
 from microclip.measure.trained_runs import as_pixels, min_max, token_maps
 from microclip.methods.microclip import FusionClassifier
-from microclip.own_images import results as tables
-from microclip.own_images.inputs import Materials, Texts, closest
+from microclip.own_images.inputs import Materials, Texts, closest_classes
 from microclip.own_images.record import RECORD, TEXTS, WEIGHTS, OwnSettings, write_adapted
-from microclip.own_images.results import Predictions, Results, most_uncertain
+from microclip.own_images.results import (
+    Predictions,
+    Results,
+    label_first_csv,
+    most_uncertain,
+    predictions_csv,
+)
 from microclip.own_images.training import Outcome, Place, Start, adapt_images
 from microclip.settings.base import SettingsError
 from microclip.tracking.run import Mirror, RunClock, RunTracker, read_history
 
-_SHOWN = 20  # classes named in the table
+PREDICTIONS, LABEL_FIRST = "predictions.csv", "label_these_first.csv"
+GALLERY, CARD = "gallery.html", "README.md"
+_STORE = "images"  # folder of decoded images, beside the checkpoint
 
-FILES = (
-    (
-        "predictions.csv",
-        "every image: class, confidence, runner-up, zero-shot's class",
-    ),
+
+class OwnMirror(Mirror):
+    """Mirrors a command to MLflow: its files, and what to say if MLflow fails."""
+
+    files: ClassVar[Sequence[str]] = (
+        *(CARD, GALLERY, PREDICTIONS, LABEL_FIRST, paths.BAD_FILES, paths.RUN_SCORES),
+        *(RECORD, WEIGHTS, TEXTS, paths.RUN_SETTINGS, paths.RUN_HISTORY),
+    )
+    hint: ClassVar[str] = "the run continues, and its folder will be complete without MLflow"
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Everything a command needs, checked before training starts."""
+
+    start: Start
+    materials: Materials
+    texts: Texts
+    settings: OwnSettings
+
+
+def run(prepared: Prepared, out: Path, tracker: RunTracker) -> Results:
+    """Adapt, judge, write every file, and report to MLflow; resumes an interrupted command.
+
+    Raises:
+        SettingsError, MissingDataError: an image or a checkpoint was damaged in the meantime.
+    """
+    start, materials = prepared.start, prepared.materials
+    clock, folder = RunClock(out), out / paths.RUN_CHECKPOINT
+    past = read_history(out) if (folder / "last.safetensors").is_file() else []
+    write_bad_files(materials.survey.bad, out / paths.BAD_FILES, step="survey")
+    images = _stored(materials, folder / _STORE)
+    outcome = adapt_images(start, images, Place(tracker, clock, folder, past))
+    pair, _ = closest_classes(start.record.class_names, start.texts)
+    results = Results(
+        materials=materials,
+        texts=prepared.texts,
+        settings=prepared.settings,
+        outcome=outcome,
+        n_cut=start.texts.n_truncated,
+        closest=(pair.first, pair.second, pair.cosine),
+        seconds=clock.seconds(),
+    )
+    _write_files(results, images, start, out)
+    shutil.rmtree(folder, ignore_errors=True)
+    tracker.finish(_mlflow_numbers(results))
+    return results
+
+
+def _stored(materials: Materials, folder: Path) -> UnlabelledImages:
+    """The decoded images, kept on disk until the command is complete."""
+    try:
+        store = open_store(folder, materials.images_sha256)
+    except (SettingsError, runtime.MissingDataError):
+        write_store(materials.images, folder, materials.images_sha256)
+        store = open_store(folder, materials.images_sha256)
+    return UnlabelledImages(store, tuple(range(len(materials.images))))
+
+
+def _write_files(results: Results, images: UnlabelledImages, start: Start, out: Path) -> None:
+    """Write all files; the record, which marks the folder as complete, comes last."""
+    names, files = results.class_names, results.files
+    found, count = results.found, len(results.unsure)
+    written = {
+        PREDICTIONS: predictions_csv(found, files, names),
+        LABEL_FIRST: label_first_csv(found, files, names, count),
+        GALLERY: gallery(results, images),
+        CARD: model_card(results),
+    }
+    for name, text in written.items():
+        runtime.write_text(out / name, text)
+    if (scores := results.scores()) is not None:
+        runtime.write_json(out / paths.RUN_SCORES, scores)
+    record = replace(results.outcome.record, about=results.as_dict())
+    write_adapted(out, record, start.texts, results.outcome.classifier)
+
+
+def _mlflow_numbers(results: Results) -> dict[str, object]:
+    """The numbers MLflow shows for a finished command."""
+    signs = {f"verdict_{name}": value for name, value in results.outcome.verdict.numbers.items()}
+    scores = results.scores() or {}
+    return {
+        "digest": results.settings.digest(),
+        "verdict": results.outcome.verdict.kind,
+        "n_images": len(results.files),
+        "not_as_zero_shot_pct": results.changed_pct,
+        "seconds": results.seconds,
+        **signs,
+        **{name: value for name, value in scores.items() if isinstance(value, int | float)},
+    }
+
+
+_SHOWN = 20  # classes listed in the card's table
+
+FILES = (  # what the card says of each file
+    ("predictions.csv", "one row per image: class, confidence, runner-up, zero-shot's class"),
     ("label_these_first.csv", "the most uncertain images, spread over the classes"),
-    ("gallery.html", "images with predictions and maps; opens without a network"),
-    ("adapted.safetensors", "what was trained: image tower's LayerNorms, class vectors, pooling"),
-    ("class_vectors.safetensors", "the texts as vectors"),
-    ("adapted.json", "what the classifier is, for `microclip.load` and `microclip predict`"),
-    ("settings.yaml", "all settings, with the digest that names them"),
-    ("history.csv", "a row an epoch: losses and the signs that the verdict rests on"),
+    ("gallery.html", "images with predictions and attention maps; works offline"),
+    (
+        "adapted.safetensors",
+        "trained tensors: the image tower's LayerNorms, class vectors, pooling",
+    ),
+    ("class_vectors.safetensors", "the encoded texts"),
+    ("adapted.json", "description of the classifier, for `microclip.load` and `microclip predict`"),
+    ("settings.yaml", "all settings, and the digest that identifies them"),
+    ("history.csv", "one row per epoch: losses and the signs behind the verdict"),
     ("journal.jsonl", "what happened when"),
-    ("bad_files.csv", "files that were left out, and why; absent if there were none"),
-    ("scores.json", "accuracy on labelled images; absent without labels"),
+    ("bad_files.csv", "files that were skipped, and why; absent if there were none"),
+    ("scores.json", "accuracy on the labelled images; absent without labels"),
 )
 
 
-def write(results: Results) -> str:
-    """Return the model card as Markdown."""
+def model_card(results: Results) -> str:
+    """The model card as Markdown."""
     parts = (
         _head(results),
         _verdict(results),
@@ -78,23 +184,23 @@ def _head(results: Results) -> Iterator[str]:
 
 def _verdict(results: Results) -> Iterator[str]:
     verdict = results.outcome.verdict
-    yield f"**Verdict, told without labels: {verdict.kind}.** {'; '.join(verdict.reasons)}."
+    yield f"**Verdict, reached without labels: {verdict.kind}.** {'; '.join(verdict.reasons)}."
     if verdict.keeps_zero_shot:
         yield ""
         yield (
-            "The adapted network was put aside: what is saved here is the zero-shot classifier, "
-            "which compares images with the texts and was trained on none of these images."
+            "The adapted network was discarded. Saved here is the zero-shot classifier, which "
+            "compares images with the texts and was not trained on these images."
         )
     yield ""
     if verdict.numbers:
-        yield "| sign | at the end of the training |"
+        yield "| sign | at the end of training |"
         yield "|---|---|"
         yield from (f"| {name} | {value:.4g} |" for name, value in verdict.numbers.items())
         yield ""
     if (scores := results.scores()) is not None:
         yield (
-            f"On {scores['n_labelled']} labelled images, which the training saw without their "
-            f"labels: **{scores['top1_pct']:.2f} %** right, zero-shot "
+            f"Accuracy on {scores['n_labelled']} labelled images, which training saw without their "
+            f"labels: **{scores['top1_pct']:.2f} %**, zero-shot "
             f"{scores['top1_zero_shot_pct']:.2f} %."
         )
         yield ""
@@ -107,23 +213,23 @@ def _made_from(results: Results) -> Iterator[str]:
     yield ""
     yield (
         f"- {len(results.files)} images ({survey.told() or 'kinds not counted'}); SHA-256 of their "
-        f"names and bytes `{materials.images_sha256}`; {len(survey.bad)} bad files left out"
+        f"names and bytes `{materials.images_sha256}`; {len(survey.bad)} bad files skipped"
     )
     yield (
         f"- {texts.n_sentences} sentences for {len(results.class_names)} classes, from "
-        f"{_plain(texts.where)}; {results.n_cut} were longer than the text tower reads"
+        f"{_plain(texts.where)}; {results.n_cut} were truncated to fit the text tower"
     )
     first, second, cosine = results.closest
-    yield f"- most alike by their texts: {_plain(first)} and {_plain(second)} (cosine {cosine:.3f})"
+    yield f"- most similar texts: {_plain(first)} and {_plain(second)} (cosine {cosine:.3f})"
     yield f"- class names from {_plain(materials.vocabulary.where)}"
     yield ""
 
 
 def _classes(results: Results) -> Iterator[str]:
     counts = results.per_class()
-    yield "## What the images are taken for"
+    yield "## Predicted classes"
     yield ""
-    yield f"{len(counts)} of {len(results.class_names)} classes are predicted for some image."
+    yield f"{len(counts)} of {len(results.class_names)} classes are predicted at least once."
     yield ""
     yield "| class | images |"
     yield "|---|---|"
@@ -155,20 +261,19 @@ def _limits(results: Results) -> Iterator[str]:
     yield "## Limits"
     yield ""
     yield (
-        "- Every image is given one of the classes, also one that shows none of them; a "
-        "confidence is high where classes are told apart, not where the answer is known to be "
-        "right."
+        "- Every image gets one of the classes, even an image that shows none of them. High "
+        "confidence means that the classes are well separated, not that the answer is right."
     )
     yield (
-        "- The verdict is a guess from pseudo-labels: it notices collapse, not errors that all "
-        "views of an image share. Label some images of `label_these_first.csv` to measure."
+        "- The verdict is inferred from pseudo-labels: it detects collapse, not errors shared by "
+        "all views of an image. To measure accuracy, label some of `label_these_first.csv`."
     )
     if results.outcome.record.backbone == "icon-clip":
         yield (
-            "- The backbone icon-clip was made for drawings of icons and is small; for photographs "
-            "use `--backbone vit-b-32`."
+            "- The backbone icon-clip is small and was trained on drawings of icons; for "
+            "photographs, use `--backbone vit-b-32`."
         )
-    yield "- The backbone's own weights are not in this folder; they must be the same when loaded."
+    yield "- The backbone's own weights are not in this folder; loading needs the same ones."
     yield ""
 
 
@@ -179,7 +284,7 @@ def _settings(results: Results) -> Iterator[str]:
     yield "| setting | value |"
     yield "|---|---|"
     rows = {
-        "asked method": results.settings.spec.method,
+        "requested method": results.settings.spec.method,
         "seed": results.settings.spec.seed,
         "digest": results.settings.digest(),
         "backbone key": results.outcome.record.backbone_key,
@@ -197,14 +302,14 @@ def _settings(results: Results) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Return a name as it can stand in Markdown, within a table too."""
+    """A name escaped for Markdown, tables included."""
     for sign in "\\`*_[]<>|#":
         text = text.replace(sign, f"\\{sign}")
     return text
 
 
-MAX_IMAGES = 240  # a third unsure, a third not as zero-shot, the rest spread over the classes
-_PICTURE_BYTES = 2_400_000  # of all pictures together
+MAX_IMAGES = 240  # a third uncertain, a third unlike zero-shot, the rest spread over the classes
+_PICTURE_BYTES = 2_400_000  # all pictures together, so that the page opens quickly
 _LARGEST_PX = 160
 _BATCH = 64
 _TOP = 3
@@ -212,7 +317,7 @@ _TOP = 3
 
 @dataclass(frozen=True)
 class Look:
-    """Where the tokens of an image look: a character a patch, see `measure.gallery.Card`."""
+    """Attention maps of an image, one character per patch; see `measure.gallery.Card`."""
 
     global_map: str = ""
     local_map: str = ""
@@ -227,7 +332,7 @@ class Card:
     prediction: str
     zero_shot: str
     confidence: float
-    kinds: str  # of "unsure" and "changed"
+    kinds: str  # "unsure", "changed", both or neither
     top: tuple[tuple[str, float], ...]
     picture: str = ""  # data URI
     global_map: str = ""
@@ -235,8 +340,10 @@ class Card:
     mask: str = ""
 
 
-def chosen(found: Predictions, unsure: Sequence[int], at_most: int = MAX_IMAGES) -> list[int]:
-    """Return the images to show: unsure ones, those unlike zero-shot, then some of every class."""
+def chosen_images(
+    found: Predictions, unsure: Sequence[int], at_most: int = MAX_IMAGES
+) -> list[int]:
+    """Images to show: uncertain ones, those unlike zero-shot, then some of every class."""
     if len(found) <= at_most:
         return list(range(len(found)))
     third = at_most // 3
@@ -244,17 +351,17 @@ def chosen(found: Predictions, unsure: Sequence[int], at_most: int = MAX_IMAGES)
     changed = torch.nonzero(found.first != found.zero_shot).flatten().tolist()
     changed.sort(key=lambda image: float(found.margin[image]))
     picked.update(dict.fromkeys(changed[:third]))
-    for image in most_uncertain(_reversed(found), len(found)):  # of each class the surest first
+    for image in most_uncertain(_reversed(found), len(found)):  # per class, the most certain first
         if len(picked) == at_most:
             break
         picked.setdefault(image)
     return list(picked)
 
 
-def page(results: Results, images: UnlabelledImages) -> str:
-    """Return the page as HTML; every word in it is escaped."""
+def gallery(results: Results, images: UnlabelledImages) -> str:
+    """The page as HTML; the template escapes every text."""
     outcome, found = results.outcome, results.found
-    indices = chosen(found, results.unsure)
+    indices = chosen_images(found, results.unsure)
     looks = list(_looks(outcome, images.part(indices)))
     pictures = encoded(_pictures(images.part(indices)), _PICTURE_BYTES)
     cards = [
@@ -280,7 +387,7 @@ def page(results: Results, images: UnlabelledImages) -> str:
 
 
 def _card(results: Results, image: int) -> Card:
-    """Return an image's card, without picture and maps."""
+    """An image's card, without picture and maps."""
     found, names = results.found, results.class_names
     likely = (CONFIDENCE_SCALE * results.outcome.heads["fused"][image].double()).softmax(dim=-1)
     values, labels = likely.topk(min(_TOP, len(names)))
@@ -298,19 +405,19 @@ def _card(results: Results, image: int) -> Card:
 
 
 def _reversed(found: Predictions) -> Predictions:
-    """Return predictions with the surest first in the order of uncertainty."""
+    """Predictions with negated margins: `most_uncertain` then starts with the most certain."""
     return Predictions(found.first, found.second, found.confidence, -found.margin, found.zero_shot)
 
 
 def _pictures(images: UnlabelledImages) -> list[Pixels]:
-    """Return the central squares that the classifier looks at, for people."""
+    """The central square of each image, as the classifier sees it, as pixels."""
     plain = ViewRecipe(0, _LARGEST_PX, (0.0,) * 3, (1.0,) * 3)
     views = evaluation_views(images, plain, crop="center", batch_size=_BATCH)
     return [as_pixels(view) for batch in views for view in batch]
 
 
 def _looks(outcome: Outcome, images: UnlabelledImages) -> Iterator[Look]:
-    """Yield where the tokens of each image look; nothing for a classifier without tokens."""
+    """Yield each image's attention maps; nothing for methods without local tokens."""
     classifier = outcome.classifier
     if not isinstance(classifier, FusionClassifier) or "local" not in outcome.heads:
         return
@@ -333,99 +440,3 @@ def _batch_looks(
     )
     for global_map, local_map, mask in zip(*texts, strict=True):
         yield Look(global_map, local_map, mask)
-
-
-PREDICTIONS, LABEL_FIRST = "predictions.csv", "label_these_first.csv"
-GALLERY, CARD = "gallery.html", "README.md"
-_STORE = "images"  # decoded images, beside the checkpoint
-
-
-class OwnMirror(Mirror):
-    """A command's run in MLflow."""
-
-    files: ClassVar[Sequence[str]] = (
-        *(CARD, GALLERY, PREDICTIONS, LABEL_FIRST, paths.BAD_FILES, paths.RUN_SCORES),
-        *(RECORD, WEIGHTS, TEXTS, paths.RUN_SETTINGS, paths.RUN_HISTORY),
-    )
-    hint: ClassVar[str] = "the run goes on, and its folder will be whole without it"
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """All that a command needs, checked before anything is trained."""
-
-    start: Start
-    materials: Materials
-    texts: Texts
-    settings: OwnSettings
-
-
-def run(prepared: Prepared, out: Path, tracker: RunTracker) -> Results:
-    """Adapt, judge, write every file, and tell MLflow; an interrupted command goes on here.
-
-    Raises:
-        SettingsError, MissingDataError: an image or a checkpoint was spoilt meanwhile.
-    """
-    start, materials = prepared.start, prepared.materials
-    clock, folder = RunClock(out), out / paths.RUN_CHECKPOINT
-    past = read_history(out) if (folder / "last.safetensors").is_file() else []
-    write_bad_files(materials.survey.bad, out / paths.BAD_FILES, step="survey")
-    images = _stored(materials, folder / _STORE)
-    outcome = adapt_images(start, images, Place(tracker, clock, folder, past))
-    pair, _ = closest(start.record.class_names, start.texts)
-    results = Results(
-        materials=materials,
-        texts=prepared.texts,
-        settings=prepared.settings,
-        outcome=outcome,
-        n_cut=start.texts.n_truncated,
-        closest=(pair.first, pair.second, pair.cosine),
-        seconds=clock.seconds(),
-    )
-    _write(results, images, start, out)
-    shutil.rmtree(folder, ignore_errors=True)
-    tracker.finish(_numbers(results))
-    return results
-
-
-def _stored(materials: Materials, folder: Path) -> UnlabelledImages:
-    """Return the decoded images, kept until the command is complete."""
-    try:
-        store = open_store(folder, materials.images_sha256)
-    except (SettingsError, runtime.MissingDataError):
-        write_store(materials.images, folder, materials.images_sha256)
-        store = open_store(folder, materials.images_sha256)
-    return UnlabelledImages(store, tuple(range(len(materials.images))))
-
-
-def _write(results: Results, images: UnlabelledImages, start: Start, out: Path) -> None:
-    """Write all files, those that stand for a complete folder last."""
-    names, files = results.class_names, results.files
-    found, count = results.found, len(results.unsure)
-    written = {
-        PREDICTIONS: tables.predictions_csv(found, files, names),
-        LABEL_FIRST: tables.label_first_csv(found, files, names, count),
-        GALLERY: page(results, images),
-        CARD: write(results),
-    }
-    for name, text in written.items():
-        runtime.write_text(out / name, text)
-    if (scores := results.scores()) is not None:
-        runtime.write_json(out / paths.RUN_SCORES, scores)
-    record = replace(results.outcome.record, about=results.as_dict())
-    write_adapted(out, record, start.texts, results.outcome.classifier)
-
-
-def _numbers(results: Results) -> dict[str, object]:
-    """Return what MLflow shows of a complete command."""
-    signs = {f"verdict_{name}": value for name, value in results.outcome.verdict.numbers.items()}
-    scores = results.scores() or {}
-    return {
-        "digest": results.settings.digest(),
-        "verdict": results.outcome.verdict.kind,
-        "n_images": len(results.files),
-        "not_as_zero_shot_pct": results.changed_pct,
-        "seconds": results.seconds,
-        **signs,
-        **{name: value for name, value in scores.items() if isinstance(value, int | float)},
-    }

@@ -1,4 +1,8 @@
-"""All that a command has found out, before it is written: for tables, page, card and screen."""
+"""The results of an `adapt` command: predictions, tables and scores, and the lines on screen.
+
+Nothing here writes a file: `report` does, from a `Results`. The functions at the end yield what the
+command prints, in the order of printing: what was found, the texts, warnings, the plan, the end.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from microclip import paths
 from microclip.adaptation.training import duration
 from microclip.measure.evaluation import CONFIDENCE_SCALE, Evaluation, evaluate
 from microclip.model.embeddings import TextClassifiers
-from microclip.own_images.inputs import Materials, Texts, Wishes, closest
+from microclip.own_images.inputs import Materials, Request, Texts, closest_classes
 from microclip.own_images.prediction import Heads
 from microclip.own_images.record import OwnSettings
 from microclip.own_images.training import Estimate, Outcome
@@ -33,16 +37,16 @@ LABEL_COLUMNS = ("rank", "file", "class", "confidence", "second_class", "margin"
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What was said of each image; classes are numbers, probabilities at CLIP's temperature.
+    """Predictions for all images; classes are label numbers, probabilities at CLIP's temperature.
 
     Attributes:
-        first: likeliest class.
-        second: the next one.
+        first: most probable class.
+        second: the runner-up.
         confidence: probability of the first.
-        margin: by how much the first is more probable.
-        fg: what [FG] alone says; None where there is one head.
-        cls: what [CLS] alone says, likewise.
-        zero_shot: class before any training.
+        margin: probability of the first minus that of the second.
+        zero_shot: class before training.
+        fg: prediction of [FG] alone; None for methods with one head.
+        cls: prediction of [CLS] alone; None for methods with one head.
     """
 
     first: Int[Tensor, " image"]
@@ -54,12 +58,12 @@ class Predictions:
     cls: Int[Tensor, " image"] | None = None
 
     def __len__(self) -> int:
-        """Return the number of images."""
+        """Number of images."""
         return len(self.first)
 
 
 def predictions(heads: Heads, zero_shot: Int[Tensor, " image"]) -> Predictions:
-    """Return the predictions of `heads`; of equally likely classes the first one is taken."""
+    """Predictions from the similarities in `heads`; ties go to the first class."""
     likely = (CONFIDENCE_SCALE * heads["fused"].double()).softmax(dim=-1)
     values, classes = likely.sort(dim=-1, descending=True, stable=True)
     return Predictions(
@@ -74,7 +78,7 @@ def predictions(heads: Heads, zero_shot: Int[Tensor, " image"]) -> Predictions:
 
 
 def predictions_csv(found: Predictions, files: Sequence[str], class_names: Sequence[str]) -> str:
-    """Return a line for every image."""
+    """CSV with one row per image."""
 
     def named(classes: Tensor | None, row: int) -> str:
         return "" if classes is None else class_names[int(classes[row])]
@@ -96,10 +100,10 @@ def predictions_csv(found: Predictions, files: Sequence[str], class_names: Seque
 
 
 def most_uncertain(found: Predictions, count: int) -> list[int]:
-    """Return the images of least margin, spread over the predicted classes.
+    """The images with the smallest margins, spread over the predicted classes.
 
-    Each class gives its most uncertain image, then each its second, and so on; within a turn the
-    more uncertain comes first.
+    First the most uncertain image of each class, then the second of each, and so on; within a
+    round, the more uncertain comes first.
     """
     order = torch.argsort(found.margin, stable=True).tolist()
     turn: dict[int, int] = {}
@@ -114,7 +118,7 @@ def most_uncertain(found: Predictions, count: int) -> list[int]:
 def label_first_csv(
     found: Predictions, files: Sequence[str], class_names: Sequence[str], count: int
 ) -> str:
-    """Return the images that are worth a label, the first of them first."""
+    """CSV of the `count` images most worth labelling, the most useful first."""
     rows = [
         (
             rank,
@@ -130,7 +134,7 @@ def label_first_csv(
 
 
 def as_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return rows as CSV with a head."""
+    """Rows as CSV with a header."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
     return stream.getvalue()
@@ -138,12 +142,12 @@ def as_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """What was given, what was made of it, and how long it took.
+    """Inputs and outcome of a finished command.
 
     Attributes:
-        n_cut: sentences that the text tower read in part.
-        closest: the two classes whose sentences are most alike, and their cosine.
-        seconds: of all processes that worked on the command.
+        n_cut: sentences truncated to fit the text tower.
+        closest: the two classes with the most similar sentences, and their cosine.
+        seconds: total of all processes that worked on the command.
     """
 
     materials: Materials
@@ -156,41 +160,41 @@ class Results:
 
     @property
     def title(self) -> str:
-        """Return the folder's name."""
+        """Name of the image folder."""
         return self.materials.folder.resolve().name or "images"
 
     @cached_property
     def files(self) -> tuple[str, ...]:
-        """Return the images' names below their folder."""
+        """Image paths relative to their folder."""
         return tuple(map(self.materials.name, self.materials.images))
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Return the classes."""
+        """Class names in label order."""
         return self.outcome.record.class_names
 
     @cached_property
     def found(self) -> Predictions:
-        """Return what was said of each image."""
+        """Predictions for all images."""
         return predictions(self.outcome.heads, self.outcome.zero_shot)
 
     @cached_property
     def unsure(self) -> Sequence[int]:
-        """Return the images that are worth a label first."""
+        """Rows of the images to label first."""
         return most_uncertain(self.found, int(self.settings.inputs["n_label_first"]))
 
     @property
     def changed_pct(self) -> float:
-        """Return the share of images that are not what zero-shot says, in percent."""
+        """Images whose class differs from zero-shot's, in percent."""
         return 100 * float((self.found.first != self.found.zero_shot).double().mean())
 
     def per_class(self) -> list[tuple[str, int]]:
-        """Return how many images each class was given, the most frequent first."""
+        """Number of images per predicted class, most frequent first."""
         counts = Counter(self.found.first.tolist())
         return [(self.class_names[label], n) for label, n in counts.most_common()]
 
     def scores(self) -> dict[str, Any] | None:
-        """Return the accuracy on the images that have a label; None if none has."""
+        """Accuracy on the labelled images; None if there are none."""
         labels = self.materials.labels
         rows = [row for row, path in enumerate(self.materials.images) if path in labels]
         if not rows:
@@ -209,7 +213,7 @@ class Results:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the findings as plain values."""
+        """The results as plain values for JSON."""
         survey = self.materials.survey
         first, second, cosine = self.closest
         return {
@@ -243,44 +247,44 @@ def _round(value: float) -> float:
 
 
 def _per_class(scored: Evaluation, names: Sequence[str]) -> dict[str, float]:
-    """Return the accuracy of the classes that have a labelled image."""
+    """Accuracy of the classes with at least one labelled image."""
     values = zip(names, scored.per_class_pct.tolist(), strict=True)
-    return {name: _round(value) for name, value in values if value == value}
+    return {name: _round(value) for name, value in values if value == value}  # NaN: no image
 
 
-def found(materials: Materials, out: Path) -> Iterator[str]:
-    """Yield what the folder holds."""
+def survey_lines(materials: Materials, out: Path) -> Iterator[str]:
+    """Yield what was found in the folder."""
     survey = materials.survey
-    labelled = f"{len(materials.labels)} labels, for scoring alone" if materials.labels else ""
+    labelled = f"{len(materials.labels)} labels, only for scoring" if materials.labels else ""
     yield (
         f"{len(survey.images)} images of {len(materials.vocabulary)} classes in "
         f"{materials.folder}: {survey.told()}; {labelled or 'no labels (fine)'}"
     )
     if survey.duplicates:
-        yield f"  {survey.duplicates} images have the bytes of another one"
+        yield f"  {survey.duplicates} images are exact copies of another one"
     if survey.others:
         others = ", ".join(f"{n} {kind}" for kind, n in survey.others.items())
-        yield f"  passed over, no images: {others}"
+        yield f"  ignored, not images: {others}"
     if survey.bad:
-        yield f"  left out, cannot be used: {len(survey.bad)}, listed in {out / paths.BAD_FILES}"
+        yield f"  skipped, cannot be used: {len(survey.bad)}, listed in {out / paths.BAD_FILES}"
 
 
-def texts(given: Texts, vectors: TextClassifiers, names: tuple[str, ...]) -> Iterator[str]:
-    """Yield what the sentences are."""
-    a_class = given.n_sentences / len(names)
+def text_lines(given: Texts, vectors: TextClassifiers, names: tuple[str, ...]) -> Iterator[str]:
+    """Yield what the texts are."""
+    per_class = given.n_sentences / len(names)
     yield (
-        f"texts: {len(names)} classes x {a_class:.3g} sentences from {given.where}; "
+        f"texts: {len(names)} classes x {per_class:.3g} sentences from {given.where}; "
         f"{vectors.n_truncated} longer than the text tower reads"
     )
-    pair, twins = closest(names, vectors)
-    yield f"  most alike: {pair.first!r} and {pair.second!r} read {100 * pair.cosine:.0f} % alike"
+    pair, twins = closest_classes(names, vectors)
+    yield f"  most similar: {pair.first!r} and {pair.second!r} (cosine {pair.cosine:.2f})"
     if twins:
-        yield f"  warning: {len(twins)} pairs of classes cannot be told apart by their texts"
+        yield f"  warning: {len(twins)} pairs of classes have indistinguishable texts"
     yield from (f"  {note}" for note in given.notes)
 
 
-def warnings(materials: Materials, settings: object) -> Iterator[str]:
-    """Yield what is unusual about the number of images."""
+def warning_lines(materials: Materials, settings: object) -> Iterator[str]:
+    """Yield warnings about small numbers of images."""
     n_images, n_classes = len(materials.images), len(materials.vocabulary)
     batch = getattr(settings, "batch_size", 0)
     has_fairness = getattr(settings, "fairness", "off") != "off"
@@ -288,37 +292,37 @@ def warnings(materials: Materials, settings: object) -> Iterator[str]:
         yield f"  fewer images than a batch of {batch}: each step sees all {n_images}"
     if has_fairness and (n_images < n_classes or n_images < batch):
         yield (
-            f"  warning: the fairness term wants all {n_classes} classes equally often, which "
-            f"{n_images} images may not be; `--set fairness=off` leaves it out"
+            f"  warning: the fairness term assumes that all {n_classes} classes are equally "
+            f"frequent, which {n_images} images may not be; `--set fairness=off` turns it off"
         )
 
 
-def plan(wishes: Wishes, estimate: Estimate | None, device: str) -> Iterator[str]:
-    """Yield what will be done, and how long it takes."""
-    told = f"plan: {wishes.method} on {wishes.backbone}, seed {wishes.seed}, {device}"
+def plan_lines(request: Request, estimate: Estimate | None, device: str) -> Iterator[str]:
+    """Yield what will be done and how long it takes."""
+    task = f"plan: {request.method} on {request.backbone}, seed {request.seed}, {device}"
     if estimate is None:
-        yield f"{told}; going on where it was interrupted"
+        yield f"{task}; continuing where it was interrupted"
     else:
         seconds = duration(max(1.0, estimate.seconds))
         yield (
-            f"{told}; about {seconds} (measured on {estimate.n_measured} "
+            f"{task}; about {seconds} (measured on {estimate.n_measured} "
             f"images), {estimate.peak_memory_mib / 1024:.1f} GiB memory, "
-            f"{estimate.store_mib:.0f} MiB disk meanwhile, 0 USD"
+            f"{estimate.store_mib:.0f} MiB temporary disk, 0 USD"
         )
-    if wishes.backbone == "icon-clip":
+    if request.backbone == "icon-clip":
         yield (
-            "  icon-clip was made for icons and drawings, and is offline; photographs want "
-            "`--backbone vit-b-32`, fetched once"
+            "  icon-clip works offline and was trained on icons and drawings; for photographs, use "
+            "`--backbone vit-b-32`, which is downloaded once"
         )
 
 
-def done(results: Results, out: Path) -> Iterator[str]:
+def done_lines(results: Results, out: Path) -> Iterator[str]:
     """Yield how it went; the last line says what to do next."""
     verdict = results.outcome.verdict
     kept = {
-        "healthy": "the adapted model is kept; only labels can tell whether it is better",
-        "no evidence": "nothing says that the adapted model is better than zero-shot; it is kept",
-        "collapsed": "the adapted model is put aside, ZERO-SHOT IS KEPT",
+        "healthy": "the adapted model is kept; only labels can show whether it is better",
+        "no evidence": "no sign that the adapted model is better than zero-shot; it is kept",
+        "collapsed": "the adapted model is discarded, ZERO-SHOT IS KEPT",
         "untrained": "nothing was trained",
     }[verdict.kind]
     took = duration(results.seconds)
@@ -329,7 +333,7 @@ def done(results: Results, out: Path) -> Iterator[str]:
     n_seen = len(results.per_class())
     yield (
         f"  {n_seen} of {len(results.class_names)} classes predicted; {results.changed_pct:.1f} % "
-        "of the images are not what zero-shot says"
+        "of the images differ from zero-shot"
     )
     if (scores := results.scores()) is not None:
         yield (

@@ -1,4 +1,7 @@
-"""From images without labels to a classifier worth keeping: trained, looked at, judged."""
+"""Train on images without labels, judge the result, and keep zero-shot if training collapsed.
+
+`estimate` measures, on a few of the images, how long the whole command will take.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ from microclip.own_images.verdict import MAX_LOOKED_AT, Verdict, Watch, judge
 from microclip.settings.study import BackboneSettings
 from microclip.tracking.run import EpochReporter, RunClock
 
-ZERO_SHOT = "cupl"  # the method that classifies by the mean of a class's sentences, untrained
+ZERO_SHOT = "cupl"  # classifies by the mean vector of a class's sentences; trains nothing
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """What is adapted: a backbone fresh from its file, class vectors, a method and its settings."""
+    """What training starts from: a fresh backbone, class vectors, a method and its settings."""
 
     record: Record
     backbone: BackboneSettings
@@ -43,13 +46,13 @@ class Start:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What is kept of a training, and what it says of the images it was adapted to.
+    """The classifier that is kept, and its output for the images it was adapted to.
 
     Attributes:
-        record: of the classifier that is kept.
-        classifier: the adapted one, or zero-shot where the training collapsed.
-        tower: the network beneath it.
-        heads: its similarities of all images, by head.
+        record: describes the classifier that is kept.
+        classifier: the adapted one, or zero-shot if training collapsed.
+        tower: the classifier's backbone.
+        heads: its cosine similarities for all images, by head.
         zero_shot: class of each image before training.
     """
 
@@ -63,9 +66,11 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where a training reports and goes on: `folder` holds its checkpoints, if they are kept.
+    """Where training reports to and resumes from.
 
-    `past` is the history that an interrupted process left.
+    Attributes:
+        folder: for checkpoints; None to keep none.
+        past: history written by an interrupted process.
     """
 
     tracker: Tracker
@@ -75,7 +80,7 @@ class Place:
 
 
 def adapt_images(start: Start, images: UnlabelledImages, place: Place) -> Outcome:
-    """Return what is made of `images`; a network that collapsed gives way to zero-shot."""
+    """Adapt to `images` and judge the result; zero-shot replaces a network that collapsed."""
     record, folder = start.record, place.folder
     task = task_of(record, start.texts, start.tower, start.precision)
     untrained = prediction.heads(_zero_shot(task), start.tower, images, record.seed)
@@ -95,25 +100,30 @@ def adapt_images(start: Start, images: UnlabelledImages, place: Place) -> Outcom
         classifier = start.method.adapt(given, start.settings, reporter)
         heads = prediction.heads(classifier, start.tower, images, record.seed)
         if not bool(torch.isfinite(heads["fused"]).all()):
-            stopped = "similarities of some images are no numbers"
+            stopped = "some similarities are not finite"
     except NonFiniteLossError as error:
         stopped = str(error)
     verdict = judge(
         reporter.rows, n_images=len(images), n_classes=len(record.class_names), stopped=stopped
     )
     if classifier is None or verdict.keeps_zero_shot:
-        tower = load_backbone(start.backbone, start.tower.device)
-        kept = _zero_shot(task_of(record, start.texts, tower))
-        settings = load_method(ZERO_SHOT).Settings().model_dump(mode="json")
-        return Outcome(
-            record=replace(record, method=ZERO_SHOT, settings=settings),
-            classifier=kept,
-            tower=tower,
-            heads=untrained,
-            zero_shot=zero_shot,
-            verdict=verdict,
-        )
+        return _kept_zero_shot(start, untrained, verdict)
     return Outcome(record, classifier, start.tower, heads, zero_shot, verdict)
+
+
+def _kept_zero_shot(start: Start, untrained: prediction.Heads, verdict: Verdict) -> Outcome:
+    """The outcome of a training that collapsed: the zero-shot classifier."""
+    # Training changed the tower's LayerNorms in place: zero-shot needs the original weights.
+    tower = load_backbone(start.backbone, start.tower.device)
+    settings = load_method(ZERO_SHOT).Settings().model_dump(mode="json")
+    return Outcome(
+        record=replace(start.record, method=ZERO_SHOT, settings=settings),
+        classifier=_zero_shot(task_of(start.record, start.texts, tower)),
+        tower=tower,
+        heads=untrained,
+        zero_shot=untrained["fused"].argmax(dim=-1),
+        verdict=verdict,
+    )
 
 
 def _zero_shot(task: Task) -> Classifier:
@@ -121,13 +131,13 @@ def _zero_shot(task: Task) -> Classifier:
     return method.restore(task, method.Settings(), {})
 
 
-_ENOUGH_S = 1.5  # a measurement this long is believed; a shorter one is made with more images
-_FIRST, _MOST = 2, 64  # images of a measurement
+_ENOUGH_S = 1.5  # a shorter measurement is dominated by start-up costs: repeat with more images
+_FIRST, _MOST = 2, 64  # images in the first measurement, and at most
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a whole command, and what they were measured on."""
+    """Duration and memory of a whole command, extrapolated from `n_measured` images."""
 
     seconds: float
     n_measured: int
@@ -136,42 +146,43 @@ class Estimate:
 
 
 def estimate(images: Sequence[Path], start: Start) -> Estimate:
-    """Return how long it takes to adapt to `images` on this machine.
+    """Estimate how long adapting to `images` takes on this machine.
 
-    A network of its own is trained for an epoch of few images, of ever more until the clock can
-    tell; then it classifies them.
+    A separate copy of the network is trained for one epoch on a few images and then classifies
+    them; the number of images grows until the measurement is long enough.
     """
     tower = load_backbone(start.backbone, start.tower.device)
     count, found = min(_FIRST, len(images)), {"decode": 0.0, "train": 0.0, "look": 0.0}
     while True:
         sample = [images[i * len(images) // count] for i in range(count)]
+        # The global generators are restored, so that measuring cannot change the training.
         with runtime.seeded_globals(0):
             found, mib = _measure(sample, start, tower)
         is_enough = sum(found.values()) >= _ENOUGH_S
         if is_enough or count == min(_MOST, len(images)):
             break
         count = min(4 * count, _MOST, len(images))
-    a_image = {name: seconds / count for name, seconds in found.items()}
+    per_image = {name: seconds / count for name, seconds in found.items()}
     return Estimate(
-        seconds=_total(a_image, len(images), getattr(start.settings, "epochs", 1)),
+        seconds=_total(per_image, len(images), getattr(start.settings, "epochs", 1)),
         n_measured=count,
         store_mib=mib / count * len(images),
         peak_memory_mib=runtime.peak_memory_mib(),
     )
 
 
-def _total(a_image: Mapping[str, float], n_images: int, epochs: int) -> float:
-    """Return the seconds of a command: decoding, training with a look an epoch, last looks."""
+def _total(per_image: Mapping[str, float], n_images: int, epochs: int) -> float:
+    """Seconds of a command: decoding, training, one evaluation per epoch, final evaluations."""
     looked_at = min(n_images, MAX_LOOKED_AT)
     looks = (epochs + 1) * looked_at + 2 * n_images
     trained = epochs * n_images
-    return a_image["decode"] * n_images + a_image["train"] * trained + a_image["look"] * looks
+    return per_image["decode"] * n_images + per_image["train"] * trained + per_image["look"] * looks
 
 
 def _measure(
     sample: Sequence[Path], start: Start, tower: Backbone
 ) -> tuple[dict[str, float], float]:
-    """Return the seconds of an epoch's steps, and the MiB of the decoded images."""
+    """Seconds of each stage for `sample`, and the MiB of its decoded images."""
     started = time.perf_counter()
     record, method, short = start.record, start.method, start.settings
     if "epochs" in type(short).model_fields:
@@ -180,7 +191,7 @@ def _measure(
         decoded = time.perf_counter()
         task = with_images(task_of(record, start.texts, tower), method, tower, images)
         classifier = None
-        with contextlib.suppress(NonFiniteLossError):  # the training itself will tell of it
+        with contextlib.suppress(NonFiniteLossError):  # the actual training reports it
             classifier = method.adapt(task, short, Silence())
         trained = time.perf_counter()
         if classifier is not None:

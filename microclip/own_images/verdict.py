@@ -1,10 +1,13 @@
-"""Whether self-training went well, told without a label.
+"""Judge self-training without labels.
 
-Two questions. Did the classifier collapse: does it contradict what it started from, or say ever
-fewer classes? And did the training come to rest and change something, so that there is a reason to
-prefer it? The thresholds were set on icon scenes with icon-clip, where labels could be looked at
-afterwards; the figures are from those runs (20 classes of food, 160 images in batches of 16, 8 to
+There are two questions. Did the classifier collapse: does it contradict its starting point, or
+predict fewer and fewer classes? And did training settle and change anything, so that there is a
+reason to prefer the result? The thresholds were set on icon scenes with icon-clip, for which labels
+exist; the numbers below are from those runs (20 classes of food, 160 images in batches of 16, 8 to
 12 epochs, shipped descriptions, seed 0).
+
+`judge` reads a training's history; `signs` computes one epoch's numbers from a classifier's output;
+`Watch` is the `methods.base.Monitor` that collects them and gives nothing back to the method.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ from microclip.settings.base import SettingsError
 
 Kind = Literal["healthy", "no evidence", "collapsed", "untrained"]
 
-# Shares of what the network said before training (epoch 0) below which it has collapsed. What was
-# left of each sign, and the accuracy, which started from 43.8 % (zero-shot):
+# A network has collapsed once a sign falls below this share of its value before training (epoch 0).
+# Each sign's share after training, and the accuracy, which started at 43.8 % (zero-shot):
 #   learning rate          1e-4   1e-3   3e-3   1e-2   1e-2, fairness off
 #   kept by zero-shot      1.03   0.90   0.80   0.34   0.43
 #   [FG] and [CLS] agree   1.02   0.81   0.63   0.00   0.53
@@ -39,30 +42,29 @@ Kind = Literal["healthy", "no evidence", "collapsed", "untrained"]
 #   entropy                1.00   1.00   0.99   0.92   0.55
 #   accuracy at the end    42.5   43.8   43.8   22.5   18.8
 KEPT_LEFT = 0.6
-"""Images that keep zero-shot's class: between the 0.80 of a run that lost nothing and 0.43."""
+"""Images that keep zero-shot's class: between 0.80 (a run that lost nothing) and 0.43."""
 AGREEMENT_LEFT = 0.4
 """Images for which [FG] and [CLS] agree: between 0.63 and 0.00. The fairness term keeps the classes
-balanced while the network falls apart, so that their entropy alone would not tell."""
+balanced even in a network that collapses, so their entropy alone would not show it."""
 CLASSES_LEFT = 0.5
-"""Classes that are predicted at all: between 0.95 and 0.40."""
+"""Classes predicted for at least one image: between 0.95 and 0.40."""
 ENTROPY_LEFT = 0.75
-"""Entropy of the classes' mean probabilities: between 0.99 and 0.55."""
+"""Entropy of the mean class probabilities: between 0.99 and 0.55."""
 
-MIN_IMAGES_A_CLASS = 2
-"""Fewer images than this a class say nothing of how they are spread over the classes."""
+MIN_IMAGES_PER_CLASS = 2
+"""With fewer images per class, their spread over the classes says nothing."""
 MIN_MOVED_PCT = 1.0
-"""Images whose class the training changed; with fewer there is nothing to judge."""
+"""Images whose class training changed; with fewer there is nothing to judge."""
 MAX_CHURN_PCT = 25.0
-"""Pseudo-labels that change from epoch to epoch at the end; with more they have not settled. Their
-random crops alone change 8 to 15 % an epoch on icon scenes, whatever is learnt; while a network
-falls apart it is 60 %."""
+"""Pseudo-labels that still change per epoch at the end; above this they have not settled. Random
+crops alone change 8 to 15 % per epoch on icon scenes; in a collapsing network it is 60 %."""
 LAST = 3
-"""Epochs at the end whose churn is averaged."""
+"""Final epochs over which churn is averaged."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is thought of a training, and why; `numbers` are the signs it rests on."""
+    """The judgement of a training, with reasons; `numbers` are the signs behind it."""
 
     kind: Kind
     reasons: tuple[str, ...]
@@ -70,15 +72,15 @@ class Verdict:
 
     @property
     def keeps_zero_shot(self) -> bool:
-        """Return whether the trained network is put aside."""
+        """Whether the trained network is discarded."""
         return self.kind == "collapsed"
 
     def line(self) -> str:
-        """Return the verdict in a line."""
+        """The verdict in one line."""
         return f"{self.kind}: {'; '.join(self.reasons)}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Plain values for JSON."""
         return {
             "verdict": self.kind,
             "reasons": list(self.reasons),
@@ -90,9 +92,9 @@ class Verdict:
 def judge(
     rows: Sequence[Mapping[str, float]], *, n_images: int, n_classes: int, stopped: str = ""
 ) -> Verdict:
-    """Return the verdict on a training whose history is `rows`, epoch 0 first.
+    """Judge a training by its history `rows`, epoch 0 first.
 
-    `stopped` is why it ended early, if a loss was no number.
+    `stopped` is the reason it ended early, if a loss was not finite.
     """
     if stopped:
         return Verdict("collapsed", (stopped,), dict(rows[-1]) if rows else {})
@@ -120,28 +122,34 @@ _SIGNS = (
 
 
 def _signs_of_collapse(first: Mapping[str, float], last: Mapping[str, float]) -> list[str]:
-    """Return the signs that fell too far, in words."""
-    told = {
-        "kept_pct": (KEPT_LEFT, "{:.0f} % of the images keep zero-shot's class ({:.0f} % did)"),
+    """The signs that fell too far, in words."""
+    limits = {
+        "kept_pct": (KEPT_LEFT, "{:.0f} % of the images keep zero-shot's class ({:.0f} % before)"),
         "agreement_pct": (AGREEMENT_LEFT, "[FG] and [CLS] agree on {:.0f} % ({:.0f} % before)"),
-        "classes_seen_pct": (CLASSES_LEFT, "{:.0f} % of the classes are said ({:.0f} % before)"),
+        "classes_seen_pct": (
+            CLASSES_LEFT,
+            "{:.0f} % of the classes are predicted ({:.0f} % before)",
+        ),
         "entropy": (ENTROPY_LEFT, "the entropy of the classes is {:.2f} ({:.2f} before)"),
     }
     found = []
-    for name, (left, words) in told.items():
+    for name, (left, words) in limits.items():
         is_known = name in first and name in last
-        if is_known and not last[name] >= left * first[name]:  # NaN is a collapse too
+        # `not >=` rather than `<`: NaN must count as a collapse.
+        if is_known and not last[name] >= left * first[name]:
             found.append(words.format(last[name], first[name]))
     if not math.isfinite(last.get("confidence", 0.0)):
-        found.append("probabilities are no numbers")
+        found.append("probabilities are not finite")
     return found
 
 
-def _doubts(last: Mapping[str, float], churns: Sequence[float], images_a_class: float) -> list[str]:
-    """Return why there is no reason to prefer the adapted classifier, in words."""
+def _doubts(
+    last: Mapping[str, float], churns: Sequence[float], images_per_class: float
+) -> list[str]:
+    """Why there is no reason to prefer the adapted classifier, in words."""
     found = []
-    if images_a_class < MIN_IMAGES_A_CLASS:
-        found.append(f"{images_a_class:.1f} images a class are too few to judge by")
+    if images_per_class < MIN_IMAGES_PER_CLASS:
+        found.append(f"{images_per_class:.1f} images per class are too few to judge by")
     if len(churns) < LAST:
         found.append(f"{len(churns) + 1} epochs are too few to see whether pseudo-labels settle")
     else:
@@ -153,22 +161,22 @@ def _doubts(last: Mapping[str, float], churns: Sequence[float], images_a_class: 
     return found
 
 
-MAX_LOOKED_AT = 2048  # images that are classified at each epoch's end; of more, every k-th
-GUESSES = "guesses.safetensors"  # of the last two epochs, beside the checkpoint
-_START = -1  # in place of an epoch: the classes before training
+MAX_LOOKED_AT = 2048  # images classified after each epoch; of larger folders, an even sample
+GUESSES = "guesses.safetensors"  # pseudo-labels of the last two epochs, beside the checkpoint
+_START = -1  # epoch key for the predictions before training
 
 
 @dataclass(frozen=True)
 class Signs:
-    """What a classifier says of unlabelled images, in numbers; shares are in percent.
+    """A classifier's output for unlabelled images, in numbers; shares are in percent.
 
     Attributes:
         confidence: mean probability of the predicted class, in [0, 1].
-        entropy: of the mean probabilities of the classes, 1 if all classes are equally likely;
-            0 if all images are one class.
-        classes_seen_pct: classes that are predicted for an image, of those that could be.
-        kept_pct: images whose class is the one that zero-shot gives them.
-        agreement_pct: images for which [FG] and [CLS] say the same; None where there is one head.
+        entropy: of the mean class probabilities, normalised: 1 if all classes are equally likely,
+            0 if all images get one class.
+        classes_seen_pct: classes predicted for at least one image, of those that could be.
+        kept_pct: images that keep zero-shot's class.
+        agreement_pct: images for which [FG] and [CLS] agree; None for methods with one head.
     """
 
     confidence: float
@@ -178,17 +186,18 @@ class Signs:
     agreement_pct: float | None = None
 
     def row(self) -> dict[str, float]:
-        """Return the numbers as columns of history."""
+        """The numbers as columns of the history."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def signs(
     heads: Mapping[str, Float[Tensor, "image classes"]], zero_shot: Int[Tensor, " image"]
 ) -> Signs:
-    """Return the signs of a classifier's `heads`; `zero_shot` is each image's class without it.
+    """The signs of a classifier's `heads`; `zero_shot` is each image's class before training.
 
-    With fewer images than classes, as many classes as images could be predicted.
+    With fewer images than classes, at most as many classes as images can be predicted.
     """
+    # float64: at CLIP's temperature most probabilities are close to 0 or 1.
     probabilities = (CONFIDENCE_SCALE * heads["fused"].double()).softmax(dim=-1)
     confidence, predicted = probabilities.max(dim=-1)
     n_images, n_classes = probabilities.shape
@@ -208,7 +217,7 @@ def signs(
 
 
 class Watch:
-    """Keeps the guesses of two epochs, and looks at the classifier when an epoch has ended."""
+    """Collects pseudo-labels during training and evaluates the classifier after each epoch."""
 
     shown: ClassVar[Mapping[str, str]] = {
         "loss": "loss {:.3f}",
@@ -228,9 +237,10 @@ class Watch:
         seed: int,
         folder: Path | None = None,
     ) -> None:
-        """Watch the training on `images`; `folder` is where a later process finds the guesses.
+        """Watch the training on `images`.
 
-        `zero_shot` is the class of every image before training.
+        `zero_shot` is the class of every image before training; `folder` keeps the pseudo-labels
+        of the last epochs for a process that resumes.
         """
         looked_at = spread(len(images), MAX_LOOKED_AT)
         part = images.part(looked_at)
@@ -248,20 +258,21 @@ class Watch:
     def pseudo_labels(
         self, indices: Int[Tensor, " batch"], guesses: Mapping[str, Int[Tensor, " batch"]]
     ) -> None:
-        """Keep the guesses that are learnt from, where they are."""
+        """Keep a batch's pseudo-labels, the ones learnt from."""
+        # Left on their device: copying each batch to the host would wait for the GPU.
         self._new.append((indices, guesses["mix"]))
 
     def evaluate(self, classifier: Classifier) -> None:
-        """Look at what the classifier says of the images."""
+        """Compute the signs of the classifier as it is now."""
         heads = collect_heads(classifier, self._views(classifier.views))
         self._predicted = heads["fused"].argmax(dim=-1)
         self._signs = signs(heads, self._zero_shot).row()
 
     def take(self, epoch: int) -> dict[str, float]:
-        """Return what was seen of an epoch, by column of history.
+        """An epoch's signs, by column of the history.
 
-        `churn_pct`: pseudo-labels that differ from the last epoch's. `moved_pct`: images whose
-        class differs from what the network said before training.
+        `churn_pct`: pseudo-labels that differ from the previous epoch's. `moved_pct`: images whose
+        class differs from the network's own before training.
         """
         found = dict(self._signs)
         if epoch == 0:
@@ -283,7 +294,7 @@ class Watch:
 
 
 def _share(is_so: Tensor) -> float:
-    """Return the share of what is true, in percent."""
+    """Share of true entries, in percent."""
     return 100 * float(is_so.double().mean())
 
 
@@ -293,7 +304,7 @@ def _write_guesses(path: Path, guesses: Mapping[int, Tensor]) -> None:
 
 
 def _read_guesses(path: Path) -> dict[int, Tensor]:
-    """Return the guesses that an interrupted run left, by epoch."""
+    """Pseudo-labels of an interrupted run, by epoch."""
     if not path.is_file():
         return {}
     try:
@@ -301,5 +312,5 @@ def _read_guesses(path: Path) -> dict[int, Tensor]:
             return {int(name): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise SettingsError(
-            f"{path} is damaged ({' '.join(str(error).split())}); delete its folder to begin anew"
+            f"{path} is damaged ({' '.join(str(error).split())}); delete its folder to start over"
         ) from error

@@ -1,4 +1,4 @@
-"""The command line: quick to help, one line an error, an exit code for each kind of it."""
+"""The command line: fast help, one line per error, an exit code for each kind of error."""
 
 import csv
 import io
@@ -31,11 +31,11 @@ def verbs() -> set[str]:
     return set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
 
 
-def test_there_is_a_verb_for_each_rule_and_for_people() -> None:
+def test_every_verb_of_the_design_exists() -> None:
     assert verbs() >= VERBS_OF_DESIGN
 
 
-def test_help_is_quick_because_torch_and_mlflow_stay_away() -> None:
+def test_help_imports_neither_torch_nor_mlflow() -> None:
     program = (
         "import sys; from microclip.cli.main import main; code = main(['--help']);"
         "heavy = {'torch', 'mlflow', 'open_clip', 'pandas'} & set(sys.modules);"
@@ -51,7 +51,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
     assert verb in capsys.readouterr().out
 
 
-def test_every_command_that_a_message_names_exists() -> None:
+def test_every_command_named_in_a_message_exists() -> None:
     import re
 
     named: set[str] = set()
@@ -74,7 +74,7 @@ def test_every_command_that_a_message_names_exists() -> None:
         (processes.Terminated(), 143),
     ],
 )
-def test_each_kind_of_error_has_its_exit_code_and_one_line(
+def test_each_kind_of_error_is_one_line_with_its_exit_code(
     error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     def fail(*_: object) -> None:
@@ -87,7 +87,7 @@ def test_each_kind_of_error_has_its_exit_code_and_one_line(
     assert "Traceback" not in said
 
 
-def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_raises_the_original_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise SettingsError("x")
 
@@ -109,11 +109,11 @@ def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
         (["collect-scores", "--study", "s", "--out", "x"], 3, "plan.json does not exist"),
         (["nonsense"], 2, "No such command 'nonsense'"),
         (["run"], 2, "Missing option '--settings'"),
-        (["adapt", "photos", "--classes", "none.txt", "--out", "x"], 3, "none.txt is no file"),
+        (["adapt", "photos", "--classes", "none.txt", "--out", "x"], 3, "none.txt is not a file"),
         (["predict", "nothing", "a.png"], 2, "holds no complete classifier"),
     ],
 )
-def test_bad_input_is_one_line(
+def test_bad_input_is_refused_in_one_line(
     project: Path, arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.main(arguments) == code
@@ -126,7 +126,7 @@ def environment(project: Path) -> dict[str, str]:
     return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{project}/tracking.db"}
 
 
-def test_a_whole_run_by_hand(project: Path) -> None:
+def test_a_run_can_be_started_by_hand(project: Path) -> None:
     settings = settings_of("cupl")
     prepare(settings)
     (project / "run.json").write_text(json.dumps(settings.as_dict()))
@@ -146,7 +146,7 @@ def test_a_whole_run_by_hand(project: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_run_that_is_told_to_stop_says_so_and_continues_later(
+def test_a_run_that_receives_a_signal_says_so_and_resumes_later(
     project: Path, sent: signal.Signals, code: int
 ) -> None:
     settings = settings_of("microclip", epochs=400)
@@ -180,7 +180,7 @@ def test_a_run_that_is_told_to_stop_says_so_and_continues_later(
 
 
 @pytest.mark.slow
-def test_two_processes_never_write_one_run(project: Path) -> None:
+def test_two_processes_cannot_write_one_run(project: Path) -> None:
     settings = settings_of("microclip", epochs=400)
     prepare(settings)
     (project / "run.yaml").write_text(json.dumps(settings.as_dict()))
@@ -199,7 +199,7 @@ def test_two_processes_never_write_one_run(project: Path) -> None:
     first.communicate()
 
 
-def test_own_images_are_adapted_to_and_predicted(
+def test_adapt_then_predict_on_your_own_images(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (project / "photos").mkdir()
@@ -232,7 +232,7 @@ def test_a_misspelt_setting_of_adapt_is_refused(
     assert "write it as key=value" in capsys.readouterr().err
 
 
-def test_doctor_names_versions_and_what_is_missing(
+def test_doctor_lists_versions_and_backbones(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.main(["doctor"]) == 0
@@ -241,14 +241,14 @@ def test_doctor_names_versions_and_what_is_missing(
     assert "backbone tiny" in said
 
 
-def test_unlock_is_quiet_where_nothing_is_left(
+def test_unlock_is_silent_if_there_is_nothing_to_clean_up(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.main(["unlock"]) == 0
     assert capsys.readouterr().err == ""
 
 
-def test_unlock_releases_a_lock_whose_holder_is_gone(
+def test_unlock_releases_a_lock_whose_process_is_gone(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lock = project / ".snakemake" / "locks" / "0.output.lock"
@@ -259,7 +259,7 @@ def test_unlock_releases_a_lock_whose_holder_is_gone(
     assert not lock.exists()
 
 
-def test_unlock_leaves_a_living_workflow_alone(
+def test_unlock_does_not_touch_a_running_workflow(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lock = project / ".snakemake" / "locks" / "0.output.lock"
@@ -278,7 +278,7 @@ def test_unlock_leaves_a_living_workflow_alone(
         living.wait()
 
 
-def test_unlock_ends_jobs_left_behind_but_no_command_of_a_user(
+def test_unlock_ends_orphaned_jobs_but_not_commands_of_the_user(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (project / "microclip.py").write_text("import time; time.sleep(60)")  # stands in for both

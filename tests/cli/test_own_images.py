@@ -1,4 +1,4 @@
-"""`microclip predict` and `microclip.load`: what they tell, and what they refuse to open."""
+"""`microclip predict` and `microclip.load`: their output, and what they refuse to open."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ class Bomb:
 
 @pytest.fixture
 def own(project: Path, project_source: Path) -> Path:
-    """Return the folder of a classifier with two tokens, for the tiny network."""
+    """The folder of a classifier with two tokens, on the tiny network."""
     adapted = microclip.adapt(
         project_source / "images" / "test", CLASSES, backbone="tiny", epochs=0, device="cpu"
     )
@@ -40,7 +40,7 @@ def own(project: Path, project_source: Path) -> Path:
 
 @pytest.fixture
 def photos(project: Path, project_source: Path) -> Path:
-    """Return a folder of two images in a folder of their own, one beside it."""
+    """A folder with one image, and two more in a subfolder."""
     folder = project / "photos"
     (folder / "deep").mkdir(parents=True)
     found = sorted((project_source / "images" / "test").rglob("*.png"))
@@ -50,13 +50,13 @@ def photos(project: Path, project_source: Path) -> Path:
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Return what a command that succeeds writes to standard output."""
+    """Standard output of `predict`, which must succeed."""
     assert main.main(["predict", *arguments]) == 0
     return capsys.readouterr().out
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
-    """Return the one line of a command that fails, with nothing on standard output."""
+    """The one line of error of a command that must fail; standard output stays empty."""
     assert main.main(list(arguments)) == code
     out, err = capsys.readouterr()
     (line,) = [row for row in err.splitlines() if row.startswith("microclip:")]
@@ -64,7 +64,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) 
     return line
 
 
-def test_files_and_folders_mix_and_csv_is_all_there_is_on_standard_output(
+def test_predict_takes_files_and_folders_and_prints_only_csv(
     own: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = printed(capsys, str(own), str(photos / "c.png"), str(photos / "deep"))
@@ -80,7 +80,7 @@ def test_files_and_folders_mix_and_csv_is_all_there_is_on_standard_output(
         assert float(row["confidence"]) >= float(row["confidence_2"])
 
 
-def test_json_is_an_array_or_a_line_an_image(
+def test_json_is_an_array_or_one_line_per_image(
     own: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     array = json.loads(printed(capsys, str(own), str(photos), "--json", "--top", "3"))
@@ -93,7 +93,7 @@ def test_json_is_an_array_or_a_line_an_image(
         assert {"fg_class", "cls_class"} <= one.keys()
 
 
-def test_python_tells_the_same_and_the_runner_up(own: Path, photos: Path) -> None:
+def test_a_prediction_in_python_has_the_runner_up_and_margin(own: Path, photos: Path) -> None:
     loaded = microclip.load(own, device="cpu")
     found = loaded.predict(photos, top=2)
     assert [len(one.top) for one in found] == [2, 2, 2]
@@ -114,7 +114,7 @@ def test_methods_with_one_token_have_no_columns_for_two(
     assert adapted.predict(photos)[0].fg_class is None
 
 
-def test_bad_images_are_named_or_left_out_by_name(
+def test_bad_images_are_listed_or_skipped_with_a_warning(
     own: Path, photos: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     (photos / "empty.png").write_bytes(b"")
@@ -133,7 +133,7 @@ def test_bad_images_are_named_or_left_out_by_name(
     assert "1 of 1 images cannot be read" in line
 
 
-def test_a_path_that_is_not_there_is_one_line(
+def test_a_missing_path_is_refused_in_one_line(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "nowhere.jpg does not exist" in refused(capsys, "predict", str(own), "nowhere.jpg")
@@ -152,7 +152,7 @@ def test_pickles_in_the_folder_are_refused_unopened(
     assert CONFIRMED == []
 
 
-def test_a_pickled_archive_of_torch_is_refused_whatever_it_is_called(
+def test_a_torch_archive_is_refused_whatever_its_name(
     own: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({"bomb": Bomb()}, own / "adapted.safetensors")
@@ -163,7 +163,9 @@ def test_a_pickled_archive_of_torch_is_refused_whatever_it_is_called(
 
 
 @pytest.mark.parametrize("length", [0x280, 0x480, 0x580])
-def test_a_header_whose_length_looks_like_a_pickle_is_none(tmp_path: Path, length: int) -> None:
+def test_a_safetensors_header_that_resembles_a_pickle_is_accepted(
+    tmp_path: Path, length: int
+) -> None:
     path = tmp_path / "a.safetensors"
     bare = len(save({"a": torch.ones(1)}, metadata={"x": ""})) - 4 - 8
     path.write_bytes(save({"a": torch.ones(1)}, metadata={"x": "-" * (length - bare)}))
@@ -194,13 +196,15 @@ def test_pickled_descriptions_are_refused(project: Path, project_source: Path) -
     assert CONFIRMED == []
 
 
-def rename(own: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
-    """Change the trained tensors of a saved classifier."""
+def rewrite(
+    own: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+) -> None:
+    """Rewrite the trained tensors of a saved classifier."""
     path = own / "adapted.safetensors"
     save_file(change(load_file(path)), path)
 
 
-def test_missing_extra_and_misshapen_tensors_are_told_with_both_counts(
+def test_missing_extra_and_misshapen_tensors_are_listed_with_both_counts(
     own: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     n = len(load_file(own / "adapted.safetensors"))
@@ -209,7 +213,7 @@ def test_missing_extra_and_misshapen_tensors_are_told_with_both_counts(
         del state["pooling.key.weight"]
         return {**state, "extra": torch.ones(2), "classifier": state["classifier"][:2].clone()}
 
-    rename(own, broken)
+    rewrite(own, broken)
     line = refused(capsys, "predict", str(own), str(photos))
     assert f"{n} tensors where {n} are expected" in line
     assert "missing 'pooling.key.weight'" in line
@@ -226,7 +230,7 @@ def test_trained_tensors_beside_a_method_that_trains_nothing_are_refused(
         microclip.load(saved)
 
 
-def test_files_of_other_classes_are_told_with_both_counts_and_the_first_that_differs(
+def test_files_for_other_classes_are_refused_with_counts_and_the_first_difference(
     own: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     two = microclip.adapt(photos, CLASSES[:2], backbone="tiny", epochs=0, device="cpu")
@@ -241,7 +245,7 @@ def test_files_of_other_classes_are_told_with_both_counts_and_the_first_that_dif
     assert printed(capsys, str(own), str(photos))
 
 
-def test_the_same_number_of_other_classes_is_no_match_either(own: Path, photos: Path) -> None:
+def test_the_same_number_of_different_classes_is_refused_too(own: Path, photos: Path) -> None:
     names = ["x", *CLASSES[1:]]
     other = microclip.adapt(photos, names, backbone="tiny", epochs=0, device="cpu").save("other")
     (own / "adapted.safetensors").write_bytes((other / "adapted.safetensors").read_bytes())

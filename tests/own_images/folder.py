@@ -1,4 +1,4 @@
-"""A folder of one's own images for tests, without labels, and the command as people type it."""
+"""A folder of unlabelled images for tests, and the `adapt` command as users type it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ N_IMAGES = N_TRAIN * len(CLASSES)
 
 
 def write_photos(folder: Path) -> dict[str, str]:
-    """Write images into `folder`, some deep below it; return the class of each by name."""
+    """Write images into `folder`, some in nested folders; return each one's class by name."""
     truth = {}
     for label, name in enumerate(CLASSES):
         for number in range(N_TRAIN):
@@ -30,28 +30,28 @@ def write_photos(folder: Path) -> dict[str, str]:
 
 
 def write_labels(path: Path, truth: dict[str, str]) -> Path:
-    """Write a labels file and return it."""
+    """Write a labels file and return its path."""
     with path.open("w", newline="") as stream:
         csv.writer(stream).writerows([("file", "class"), *truth.items()])
     return path
 
 
 def adapt(*more: str, out: str = "adapted") -> int:
-    """Run the command on `photos` with the tiny backbone, trained shortly; return its exit code."""
+    """Run `adapt` on `photos` with the tiny backbone and short training; return the exit code."""
     given = ("adapt", "photos", "--classes", "names.txt", "--out", out, "--backbone", "tiny")
     short = () if "--method" in more else SHORT
     return main.main([*given, "--set", "device=cpu", *short, *more])
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file."""
+    """Rows of a CSV file."""
     with path.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 
 @pytest.fixture
 def place(project: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in a folder with photos, class names and an empty MLflow store; return it."""
+    """Work in a folder with photos, class names and an empty MLflow store; return that folder."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (project / "results").mkdir()
     shutil.copy(empty_database, project / paths.TRACKING_DATABASE)

@@ -1,4 +1,4 @@
-"""`microclip adapt FOLDER` as people type it: what it prints, writes, continues and refuses."""
+"""`microclip adapt FOLDER` as users type it: what it prints, writes, resumes and refuses."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ TIMES = ("images_per_s", "seconds", "elapsed_s", "peak_memory_mib")
 
 
 def numbers(out: Path) -> list[dict[str, float]]:
-    """Return the history without what the clock says."""
+    """The history without timings."""
     return [
         {name: float(value) for name, value in row.items() if value and name not in TIMES}
         for row in read(out / "history.csv")
     ]
 
 
-def test_a_folder_with_odd_files_is_adapted_and_told_of(
+def test_a_folder_with_odd_files_is_adapted_and_described(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw(0, 77).convert("CMYK").save(place / "photos" / "print.jpg")
@@ -48,8 +48,8 @@ def test_a_folder_with_odd_files_is_adapted_and_told_of(
     lines = [line for line in said.err.splitlines() if line and not line[0].isspace()]
     print(said.err)
     assert lines[0] == "16 images of 3 classes in photos: RGB 15, CMYK 1; no labels (fine)"
-    assert "passed over, no images: 1 .txt" in said.err
-    assert "left out, cannot be used: 2, listed in adapted/bad_files.csv" in said.err
+    assert "ignored, not images: 1 .txt" in said.err
+    assert "skipped, cannot be used: 2, listed in adapted/bad_files.csv" in said.err
     assert "texts: 3 classes x 1 sentences from templates; 0 longer" in said.err
     assert "plan: microclip on tiny, seed 0, cpu; about " in said.err
     assert "epoch 2/2: loss" in said.err
@@ -66,7 +66,7 @@ def test_a_folder_with_odd_files_is_adapted_and_told_of(
     assert bad == {"torn.jpg", "empty.png"}
 
 
-def test_what_is_written_agrees_with_what_is_loaded(place: Path) -> None:
+def test_written_predictions_match_those_of_the_loaded_classifier(place: Path) -> None:
     assert adapt("--label-first", "5") == 0
     rows = read(place / "adapted" / "predictions.csv")
     loaded = microclip.load(place / "adapted", device="cpu").predict(place / "photos")
@@ -86,14 +86,14 @@ def test_what_is_written_agrees_with_what_is_loaded(place: Path) -> None:
     assert "| epochs | 2 |" in card
 
 
-def test_a_complete_folder_is_left_alone_and_another_command_is_refused(
+def test_a_complete_folder_is_left_alone_and_a_different_command_is_refused(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert adapt() == 0
     before = {path: path.stat().st_mtime_ns for path in (place / "adapted").iterdir()}
     capsys.readouterr()
     assert adapt() == 0
-    assert "adapted is complete already" in capsys.readouterr().err
+    assert "adapted is already complete" in capsys.readouterr().err
     assert adapt("--set", "gamma=0.3") == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
@@ -108,7 +108,7 @@ def test_a_complete_folder_is_left_alone_and_another_command_is_refused(
     assert "--out mine holds other files, first 'thesis.tex'" in capsys.readouterr().err
 
 
-def test_labels_score_and_never_reach_the_training(
+def test_labels_only_score_and_never_affect_training(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     truth = write_photos(place / "photos")
@@ -118,7 +118,7 @@ def test_labels_score_and_never_reach_the_training(
     write_labels(place / "turned.csv", turned)
     assert adapt(out="none") == 0
     assert adapt("--labels", "labels.csv", out="true") == 0
-    assert "labels, for scoring alone" in capsys.readouterr().err
+    assert "labels, only for scoring" in capsys.readouterr().err
     assert adapt("--labels", "turned.csv", out="turned") == 0
     weights = [(place / out / "adapted.safetensors").read_bytes() for out in ("none", "true")]
     assert weights[0] == weights[1] == (place / "turned" / "adapted.safetensors").read_bytes()
@@ -131,7 +131,7 @@ def test_labels_score_and_never_reach_the_training(
     assert not (place / "none" / "scores.json").exists()
 
 
-def test_names_may_be_those_of_folders_or_of_labels(place: Path) -> None:
+def test_class_names_can_come_from_folders_or_labels(place: Path) -> None:
     for path in sorted((place / "photos").rglob("*.png")):
         target = place / "sorted" / CLASSES[int(path.stem[6])] / "below"
         target.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def test_names_may_be_those_of_folders_or_of_labels(place: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", ["3.0", "1.0e30"])
-def test_a_collapse_keeps_zero_shot_and_says_so_everywhere(
+def test_after_a_collapse_zero_shot_is_kept_and_every_file_says_so(
     place: Path, capsys: pytest.CaptureFixture[str], rate: str
 ) -> None:
     assert adapt("--set", f"learning_rate={rate}", "--set", "epochs=4") == 0
@@ -159,7 +159,7 @@ def test_a_collapse_keeps_zero_shot_and_says_so_everywhere(
     record = json.loads((out / "adapted.json").read_text())
     assert (record["method"], record["about"]["kept"]) == ("cupl", "zero-shot")
     assert record["about"]["asked_method"] == "microclip"
-    assert "what is saved here is the zero-shot classifier" in (out / "README.md").read_text()
+    assert "Saved here is the zero-shot classifier" in (out / "README.md").read_text()
     assert "Adaptation collapsed, this is zero-shot:" in (out / "gallery.html").read_text()
     assert load_file(out / "adapted.safetensors") == {}
     rows = read(out / "predictions.csv")
@@ -172,7 +172,7 @@ def test_a_collapse_keeps_zero_shot_and_says_so_everywhere(
     ]
 
 
-def test_a_killed_command_goes_on_and_gives_the_numbers_of_an_unbroken_one(place: Path) -> None:
+def test_a_killed_command_resumes_to_the_same_numbers(place: Path) -> None:
     more = ("--set", "epochs=6", "--set", "batch_size=2", "--labels", "labels.csv")
     write_labels(place / "labels.csv", write_photos(place / "photos"))
     assert adapt(*more, out="whole") == 0
@@ -191,10 +191,10 @@ def test_a_killed_command_goes_on_and_gives_the_numbers_of_an_unbroken_one(place
     for name in ("adapted.safetensors", "predictions.csv", "gallery.html", "scores.json"):
         assert (place / "broken" / name).read_bytes() == (place / "whole" / name).read_bytes(), name
     assert not checkpoint.parent.exists()
-    assert len(runs("own-images")) == 1  # the same command: another folder, the same run
+    assert len(runs("own-images")) == 1  # the same command in another folder is the same run
 
 
-def test_the_run_is_in_mlflow_with_its_settings_signs_and_files(place: Path) -> None:
+def test_mlflow_shows_the_settings_signs_and_files(place: Path) -> None:
     assert adapt("--set", "epochs=4") == 0
     (run,) = runs("own-images")
     assert run.info.status == "FINISHED"
@@ -205,17 +205,17 @@ def test_the_run_is_in_mlflow_with_its_settings_signs_and_files(place: Path) -> 
     assert {"README.md", "gallery.html", "predictions.csv", "adapted.json"} <= files
 
 
-def test_a_dead_tracking_server_stops_nothing(
+def test_a_dead_tracking_server_does_not_stop_the_run(
     place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert adapt() == 0
     assert (place / "adapted" / "adapted.json").is_file()
-    assert "its folder will be whole without it" in caplog.text
+    assert "its folder will be complete without MLflow" in caplog.text
 
 
-def test_few_images_run_with_a_warning_about_the_fairness_term(
+def test_few_images_warn_about_the_fairness_term(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in sorted((place / "photos").rglob("*.png"))[2:]:
@@ -223,12 +223,12 @@ def test_few_images_run_with_a_warning_about_the_fairness_term(
     assert adapt("--set", "epochs=4") == 0
     said = capsys.readouterr().err
     assert "fewer images than a batch of 8: each step sees all 2" in said
-    assert "warning: the fairness term wants all 3 classes equally often" in said
-    assert "0.7 images a class are too few to judge by" in said or "collapsed" in said
+    assert "warning: the fairness term assumes that all 3 classes are equally frequent" in said
+    assert "0.7 images per class are too few to judge by" in said or "collapsed" in said
     assert len(read(place / "adapted" / "predictions.csv")) == 2
 
 
-def test_a_file_of_descriptions_is_read(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_descriptions_are_read_from_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "own.json").write_text(json.dumps({**SENTENCES, "yak": ["A yak has long hair."]}))
     assert adapt("--descriptions", "own.json") == 0
     said = capsys.readouterr().err
@@ -236,7 +236,7 @@ def test_a_file_of_descriptions_is_read(place: Path, capsys: pytest.CaptureFixtu
     assert "1 descriptions of other classes are not used" in said
 
 
-def test_a_domain_joins_the_template(place: Path) -> None:
+def test_the_domain_is_added_to_the_template(place: Path) -> None:
     assert adapt("--domain", "a kind of shape", "--method", "cupl") == 0
     written = yaml.safe_load((place / "adapted" / "settings.yaml").read_text())
     assert written["dataset"]["templates"] == ["a photo of a {}, a kind of shape."]
@@ -259,7 +259,9 @@ def test_a_language_model_describes_the_classes_once(
         "tiny",
     ]
     command += ["--llm", "asked", "--domain", "a shape", "--method", "cupl"]
-    worker = start(*command, "--set", "device=cpu")  # asks in a process that outlives this one
+    worker = start(
+        *command, "--set", "device=cpu"
+    )  # the worker process survives a kill of the command
     said, _ = worker.communicate(timeout=300)
     assert worker.returncode == 0, said
     assert "9 requests to send" in said
@@ -268,12 +270,14 @@ def test_a_language_model_describes_the_classes_once(
     asked = {one.question for one in server.sent}  # type: ignore[attr-defined]
     assert any("a red disc, a shape," in question for question in asked)
     assert adapt("--llm", "asked", "--domain", "a shape", "--method", "cupl") == 0
-    assert "complete already" in capsys.readouterr().err
+    assert "already complete" in capsys.readouterr().err
     assert len(server.sent) == 9  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("answer", "is_begun"), [("y\n", True), ("", False)])
-def test_whoever_sits_there_is_asked_first(place: Path, answer: str, *, is_begun: bool) -> None:
+def test_on_a_terminal_the_user_is_asked_before_training(
+    place: Path, answer: str, *, is_begun: bool
+) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "microclip", "adapt", "photos", "--classes", "names.txt"]
     command += ["--out", "adapted", "--backbone", "tiny", "--method", "cupl"]
@@ -288,7 +292,7 @@ def test_whoever_sits_there_is_asked_first(place: Path, answer: str, *, is_begun
     assert (place / "adapted" / "adapted.json").exists() == is_begun
 
 
-def test_the_same_images_elsewhere_are_the_same_command(
+def test_moving_the_image_folder_does_not_change_the_command(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert adapt("--method", "cupl") == 0
@@ -298,10 +302,10 @@ def test_the_same_images_elsewhere_are_the_same_command(
     given = ["adapt", "moved/photos", "--classes", "names.txt", "--out", "adapted"]
     given += ["--backbone", "tiny", "--method", "cupl", "--set", "device=cpu"]
     assert main.main(given) == 0
-    assert "complete already" in capsys.readouterr().err
+    assert "already complete" in capsys.readouterr().err
 
 
-def test_two_commands_do_not_share_a_folder(place: Path) -> None:
+def test_two_commands_cannot_write_one_folder_at_once(place: Path) -> None:
     from microclip import processes
 
     with processes.exclusive(place / "adapted"):
@@ -309,7 +313,7 @@ def test_two_commands_do_not_share_a_folder(place: Path) -> None:
     assert not (place / "adapted" / "settings.yaml").exists()
 
 
-def test_an_image_is_an_image_whatever_its_mode(place: Path) -> None:
+def test_images_of_every_pillow_mode_are_accepted(place: Path) -> None:
     for mode in ("L", "RGBA", "P", "1", "I;16"):
         Image.new(mode, (40, 40)).save(place / "photos" / f"mode-{mode.replace(';', '')}.png")
     assert adapt("--method", "cupl") == 0

@@ -1,6 +1,6 @@
-"""Bad input to `adapt` and `predict` on the command line: one line each, its code, nothing written.
+"""Bad input to `adapt` and `predict`: one line of error, the right exit code, nothing written.
 
-The numbers are those of the list of bad inputs that the project promises to survive.
+The numbers B1 to B19 refer to the project's list of bad inputs that it promises to handle.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["place"]
 
 @dataclass(frozen=True)
 class Case:
-    """What is spoilt, how the command differs, and what it must say in one line."""
+    """What is broken, how the command differs, and what its one-line error must contain."""
 
     name: str
     spoil: Callable[[], object]
@@ -111,20 +111,26 @@ CASES = (
         ["class names are needed because CLIP compares images with names", "--classes FILE"],
         instead=without(),
     ),
-    Case("B2 no such list", nothing, ["class list no.txt is no file"], ("--classes", "no.txt"), 3),
+    Case(
+        "B2 no such list",
+        nothing,
+        ["class list no.txt is not a file"],
+        ("--classes", "no.txt"),
+        3,
+    ),
     Case(
         "B2 no folders of classes",
         nothing,
-        ["--classes-from-folders: 6 images lie in photos itself, first photo-00.png"],
+        ["--classes-from-folders: 6 images are in photos itself, first photo-00.png"],
         instead=without("--classes-from-folders"),
     ),
     Case(
         "B3 twice",
         names("missile", "owl", "missile", "Sunglasses", "sunglasses"),
         [
-            "2 class names stand twice in names.txt: 'missile' (lines 1 and 3), 'sunglasses' "
+            "2 class names appear twice in names.txt: 'missile' (lines 1 and 3), 'sunglasses' "
             "(lines 4 and 5)",
-            "tell them apart (as 'missile (weapon)')",
+            "distinguish them (for example 'missile (weapon)')",
             "--allow-duplicates keeps both",
         ],
     ),
@@ -140,7 +146,7 @@ CASES = (
     Case(
         "B5 no text",
         lambda: Path("names.txt").write_bytes(b"owl\n\xff\xfe\n"),
-        ["class list names.txt is no UTF-8 text"],
+        ["class list names.txt is not UTF-8 text"],
     ),
     Case("B8 one pixel", image_of("dot.png", 1, 1), ["dot.png: ", "1 x 1"]),
     Case("B8 a line", image_of("line.png", 30000, 2), ["line.png: ", "30000 x 2"]),
@@ -178,7 +184,7 @@ CASES = (
     Case(
         "B13 missing class",
         sentences({name: own for name, own in SENTENCES.items() if name != "blue bar"}),
-        ["own.json", "missing 1 (first 'blue bar'); write the sentences"],
+        ["own.json", "missing 1 (first 'blue bar'); write the missing sentences"],
         DESCRIBED,
     ),
     Case(
@@ -194,7 +200,7 @@ CASES = (
             "stub 2 (first '.')",
             "url 1",
             "`microclip describe --check own.json`",
-            "--fix writes a mended copy",
+            "--fix writes a corrected copy",
         ],
         DESCRIBED,
     ),
@@ -219,15 +225,15 @@ CASES = (
     ),
     Case("a setting", nothing, ["unknown key 'gama'", "did you mean 'gamma'"], ("--set", "gama=1")),
     Case("a backbone", nothing, ["unknown backbone 'RN50'"], ("--backbone", "RN50")),
-    Case("out within", nothing, ["lies within the images' folder"], ("--out", "photos/out")),
+    Case("out within", nothing, ["is inside the image folder"], ("--out", "photos/out")),
     Case("both", nothing, ["exclude each other"], (*DESCRIBED, "--llm", "gpt-4o")),
-    Case("domain", nothing, ["holds braces", "a kind of bird"], ("--domain", "a {}")),
+    Case("domain", nothing, ["contains braces", "a kind of bird"], ("--domain", "a {}")),
     Case("no model", nothing, ["reads a file and asks no model"], ("--llm", "shipped")),
 )
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_a_wrong_input_is_one_line_with_its_code_and_starts_nothing(
+def test_bad_input_is_one_line_with_its_exit_code_and_starts_nothing(
     place: Path, capsys: pytest.CaptureFixture[str], case: Case
 ) -> None:
     case.spoil()
@@ -243,8 +249,8 @@ def test_a_wrong_input_is_one_line_with_its_code_and_starts_nothing(
     assert left <= {"bad_files.csv", ".lock"}
 
 
-def test_names_with_any_sign_are_data(place: Path) -> None:
-    """B5: slashes, quotes, emoji, commas and blanks reach tables and the page, and no path."""
+def test_class_names_may_contain_any_character(place: Path) -> None:
+    """B5: slashes, quotes, emoji, commas and spaces reach tables and the page, never paths."""
     odd = [
         "F/A-18 'Hornet'",
         '../../etc/"passwd"',
@@ -262,16 +268,16 @@ def test_names_with_any_sign_are_data(place: Path) -> None:
     ]
 
 
-def test_doubled_names_are_kept_if_asked_for(place: Path) -> None:
-    """B3: the later one gets an underscore, which is not read out."""
+def test_allow_duplicates_keeps_both_names(place: Path) -> None:
+    """B3: the later one gets a trailing underscore, which no prompt contains."""
     names("missile", "owl", "missile")()
     assert adapt("--allow-duplicates", "--method", "cupl") == 0
     record = json.loads(Path("adapted/adapted.json").read_text())
     assert record["class_names"] == ["missile", "owl", "missile_"]
 
 
-def test_bad_files_are_left_out_only_if_asked_for(place: Path) -> None:
-    """B9: the list is written in either case, and the images keep their places."""
+def test_bad_files_are_skipped_only_on_request(place: Path) -> None:
+    """B9: the list is written in both cases."""
     bytes_of("a.jpg", b"<html>")()
     bytes_of(".DS_Store", b"x")()
     assert adapt("--method", "cupl") == 2
@@ -282,17 +288,17 @@ def test_bad_files_are_left_out_only_if_asked_for(place: Path) -> None:
     assert Path("adapted/bad_files.csv").read_text() == listed
 
 
-def test_the_same_images_twice_are_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """B11: there is no test folder here; doubled images are told, as they weigh twice."""
+def test_duplicate_images_are_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """B11: duplicates are reported because they weigh twice in training."""
     shutil.copy("photos/photo-00.png", "photos/copy.png")
     assert adapt("--method", "cupl") == 0
-    assert "1 images have the bytes of another one" in capsys.readouterr().err
+    assert "1 images are exact copies of another one" in capsys.readouterr().err
 
 
-def test_a_sentence_too_long_for_the_tower_is_counted_and_read_in_part(
+def test_a_sentence_too_long_for_the_text_tower_is_counted_and_truncated(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """B13: more tokens than are read cut a sentence and stop nothing."""
+    """B13: a sentence with too many tokens is truncated, not refused."""
     sentences({**SENTENCES, "blue bar": ["A blue bar is " + "very " * 90 + "long."]})()
     assert adapt(*DESCRIBED, "--method", "cupl") == 0
     said = capsys.readouterr().err
@@ -300,10 +306,10 @@ def test_a_sentence_too_long_for_the_tower_is_counted_and_read_in_part(
     assert "1 x too-long" in said
 
 
-def test_an_adapted_model_of_other_classes_is_refused(
+def test_files_for_other_classes_are_refused(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """B19: both numbers of classes, and the first difference."""
+    """B19: the error gives both numbers of classes."""
     assert adapt() == 0
     names(*CLASSES, "yak")()
     assert adapt("--method", "cupl", out="other") == 0
@@ -320,8 +326,8 @@ def test_an_adapted_model_of_other_classes_is_refused(
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_labels_of_files_that_are_bad_are_passed_over(place: Path) -> None:
-    """B12: a labelled image that cannot be read is no fault of the list."""
+def test_labels_of_bad_files_are_ignored(place: Path) -> None:
+    """B12: a labelled image that cannot be read is not an error in the list."""
     truth = write_photos(place / "photos")
     bytes_of("torn.png", b"x")()
     write_labels(Path("labels.csv"), {**truth, "torn.png": "red_disc"})
@@ -330,8 +336,8 @@ def test_labels_of_files_that_are_bad_are_passed_over(place: Path) -> None:
     assert scores["n_labelled"] == N_IMAGES
 
 
-def test_odd_kinds_of_images_are_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """B7: converted by the store's rule, a number a kind."""
+def test_unusual_image_modes_are_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """B7: they are converted, and the survey counts each mode."""
     draw(0, 9).convert("CMYK").save("photos/cmyk.jpg")
     draw(0, 8).convert("P").save("photos/palette.gif")
     draw(0, 7).convert("RGBA").save("photos/alpha.png")

@@ -1,4 +1,4 @@
-"""The page of one's own images in a real browser, on a telephone and on a desk."""
+"""The gallery of your own images in a real browser, at phone and desktop size."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from tests.own_images.folder import N_IMAGES, adapt, place, read
 __all__ = ["place"]
 
 
-def test_the_page_filters_sorts_and_shows_where_the_tokens_look(
-    browser: Browser, place: Path
-) -> None:
+def test_the_gallery_filters_sorts_and_shows_attention_maps(browser: Browser, place: Path) -> None:
     assert adapt("--label-first", "4") == 0
     rows = read(place / "adapted" / "predictions.csv")
     changed = sum(row["class"] != row["zero_shot_class"] for row in rows)
@@ -38,7 +36,7 @@ def test_the_page_filters_sorts_and_shows_where_the_tokens_look(
             assert seen.overflow_px() <= 0
 
 
-def test_the_page_of_zero_shot_has_no_maps(browser: Browser, place: Path) -> None:
+def test_the_gallery_of_zero_shot_has_no_attention_maps(browser: Browser, place: Path) -> None:
     assert adapt("--method", "cupl") == 0
     with browser.visit((place / "adapted" / "gallery.html").as_uri(), PHONE) as seen:
         assert seen.page.locator(".cards > li:visible").count() == N_IMAGES

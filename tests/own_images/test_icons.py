@@ -1,4 +1,4 @@
-"""The whole path on real artwork with the embedded backbone: odd files, a usual run, a collapse."""
+"""`adapt` on real artwork with the shipped backbone: odd files, a normal run, a collapse."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCENES = IconSource.model_validate(
 
 @pytest.fixture
 def scenes(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in a folder with scenes of icons in `photos`, odd files among them, and labels."""
+    """Work in a folder with icon scenes and odd files in `photos`, and labels beside it."""
     monkeypatch.setenv("MICROCLIP_ROOT", str(ROOT))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -57,7 +57,7 @@ def scenes(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def adapt(out: str, *more: str) -> int:
-    """Run the command on the scenes with the embedded backbone."""
+    """Run the command on the scenes with the shipped backbone."""
     words = ROOT / "resources" / "descriptions" / "food.json"
     given = ["adapt", "photos", "--classes", "names.txt", "--descriptions", str(words)]
     given += ["--labels", "labels.csv", "--out", out, "--skip-bad", "--set", "batch_size=16"]
@@ -65,7 +65,7 @@ def adapt(out: str, *more: str) -> int:
 
 
 @pytest.mark.slow
-def test_a_usual_run_does_not_collapse_and_one_that_learns_too_fast_does(
+def test_a_normal_run_is_kept_and_one_with_too_high_a_learning_rate_collapses(
     scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert adapt("usual", "--set", "epochs=4") == 0
@@ -73,8 +73,8 @@ def test_a_usual_run_does_not_collapse_and_one_that_learns_too_fast_does(
     said = capsys.readouterr().err
     print(said)
     assert f"{N_CLASSES * N_SCENES + 1} images of {N_CLASSES} classes" in said
-    assert "photographs want `--backbone vit-b-32`" in said
-    assert "left out, cannot be used: 4" in said
+    assert "for photographs, use `--backbone vit-b-32`" in said
+    assert "skipped, cannot be used: 4" in said
     bad = {Path(row["file"]).name for row in read(scenes / "usual" / "bad_files.csv")}
     assert bad == {"torn.png", "line.png", "empty.jpg", "phone.heic"}
     assert usual["images"]["kinds"] == {"RGB": N_CLASSES * N_SCENES, "CMYK": 1}
@@ -82,7 +82,7 @@ def test_a_usual_run_does_not_collapse_and_one_that_learns_too_fast_does(
     assert usual["kept"] == "adapted"
     scores = json.loads((scenes / "usual" / "scores.json").read_text())
     assert scores["n_labelled"] == N_CLASSES * N_SCENES
-    assert scores["top1_pct"] > 2 * 100 / N_CLASSES  # twice as often as by chance
+    assert scores["top1_pct"] > 2 * 100 / N_CLASSES  # twice chance level
     assert adapt("fast", "--set", "epochs=6", "--set", "learning_rate=0.05") == 0
     print(capsys.readouterr().err)
     fast = json.loads((scenes / "fast" / "adapted.json").read_text())

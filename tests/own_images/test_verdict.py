@@ -1,4 +1,4 @@
-"""The verdict told without labels: by hand, and at the figures that it was set by."""
+"""The verdict without labels, on hand-made histories and on the runs that set its thresholds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from microclip.own_images.verdict import judge, signs
 
 START = {"epoch": 0, "kept_pct": 79.4, "agreement_pct": 63.8, "classes_seen_pct": 100.0}
 START |= {"entropy": 0.921, "confidence": 0.9}
-# What icon-clip ended with on 160 icon scenes of 20 classes, by learning rate.
+# Final values of icon-clip on 160 icon scenes of 20 classes, by learning rate.
 MEASURED: dict[str, dict[str, Any]] = {
     "1e-4": {"kept_pct": 81.9, "agreement_pct": 65.0, "entropy": 0.925, "churn_pct": 13.5},
     "1e-3": {"kept_pct": 71.3, "agreement_pct": 51.9, "entropy": 0.920, "churn_pct": 13.5},
@@ -24,7 +24,7 @@ CLASSES = {"1e-2": 90.0, "1e-2, unfair": 40.0}
 
 
 def history(last: dict[str, Any], n_epochs: int = 8) -> list[dict[str, float]]:
-    """Return a history that ends with `last`."""
+    """A history that ends with `last`."""
     row = {"moved_pct": 20.0, "confidence": 0.8, "classes_seen_pct": 95.0, **last}
     rows = [{"epoch": epoch, **row} for epoch in range(1, n_epochs + 1)]
     rows[0].pop("churn_pct", None)
@@ -41,7 +41,7 @@ def history(last: dict[str, Any], n_epochs: int = 8) -> list[dict[str, float]]:
         ("1e-2, unfair", "collapsed"),
     ],
 )
-def test_runs_that_were_measured_are_told_apart(name: str, kind: str) -> None:
+def test_measured_runs_get_the_right_verdict(name: str, kind: str) -> None:
     last = {**MEASURED[name], "classes_seen_pct": CLASSES.get(name, 95.0)}
     found = judge(history(last), n_images=160, n_classes=20)
     assert found.kind == kind
@@ -51,13 +51,13 @@ def test_runs_that_were_measured_are_told_apart(name: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("change", "n_images", "n_epochs", "why"),
     [
-        ({}, 30, 8, "1.5 images a class are too few"),
+        ({}, 30, 8, "1.5 images per class are too few"),
         ({}, 160, 3, "3 epochs are too few"),
         ({"churn_pct": 40.0}, 160, 8, "40 % of the pseudo-labels still change"),
         ({"moved_pct": 0.6}, 160, 8, "training changed the class of 0.6 % of the images"),
     ],
 )
-def test_there_is_no_evidence_where_little_can_be_seen(
+def test_too_little_to_judge_is_no_evidence(
     change: dict[str, float], n_images: int, n_epochs: int, why: str
 ) -> None:
     rows = history({**MEASURED["1e-4"], **change}, n_epochs)
@@ -66,18 +66,18 @@ def test_there_is_no_evidence_where_little_can_be_seen(
     assert why in "; ".join(found.reasons)
 
 
-def test_numbers_that_are_none_are_a_collapse() -> None:
+def test_nan_counts_as_a_collapse() -> None:
     rows = history({**MEASURED["1e-4"], "kept_pct": math.nan})
     assert judge(rows, n_images=160, n_classes=20).kind == "collapsed"
-    found = judge([START], n_images=160, n_classes=20, stopped="loss at epoch 1 is no number")
-    assert (found.kind, found.reasons) == ("collapsed", ("loss at epoch 1 is no number",))
+    found = judge([START], n_images=160, n_classes=20, stopped="loss at epoch 1 is not finite")
+    assert (found.kind, found.reasons) == ("collapsed", ("loss at epoch 1 is not finite",))
 
 
-def test_what_trains_nothing_is_not_judged() -> None:
+def test_a_method_without_training_is_not_judged() -> None:
     assert judge([], n_images=160, n_classes=20).kind == "untrained"
 
 
-def test_signs_are_shares_and_an_entropy() -> None:
+def test_signs_are_computed_from_the_heads() -> None:
     eye = torch.eye(4)
     heads = {"fused": eye, "global": eye, "local": eye[[0, 1, 3, 2]]}
     found = signs(heads, torch.tensor([0, 1, 2, 0]))
@@ -90,7 +90,7 @@ def test_signs_are_shares_and_an_entropy() -> None:
     assert "agreement_pct" not in one.row()
 
 
-def test_two_images_can_show_two_classes_at_most() -> None:
+def test_with_two_images_two_classes_count_as_all() -> None:
     found = signs({"fused": torch.eye(9)[:2]}, torch.tensor([0, 1]))
     assert found.classes_seen_pct == 100
     assert found.entropy == pytest.approx(1.0)
