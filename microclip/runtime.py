@@ -365,18 +365,19 @@ def backbone_files(backbone: BackboneSettings) -> list[str]:
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `out`, which takes its name at the end and goes on an error.
+    """Yield a temporary folder that becomes `out` at the end, or is deleted on an error.
 
     Raises:
-        SettingsError: `out` is there already and is no empty folder.
+        SettingsError: `out` exists and is not an empty folder.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SettingsError(f"--out {out} is there already; delete it, or name another folder")
+        raise SettingsError(f"--out {out} already exists; delete it, or name another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside `out`, hence on the same file system: the final rename is atomic.
     folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:
         yield folder
-        folder.chmod(0o755)
+        folder.chmod(0o755)  # mkdtemp made it private
         folder.replace(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,1 +1,1 @@
-"""Adapted classifiers in formats that others read: ONNX, and MLflow's models."""
+"""Export adapted classifiers to other formats: ONNX and MLflow's models."""

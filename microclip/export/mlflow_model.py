@@ -1,9 +1,9 @@
-"""An adapted classifier in MLflow's model format, and what MLflow runs when it serves one.
+"""Export an adapted classifier in MLflow's model format; what MLflow runs when it serves one.
 
-The folder carries all that it needs beside the packages it names: this package's code, the
-classifier, and the backbone's own files. Nothing in it is pickled: the model is code
-(`served.py`), its arrays are safetensors. MLflow asks for a subclass of its own class, hence this
-is, besides `tracking` and `study_tracking`, the one module that imports MLflow.
+Apart from the packages it lists, the folder is self-contained: this package's code, the classifier,
+and the backbone's files. Nothing in it is pickled: the model is code (`served.py`), its arrays are
+safetensors. MLflow requires a subclass of its own class, so besides `tracking.run` and
+`tracking.study` this is the only module that imports MLflow.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from microclip.own_images import prediction
 from microclip.settings.study import load_backbone_settings
 from microclip.tracking import run
 
-IMAGE, TOP = "image", "top"  # the input's column, and the parameter and column of the answer
+IMAGE, TOP = "image", "top"  # the input column; the parameter, also a column of the answer
 _CODE = '''"""What MLflow runs: an adapted classifier."""
 
 from mlflow.models import set_model
@@ -46,24 +46,24 @@ from microclip.export.mlflow_model import ServedClassifier
 
 set_model(ServedClassifier())
 '''
-_UNNEEDED = frozenset({"snakemake", "openai", "matplotlib"})  # nothing of a served model asks them
+_UNNEEDED = frozenset({"snakemake", "openai", "matplotlib"})  # a served model imports none of these
 
 
 class ServedClassifier(PythonModel):
-    """Answers with classes; see `signature` for what goes in and comes out."""
+    """Classifies the images of a request; `signature` describes input and output."""
 
     def load_context(self, context: Any) -> None:
-        """Load the classifier with the backbone that lies beside it."""
+        """Load the classifier, with the backbone from the same folder."""
         with _project(Path(context.artifacts["project"])):
             self._adapted = load(context.artifacts["adapted"])
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Return class, confidence and the likeliest classes of each image.
+        """Class, confidence and the most probable classes of each image.
 
         Raises:
-            MlflowException: a bad request: no image, or bytes that are none.
+            MlflowException: a bad request: no image, or bytes that are not an image.
         """
         del context
         top = int((params or {}).get(TOP, prediction.TOP))
@@ -73,9 +73,10 @@ class ServedClassifier(PythonModel):
                     Path(name, f"image-{row:06}").write_bytes(_bytes(image))
                 found = self._adapted.predict(sorted(Path(name).iterdir()), top=top)
         except ValueError as error:
-            said = re.sub(r"\S*/image-0*(\d+)", r"image \1", str(error))
-            said = said.rpartition("; ")[0] or said  # the remedy is for the command line
-            raise MlflowException(said, error_code=BAD_REQUEST) from error
+            # Name images by number: the server's temporary paths mean nothing to the client.
+            message = re.sub(r"\S*/image-0*(\d+)", r"image \1", str(error))
+            message = message.rpartition("; ")[0] or message  # the advice is for the command line
+            raise MlflowException(message, error_code=BAD_REQUEST) from error
         return pd.DataFrame(
             {
                 "class": [one.class_name for one in found],
@@ -89,21 +90,21 @@ def to_mlflow(adapted: Adapted, out: Path) -> None:
     """Write the MLflow model folder `out`.
 
     Raises:
-        SettingsError: `out` is there already.
+        SettingsError: `out` already exists.
     """
     with runtime.whole_folder(out) as folder:
         write_model(adapted, folder)
 
 
 def write_model(adapted: Adapted, folder: Path) -> None:
-    """Write MLflow's model folder; `mlflow models serve -m FOLDER` answers from it."""
+    """Write MLflow's model folder, which `mlflow models serve -m FOLDER` serves."""
     _be_quiet()
     with _parts(adapted) as parts:
         mlflow.pyfunc.save_model(path=str(folder), **parts)
 
 
 def log_model(adapted: Adapted, name: str, experiment: str) -> str:
-    """Log the model into the tracking store under a registered name; return its address."""
+    """Log the model to the tracking store under a registered name; return its address."""
     _be_quiet()
     with (
         _our_store(),
@@ -116,7 +117,7 @@ def log_model(adapted: Adapted, name: str, experiment: str) -> str:
 
 @contextlib.contextmanager
 def _our_store() -> Iterator[None]:
-    """Point MLflow's global functions at our store; put back what they leave in the environment."""
+    """Point MLflow's global functions at our store; restore the environment they change."""
     named = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(run.tracking_uri())
     try:
@@ -133,7 +134,7 @@ def _be_quiet() -> None:
 
 
 def signature() -> ModelSignature:
-    """Return input and output: a column of image files' bytes (base64 in JSON), a row an answer."""
+    """Input: a column of image files' bytes (base64 in JSON). Output: one row per image."""
     likeliest = Object(
         [Property("class", DataType.string), Property("confidence", DataType.double)]
     )
@@ -152,7 +153,7 @@ def signature() -> ModelSignature:
 
 @contextlib.contextmanager
 def _parts(adapted: Adapted) -> Iterator[dict[str, Any]]:
-    """Yield what the model is made of, laid out in a folder that lasts as long as the block."""
+    """Yield the arguments for MLflow, with their files in a folder deleted after the block."""
     with tempfile.TemporaryDirectory(prefix="microclip-") as name:
         root = Path(name)
         (root / "served.py").write_text(_CODE, encoding="utf-8")
@@ -179,13 +180,13 @@ def _parts(adapted: Adapted) -> Iterator[dict[str, Any]]:
 
 
 def requirements() -> list[str]:
-    """Return this package's own pins, without those that only studies need."""
+    """This package's pinned requirements, without those that only studies need."""
     found = [text for text in metadata.requires("microclip") or [] if "extra ==" not in text]
     return [text for text in found if re.split(r"[=<>!~\[ ;]", text)[0] not in _UNNEEDED]
 
 
 def _copy_backbone(name: str, root: Path) -> None:
-    """Copy a backbone's description and local files, so that `root` can stand for the project."""
+    """Copy a backbone's description and local files, so that `root` can serve as the project."""
     settings = load_backbone_settings(name)
     content = settings.model_dump(mode="json", exclude={"name"}, exclude_none=True)
     for field, source in settings.files.items():
@@ -200,7 +201,7 @@ def _copy_backbone(name: str, root: Path) -> None:
 
 @contextlib.contextmanager
 def _project(root: Path) -> Iterator[None]:
-    """Let `root` be the project's root as long as the block lasts."""
+    """Use `root` as the project's root within the block."""
     before = os.environ.get("MICROCLIP_ROOT")
     os.environ["MICROCLIP_ROOT"] = str(root)
     try:
@@ -213,11 +214,11 @@ def _project(root: Path) -> Iterator[None]:
 
 
 def _example(folder: Path) -> bytes:
-    """Return a small PNG, to show what a request holds."""
+    """A small PNG, as an example of a request."""
     Image.new("RGB", (64, 64), (200, 120, 40)).save(folder / "example.png")
     return (folder / "example.png").read_bytes()
 
 
 def _bytes(image: Any) -> bytes:
-    """Return an image file's bytes; text is taken for base64."""
+    """An image file's bytes; text is decoded as base64."""
     return base64.b64decode(image, validate=False) if isinstance(image, str) else bytes(image)

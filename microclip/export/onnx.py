@@ -1,4 +1,10 @@
-"""An adapted classifier as an ONNX file, compared with the network that it was made of."""
+"""Export an adapted classifier as an ONNX file, and compare its answers with the original's.
+
+ONNX has no eigensolver, so the normalised cut's eigenvector comes from repeated squaring of a
+matrix (`fiedler_by_squaring`). Only exports use it: run identities depend on the exact numbers of
+the eigensolver in `model.saliency`. `network_of` then wraps the classifier as one network,
+`write_onnx` traces and writes it, and `to_onnx` writes the whole folder or nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,27 +36,27 @@ from microclip.own_images.prediction import Images, stored, usable
 from microclip.own_images.record import RECORD
 from microclip.settings.base import SettingsError
 
-# 2**20 powers leave exp(-2**20 * gap / 2) of the third vector: 1e-228 at the gap of 1e-3 below
-# which no cut is defined, and 1e-16 still at a gap of 7e-5.
+# After 20 squarings, exp(-2**20 * gap / 2) of the third eigenvector remains: 1e-228 at a gap of
+# 1e-3, below which no cut is defined, and still 1e-16 at a gap of 7e-5.
 STEPS = 20
 
 
 def fiedler_by_squaring(
     weights: Float[Tensor, "batch patch patch"], steps: int = STEPS
 ) -> tuple[Float[Tensor, "batch patch"], Float[Tensor, " batch"]]:
-    """Return what `saliency.fiedler_vector` returns, up to the vector's sign.
+    """The result of `saliency.fiedler_vector`, up to the vector's sign.
 
     With the normalised Laplacian L and its null vector v, the matrix I - L/2 - v v' has eigenvalues
-    1 - lambda/2 >= 0 and 0 for v, so its greatest one belongs to the Fiedler vector. Give float64:
-    in float32 rounding decides where the gap is below 1e-3. Where the second and third
-    eigenvalues are closer than `steps` can part, the vector is a mixture of both, and the gap is
-    small.
+    1 - lambda/2 >= 0, and 0 for v, so its largest one belongs to the Fiedler vector. `weights` must
+    be float64: in float32, rounding decides the result where the gap is below 1e-3. Where the
+    second and third eigenvalues are too close for `steps` squarings to separate, the vector is a
+    mixture of both, and the gap is small.
     """
     matrix, null = laplacian(weights)
     unit = torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)
     deflated = unit - matrix / 2 - null[:, :, None] * null[:, None, :]
     vector, second = _dominant(deflated, steps)
-    if weights.shape[-1] == 2:  # there is no third eigenvalue
+    if weights.shape[-1] == 2:  # two patches have no third eigenvalue
         return vector, torch.full_like(second, torch.inf)
     rest = deflated - second[:, None, None] * vector[:, :, None] * vector[:, None, :]
     _, third = _dominant(rest, steps)
@@ -60,7 +66,7 @@ def fiedler_by_squaring(
 def cut_by_squaring(
     tokens: Float[Tensor, "batch patch width"], options: NCutOptions
 ) -> Bool[Tensor, "batch patch"]:
-    """Return the mask of `saliency.normalized_cut`, without an eigensolver.
+    """The mask of `saliency.normalized_cut`, without an eigensolver.
 
     Raises:
         ValueError: sign "as-computed", which is a property of the eigensolver.
@@ -76,11 +82,13 @@ def cut_by_squaring(
 def _dominant(
     matrix: Float[Tensor, "batch patch patch"], steps: int
 ) -> tuple[Float[Tensor, "batch patch"], Float[Tensor, " batch"]]:
-    """Return the unit eigenvector of the greatest eigenvalue of matrices without negative ones."""
+    """Unit eigenvector and largest eigenvalue of positive semidefinite matrices."""
     power = matrix
     for _ in range(steps):
         power = power @ power
+        # Rescaled each time: the entries would underflow after a few squarings.
         power = power / power.square().sum(dim=(1, 2), keepdim=True).sqrt()
+    # All columns are now multiples of the eigenvector; the longest has the least rounding error.
     longest = power.square().sum(dim=1).argmax(dim=-1)[:, None, None]
     column = power.gather(-1, longest.expand(-1, power.shape[1], 1))[..., 0]
     vector = column / column.square().sum(dim=-1, keepdim=True).sqrt()
@@ -89,17 +97,17 @@ def _dominant(
 
 
 class FusionNetwork(nn.Module):
-    """TokenFusion with the cut by squaring: no operation that ONNX lacks."""
+    """TokenFusion with the cut by squaring, so that ONNX supports every operation."""
 
     outputs = ("probabilities", "logits", "global_logits", "local_logits")
 
     def __init__(self, fusion: TokenFusion) -> None:
-        """Classify as `fusion` does, sharing its weights."""
+        """Classify like `fusion`, sharing its weights."""
         super().__init__()
         self.fusion = fusion
 
     def forward(self, images: Float[Tensor, "batch 3 rows columns"]) -> tuple[Tensor, ...]:
-        """Return probabilities, then cosine similarities: fused, of [CLS], of [FG]."""
+        """Probabilities, then cosine similarities: fused, of [CLS], of [FG]."""
         tokens = self.fusion.backbone.encode_image(images)
         mask = self._mask(tokens)
         seen = self.fusion.read(tokens, Saliency(mask, torch.zeros_like(tokens.patches[..., 0])))
@@ -113,7 +121,7 @@ class FusionNetwork(nn.Module):
 
 
 class LinearNetwork(nn.Module):
-    """The class token's embedding against fixed class vectors."""
+    """A linear classifier: the class token's embedding against fixed class vectors."""
 
     outputs = ("probabilities", "logits")
 
@@ -124,33 +132,33 @@ class LinearNetwork(nn.Module):
         self.register_buffer("vectors", vectors)
 
     def forward(self, images: Float[Tensor, "batch 3 rows columns"]) -> tuple[Tensor, ...]:
-        """Return probabilities, then cosine similarities."""
+        """Probabilities, then cosine similarities."""
         vectors = self.get_buffer("vectors")
         logits = cosine_similarity(self.tower.encode_global(images), vectors)
         return probabilities(logits), logits
 
 
 def network_of(adapted: Adapted) -> FusionNetwork | LinearNetwork:
-    """Return the whole of an adapted classifier as one network, in evaluation mode.
+    """An adapted classifier as one network, in evaluation mode.
 
     Raises:
-        SettingsError: it draws at random, takes the eigensolver's own sign, or is of a method that
-            nobody has written down as a network yet.
+        SettingsError: it draws at random, uses the eigensolver's own sign, or its method has no
+            exported form yet.
     """
     classifier = adapted.classifier
     if classifier.views.crop == "random":
-        raise _refused("test_view 'random' draws a square anew for each image; use 'center'")
+        raise _refused("test_view 'random' draws a new square for each image; use 'center'")
     match classifier:
         case FusionClassifier(fusion=fusion) if fusion.options.train_head == "cls":
             return LinearNetwork(fusion.backbone, fusion.classifier.detach()).eval()
         case FusionClassifier(fusion=fusion):
             options = fusion.options
             if options.query == "random":
-                raise _refused("query 'random' draws a patch anew for each image; use another")
+                raise _refused("query 'random' draws a new patch for each image; use another")
             if options.query == "ncut" and options.ncut.sign == "as-computed":
                 raise _refused(
-                    "ncut_sign 'as-computed' is the eigensolver's own sign, which ONNX has none "
-                    "of; adapt with ncut_sign 'seed'"
+                    "ncut_sign 'as-computed' is the eigensolver's own sign, and ONNX has no "
+                    "eigensolver; adapt with ncut_sign 'seed'"
                 )
             return FusionNetwork(fusion).eval()
         case LinearClassifier(vectors=vectors):
@@ -166,7 +174,7 @@ def network_of(adapted: Adapted) -> FusionNetwork | LinearNetwork:
 def similarities(
     adapted: Adapted, images: Float[Tensor, "batch 3 rows columns"]
 ) -> Float[Tensor, "batch classes"]:
-    """Return the classifier's own answer to normalised images, by the path that `predict` takes."""
+    """The classifier's own similarities for normalised images, computed as `predict` does."""
     images = images.to(adapted.backbone.device)
     if adapted.classifier.views.kind == "embedding":
         return adapted.classifier.logits(Views(embeddings=adapted.backbone.encode_global(images)))
@@ -174,7 +182,7 @@ def similarities(
 
 
 def probabilities(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
-    """Return the softmax of cosines at CLIP's temperature."""
+    """Softmax of cosines at CLIP's temperature."""
     return (CONFIDENCE_SCALE * logits).softmax(dim=-1)
 
 
@@ -183,10 +191,10 @@ def _refused(reason: str) -> SettingsError:
 
 
 MODEL, PREPROCESS, SCRIPT = "model.onnx", "preprocess.json", "onnx_predict.py"
-OPSET = 20  # the first with Gelu and all that the exporter writes for these networks
-_SAME = 1e-4  # cosines closer than this are the same but for rounding
-# Where two patches tie for the seed of the cut, or a similarity is the threshold itself, rounding
-# decides the mask, in every solver. More than a few such images mean another classifier.
+OPSET = 20  # the first with Gelu and everything else the exporter emits for these networks
+_SAME = 1e-4  # cosines closer than this differ only by rounding
+# Where two patches tie for the seed of the cut, or a similarity equals the threshold, rounding
+# decides the mask, in every solver. More than a few such images mean a different classifier.
 _LEAST_AGREEMENT = 0.9
 
 
@@ -195,11 +203,11 @@ class Agreement:
     """How the ONNX file's answers compare with the adapted classifier's own.
 
     Attributes:
-        n_images: that were compared.
-        n_same_class: whose class is the same.
-        n_same: whose fused similarities are all within 1e-4.
-        max_deviation: greatest absolute difference of a similarity, a cosine, in those.
-        max_other: likewise in the rest; 0 without any.
+        n_images: images compared.
+        n_same_class: images with the same class.
+        n_same: images whose fused similarities (cosines) all agree within 1e-4.
+        max_deviation: largest absolute difference of a similarity among those.
+        max_other: the same among the remaining images; 0 if there are none.
     """
 
     n_images: int
@@ -209,21 +217,23 @@ class Agreement:
     max_other: float
 
     def __str__(self) -> str:
-        """Return it for people."""
+        """One line for people."""
         n_other = self.n_images - self.n_same
-        rest = f"; {n_other} images apart by up to {self.max_other:.1e}: rounding decides their cut"
+        rest = (
+            f"; {n_other} images differ by up to {self.max_other:.1e}: rounding decides their cut"
+        )
         return (
-            f"onnxruntime and torch: {self.n_same_class} of {self.n_images} images of the same "
-            f"class; similarities of {self.n_same} at most {self.max_deviation:.1e} apart"
+            f"onnxruntime and torch: {self.n_same_class} of {self.n_images} images have the same "
+            f"class; similarities of {self.n_same} differ by at most {self.max_deviation:.1e}"
             f"{rest if n_other else ''}"
         )
 
 
 def require_onnx() -> None:
-    """Refuse to go on without ONNX's packages.
+    """Check that ONNX's packages are installed.
 
     Raises:
-        ResourceError: one is not installed.
+        ResourceError: one is missing.
     """
     try:
         import onnx  # noqa: F401  all three are needed
@@ -239,7 +249,7 @@ def write_onnx(adapted: Adapted, folder: Path) -> Path:
     """Write model, preprocessing, record and an example script into `folder`; return the model.
 
     Input `images`: [batch, 3, size, size], RGB, normalised as `preprocess.json` says. Outputs:
-    `probabilities` and `logits` (fused cosines), for methods with two tokens also `global_logits`
+    `probabilities` and `logits` (fused cosines), and for methods with two tokens `global_logits`
     and `local_logits`, each [batch, classes].
 
     Raises:
@@ -251,14 +261,14 @@ def write_onnx(adapted: Adapted, folder: Path) -> Path:
     how = preprocessing(adapted, network.outputs)
     classes = list(adapted.record.class_names)
     folder.mkdir(parents=True, exist_ok=True)
-    told = {
+    described = {
         "preprocess": json.dumps(how),
         "classes": json.dumps(classes, ensure_ascii=False),
         "microclip": runtime.version(),
         "method": adapted.record.method,
         "backbone": adapted.record.backbone,
     }
-    _write_model(network, folder / MODEL, probe(adapted), told)
+    _write_model(network, folder / MODEL, probe(adapted), described)
     runtime.write_json(folder / PREPROCESS, {**how, "classes": classes})
     runtime.write_json(folder / RECORD, asdict(adapted.record))
     shutil.copyfile(Path(__file__).with_name(SCRIPT), folder / SCRIPT)
@@ -266,14 +276,14 @@ def write_onnx(adapted: Adapted, folder: Path) -> Path:
 
 
 def preprocessing(adapted: Adapted, outputs: Iterable[str]) -> dict[str, Any]:
-    """Return how an image file becomes the model's input, for programs that are not this one."""
+    """How an image file becomes the model's input, for other programs."""
     tower = adapted.backbone
     return {
         "input": "images: [batch, 3, size, size], float32, RGB",
         "outputs": list(outputs),
         "orientation": "exif",
         "transparency": "on white",
-        "max_shorter_side": MAX_SHORTER_SIDE_PX,  # larger images are reduced to it first
+        "max_shorter_side": MAX_SHORTER_SIDE_PX,  # larger images are first reduced to this
         "resize": "shorter side to size, longer side cut down to whole pixels",
         "size": tower.image_size,
         "interpolation": "bicubic, antialiased",
@@ -289,10 +299,10 @@ def preprocessing(adapted: Adapted, outputs: Iterable[str]) -> dict[str, Any]:
 def compare(
     adapted: Adapted, model: Path, images: Iterable[Float[Tensor, "batch 3 size size"]]
 ) -> Agreement:
-    """Return how the ONNX file and the classifier agree on batches of normalised images.
+    """Compare the ONNX file with the classifier on batches of normalised images.
 
     Raises:
-        VerificationError: more than a tenth of the images is classified otherwise.
+        VerificationError: more than a tenth of the images get different classes.
     """
     import onnxruntime
 
@@ -314,22 +324,23 @@ def compare(
     )
     if n_same_class < _LEAST_AGREEMENT * len(by_image):
         raise runtime.VerificationError(
-            f"{model} is not the classifier that it was made of ({agreement}); report this"
+            f"{model} is not the classifier it was exported from ({agreement}); please report this"
         )
     return agreement
 
 
 def probe(adapted: Adapted) -> Float[Tensor, "2 3 size size"]:
-    """Return images to trace with; two, since a batch of one would be taken for a constant."""
+    """Random images to trace the network with."""
     size = adapted.backbone.image_size
     generator = runtime.generator(0, "export")
+    # Two images: the tracer would take a batch size of 1 for a constant.
     return torch.randn(2, 3, size, size, generator=generator)
 
 
 def _write_model(
-    network: FusionNetwork | LinearNetwork, path: Path, example: Tensor, told: dict[str, str]
+    network: FusionNetwork | LinearNetwork, path: Path, example: Tensor, described: dict[str, str]
 ) -> None:
-    """Trace a network and write it, checked, with metadata and without this machine's paths."""
+    """Trace a network and write it, checked and with metadata."""
     import onnx
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -344,8 +355,9 @@ def _write_model(
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
     )
     assert program is not None
-    ClearMetadataAndDocStringPass()(program.model)  # stack traces: files of whoever exported
-    program.model.metadata_props.update(told)
+    # The exporter adds stack traces, which contain this machine's paths.
+    ClearMetadataAndDocStringPass()(program.model)
+    program.model.metadata_props.update(described)
     program.save(str(path))
     onnx.checker.check_model(str(path), full_check=True)
 
@@ -354,13 +366,14 @@ _BATCH = 64
 
 
 def to_onnx(adapted: Adapted, out: Path, check_on: Images | None = None) -> str:
-    """Write the ONNX folder `out`, and return what was compared in words.
+    """Write the ONNX folder `out`; return the result of the comparison in words.
 
-    `check_on` are image files or folders that both are asked; without, random pixels.
+    `check_on` are image files or folders to compare on; by default, random pixels.
 
     Raises:
-        SettingsError: `out` is there already, or the classifier cannot be exported.
-        ResourceError: packages are missing.  VerificationError: the file answers otherwise.
+        SettingsError: `out` already exists, or the classifier cannot be exported.
+        ResourceError: packages are missing.
+        VerificationError: the file's answers differ from the classifier's.
     """
     with runtime.whole_folder(out) as folder:
         model = write_onnx(adapted, folder)

@@ -2,8 +2,8 @@
 
     python onnx_predict.py IMAGE [IMAGE ...]
 
-It reads `model.onnx` beside itself; how images are prepared and what the classes are called stands
-in the model's metadata, and likewise in `preprocess.json`.
+It reads the `model.onnx` beside it. The model's metadata says how to prepare images and what the
+classes are called; `preprocess.json` has the same content.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 
 def prepare(path: Path, how: dict[str, Any]) -> np.ndarray:
-    """Return an image as [3, size, size]: shorter side to `size`, central square, normalised."""
+    """An image as [3, size, size]: shorter side resized to `size`, centre crop, normalised."""
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
     if image.has_transparency_data:
@@ -38,13 +38,13 @@ def prepare(path: Path, how: dict[str, Any]) -> np.ndarray:
 
 
 def main(files: list[str]) -> None:
-    """Print each file's two likeliest classes."""
+    """Print the two most probable classes of each file."""
     if not files:
         sys.exit("usage: python onnx_predict.py IMAGE [IMAGE ...]")
     model = Path(__file__).resolve().with_name("model.onnx")
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    told = session.get_modelmeta().custom_metadata_map
-    how, classes = json.loads(told["preprocess"]), json.loads(told["classes"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    how, classes = json.loads(metadata["preprocess"]), json.loads(metadata["classes"])
     images = np.stack([prepare(Path(file), how) for file in files])
     (probabilities,) = session.run(["probabilities"], {"images": images})
     for file, row in zip(files, probabilities, strict=True):

@@ -1,4 +1,4 @@
-"""icon-clip, adapted to a few icon scenes, and scenes that it has not seen."""
+"""icon-clip adapted to a few icon scenes, and scenes that it has not seen."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOURCE = IconSource(drawings="food", classes=10, train_scenes=3, test_scenes=6, 
 
 @dataclass(frozen=True)
 class Icons:
-    """A classifier, where it was saved, and labelled scenes for tests."""
+    """A classifier, the folder it was saved to, and labelled test scenes."""
 
     adapted: Adapted
     folder: Path
@@ -26,7 +26,7 @@ class Icons:
 
 @pytest.fixture(scope="session")
 def icons(tmp_path_factory: pytest.TempPathFactory) -> Icons:
-    """Return icon-clip after one epoch of microclip on 30 scenes."""
+    """icon-clip after one epoch of microclip on 30 scenes."""
     root = tmp_path_factory.mktemp("icons")
     scenes.write_dataset(SOURCE, root / "scenes")
     with (root / "scenes" / "manifest.csv").open(newline="", encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""MLflow's own server answers real requests from the model folder and from the store."""
+"""MLflow's own server answers real requests, from the model folder and from the store."""
 
 import base64
 import contextlib
@@ -27,7 +27,7 @@ def served(model: str, folder: Path, **environment: str) -> Iterator[str]:
     port, programs = free_port(), str(Path(sys.executable).parent)
     unset = ("MICROCLIP_ROOT", "MLFLOW_TRACKING_URI", "PYTHONPATH")
     own = {k: v for k, v in os.environ.items() if k not in unset}
-    own["PATH"] = f"{programs}{os.pathsep}{own['PATH']}"  # as in an environment that is active
+    own["PATH"] = f"{programs}{os.pathsep}{own['PATH']}"  # as in an active environment
     folder.mkdir()
     command = [*("-m", "mlflow", "models", "serve", "-m", model), "--env-manager", "local"]
     with (folder / "server.log").open("w") as log:
@@ -57,7 +57,7 @@ def served(model: str, folder: Path, **environment: str) -> Iterator[str]:
 
 
 def ask(address: str, images: list[bytes], **params: int) -> Any:
-    """Return the answer to image files, sent as a user of the REST interface sends them."""
+    """The answer to image files, sent as a REST client sends them."""
     rows = [[base64.b64encode(image).decode()] for image in images]
     body = {"dataframe_split": {"columns": ["image"], "data": rows}, "params": params}
     request = urllib.request.Request(
@@ -68,9 +68,7 @@ def ask(address: str, images: list[bytes], **params: int) -> Any:
 
 
 @pytest.mark.slow
-def test_a_served_folder_answers_real_requests_with_the_classes_of_predict(
-    icons: Icons, tmp_path: Path
-) -> None:
+def test_a_served_folder_answers_with_the_classes_of_predict(icons: Icons, tmp_path: Path) -> None:
     out = tmp_path / "model"
     command = ["export", str(icons.folder), "--format", "mlflow", "--out", str(out)]
     assert main.main(command) == 0
@@ -80,7 +78,7 @@ def test_a_served_folder_answers_real_requests_with_the_classes_of_predict(
     asked = list(icons.test)[::10]
     expected = icons.adapted.predict(asked, top=2)
     right = sum(one.class_name == icons.test[Path(one.file)] for one in expected)
-    assert right >= len(asked) // 2  # it has learnt something: the answers below mean something
+    assert right >= len(asked) // 2  # it has learnt something, so the answers below are meaningful
     with served(str(out), tmp_path / "elsewhere") as address:
         found = ask(address, [file.read_bytes() for file in asked], top=2)
         assert [row["class"] for row in found] == [one.class_name for one in expected]
@@ -104,7 +102,7 @@ def test_a_registered_model_is_served_from_the_store(
     command = ["export", str(icons.folder), "--format", "mlflow", "--out", "model"]
     assert main.main([*command, "--log", "food-icons"]) == 0
     assert "registered as models:/food-icons/1" in capsys.readouterr().err
-    assert "MLFLOW_TRACKING_URI" not in os.environ  # of whatever comes next in this process
+    assert "MLFLOW_TRACKING_URI" not in os.environ  # nothing leaks into what this process runs next
     own = {"MLFLOW_TRACKING_URI": store}
     with served("models:/food-icons/1", work / "elsewhere", **own) as address:
         file = next(iter(icons.test))
@@ -113,20 +111,21 @@ def test_a_registered_model_is_served_from_the_store(
         assert len(row["top"]) == 5
 
 
-def test_the_model_names_its_input_output_and_pinned_packages(
+def test_the_model_declares_its_input_output_and_pinned_packages(
     icons: Icons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from microclip.export import mlflow_model
 
     mlflow_model.to_mlflow(icons.adapted, tmp_path / "model")
-    told = yaml.safe_load((tmp_path / "model" / "MLmodel").read_text())
-    assert json.loads(told["signature"]["inputs"])[0] == {
+    declared = yaml.safe_load((tmp_path / "model" / "MLmodel").read_text())
+    assert json.loads(declared["signature"]["inputs"])[0] == {
         "type": "binary",
         "name": "image",
         "required": True,
     }
-    names = [column["name"] for column in json.loads(told["signature"]["outputs"])]
+    names = [column["name"] for column in json.loads(declared["signature"]["outputs"])]
     assert names == ["class", "confidence", "top"]
-    assert told["metadata"]["classes"] == list(icons.adapted.record.class_names)
+    assert declared["metadata"]["classes"] == list(icons.adapted.record.class_names)
     example = json.loads((tmp_path / "model" / "serving_input_example.json").read_text())
     assert example["dataframe_split"]["columns"] == ["image"]
     pins = (tmp_path / "model" / "requirements.txt").read_text().split()

@@ -1,4 +1,4 @@
-"""The ONNX file answers as the classifier: real icons through onnxruntime."""
+"""The ONNX file gives the classifier's answers: real icons through onnxruntime."""
 
 import json
 import re
@@ -16,9 +16,7 @@ import torch
 import microclip
 from microclip import runtime
 from microclip.cli import main
-from microclip.export import onnx as onnx_file
-from microclip.export import onnx as writing
-from microclip.export.onnx import network_of
+from microclip.export import onnx as onnx_export
 from tests.export.conftest import Icons
 from tests.fixtures.project import CLASSES
 
@@ -38,14 +36,14 @@ def session(exported: Path) -> Any:
     )
 
 
-def test_the_whole_classifier_is_in_the_file(exported: Path, icons: Icons) -> None:
+def test_the_file_contains_the_whole_classifier(exported: Path, icons: Icons) -> None:
     model = onnx.load(exported / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
     (images,) = model.graph.input
     assert [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim] == [
         *("batch", 3, 56, 56)
     ]
-    network, asked = network_of(icons.adapted), session(exported)
+    network, asked = onnx_export.network_of(icons.adapted), session(exported)
     for count in (1, 2, 37):
         batch = torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(count))
         found = dict(zip(network.outputs, asked.run(None, {"images": batch.numpy()}), strict=True))
@@ -57,12 +55,12 @@ def test_the_whole_classifier_is_in_the_file(exported: Path, icons: Icons) -> No
         np.testing.assert_allclose(found["probabilities"].sum(axis=1), 1, atol=1e-5)
 
 
-def test_the_classes_of_real_icons_are_the_same(exported: Path, icons: Icons) -> None:
+def test_real_icons_get_the_same_classes(exported: Path, icons: Icons) -> None:
     tower = icons.adapted.backbone
-    recipe = writing.ViewRecipe(0, tower.image_size, tower.mean, tower.std)
-    with writing.stored(list(icons.test)) as images:
-        views = writing.evaluation_views(images, recipe, crop="center", batch_size=25)
-        agreement = onnx_file.compare(icons.adapted, exported / "model.onnx", views)
+    recipe = onnx_export.ViewRecipe(0, tower.image_size, tower.mean, tower.std)
+    with onnx_export.stored(list(icons.test)) as images:
+        views = onnx_export.evaluation_views(images, recipe, crop="center", batch_size=25)
+        agreement = onnx_export.compare(icons.adapted, exported / "model.onnx", views)
     print(agreement)
     assert agreement.n_images == len(icons.test)
     assert agreement.n_same_class >= agreement.n_images - 1
@@ -70,13 +68,15 @@ def test_the_classes_of_real_icons_are_the_same(exported: Path, icons: Icons) ->
     assert agreement.max_deviation < 1e-5
 
 
-def test_the_file_says_how_images_are_prepared_and_carries_no_path_of_this_machine(
+def test_the_metadata_describes_preprocessing_and_contains_no_local_path(
     exported: Path, icons: Icons
 ) -> None:
-    told = session(exported).get_modelmeta().custom_metadata_map
+    metadata = session(exported).get_modelmeta().custom_metadata_map
     how = json.loads((exported / "preprocess.json").read_text())
-    assert json.loads(told["classes"]) == how["classes"] == list(icons.adapted.record.class_names)
-    assert json.loads(told["preprocess"]) == {k: v for k, v in how.items() if k != "classes"}
+    assert (
+        json.loads(metadata["classes"]) == how["classes"] == list(icons.adapted.record.class_names)
+    )
+    assert json.loads(metadata["preprocess"]) == {k: v for k, v in how.items() if k != "classes"}
     assert how["size"] == 56
     assert how["crop"] == "center"
     assert how["interpolation"] == "bicubic, antialiased"
@@ -87,7 +87,7 @@ def test_the_file_says_how_images_are_prepared_and_carries_no_path_of_this_machi
     assert own["class_names"] == how["classes"]
 
 
-def test_the_script_beside_it_needs_no_torch_and_sees_the_same_classes(
+def test_the_example_script_needs_no_torch_and_predicts_the_same_classes(
     exported: Path, icons: Icons
 ) -> None:
     files = [str(file) for file in list(icons.test)[::4]]
@@ -105,24 +105,24 @@ def test_the_script_beside_it_needs_no_torch_and_sees_the_same_classes(
     expected = [one.class_name for one in icons.adapted.predict(files)]
     assert None not in found
     same = sum(match[1] == name for match, name in zip(found, expected, strict=True) if match)
-    print(f"{same} of {len(files)} classes by Pillow's resize as by torch's")
+    print(f"{same} of {len(files)} classes are the same with Pillow's resize and torch's")
     assert same >= len(files) - 1
 
 
-def test_a_linear_head_is_exported_from_python(project: Path, project_source: Path) -> None:
+def test_a_linear_classifier_is_exported_from_python(project: Path, project_source: Path) -> None:
     adapted = microclip.adapt(
         project_source / "images" / "test", CLASSES, backbone="tiny", method="clip", device="cpu"
     )
-    said = writing.to_onnx(adapted, Path("out"))
-    assert said.startswith("onnxruntime and torch: 2 of 2 images of the same class")
+    said = onnx_export.to_onnx(adapted, Path("out"))
+    assert said.startswith("onnxruntime and torch: 2 of 2 images have the same class")
     assert sorted(p.name for p in Path("out").iterdir()) == [
         *("adapted.json", "model.onnx", "onnx_predict.py", "preprocess.json")
     ]
     assert sorted(p.name for p in Path().iterdir()) == ["out"]
-    with pytest.raises(ValueError, match="is there already"):
-        writing.to_onnx(adapted, Path("out"))
+    with pytest.raises(ValueError, match="already exists"):
+        onnx_export.to_onnx(adapted, Path("out"))
     with pytest.raises(runtime.VerificationError, match="is not the classifier"):
-        onnx_file.compare(
+        onnx_export.compare(
             microclip.adapt(
                 project_source / "images" / "test",
                 CLASSES[::-1],
@@ -131,11 +131,11 @@ def test_a_linear_head_is_exported_from_python(project: Path, project_source: Pa
                 device="cpu",
             ),
             Path("out/model.onnx"),
-            [onnx_file.probe(adapted)],
+            [onnx_export.probe(adapted)],
         )
 
 
-def test_a_refused_classifier_leaves_nothing_behind(
+def test_a_refused_export_leaves_nothing_behind(
     project: Path, project_source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapted = microclip.adapt(
@@ -152,7 +152,7 @@ def test_a_refused_classifier_leaves_nothing_behind(
     assert list(Path("deep").iterdir()) == []
 
 
-def test_without_onnx_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnx_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
     with pytest.raises(runtime.ResourceError, match=r"pip install 'microclip\[export\]'"):
-        onnx_file.require_onnx()
+        onnx_export.require_onnx()

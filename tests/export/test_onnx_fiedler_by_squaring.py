@@ -1,4 +1,4 @@
-"""The cut by matrix products agrees with the cut by the eigensolver."""
+"""The cut by repeated squaring agrees with the cut by the eigensolver."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ WIDTH, BATCH = 16, 60
 
 
 def tokens(kind: str, n: int) -> Tensor:
-    """Return patches whose graph is of a kind."""
+    """Patch tokens whose graph has a given structure."""
     draws = torch.Generator().manual_seed(n)
     noise = torch.randn(BATCH, n, WIDTH, generator=draws)
     match kind:
@@ -30,20 +30,20 @@ def tokens(kind: str, n: int) -> Tensor:
 
 
 def tie(vector: Tensor) -> Tensor:
-    """Return how far the largest entry of each sign are apart; 0: rounding chooses the seed."""
+    """Distance between the largest entries of either sign; at 0, rounding chooses the seed."""
     return (vector.amax(dim=-1) + vector.amin(dim=-1)).abs()
 
 
 @pytest.mark.parametrize("n", [2, 3, 49, 100])
 @pytest.mark.parametrize("kind", ["random", "clustered", "near-complete", "fragmented", "complete"])
-def test_masks_are_those_of_the_eigensolver_but_where_seeds_tie(kind: str, n: int) -> None:
+def test_masks_match_the_eigensolver_except_where_seeds_tie(kind: str, n: int) -> None:
     given = tokens(kind, n)
     expected, mask = normalized_cut(given), cut_by_squaring(given, NCutOptions())
     assert expected.gap is not None
     assert expected.degenerate is not None
     weights = affinity(given, tau=0.2, eps=1e-6, normalize=False).double()
     vector, gap = fiedler_by_squaring(weights)
-    near = (gap - 1e-3).abs() < 1e-9  # of the rule for cuts that are not defined
+    near = (gap - 1e-3).abs() < 1e-9  # close to the limit below which no cut is defined
     is_tied = tie(vector) < 1e-9
     differs = (mask != expected.mask).any(dim=-1)
     print(f"{kind}, {n} patches: {int(differs.sum())} of {BATCH} differ, {int(is_tied.sum())} tied")
@@ -55,7 +55,7 @@ def test_masks_are_those_of_the_eigensolver_but_where_seeds_tie(kind: str, n: in
     torch.testing.assert_close(cosine, torch.ones_like(cosine), atol=1e-6, rtol=0)
 
 
-def test_two_cliques_of_unlike_size_are_parted_and_the_smaller_is_salient() -> None:
+def test_two_cliques_are_separated_and_the_smaller_is_salient() -> None:
     weights = torch.full((1, 7, 7), 1e-3, dtype=torch.float64)
     weights[:, :2, :2] = weights[:, 2:, 2:] = 1
     vector, gap = fiedler_by_squaring(weights)
@@ -75,7 +75,7 @@ def test_two_cliques_of_unlike_size_are_parted_and_the_smaller_is_salient() -> N
         NCutOptions(min_gap=0.2),
     ],
 )
-def test_every_option_means_the_same(options: NCutOptions) -> None:
+def test_every_option_has_the_same_effect(options: NCutOptions) -> None:
     given = tokens("clustered", 49)
     expected = normalized_cut(
         given,
@@ -88,6 +88,6 @@ def test_every_option_means_the_same(options: NCutOptions) -> None:
     assert torch.equal(cut_by_squaring(given, options), expected.mask)
 
 
-def test_the_solvers_own_sign_is_refused() -> None:
+def test_the_eigensolvers_own_sign_is_refused() -> None:
     with pytest.raises(ValueError, match="sign 'seed'"):
         cut_by_squaring(tokens("random", 9), NCutOptions(sign="as-computed"))
