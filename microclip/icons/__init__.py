@@ -1,1 +1,1 @@
-"""The icon benchmark and icon-clip: the recipe behind the embedded default."""
+"""How the icon benchmark and icon-clip, the default backbone, were made."""

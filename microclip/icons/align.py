@@ -1,8 +1,11 @@
-"""Align icon-clip's text tower to its frozen image tower, then write the checkpoint.
+"""Align icon-clip's text tower to its frozen image tower, write the checkpoint, and measure it.
 
 Three losses on seeded captions of the pretraining drawings: (1) a symmetric contrastive loss
 against embeddings of scenes that show the drawing, [CLS] and value path; (2) naming the emoji
 among the image tower's own emoji vectors; (3) naming the caption's words among its word vectors.
+
+The zero-shot accuracy on every icon set, at both sizes, decided how difficult the scenes are; it is
+written beside the checkpoint. `make icon-clip` runs this module after `pretrain`.
 """
 
 from __future__ import annotations
@@ -38,13 +41,13 @@ from microclip.text.classifier import template_classifier
 
 log = logging.getLogger(__name__)
 
-VIEWS = 2  # scenes a drawing is embedded from
-MAX_TOKENS = 36  # of a training caption; the tower itself takes 77
+VIEWS = 2  # scenes per drawing to embed
+MAX_TOKENS = 36  # per training caption, for speed; the tower itself takes 77
 
 
 @dataclass(frozen=True)
 class AlignRecipe:
-    """Everything that decides the text tower, besides drawings and image tower."""
+    """Everything that determines the text tower, besides drawings and image tower."""
 
     steps: int = 1000
     batch: int = 320
@@ -55,16 +58,16 @@ class AlignRecipe:
 
 
 def load_naming(config: Path, folder: Path, bank: Bank) -> Naming:
-    """Return the image tower that `pretrain.py` left."""
+    """The image tower that `pretrain` wrote."""
     naming = Naming(from_open_clip(build_model(config)), len(bank.concepts), len(bank.vocabulary))
-    state = torch.load(folder / "image-tower.pt", weights_only=True)  # noqa: TID251  tensors alone
+    state = torch.load(folder / "image-tower.pt", weights_only=True)  # noqa: TID251  only tensors
     naming.load_state_dict(state["naming"])
     return naming.eval()
 
 
 @torch.no_grad()
 def embed_bank(naming: Naming, bank: Bank, seed: int) -> Float[Tensor, "n views 2 embedding"]:
-    """Return [CLS] and mean value-path embeddings of every drawing in `VIEWS` seeded scenes."""
+    """[CLS] and mean value-path embeddings of every drawing in `VIEWS` seeded scenes."""
     backbone = naming.backbone
     mean = torch.tensor(backbone.mean).view(3, 1, 1)
     std = torch.tensor(backbone.std).view(3, 1, 1)
@@ -86,7 +89,7 @@ def embed_bank(naming: Naming, bank: Bank, seed: int) -> Float[Tensor, "n views 
 
 
 def encode_short(model: Any, tokens: Int[Tensor, "text length"]) -> Tensor:
-    """Return unit text embeddings of sequences shorter than the tower's context."""
+    """Unit text embeddings of sequences shorter than the tower's context."""
     length = tokens.shape[1]
     hidden = model.token_embedding(tokens) + model.positional_embedding[:length]
     hidden = model.transformer(hidden, attn_mask=model.attn_mask[:length, :length])
@@ -96,17 +99,18 @@ def encode_short(model: Any, tokens: Int[Tensor, "text length"]) -> Tensor:
 
 
 class Captions:
-    """Seeded batches of captions, each of another name."""
+    """Seeded batches of captions; no name appears twice in a batch."""
 
     def __init__(self, bank: Bank, recipe: AlignRecipe) -> None:
         self.bank, self.recipe = bank, recipe
         self.tokenizer = SimpleTokenizer(context_length=MAX_TOKENS)
         tokens = (t[:-4] for t in self.tokenizer.encoder if t.endswith("</w>"))
         unknown = sorted(t for t in tokens if t.isascii() and t.isalpha() and len(t) > 2)
-        self.noise = (unknown, bank.vocabulary)  # words that mean nothing, words of other names
+        self.noise = (unknown, bank.vocabulary)  # meaningless words, and words of other names
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the drawings' indices and their captions' token ids."""
+        """Indices of the drawings of a step, and token ids of their captions."""
+        # A large prime keeps the seeds of different runs' steps apart.
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
         rng = random.Random(self.recipe.seed * 1_000_003 + step)
         drawn = torch.multinomial(
@@ -115,6 +119,8 @@ class Captions:
             replacement=True,
             generator=generator,
         ).tolist()
+        # Twice as many as needed are drawn, then one per name: the contrastive loss would treat a
+        # second drawing of the same name as a wrong answer.
         chosen = list({self.bank.names[i]: i for i in drawn}.values())[: self.recipe.batch]
         texts = [
             caption(self.bank.names[i], self.bank.keywords[i], self.noise, rng) for i in chosen
@@ -140,7 +146,7 @@ class Alignment(nn.Module):
     def forward(
         self, texts: Tensor, images: Float[Tensor, "batch 2 e"], concept: Tensor, words: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return contrastive, emoji and word loss."""
+        """Contrastive, emoji and word loss."""
         scale = self.log_scale.exp().clamp(max=60.0)
         own = torch.arange(len(texts))
         contrast = torch.zeros(())
@@ -194,7 +200,7 @@ def align(naming: Naming, bank: Bank, recipe: AlignRecipe) -> None:
 
 
 def write_checkpoint(backbone: Backbone, path: Path) -> None:
-    """Write the network in half precision under open_clip's own names; temperature 1/100."""
+    """Write the network in half precision under open_clip's parameter names; temperature 1/100."""
     with torch.no_grad():
         model: Any = backbone.model
         model.logit_scale.fill_(math.log(100.0))
@@ -203,22 +209,8 @@ def write_checkpoint(backbone: Backbone, path: Path) -> None:
         save_file({k: v.contiguous() for k, v in state.items()}, temporary)
 
 
-def main() -> None:
-    """Align the text tower and write `resources/icon-clip/icon-clip.safetensors`."""
-    root = paths.project_root()
-    folder, home = root / "build" / "icon-clip", root / "resources" / "icon-clip"
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger().addHandler(logging.FileHandler(folder / "text-tower.log", mode="w"))
-    bank = load_bank(folder, Catalogue(root / "build" / "npm"))
-    naming = load_naming(home / "icon-clip.json", folder, bank)
-    recipe = AlignRecipe()
-    log.info("%s", json.dumps({"packages": PACKAGES, **asdict(recipe)}))
-    align(naming, bank, recipe)
-    write_checkpoint(naming.backbone, home / "icon-clip.safetensors")
-
-
-def test_images(source: IconSource, backbone: Backbone) -> tuple[Tensor, Tensor]:
-    """Return normalised test scenes and their labels."""
+def scenes_to_test(source: IconSource, backbone: Backbone) -> tuple[Tensor, Tensor]:
+    """Normalised test scenes and their labels."""
     with tempfile.TemporaryDirectory() as folder:
         scenes.write_dataset(source, Path(folder))
         with (Path(folder) / "manifest.csv").open(newline="", encoding="utf-8") as stream:
@@ -242,7 +234,7 @@ def test_images(source: IconSource, backbone: Backbone) -> tuple[Tensor, Tensor]
 def accuracies(
     backbone: Backbone, images: Tensor, labels: Tensor, classifier: Float[Tensor, "c e"]
 ) -> dict[str, float]:
-    """Return top-1 in percent of [CLS], of the mean value-path token, and of their average."""
+    """Top-1 accuracy in percent of [CLS], of the mean value-path token, and of their average."""
     hits = {"cls": 0, "value_path": 0, "both": 0}
     batches = zip(torch.split(images, 256), torch.split(labels, 256), strict=True)
     for part, truth in batches:
@@ -255,7 +247,7 @@ def accuracies(
 
 
 def measure(backbone: Backbone) -> list[dict[str, object]]:
-    """Return a row per set and size."""
+    """Zero-shot accuracy, one row per icon set and size."""
     rows: list[dict[str, object]] = []
     for name in SETS:
         for size, suffix in (("default", ""), ("full", "-full")):
@@ -266,7 +258,7 @@ def measure(backbone: Backbone) -> list[dict[str, object]]:
             embedded = [
                 backbone.encode_text([t.format(n) for t in dataset.templates]) for n in names
             ]
-            images, labels = test_images(source, backbone)
+            images, labels = scenes_to_test(source, backbone)
             found = accuracies(backbone, images, labels, template_classifier(embedded))
             rows.append(
                 {"set": name, "size": size, "classes": len(names), "images": len(labels), **found}
@@ -274,8 +266,8 @@ def measure(backbone: Backbone) -> list[dict[str, object]]:
     return rows
 
 
-def report_zero_shot() -> None:
-    """Measure, print, and write `resources/icon-clip/zero-shot.json`."""
+def report_accuracies() -> None:
+    """Measure zero-shot accuracy, print it, and write `resources/icon-clip/zero-shot.json`."""
     rows = measure(load_backbone("icon-clip"))
     lines = [
         "| set | size | classes | images | [CLS] | value path | both |",
@@ -287,9 +279,20 @@ def report_zero_shot() -> None:
     runtime.write_text(target, json.dumps(rows, indent=1) + "\n")
 
 
+def main() -> None:
+    """Align the text tower, write `resources/icon-clip/icon-clip.safetensors`, and measure it."""
+    root = paths.project_root()
+    folder, home = root / "build" / "icon-clip", root / "resources" / "icon-clip"
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger().addHandler(logging.FileHandler(folder / "text-tower.log", mode="w"))
+    bank = load_bank(folder, Catalogue(root / "build" / "npm"))
+    naming = load_naming(home / "icon-clip.json", folder, bank)
+    recipe = AlignRecipe()
+    log.info("%s", json.dumps({"packages": PACKAGES, **asdict(recipe)}))
+    align(naming, bank, recipe)
+    write_checkpoint(naming.backbone, home / "icon-clip.safetensors")
+    report_accuracies()
+
+
 if __name__ == "__main__":
     main()
-
-
-if __name__ == "__main__":
-    report_zero_shot()

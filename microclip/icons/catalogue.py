@@ -1,9 +1,14 @@
-"""Which artist drew which class: icon names matched to emoji labels, artists divided once for all.
+"""The drawings: which artist drew which class, what each is called, and captions for it.
 
-Sources are two npm packages, named with their versions in `PACKAGES`: `@iconify/json` (drawings as
-SVG bodies, one JSON file an artist's set) and `emojibase-data` (labels, keywords, groups). A
-drawing belongs to the class whose label, or any of its shortcodes, has the same letters and digits
-as the drawing's name.
+Artists are divided once: benchmark artists are never seen in pretraining. The sources are two npm
+packages, with versions in `PACKAGES`: `@iconify/json` (drawings as SVG bodies, one JSON file per
+artist) and `emojibase-data` (labels, keywords, groups). A drawing belongs to the class whose label
+or one of whose shortcodes has the same letters and digits as the drawing's name.
+
+`load_bank` gives the pretraining drawings with their names and word targets, and `caption` writes
+training captions. A description names its class among words that the text tower has never seen
+with an image, so the tower must learn to find the name in a sentence and to ignore unknown words:
+captions put names and keywords between ordinary function words and random tokens.
 """
 
 from __future__ import annotations
@@ -73,13 +78,13 @@ _SKIN = re.compile(r"skin-tone|-(light|medium|dark|medium-light|medium-dark)$")
 
 
 def slug(text: str) -> str:
-    """Return lower-case letters and digits joined by single hyphens, accents removed."""
+    """Lower-case letters and digits joined by single hyphens, accents removed."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", plain.lower().replace("'", "")).strip("-")
 
 
 def squash(text: str) -> str:
-    """Return the slug without hyphens: `French fries` and `french-fries` become one key."""
+    """The slug without hyphens, so that `French fries` and `french-fries` are one key."""
     return slug(text).replace("-", "")
 
 
@@ -96,7 +101,7 @@ class Concept:
 
     @property
     def name(self) -> str:
-        """Return the class name used in prompts: country flags become `flag of France`."""
+        """The class name used in prompts; country flags become `flag of France`."""
         return re.sub(r"^flag: ", "flag of ", self.label)
 
 
@@ -119,13 +124,13 @@ class Catalogue:
 
     @cached_property
     def collections(self) -> dict[str, Any]:
-        """Return the index of icon sets: author, licence, total."""
+        """The index of icon sets: author, licence, total."""
         values: dict[str, Any] = json.loads((self._icons / "collections.json").read_text())
         return values
 
     @cached_property
     def concepts(self) -> dict[str, Concept]:
-        """Return all emoji by hexcode."""
+        """All emoji by hexcode."""
         rows = json.loads((self._labels / "data.json").read_text())
         return {
             row["hexcode"]: Concept(
@@ -156,6 +161,7 @@ class Catalogue:
 
     @cached_property
     def _flags_by_country(self) -> dict[str, str]:
+        # A flag emoji is its country code in regional indicator symbols.
         letters = {chr(0x1F1E6 + i): chr(97 + i) for i in range(26)}
         found = {}
         for hexcode, concept in self.concepts.items():
@@ -165,7 +171,7 @@ class Catalogue:
         return found
 
     def concept_of(self, artist: str, icon: str) -> Concept | None:
-        """Return the emoji that a drawing shows, or None."""
+        """The emoji that a drawing shows, or None."""
         if artist in FLAG_ARTISTS:
             hexcode = self._flags_by_country.get(re.sub(r"-(1x1|4x3)$", "", icon))
             return self.concepts.get(hexcode or "")
@@ -177,27 +183,28 @@ class Catalogue:
         return None
 
     def artist_file(self, artist: str) -> dict[str, Any]:
-        """Return an artist's set in iconify's format."""
+        """An artist's set in iconify's format."""
         values: dict[str, Any] = json.loads((self._icons / "json" / f"{artist}.json").read_text())
         return values
 
     def drawings(self, artist: str) -> Iterator[Drawing]:
-        """Yield an artist's drawings by name, skin tones left out.
+        """Yield an artist's drawings by name, without skin-tone variants.
 
-        Raises: ValueError if the licence of a benchmark artist forbids redistribution.
+        Raises:
+            ValueError: the licence of a benchmark artist forbids redistribution.
         """
         licence = self.collections[artist]["license"]["spdx"]
         if artist in BENCHMARK_ARTISTS and licence not in REDISTRIBUTABLE:
             raise ValueError(
                 f"{artist} is licensed {licence}, not one of {sorted(REDISTRIBUTABLE)}; "
-                "take it off BENCHMARK_ARTISTS"
+                "remove it from BENCHMARK_ARTISTS"
             )
         for icon in sorted(self.artist_file(artist)["icons"]):
             if not _SKIN.search(icon):
                 yield Drawing(artist, icon, licence, self.concept_of(artist, icon))
 
     def benchmark_classes(self) -> dict[str, list[Concept]]:
-        """Return each set's classes in label order (Unicode's emoji order)."""
+        """Classes of each set in label order, which is Unicode's emoji order."""
         hands: dict[str, set[str]] = {}
         for artist in COLOUR_HANDS:
             for drawing in self.drawings(artist):
@@ -219,21 +226,21 @@ class Catalogue:
 
 
 SINGLE_COLOUR = ("fluent-emoji-high-contrast", "emojione-monotone", "game-icons")
-KEYWORD_WEIGHT = 0.35  # of a keyword, against 1 for a word of the name
+KEYWORD_WEIGHT = 0.35  # of a keyword; a word of the name has weight 1
 _STOP = {"a", "an", "and", "of", "the", "with", "in", "on", "to", "for", "flat", "fill", "duo"}
 
 
 def words(text: str) -> list[str]:
-    """Return the lower-case words of a name or keyword, numbers and stop words left out."""
+    """Lower-case words of a name or keyword, without numbers and stop words."""
     found = re.findall(r"[a-zà-ÿ]+", text.lower().replace("-", " "))
     return [word for word in found if len(word) > 1 and word not in _STOP]
 
 
 @dataclass(frozen=True)
 class Bank:
-    """The pretraining drawings with their texts.
+    """The pretraining drawings with their names and targets.
 
-    `concept[i]` indexes `concepts`, -1 where a drawing is no emoji; `word_targets` rows sum to one.
+    `concept[i]` indexes `concepts` and is -1 for drawings that are not emoji.
     """
 
     rasters: torch.Tensor  # [n, s, s, 4] uint8
@@ -249,9 +256,21 @@ class Bank:
     sampling: Float[Tensor, " n"]
 
     def word_targets(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch words"]:
-        """Return multi-hot word targets whose rows sum to one."""
+        """Multi-hot word targets whose rows sum to one."""
         targets = torch.zeros(len(index), len(self.vocabulary))
         return targets.scatter_add_(1, self.word_index[index], self.word_weight[index])
+
+
+def _vocabulary(
+    weights: list[dict[str, float]], min_count: int
+) -> tuple[list[str], list[dict[int, float]]]:
+    """Words of at least `min_count` drawings, and each drawing's weights by word number."""
+    counts = Counter(word for row in weights for word in row)
+    vocabulary = sorted(word for word, count in counts.items() if count >= min_count)
+    position = {word: i for i, word in enumerate(vocabulary)}
+    return vocabulary, [
+        {position[w]: v for w, v in row.items() if w in position} for row in weights
+    ]
 
 
 def _weights(name: str, keywords: tuple[str, ...]) -> dict[str, float]:
@@ -276,7 +295,10 @@ def _pad(rows: list[dict[int, float]]) -> tuple[Tensor, Tensor]:
 
 
 def load_bank(folder: Path, catalogue: Catalogue, *, min_count: int = 3) -> Bank:
-    """Return the drawings of `make icons` whose names hold at least one word of the vocabulary."""
+    """The drawings of `make icons` whose names contain at least one word of the vocabulary.
+
+    The vocabulary is every word that at least `min_count` drawings have.
+    """
     index = json.loads((folder / "drawings.json").read_text())["drawings"]
     texts = []
     for row in index:
@@ -285,11 +307,7 @@ def load_bank(folder: Path, catalogue: Catalogue, *, min_count: int = 3) -> Bank
             texts.append((concept.name, concept.tags))
         else:
             texts.append((row["icon"].replace("-", " "), ()))
-    weights = [_weights(*text) for text in texts]
-    counts = Counter(word for row in weights for word in row)
-    vocabulary = sorted(word for word, count in counts.items() if count >= min_count)
-    position = {word: i for i, word in enumerate(vocabulary)}
-    known = [{position[w]: v for w, v in row.items() if w in position} for row in weights]
+    vocabulary, known = _vocabulary([_weights(*text) for text in texts], min_count)
     keep = [i for i, row in enumerate(known) if row]
     word_index, word_weight = _pad([known[i] for i in keep])
     hexcodes = [index[i]["hexcode"] for i in keep]
@@ -319,7 +337,7 @@ def load_bank(folder: Path, catalogue: Catalogue, *, min_count: int = 3) -> Bank
 
 
 def _sampling(concept: Tensor, tint: Tensor) -> Tensor:
-    """Return how often a drawing is drawn: a colour emoji four times as often as the others."""
+    """Sampling weights: colour emoji are drawn four times as often as other drawings."""
     weight = torch.full((len(concept),), 0.25)
     weight[(concept >= 0) & ~tint] = 1.0
     return weight / weight.sum()
@@ -356,7 +374,7 @@ FUNCTION_WORDS = tuple(_WORDS.split())
 
 
 def keyword_caption(name: str, keywords: Sequence[str], rng: random.Random) -> str:
-    """Return the name with up to three of its keywords, in random order."""
+    """The name with up to three of its keywords, in random order."""
     chosen = rng.sample(list(keywords), min(len(keywords), rng.randint(1, 3)))
     parts = [name, *chosen]
     rng.shuffle(parts)
@@ -366,9 +384,9 @@ def keyword_caption(name: str, keywords: Sequence[str], rng: random.Random) -> s
 def sentence(
     name: str, keywords: Sequence[str], noise: tuple[Sequence[str], ...], rng: random.Random
 ) -> str:
-    """Return a sentence-like string: the name early, then function words, keywords and noise.
+    """A sentence-like string: the name, usually early, among function words, keywords and noise.
 
-    Each member of `noise` gives about one word in six.
+    Each member of `noise` supplies about one word in six.
     """
     words = [
         rng.choice(noise[kind]) if (kind := rng.randrange(6)) < len(noise) else _function_word(rng)
@@ -377,7 +395,7 @@ def sentence(
     for keyword in keywords:
         if rng.random() < 0.25:
             words.insert(rng.randint(0, len(words)), keyword)
-    early = rng.random() < 0.85  # descriptions name their subject first, others later
+    early = rng.random() < 0.85  # most descriptions name their subject first
     place = rng.randint(0, 4) if early else rng.randint(0, len(words))
     words.insert(place, name)
     return ("The " if rng.random() < 0.3 else "") + " ".join(words) + "."
@@ -390,7 +408,7 @@ def _function_word(rng: random.Random) -> str:
 def caption(
     name: str, keywords: Sequence[str], noise: tuple[Sequence[str], ...], rng: random.Random
 ) -> str:
-    """Return one seeded caption: a frame, a list of keywords, or a noisy sentence."""
+    """A random caption: a frame, a list of keywords, or a noisy sentence."""
     kind = rng.random()
     if kind < 0.25:
         return rng.choice(FRAMES).format(name)

@@ -1,10 +1,14 @@
-"""Pretrain icon-clip's image tower: name what a scene shows, from the [CLS] and from the patches.
+"""Pretrain icon-clip's image tower to name what a scene shows, from [CLS] and from the patches.
 
-`make icon-clip` runs this file and then `align.py`. Targets come from the drawings' names alone:
+`make icon-clip` runs this module and then `align`. Targets come only from the drawings' names:
 (1) which emoji it is, a softmax over all emoji of the pretraining artists; (2) which words its
-name and keywords hold, a softmax over the vocabulary with multi-hot targets. Both are asked of the
-[CLS] embedding and, with half the weight, of the mean value-path token over the drawing's patches.
-Every draw comes from `SEED`; the data are the package versions in `catalogue.PACKAGES`.
+name and keywords contain, a softmax over the vocabulary with multi-hot targets. Both are predicted
+from the [CLS] embedding and, with half the weight, from the mean value-path token over the
+drawing's patches. Every random draw derives from `SEED`; `catalogue.PACKAGES` pins the data.
+
+Scenes are composed in batches of tensors (`Compositor`), not by the benchmark's renderer in
+`scenes`: pretraining never sees a benchmark image, and the two differ in code, backgrounds and
+distortions on purpose.
 """
 
 from __future__ import annotations
@@ -28,26 +32,26 @@ from microclip.model.backbone import Backbone, from_open_clip, unit_norm
 
 log = logging.getLogger(__name__)
 
-DRAWING_PX = 48  # about the size at which drawings appear, so that sampling needs no filter
+DRAWING_PX = 48  # about the size at which drawings appear: sampling then needs no low-pass filter
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch: images in [0, 1] and the share of each pixel that belongs to the main drawing."""
+    """A batch: images in [0, 1], and how much of each pixel the main drawing covers."""
 
     images: Float[Tensor, "batch 3 side side"]
     foreground: Float[Tensor, "batch 1 side side"]
 
 
 def uniform(generator: torch.Generator, shape: tuple[int, ...], low: float, high: float) -> Tensor:
-    """Return uniform draws in [low, high)."""
+    """Uniform draws in [low, high)."""
     return low + (high - low) * torch.rand(shape, generator=generator)
 
 
 def placement(
     scale: Float[Tensor, " n"], generator: torch.Generator, *, flip: Tensor, inside: bool
 ) -> Float[Tensor, "n 2 3"]:
-    """Return affine maps from canvas to drawing: random place, rotation, stretch and flip.
+    """Affine maps from canvas to drawing: random position, rotation, stretch and flip.
 
     `scale` is the drawing's side over the canvas side; `inside` keeps nearly all of it in view.
     """
@@ -71,7 +75,7 @@ def placement(
 def paste(
     canvas: Tensor, drawings: Float[Tensor, "n 4 s s"], theta: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return canvas with drawings (premultiplied RGBA) over it, and their coverage."""
+    """The canvas with drawings (premultiplied RGBA) over it, and their coverage."""
     side = canvas.shape[-1]
     grid = functional.affine_grid(theta, [len(theta), 4, side, side], align_corners=False)
     layer = functional.grid_sample(drawings, grid, align_corners=False)
@@ -80,7 +84,7 @@ def paste(
 
 
 def backgrounds(n: int, side: int, generator: torch.Generator) -> Float[Tensor, "n 3 side side"]:
-    """Return plain, gradient, cloudy and grainy backgrounds in equal parts."""
+    """Plain, gradient, cloudy and grainy backgrounds in equal parts."""
     base = torch.rand((n, 3, 1, 1), generator=generator)
     coarse = torch.rand((n, 3, 2, 2), generator=generator)
     cloudy = torch.rand((n, 3, 6, 6), generator=generator)
@@ -98,7 +102,7 @@ def backgrounds(n: int, side: int, generator: torch.Generator) -> Float[Tensor, 
 
 
 def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images with shifted brightness, contrast, saturation, tint and a soft light field."""
+    """Images with random brightness, contrast, saturation, tint and a soft light field."""
     n = len(images)
     gain = 1 + uniform(generator, (n, 3, 1, 1), -0.1, 0.1)
     shift = uniform(generator, (n, 1, 1, 1), -0.1, 0.1)
@@ -113,7 +117,7 @@ def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def premultiplied(bank: UInt8[Tensor, "n s s 4"], side: int) -> UInt8[Tensor, "n 4 side side"]:
-    """Return drawings at another size with colour times opacity, so that they can be blended."""
+    """Drawings resized, with colour multiplied by opacity, so that they can be blended."""
     parts = []
     for part in torch.split(bank, 1024):
         rgba = part.permute(0, 3, 1, 2).float()
@@ -124,10 +128,10 @@ def premultiplied(bank: UInt8[Tensor, "n s s 4"], side: int) -> UInt8[Tensor, "n
 
 
 class Compositor:
-    """Draws seeded scenes from a bank of RGBA drawings [n, s, s, 4] uint8.
+    """Composes random scenes from a bank of RGBA drawings [n, s, s, 4] uint8.
 
-    `tint` marks single-colour drawings: they get a random colour; `mirror` marks those that stay
-    themselves when flipped (all but flags).
+    `tint` marks single-colour drawings, which get a random colour; `mirror` marks drawings that
+    keep their meaning when flipped (all but flags).
     """
 
     def __init__(
@@ -144,7 +148,7 @@ class Compositor:
     def drawings(
         self, index: Int[Tensor, " n"], generator: torch.Generator
     ) -> Float[Tensor, "n 4 s s"]:
-        """Return drawings as premultiplied RGBA in [0, 1], single-colour ones tinted."""
+        """Drawings as premultiplied RGBA in [0, 1], single-colour ones tinted."""
         rgba = self.bank[index].float().div_(255)
         colour = torch.rand((len(index), 3, 1, 1), generator=generator)
         tinted = self.tint[index][:, None, None, None]
@@ -152,12 +156,13 @@ class Compositor:
         return torch.cat([rgb, rgba[:, 3:]], 1)
 
     def _clutter(self, canvas: Tensor, generator: torch.Generator, amount: float) -> Tensor:
-        """Return the canvas with up to two other drawings, mostly cut by the edge."""
+        """The canvas with up to two other drawings, mostly cut off by the edge."""
         n = len(canvas)
         for _ in range(2):
             index = torch.randint(len(self.bank), (n,), generator=generator)
             scale = uniform(generator, (n,), 0.25, 0.6)
             hidden = torch.rand(n, generator=generator) > amount
+            # Hidden ones shrink to nothing: the whole batch is drawn at once.
             scale = torch.where(hidden, torch.full_like(scale, 1e-3), scale)
             theta = placement(scale, generator, flip=torch.ones(n), inside=False)
             canvas, _ = paste(canvas, self.drawings(index, generator), theta)
@@ -166,7 +171,7 @@ class Compositor:
     def __call__(
         self, index: Int[Tensor, " batch"], generator: torch.Generator, difficulty: float
     ) -> Scenes:
-        """Return scenes of the given drawings; difficulty in [0, 1] adds clutter and shrinks."""
+        """Scenes of the given drawings; difficulty in [0, 1] adds clutter and shrinks drawings."""
         n = len(index)
         canvas = backgrounds(n, self.side, generator)
         if difficulty > 0:
@@ -185,29 +190,29 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights, besides the drawings."""
+    """Everything that determines the weights, besides the drawings."""
 
     steps: int = 6000  # of the schedule
-    stop: int = 5200  # of the run: what follows has less than 5 % of the peak rate
+    stop: int = 5200  # last step run: after it the rate is below 5 % of its peak
     batch: int = 256
     peak_lr: float = 3e-3
     weight_decay: float = 0.05
     warmup: int = 300
     value_path_weight: float = 0.5
-    dropped_until: float = 0.65  # share of training with half of the patches dropped
-    hardest_from: float = 0.5  # share of training after which clutter is at its full
+    dropped_until: float = 0.65  # share of training during which half of the patches are dropped
+    hardest_from: float = 0.5  # share of training after which clutter is at its maximum
     seed: int = SEED
 
 
 def build_model(config: Path) -> nn.Module:
-    """Return a fresh open_clip CLIP of our own architecture."""
+    """An untrained open_clip CLIP with icon-clip's architecture."""
     open_clip.add_model_config(config)
     model: nn.Module = open_clip.create_model(config.stem, pretrained=None)
     return model
 
 
 def tower_tokens(backbone: Backbone, images: Tensor, kept: Tensor | None) -> Tensor:
-    """Return [CLS] and value-path tokens [B, 1+k, d]; `kept` [B, k] names the patches not dropped.
+    """[CLS] and value-path tokens [B, 1+k, d]; `kept` [B, k] lists the patches not dropped.
 
     Dropping patches halves the cost of a step, as in FLIP (arXiv:2212.00794).
     """
@@ -238,7 +243,7 @@ class Naming(nn.Module):
     def embed(
         self, images: Tensor, coverage: Float[Tensor, "batch patch"], kept: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return unit embeddings of [CLS] and of the drawing's mean value-path token."""
+        """Unit embeddings of [CLS] and of the drawing's mean value-path token."""
         tokens = tower_tokens(self.backbone, images, kept)
         cls, patches = tokens[:, 0], tokens[:, 1:]
         if kept is not None:
@@ -248,7 +253,7 @@ class Naming(nn.Module):
         return unit_norm(self.backbone.project(cls)), unit_norm(self.backbone.project(mean))
 
     def loss(self, embedding: Tensor, concept: Int[Tensor, " batch"], words: Tensor) -> Tensor:
-        """Return the naming loss of unit embeddings; concept -1 asks for words alone."""
+        """Naming loss of unit embeddings; a concept of -1 counts only the words."""
         scale = self.log_scale.exp().clamp(max=60.0)
         by_concept = scale[0] * embedding @ functional.normalize(self.concepts, dim=-1).T
         by_word = scale[1] * embedding @ functional.normalize(self.words, dim=-1).T + self.word_bias
@@ -265,13 +270,13 @@ class Naming(nn.Module):
         kept: Tensor | None,
         targets: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Return the losses of [CLS] and of the value path."""
+        """Losses of [CLS] and of the value path."""
         cls, value = self.embed(images, coverage, kept)
         return self.loss(cls, *targets), self.loss(value, *targets)
 
 
 def optimisers(naming: Naming, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Return Muon for the blocks' matrices and AdamW for all else of the image tower."""
+    """Muon for the blocks' matrices, AdamW for the rest of the image tower."""
     blocks = naming.backbone.visual.transformer
     matrices = [p for p in blocks.parameters() if p.ndim == 2]
     inside = {id(p) for p in matrices}
@@ -291,7 +296,7 @@ def optimisers(naming: Naming, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 
 def rate(step: int, recipe: Recipe) -> float:
-    """Return the learning rate: linear warm-up, then a cosine to zero."""
+    """Learning rate: linear warm-up, then a cosine to zero."""
     if step < recipe.warmup:
         return recipe.peak_lr * (step + 1) / recipe.warmup
     done = (step - recipe.warmup) / (recipe.steps - recipe.warmup)
@@ -299,7 +304,7 @@ def rate(step: int, recipe: Recipe) -> float:
 
 
 class Batches:
-    """Seeded scenes with their targets; the same step always gives the same batch."""
+    """Seeded scenes with their targets; a step always gives the same batch."""
 
     def __init__(self, bank: Bank, recipe: Recipe, backbone: Backbone) -> None:
         self.bank, self.recipe = bank, recipe
@@ -312,7 +317,7 @@ class Batches:
         )
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor]]:
-        """Return normalised images, patch coverage, kept patches and targets of a step."""
+        """Normalised images, patch coverage, kept patches and targets of a step."""
         recipe = self.recipe
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         done = step / recipe.steps
@@ -337,10 +342,10 @@ def save(folder: Path, naming: Naming, opts: list[torch.optim.Optimizer], step: 
 
 
 def resume(folder: Path, naming: Naming, opts: list[torch.optim.Optimizer]) -> int:
-    """Return the step to go on with; 0 without a checkpoint."""
+    """Load the checkpoint and return the step to continue with; 0 without a checkpoint."""
     if not (folder / "image-tower.pt").is_file():
         return 0
-    state = torch.load(folder / "image-tower.pt", weights_only=True)  # noqa: TID251  tensors alone
+    state = torch.load(folder / "image-tower.pt", weights_only=True)  # noqa: TID251  only tensors
     naming.load_state_dict(state["naming"])
     for i, opt in enumerate(opts):
         opt.load_state_dict(state[f"opt{i}"])
@@ -348,7 +353,7 @@ def resume(folder: Path, naming: Naming, opts: list[torch.optim.Optimizer]) -> i
 
 
 def pretrain(config: Path, folder: Path, bank: Bank, recipe: Recipe) -> Naming:
-    """Return the trained image tower; a log line every 50 steps, a checkpoint every 400."""
+    """Train the image tower; log every 50 steps, write a checkpoint every 400."""
     torch.manual_seed(recipe.seed)
     backbone = from_open_clip(build_model(config)).train()
     naming = Naming(backbone, len(bank.concepts), len(bank.vocabulary))

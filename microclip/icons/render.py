@@ -1,6 +1,6 @@
-"""Draw the icons once: `make icons` writes `resources/icons/` and the pretraining drawings.
+"""Rasterise the icons: `make icons` writes `resources/icons/` and the pretraining drawings.
 
-A maintainer's recipe: it needs npm, resvg_py and a network once. Nothing of it runs in a study.
+This is for maintainers and needs npm, resvg_py and a network; no study runs it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 BENCHMARK_PX = 96
 PRETRAINING_PX = 64
 MAX_DRAWINGS_PER_ARTIST = 2
-SAME_DRAWING = 2.0  # mean grey-level difference at 32 px below which two drawings are one
+SAME_DRAWING = 2.0  # two drawings are the same below this mean grey-level difference at 32 px
 Raster = NDArray[np.uint8]
 
 
@@ -57,7 +57,7 @@ def fetch_packages(folder: Path) -> None:
 
 
 def svg_of(artist: dict[str, Any], icon: str) -> str:
-    """Return an icon of an iconify set as a standalone SVG."""
+    """An icon of an iconify set as a standalone SVG."""
     values = artist["icons"][icon]
     width = values.get("width", artist.get("width", 16))
     height = values.get("height", artist.get("height", 16))
@@ -71,7 +71,7 @@ def svg_of(artist: dict[str, Any], icon: str) -> str:
 
 
 def rasterise(svg: str, size_px: int) -> Raster | None:
-    """Return RGBA [size, size, 4]: the drawing, cut to its ink and centred; None if it is empty."""
+    """RGBA [size, size, 4] of the drawing, cropped to its ink and centred; None if it is empty."""
     import resvg_py
 
     try:
@@ -87,6 +87,7 @@ def rasterise(svg: str, size_px: int) -> Raster | None:
     ink = image.crop(box)
     scale = size_px / max(ink.size)
     width, height = (max(1, round(side * scale)) for side in ink.size)
+    # RGBa is premultiplied: transparent pixels must not bleed their colour into the edges.
     ink = ink.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS).convert("RGBA")
     square = Image.new("RGBA", (size_px, size_px))
     square.paste(ink, ((size_px - width) // 2, (size_px - height) // 2))
@@ -101,7 +102,7 @@ def _rasterise_all(task: tuple[list[str], int]) -> list[Raster | None]:
 def rasterise_artist(
     pool: ProcessPoolExecutor, catalogue: Catalogue, drawings: Sequence[Drawing], size_px: int
 ) -> list[Raster | None]:
-    """Return the rasters of drawings that share one artist, in order."""
+    """Rasters of one artist's drawings, in order."""
     if not drawings:
         return []
     file = catalogue.artist_file(drawings[0].artist)
@@ -141,7 +142,7 @@ def _thumbnails(rasters: Raster) -> NDArray[np.float32]:
 
 
 class SeenInPretraining:
-    """Tells whether a drawing is, up to small differences, one that pretraining sees too."""
+    """Recognises benchmark drawings that are nearly identical to a pretraining drawing."""
 
     def __init__(self, folder: Path) -> None:
         index = json.loads((folder / "drawings.json").read_text())["drawings"]
@@ -152,7 +153,7 @@ class SeenInPretraining:
                 self._by_concept.setdefault(row["hexcode"], []).append(thumbnail)
 
     def __call__(self, concept: Concept, raster: Raster) -> bool:
-        """Return True if any pretraining drawing of the concept has nearly the same pixels."""
+        """Whether a pretraining drawing of the concept has nearly the same pixels."""
         own = _thumbnails(raster[None])[0]
         others = self._by_concept.get(concept.hexcode, [])
         return any(float(np.abs(own - other).mean()) < SAME_DRAWING for other in others)
@@ -205,7 +206,7 @@ def _write_set(
 
 
 def main() -> None:
-    """Fetch, draw, write: `resources/icons/` for the benchmark, `build/` for pretraining."""
+    """Fetch, rasterise and write `resources/icons/` (benchmark) and `build/` (pretraining)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     root = paths.project_root()
     fetch_packages(root / "build" / "npm")

@@ -1,10 +1,10 @@
-"""The icon benchmark's images: a drawing on a background, every draw from a named seed.
+"""Render the icon benchmark's images: drawings on backgrounds, every draw from a named seed.
 
-A scene shows one drawing of its class at a random place, size and slight rotation, on a plain,
-graded, textured or cluttered background. `difficulty` in [0, 1] makes drawings smaller, clutter
-denser and partly in front, light dimmer and coloured, and the picture softer. Clutter is made of
-fragments of other classes' drawings of the same split, so that no drawing is ever on both sides of
-the split. Pillow and Python's own Mersenne Twister do all of it: the same seed gives the same
+A scene shows one drawing of its class at a random position and size, slightly rotated, on a plain,
+graded, textured or cluttered background. A higher `difficulty` in [0, 1] makes drawings smaller,
+clutter denser and partly in front, light dimmer and coloured, and the picture softer. Clutter is
+made of fragments of other classes' drawings from the same split, so that no drawing is ever on both
+sides of the split. Only Pillow and Python's own Mersenne Twister are used: equal seeds give equal
 bytes.
 """
 
@@ -31,7 +31,7 @@ CLUTTER_SHARE = (0.25, 0.5)  # of a fragment's side in the scene's
 
 @dataclass(frozen=True)
 class Look:
-    """How scenes of a difficulty look."""
+    """How scenes look at a given difficulty."""
 
     side_share: tuple[float, float]  # of the drawing's side in the scene's
     clutter: float  # share of scenes with clutter
@@ -42,7 +42,7 @@ class Look:
 
 
 def look_of(difficulty: float) -> Look:
-    """Return the look of a difficulty in [0, 1]."""
+    """The look at a difficulty in [0, 1]."""
     return Look(
         side_share=(0.55 - 0.25 * difficulty, 0.9 - 0.35 * difficulty),
         clutter=0.3 + 0.7 * difficulty,
@@ -55,7 +55,7 @@ def look_of(difficulty: float) -> Look:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One drawing of a set: a transparent image and whose class it shows."""
+    """One drawing of a set: a transparent image and the class it shows."""
 
     file: str
     class_name: str
@@ -65,7 +65,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the manifest."""
+    """One row of the manifest."""
 
     split: str
     file: str
@@ -78,15 +78,17 @@ class Row:
 
 
 def seed_of(*parts: str | int) -> int:
-    """Return a 63-bit seed named by its parts."""
+    """A 63-bit seed derived from its parts."""
+    # Not `hash()`, which differs from process to process for strings.
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def class_names(drawings: str, count: int | None = None, seed: int = 0) -> list[str]:
-    """Return a set's classes in label order; `count` of them drawn by the seed, order kept.
+    """Class names of a set in label order; with `count`, a random choice of them by `seed`.
 
-    Raises: SettingsError if the set is unknown or has fewer classes.
+    Raises:
+        SettingsError: the set is unknown or has fewer classes.
     """
     folder = paths.project_root() / "resources" / "icons" / drawings
     if not (folder / "classes.txt").is_file():
@@ -104,9 +106,10 @@ def class_names(drawings: str, count: int | None = None, seed: int = 0) -> list[
 
 
 def load_drawings(drawings: str, names: Sequence[str]) -> list[Drawing]:
-    """Return the drawings of the named classes, in the order of `drawings.csv`.
+    """Drawings of the named classes, in the order of `drawings.csv`.
 
-    Raises: SettingsError naming the file if a drawing cannot be read.
+    Raises:
+        SettingsError: a drawing cannot be read; the message names the file.
     """
     folder = paths.project_root() / "resources" / "icons" / drawings
     wanted, found = set(names), []
@@ -128,7 +131,7 @@ def load_drawings(drawings: str, names: Sequence[str]) -> list[Drawing]:
 def split_drawings(
     drawings: Sequence[Drawing], seed: int
 ) -> tuple[dict[str, list[Drawing]], dict[str, list[Drawing]]]:
-    """Return train and test drawings by class: a seeded third of each class is for the test."""
+    """Train and test drawings by class; a random third of each class is for testing."""
     by_class: dict[str, list[Drawing]] = {}
     for drawing in drawings:
         by_class.setdefault(drawing.class_name, []).append(drawing)
@@ -147,13 +150,13 @@ def _colour(rng: random.Random) -> tuple[int, int, int]:
 
 
 def _noise(rng: random.Random, cells: int, size_px: int) -> Image.Image:
-    """Return smooth colour noise with `cells` cells a side."""
+    """Smooth colour noise with `cells` cells per side."""
     coarse = Image.frombytes("RGB", (cells, cells), rng.randbytes(cells * cells * 3))
     return coarse.resize((size_px, size_px), Image.Resampling.BICUBIC)
 
 
 def background(rng: random.Random, size_px: int) -> Image.Image:
-    """Return a plain, graded or textured background, opaque RGB."""
+    """A plain, graded or textured background, opaque RGB."""
     plain = Image.new("RGB", (size_px, size_px), _colour(rng))
     kind = rng.choice(("plain", "gradient", "clouds", "grain"))
     if kind == "plain":
@@ -170,7 +173,7 @@ def background(rng: random.Random, size_px: int) -> Image.Image:
 def _paste(
     canvas: Image.Image, drawing: Image.Image, rng: random.Random, share: float, *, inside: bool
 ) -> None:
-    """Put a drawing on the canvas, scaled and rotated; outside placement may cut it."""
+    """Put a drawing on the canvas, scaled and rotated; unless `inside`, the edge may cut it."""
     side = max(4, round(canvas.width * share))
     turned = drawing.convert("RGBa").resize((side, side), Image.Resampling.LANCZOS)
     angle = rng.uniform(-ROTATION_DEG, ROTATION_DEG)
@@ -187,7 +190,7 @@ def render_scene(
     size_px: int,
     look: Look,
 ) -> Image.Image:
-    """Return a scene, RGB [size, size]: background, clutter, drawing, occlusion, light, blur."""
+    """A scene, RGB [size, size]: background, clutter, drawing, occlusion, light, blur."""
 
     def add_fragment() -> None:
         fragment = clutter[rng.randrange(len(clutter))]
@@ -212,7 +215,7 @@ def _write_split(
     drawings: dict[str, list[Drawing]],
     folder: Path,
 ) -> list[Row]:
-    """Render one split into `folder`; return its manifest lines."""
+    """Render one split into `folder`; return its manifest rows."""
     look = look_of(source.difficulty)
     n_scenes = source.train_scenes if split == "train" else source.test_scenes
     rows = []
@@ -233,9 +236,10 @@ def _write_split(
 
 
 def write_dataset(source: IconSource, folder: Path) -> None:
-    """Write `train/`, `test/` and, last, `manifest.csv` below `folder`.
+    """Write `train/`, `test/` and, last, `manifest.csv` into `folder`.
 
-    Raises: SettingsError for an unknown set, too few classes, or an unreadable drawing.
+    Raises:
+        SettingsError: an unknown set, too few classes, or an unreadable drawing.
     """
     names = class_names(source.drawings, source.classes, source.seed)
     halves = split_drawings(load_drawings(source.drawings, names), source.seed)

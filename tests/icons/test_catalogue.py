@@ -1,4 +1,4 @@
-"""The artists are divided once and for all, and what is shipped may be shipped."""
+"""Artists are on one side of the split only, and what we ship is redistributable."""
 
 import csv
 from collections import Counter
@@ -24,27 +24,27 @@ def rows_of(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_no_artist_is_on_both_sides() -> None:
+def test_no_artist_is_in_both_benchmark_and_pretraining() -> None:
     assert not set(BENCHMARK_ARTISTS) & set(PRETRAINING_ARTISTS)
     assert len(set(PRETRAINING_ARTISTS)) == len(PRETRAINING_ARTISTS)
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_every_shipped_drawing_is_of_a_benchmark_artist_and_redistributable(name: str) -> None:
+def test_every_shipped_drawing_is_by_a_benchmark_artist_and_redistributable(name: str) -> None:
     for row in rows_of(name):
         assert row["artist"] in BENCHMARK_ARTISTS
         assert row["licence"] in REDISTRIBUTABLE
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_list_and_files_agree(name: str) -> None:
+def test_drawings_csv_lists_exactly_the_files(name: str) -> None:
     listed = {row["file"] for row in rows_of(name)}
     found = {p.relative_to(ICONS / name).as_posix() for p in (ICONS / name).glob("*/*.webp")}
     assert listed == found
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_every_class_has_at_least_two_drawings_and_no_more_than_two_by_one_hand(name: str) -> None:
+def test_every_class_has_two_drawings_or_more_and_at_most_two_per_artist(name: str) -> None:
     classes = (ICONS / name / "classes.txt").read_text(encoding="utf-8").splitlines()
     assert len(set(classes)) == len(classes)
     hands = Counter((row["class"], row["artist"]) for row in rows_of(name))
@@ -54,7 +54,7 @@ def test_every_class_has_at_least_two_drawings_and_no_more_than_two_by_one_hand(
     assert min(drawings.values()) >= 2
 
 
-def test_the_archive_stays_under_40_megabytes() -> None:
+def test_the_drawings_stay_under_40_megabytes() -> None:
     assert sum(p.stat().st_size for p in ICONS.rglob("*.webp")) < 40e6
 
 
@@ -66,12 +66,12 @@ def test_notice_names_every_artist_and_licence() -> None:
         assert f"({licence})" in notice
 
 
-def test_slugs() -> None:
+def test_slugs_drop_accents_and_punctuation() -> None:
     assert slug("flag: São Tomé & Príncipe") == "flag-sao-tome-principe"
     assert squash("french-fries") == squash("French fries") == "frenchfries"
 
 
-def test_folder_is_found_from_any_working_directory(
+def test_the_folder_is_found_from_any_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

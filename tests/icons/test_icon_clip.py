@@ -1,4 +1,4 @@
-"""icon-clip is an ordinary open_clip network, and it knows its icons."""
+"""icon-clip is an ordinary open_clip network, and it recognises icons."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from microclip.settings import IconSource, load_dataset
 HOME = paths.project_root() / "resources" / "icon-clip"
 
 
-def test_stock_open_clip_loads_it_and_agrees_with_ours() -> None:
+def test_stock_open_clip_loads_it_and_gives_our_embeddings() -> None:
     open_clip.add_model_config(HOME)
     stock, _, preprocess = open_clip.create_model_and_transforms(
         "icon-clip", pretrained=str(HOME / "icon-clip.safetensors")
@@ -41,7 +41,7 @@ def test_checkpoint_is_small_and_in_half_precision() -> None:
     assert 1e6 < n_image < 3e6
 
 
-def test_a_truncated_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes((HOME / "icon-clip.safetensors").read_bytes()[:5000])
     described = tmp_path / "cut.yaml"
     described.write_text(
@@ -53,15 +53,15 @@ def test_a_truncated_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_zero_shot_leaves_room_both_ways(name: str) -> None:
-    """The committed measurement lies between 25 and 80 % on the default size of each set."""
+def test_zero_shot_is_neither_hopeless_nor_perfect(name: str) -> None:
+    """The committed measurement is between 25 and 80 % on the default size of each set."""
     rows = json.loads((HOME / "zero-shot.json").read_text())
     (row,) = [r for r in rows if r["set"] == name and r["size"] == "default"]
     assert 25 <= row["cls_pct"] <= 80
 
 
-def test_the_committed_measurement_is_reproduced_on_a_part() -> None:
-    """Flags, two scenes a class: within sampling error of the committed number."""
+def test_the_committed_measurement_is_reproduced_on_a_sample() -> None:
+    """Flags, two scenes per class: within sampling error of the committed number."""
     rows = json.loads((HOME / "zero-shot.json").read_text())
     (row,) = [r for r in rows if r["set"] == "flags" and r["size"] == "default"]
     backbone = load_backbone("icon-clip")
@@ -70,6 +70,6 @@ def test_the_committed_measurement_is_reproduced_on_a_part() -> None:
     source = dataset.source.model_copy(update={"train_scenes": 1, "test_scenes": 2})
     names = scenes.class_names("flags", source.classes, source.seed)
     vectors = backbone.encode_text([f"a picture of the {name}" for name in names])
-    images, labels = align.test_images(source, backbone)
+    images, labels = align.scenes_to_test(source, backbone)
     found = align.accuracies(backbone, images, labels, vectors)
     assert abs(found["cls_pct"] - row["cls_pct"]) < 20

@@ -1,4 +1,4 @@
-"""The pretraining recipe's parts: seeded scenes, captions and targets."""
+"""The parts of pretraining: seeded scenes, captions and targets."""
 
 import random
 
@@ -70,7 +70,7 @@ def test_backgrounds_differ_and_stay_in_range() -> None:
     assert float(images.std(0).mean()) > 0.05
 
 
-def test_captions_are_seeded_and_hold_the_name() -> None:
+def test_captions_are_seeded_and_contain_the_name() -> None:
     first, again = (
         [caption("red fox", ("animal", "orange"), (("qua",),), random.Random(7)) for _ in range(1)]
         for _ in range(2)
@@ -84,11 +84,11 @@ def test_captions_are_seeded_and_hold_the_name() -> None:
     assert all(frame.count("{}") == 1 for frame in FRAMES)
 
 
-def test_words_leave_out_numbers_and_stop_words() -> None:
+def test_words_exclude_numbers_and_stop_words() -> None:
     assert words("flag of the Côte-d'Ivoire 2") == ["flag", "côte", "ivoire"]
 
 
-def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
     recipe = Recipe(steps=100, warmup=10, peak_lr=1.0)
     assert rate(0, recipe) == 0.1
     assert rate(9, recipe) == 1.0

@@ -29,14 +29,14 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
-def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         scenes.write_dataset(SMALL.model_copy(update={"seed": seed}), tmp_path / name)
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert files(tmp_path / "a") != files(tmp_path / "c")
 
 
-def test_manifest_describes_every_file(tmp_path: Path) -> None:
+def test_the_manifest_describes_every_file(tmp_path: Path) -> None:
     scenes.write_dataset(SMALL, tmp_path)
     rows = manifest(tmp_path)
     assert [row["split"] for row in rows] == ["train"] * 18 + ["test"] * 12
@@ -60,7 +60,7 @@ def test_no_drawing_is_in_both_splits(name: str) -> None:
 
 
 def test_clutter_never_shows_the_other_split(tmp_path: Path) -> None:
-    """Replacing all test drawings by blanks changes no training scene."""
+    """Training scenes rendered from training drawings alone are the same as in the whole set."""
     names = scenes.class_names("animals", 6)
     train, _ = scenes.split_drawings(scenes.load_drawings("animals", names), seed=0)
     rows = scenes._write_split(SMALL, names, "train", train, tmp_path)
@@ -79,7 +79,7 @@ def test_a_scene_shows_its_drawing() -> None:
     assert 0.8 * low**2 < reddish.mean() < 1.1 * high**2
 
 
-def test_difficulty_only_ever_makes_scenes_harder() -> None:
+def test_difficulty_makes_scenes_harder_in_every_respect() -> None:
     easy, hard = scenes.look_of(0.0), scenes.look_of(1.0)
     assert hard.side_share < easy.side_share
     assert (hard.clutter, hard.pieces, hard.occlusion) > (easy.clutter, easy.pieces, easy.occlusion)
@@ -87,7 +87,7 @@ def test_difficulty_only_ever_makes_scenes_harder() -> None:
     assert hard.blur_px > easy.blur_px == 0
 
 
-def test_classes_are_drawn_by_seed_and_keep_label_order() -> None:
+def test_classes_are_chosen_by_seed_and_keep_label_order() -> None:
     every = scenes.class_names("food")
     some = scenes.class_names("food", 10)
     assert len(some) == 10
@@ -95,7 +95,7 @@ def test_classes_are_drawn_by_seed_and_keep_label_order() -> None:
     assert some != scenes.class_names("food", 10, seed=1)
 
 
-def test_unknown_set_and_too_many_classes_are_one_line() -> None:
+def test_an_unknown_set_and_too_many_classes_are_refused() -> None:
     with pytest.raises(SettingsError, match="unknown icon set 'birds'; known: animals"):
         scenes.class_names("birds")
     with pytest.raises(SettingsError, match="5000 asked of icon set 'food', which has"):
