@@ -1,4 +1,4 @@
-# What people type, and what CI runs. `make` alone lists it.
+# The commands that people type and CI runs; `make` alone lists them.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& { command -v $$p; break; }; done)
@@ -6,11 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 CONFIG ?=
-# Two jobs side by side where there is no GPU (each with half of the CPUs); one GPU job at a time where there is one.
+# Without a GPU, two jobs run side by side, each with half of the CPUs; with a GPU, one GPU job at a time.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ "$$n" -ge 2 ] && echo 2 || echo 1)
 SNAKEMAKE_FLAGS ?= --cores $(JOBS) --resources gpu=1
 
-# Every program of the project, and what Snakemake starts, comes from the project's environment.
+# All programs, and those that Snakemake starts, come from the project's environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
@@ -24,7 +24,7 @@ setup: $(READY)  ## create .venv with everything in it (once)
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "microclip needs Python 3.11, 3.12 or 3.13 and found none; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot create environments; install its venv module (Debian: apt install python3-venv)" >&2; exit 2; }
-	@echo "setting up $(VENV) with $(PYTHON); this takes a few minutes once"
+	@echo "setting up $(VENV) with $(PYTHON); this takes a few minutes, once"
 	@"$(PYTHON)" -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,export,heif,video]'
 	@touch $@
@@ -34,10 +34,10 @@ run: setup  ## run the study: descriptions, self-training, scores, tables, figur
 	@snakemake $(SNAKEMAKE_FLAGS) $(if $(CONFIG),--configfile $(CONFIG))
 	@python -m microclip show $(if $(CONFIG),--config $(CONFIG))
 
-test: setup  ## run the whole test suite, on two CPUs where there are
+test: setup  ## run the whole test suite, on two CPUs if there are two
 	@OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-check: setup  ## lint, types, formats, spelling
+check: setup  ## check lint, types, formatting and spelling
 	ruff check .
 	ruff format --check .
 	mypy
@@ -56,23 +56,23 @@ report: setup  ## Snakemake's own report of the study, results/report.html
 verify: setup  ## compare the study with the paper's numbers
 	@python -m microclip verify $(if $(CONFIG),--config $(CONFIG))
 
-ui: setup  ## open MLflow on 127.0.0.1
+ui: setup  ## serve MLflow on 127.0.0.1
 	@python -m microclip ui
 
-status: setup  ## say which runs are done, failed or pending
+status: setup  ## list runs as done, failed or pending
 	@python -m microclip status $(if $(CONFIG),--config $(CONFIG))
 
-sync: setup  ## replay to MLflow what it lacks
+sync: setup  ## copy to MLflow the runs that it lacks
 	@python -m microclip sync
 
-schema: setup  ## write config/schema from the settings' models
+schema: setup  ## write config/schema, JSON schemas of all config files
 	@python -m microclip export-schema
 
-icons: setup  ## maintainers: draw resources/icons anew (npm and network needed)
+icons: setup  ## maintainers: redraw resources/icons (needs npm and a network)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[icons]'
 	@python -m microclip.icons.render
 
-icon-clip: setup  ## maintainers: pretrain icon-clip anew, after `make icons` (75 minutes on 2 CPUs)
+icon-clip: setup  ## maintainers: retrain icon-clip, after `make icons` (75 minutes on 2 CPUs)
 	@python -m microclip.icons.pretrain
 	@python -m microclip.icons.align
 
