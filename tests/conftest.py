@@ -1,4 +1,4 @@
-"""Fixtures of all tests."""
+"""Fixtures for all tests."""
 
 import signal
 
@@ -10,12 +10,12 @@ from tests.fixtures.tracking import empty_database, work
 
 __all__ = ["browser", "empty_database", "own_project", "project", "project_source", "work"]
 
-# A shell that starts the suite in the background makes it, and all it starts, deaf to Ctrl-C.
+# A shell that starts the suite in the background makes it, and all its children, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _LONG = ("workflow", "export", "own_images")  # folders whose files start whole processes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the long files: of two workers, one would wait for a long file that came last."""
+    """Run the long files first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: not set(_LONG) & set(item.path.parts))
