@@ -93,7 +93,7 @@ def test_lists_and_prompts_are_as_published(name: str, first: str, prompt: str) 
     assert prompt in dataset.templates
 
 
-def test_labels_follow_the_official_order_where_it_is_not_the_alphabets() -> None:
+def test_labels_follow_the_official_order_where_it_is_not_alphabetical() -> None:
     pets = load_vocabulary(settings.load_dataset("pets")).class_names
     assert pets[:3] == ("Abyssinian", "american bulldog", "american pit bull terrier")
     fgvc = load_vocabulary(settings.load_dataset("fgvc")).class_names
@@ -122,7 +122,7 @@ def test_classes_of_one_name_share_their_descriptions() -> None:
     }
 
 
-def test_three_datasets_learn_at_a_hundredth_of_the_rate() -> None:
+def test_three_datasets_use_a_hundredth_of_the_learning_rate() -> None:
     own = {
         name: settings.load_dataset(name).methods["microclip"]
         for name in TEMPLATES
@@ -151,7 +151,7 @@ def test_open_clip_knows_each_backbone_with_the_activation_of_its_weights(name: 
     ("name", "theirs"),
     [("cupl-gpt3", "texture_prompts_full.json"), ("gpt-4o-published", "dtd.json")],
 )
-def test_descriptions_of_others_lie_in_a_folder_of_the_user(name: str, theirs: str) -> None:
+def test_third_party_descriptions_are_read_from_the_users_folder(name: str, theirs: str) -> None:
     written = settings.load_descriptions(name)
     assert written.engine == "file"
     assert written.frame == "{sentence}"
@@ -163,7 +163,7 @@ def test_descriptions_of_others_lie_in_a_folder_of_the_user(name: str, theirs: s
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_every_row_names_a_row_of_the_paper_and_every_row_of_the_paper_is_named(table: str) -> None:
+def test_rows_and_the_papers_rows_match_one_to_one(table: str) -> None:
     declared = reports.load_table(table)
     assert declared.title == f"Table {table.removeprefix('table')}"
     assert declared.published == table
@@ -176,12 +176,12 @@ def test_every_row_names_a_row_of_the_paper_and_every_row_of_the_paper_is_named(
         assert set(printed) == set(TEMPLATES)
 
 
-def test_labels_of_tables_differ() -> None:
+def test_tables_have_different_latex_labels() -> None:
     labels = [reports.load_table(table).label for table in TABLES]
     assert len(set(labels)) == len(labels)
 
 
-def test_rows_name_methods_variants_backbones_and_descriptions_that_are_declared() -> None:
+def test_rows_name_declared_methods_variants_backbones_and_descriptions() -> None:
     for table, row in rows():
         assert row.method in settings.known("methods"), table
         assert row.variant in settings.variants_of(row.method), table
@@ -189,7 +189,7 @@ def test_rows_name_methods_variants_backbones_and_descriptions_that_are_declared
         assert row.descriptions is None or row.descriptions in settings.known("llms"), table
 
 
-def test_every_declared_method_is_shown_and_called_the_same_everywhere() -> None:
+def test_every_declared_method_is_shown_under_the_same_name_everywhere() -> None:
     shown: dict[str, set[str]] = {}
     for _, row in rows():
         shown.setdefault(row.method, set()).add(row.label)
@@ -200,14 +200,14 @@ def test_every_declared_method_is_shown_and_called_the_same_everywhere() -> None
 
 
 @pytest.mark.parametrize("method", TO_COME)
-def test_a_method_to_come_says_where_it_is_from_and_why_it_cannot_run(method: str) -> None:
+def test_a_method_without_code_names_its_source_and_why_it_cannot_run(method: str) -> None:
     declared = settings.load_method_file(method)
     assert declared.source
     assert declared.settings == {}  # they come with its code, which says what they mean
     assert unavailable(method) == f"method {method} has no code in this release"
 
 
-def test_few_shot_methods_have_one_and_two_images_a_class() -> None:
+def test_few_shot_methods_have_one_and_two_images_per_class() -> None:
     for method in ("coop", "maple", "clip_lora"):
         named = settings.variants_of(method)
         assert named["shots-1"] == {"shots": 1}
@@ -242,7 +242,7 @@ def test_a_card_has_the_counts_of_table_10_or_says_why_not(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_card_ends_with_what_a_person_can_do_without_a_network(name: str) -> None:
+def test_a_card_ends_with_manual_steps_for_use_offline(name: str) -> None:
     card = settings.load_card(PublicSource(dataset=name))
     last = card.routes[-1]
     assert last.kind == "local"

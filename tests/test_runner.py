@@ -62,7 +62,7 @@ def test_a_run_writes_its_files_and_scores_last(method: str) -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_history_tells_losses_pseudo_labels_and_all_heads() -> None:
+def test_the_history_has_losses_pseudo_labels_and_all_heads() -> None:
     settings = settings_of("microclip")
     prepare(settings)
     journal = Journal()
@@ -173,7 +173,7 @@ def few_shot(monkeypatch: pytest.MonkeyPatch, method: Any, **settings: Any) -> R
 
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("method", [Prototypes(), PrototypesOfEmbeddings()])
-def test_a_few_shot_method_sees_its_examples_and_no_other_image_or_label(
+def test_a_few_shot_method_sees_only_its_examples(
     method: Prototypes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = few_shot(monkeypatch, method)
@@ -238,7 +238,7 @@ def test_a_few_shot_method_without_the_setting_shots_is_refused(
         runner.run(settings, Path("run"), Journal())
 
 
-def test_a_run_loads_the_weights_that_its_settings_name(own_project: Path) -> None:
+def test_a_run_loads_the_backbone_weights_named_in_its_settings(own_project: Path) -> None:
     settings = settings_of("microclip")
     prepare(settings)
     folder = own_project / "resources" / "tiny"
@@ -290,7 +290,7 @@ def test_other_images_make_the_store_and_the_features_stale(own_project: Path) -
 
 
 @pytest.mark.usefixtures("project")
-def test_the_final_weights_are_only_what_was_trained() -> None:
+def test_the_saved_weights_are_only_those_that_were_trained() -> None:
     settings = settings_of("microclip")
     prepare(settings)
     runner.run(settings, Path("run"), Journal())
@@ -300,7 +300,7 @@ def test_the_final_weights_are_only_what_was_trained() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_a_run_may_test_the_weights_of_one_trained_alike_and_no_other() -> None:
+def test_a_run_may_test_only_weights_from_the_same_training() -> None:
     trained = settings_of("microclip", rho=1.0)
     prepare(trained)
     source = trained.spec.folder

@@ -41,7 +41,7 @@ def one(method: str, **changes: Any) -> RunSettings:
     return declared.resolve(next(spec for spec in declared.runs if spec.method == method))
 
 
-def test_the_default_study_has_three_methods_on_six_sets_and_ablations_on_a_small_one() -> None:
+def test_the_default_study_has_three_methods_on_six_sets_and_ablations_on_a_small_set() -> None:
     """Table 1: 6 sets x 3 methods. On the small set: the default run; 4 rows of each of Tables 2,
     3 and 7, 5 of Table 4 and 2 of Table 5 beside it; gammas 0.25 and 0.75, since 0 and 1 are rows
     of Table 4 and 0.5 is the default; 1 and 4 crops; rates 1e-5 and 1e-3.
@@ -55,7 +55,7 @@ def test_the_default_study_has_three_methods_on_six_sets_and_ablations_on_a_smal
     assert declared.expansion.holes == {}  # its Table 1 is brief
 
 
-def test_the_study_of_three_seeds_has_more_points_on_a_larger_set() -> None:
+def test_the_three_seed_study_has_more_points_on_a_larger_set() -> None:
     """6 sets x (2 + 3 seeds); 28 runs x 3 seeds: 16 crops and a rate of 1e-6 besides."""
     runs = study.load(settings.read_yaml(ROOT / "config" / "icons-seeds.yaml")).runs
     assert len(runs) == 6 * (2 + 3) + (26 + 2) * 3 == 114
@@ -75,7 +75,7 @@ def test_a_run_that_two_grids_name_is_one_run() -> None:
     assert variants(bare(datasets=["icons-food"], runs=grids)) == ["default", "gamma-0", "gamma-1"]
 
 
-def test_names_and_folders_are_the_six_names() -> None:
+def test_names_and_folders_consist_of_the_six_names() -> None:
     spec = RunSpec("d", "b", "l", "m", "v", 3)
     assert spec.name == "d/b/l/m/v/seed-3"
     assert spec.folder == Path("results/runs/d/b/l/m/v/seed-3")
@@ -89,22 +89,22 @@ def test_later_layers_win() -> None:
     assert both.method["gamma"] == 0.0
 
 
-def test_a_setting_of_one_method_changes_that_method_alone() -> None:
+def test_a_methods_setting_changes_only_that_method() -> None:
     changed = {"methods": {"microclip": {"gamma": 0.3}}}
     assert one("microclip").digest() != one("microclip", **changed).digest()
     assert one("clip").digest() == one("clip", **changed).digest()
 
 
-def test_the_device_is_not_part_of_what_names_a_run_but_precision_is() -> None:
+def test_a_runs_digest_includes_precision_but_not_the_device() -> None:
     assert one("microclip").digest() == one("microclip", device="cpu").digest()
     assert one("microclip").digest() != one("microclip", precision="bf16").digest()
 
 
-def test_writing_a_default_out_changes_nothing() -> None:
+def test_writing_out_a_default_changes_nothing() -> None:
     assert one("microclip", methods={"microclip": {"gamma": 0.5}}) == one("microclip")
 
 
-def test_settings_survive_being_written() -> None:
+def test_settings_survive_writing_and_reading() -> None:
     for method in ("clip", "cupl", "microclip"):
         resolved = one(method)
         assert RunSettings.from_dict(resolved.as_dict()).digest() == resolved.digest()
@@ -128,7 +128,9 @@ def test_settings_survive_being_written() -> None:
         ({"figures": [{**SWEEP, "values": [0.5, 1.5]}]}, "less than or equal to 1 (got 1.5)"),
     ],
 )
-def test_errors_come_before_anything_runs_in_one_line(change: dict[str, Any], said: str) -> None:
+def test_errors_are_one_line_and_come_before_anything_runs(
+    change: dict[str, Any], said: str
+) -> None:
     with pytest.raises(SettingsError) as caught:
         bare(**{"runs": THREE, **change})
     assert said in str(caught.value)
@@ -136,19 +138,19 @@ def test_errors_come_before_anything_runs_in_one_line(change: dict[str, Any], sa
 
 
 @pytest.mark.parametrize("values", [{}, {"spec": {}}, {"spec": {"datset": "x"}, "dataset": {}}])
-def test_what_is_no_settings_of_a_run_is_refused(values: dict[str, Any]) -> None:
+def test_values_that_are_not_a_runs_settings_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
         RunSettings.from_dict(values)
 
 
-def test_settings_of_a_run_without_one_part_name_it() -> None:
+def test_a_missing_part_of_a_runs_settings_is_named() -> None:
     whole = one("clip").as_dict()
     for key in ("spec", "dataset", "backbone", "descriptions", "method", "recipe"):
         with pytest.raises(SettingsError, match=key):
             RunSettings.from_dict({k: v for k, v in whole.items() if k != key})
 
 
-def test_titles_and_other_methods_settings_do_not_name_a_run() -> None:
+def test_titles_and_other_methods_settings_are_not_in_a_runs_digest() -> None:
     resolved = one("clip")
     dataset = resolved.dataset.model_copy(
         update={"title": "Other", "methods": {"microclip": {"gamma": 0.3}}}
@@ -156,7 +158,7 @@ def test_titles_and_other_methods_settings_do_not_name_a_run() -> None:
     assert replace(resolved, dataset=dataset).digest() == resolved.digest()
 
 
-def test_what_a_job_is_given_does_not_hold_the_device() -> None:
+def test_a_jobs_settings_leave_out_the_device() -> None:
     declared = bare(runs=THREE, device="cuda")
     given = json.loads(
         declared.settings_json(**{k: str(v) for k, v in asdict(declared.runs[0]).items()})
@@ -176,7 +178,7 @@ def test_the_rows_of_a_table_and_the_lines_of_a_figure_are_runs() -> None:
     ]
 
 
-def test_a_selection_restricts_a_table_and_not_the_study() -> None:
+def test_a_selection_restricts_a_table_but_not_the_study() -> None:
     parts = [{"name": "table5", "datasets": ["icons-food"], "seeds": [7]}]
     declared = bare(tables=parts, runs=[{"methods": ["clip"]}])
     assert Counter((spec.dataset, spec.method, spec.seed) for spec in declared.runs) == {
@@ -186,7 +188,7 @@ def test_a_selection_restricts_a_table_and_not_the_study() -> None:
     assert declared.plan().tables["table5"].datasets == ("icons-food",)
 
 
-def test_a_row_that_names_its_backbone_has_runs_with_that_one_alone() -> None:
+def test_a_row_that_names_its_backbone_runs_only_with_that_one() -> None:
     declared = bare(datasets=["dtd"], tables=["table12"])
     assert {spec.backbone for spec in declared.runs} == {"metaclip-400m", "metaclip-2.5b"}
     assert Counter(spec.method for spec in declared.runs) == {"cupl": 2, "microclip": 2}
@@ -203,7 +205,7 @@ def test_a_point_of_a_sweep_that_equals_the_default_is_the_default_run() -> None
     )
 
 
-def test_which_point_is_the_default_run_is_a_question_of_the_dataset() -> None:
+def test_which_point_is_the_default_run_depends_on_the_dataset() -> None:
     """food101 learns at 1e-6 by default, the others at 1e-4: one point of each set is known."""
     sweep = {"name": "figure8", "values": [1.0e-6, 1.0e-4]}
     declared = bare(datasets=["food101", "dtd"], figures=[sweep])
@@ -216,7 +218,7 @@ def test_which_point_is_the_default_run_is_a_question_of_the_dataset() -> None:
     }
 
 
-def test_a_setting_of_the_study_moves_the_point_that_is_the_default_run() -> None:
+def test_a_study_setting_changes_which_point_is_the_default_run() -> None:
     declared = bare(figures=[SWEEP], methods={"microclip": {"gamma": 1.0}})
     assert [p.variant for p in declared.expansion.points["figure5"]] == [
         "gamma-0",
@@ -225,7 +227,7 @@ def test_a_setting_of_the_study_moves_the_point_that_is_the_default_run() -> Non
     ]
 
 
-def test_variants_that_sweeps_make_are_named_by_prefix_and_value() -> None:
+def test_variants_created_by_sweeps_are_named_by_prefix_and_value() -> None:
     crops = {"name": "figure6", "values": [1, 8, 64]}
     declared = bare(figures=[{**SWEEP, "values": [0.25]}, crops])
     assert variants(declared) == ["gamma-0.25", "crops-1", "default", "crops-64"]
@@ -244,13 +246,13 @@ def test_adding_a_gamma_to_a_sweep_adds_exactly_one_run() -> None:
 
 
 def root_of_ones_own(folder: Path) -> Path:
-    """Return a copy of the project's declarations that a test may change."""
+    """A copy of the project's declarations that a test may change."""
     shutil.copytree(ROOT / "config", folder / "config")
     (folder / "resources").symlink_to(ROOT / "resources")
     return folder
 
 
-def test_a_name_that_means_two_things_is_refused(
+def test_an_ambiguous_variant_name_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = root_of_ones_own(tmp_path)
@@ -288,13 +290,13 @@ def test_a_method_without_code_is_a_hole_with_a_reason_and_no_run() -> None:
         assert hole.spec.variant == "default"
 
 
-def test_a_brief_table_leaves_such_rows_out() -> None:
+def test_a_brief_table_leaves_out_methods_without_code() -> None:
     declared = bare(tables=[{"name": "table1", "is_brief": True}])
     assert declared.expansion.holes == {}
     assert {spec.method for spec in declared.runs} <= set(known_methods())
 
 
-def test_runs_that_differ_in_the_test_alone_share_the_weights() -> None:
+def test_runs_that_differ_only_in_testing_share_weights() -> None:
     declared = bare(
         tables=["table7"], runs=[{"methods": ["microclip"], "variants": ["test-random"]}]
     )
@@ -307,13 +309,13 @@ def test_runs_that_differ_in_the_test_alone_share_the_weights() -> None:
     }
 
 
-def test_without_that_sibling_in_the_study_a_run_trains_for_itself() -> None:
+def test_a_run_trains_itself_if_the_study_has_no_run_to_share_weights_with() -> None:
     grid = {"methods": ["microclip"], "variants": ["default", "global-only-swapped"]}
     declared = bare(runs=[grid])
     assert [declared.trained_by(spec) for spec in declared.runs] == [None, None]
 
 
-def test_the_plan_names_each_run_with_what_it_was_settled_on() -> None:
+def test_the_plan_lists_each_run_with_its_digest() -> None:
     declared = bare(runs=THREE)
     planned = declared.plan().runs
     assert [run.name for run in planned] == [spec.name for spec in declared.runs]
@@ -338,7 +340,7 @@ def test_a_plan_is_read_back_as_it_was_written(
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"study": "s"}', '{"runs": [{"dataset": 1}]}'])
-def test_a_file_that_holds_no_plan_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_plan_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "plan.json"
     path.write_text(text)
     with pytest.raises(SettingsError, match=r"plan\.json is not a study's plan .*microclip plan"):

@@ -21,7 +21,7 @@ CURVES = ("figure3", "figure5", "figure6", "figure6a", "figure6b", "figure8")
 
 
 def planned(**selection: Any) -> Plan:
-    """Return the plan of the shipped study with the figures that are curves."""
+    """The plan of the shipped study with the figures that are curves."""
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
     listed = [{"name": name, "datasets": ["icons-food-small"], **selection} for name in CURVES]
     return study.load({**config, "study": "s", "tables": [], "figures": listed}).plan()
@@ -65,7 +65,7 @@ def test_a_figure_is_saved_in_the_study_with_its_numbers() -> None:
         assert len(image.convert("RGB").getcolors(1 << 20)) > 10
 
 
-def test_a_figure_is_the_same_bytes_each_time() -> None:
+def test_a_figure_has_the_same_bytes_each_time() -> None:
     plan = planned(seeds=[0, 1])
     write_scores(plan, variants=("default", "gamma-0"))
     files = [Path(f"results/s/figures/figure5.{kind}") for kind in ("png", "pdf", "csv")]
@@ -85,7 +85,7 @@ def test_a_study_without_runs_still_has_its_figures(name: str) -> None:
     assert set(saved["note"]) == {"not in scores.csv"}
 
 
-def test_the_paper_s_point_is_shown_where_nothing_could_run() -> None:
+def test_the_papers_point_is_shown_where_nothing_could_run() -> None:
     plan = planned(datasets=["dtd"])
     write_scores(plan, variants=())
     figures.write_figure(reports.load_figure("figure6a"), plan)

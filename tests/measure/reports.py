@@ -18,7 +18,7 @@ Cells = Mapping[str, Sequence[float]]  # dataset -> a number a seed
 
 
 def scores(values: Mapping[tuple[str, str], Cells], **extra: Any) -> pd.DataFrame:
-    """Return a frame of runs: (method, variant) -> dataset -> a number a seed."""
+    """A frame of runs: (method, variant) -> dataset -> a number a seed."""
     rows = [
         {
             "dataset": dataset,
@@ -47,7 +47,7 @@ def plan(
     holes: Mapping[tuple[str, str], str] | None = None,
     **selection: Any,
 ) -> Plan:
-    """Return a plan of one table; `runs` are (dataset, method, variant), `holes` reasons."""
+    """A plan of one table; `runs` are (dataset, method, variant), `holes` reasons."""
     names = tuple(datasets)
     part = Selection(names, ("b",), ("d",), (0, 1, 2))
     return Plan(

@@ -50,7 +50,7 @@ HISTORY = HistoryPlot.model_validate(
 
 
 def selection(**changes: Any) -> FigureSelection:
-    """Return what a plan says of a figure of one dataset with three seeds."""
+    """What a plan says of a figure of one dataset with three seeds."""
     parts = {
         "datasets": ["icons-food-small"],
         "backbones": ["icon-clip"],
@@ -138,7 +138,7 @@ def test_one_seed_has_no_band_and_no_dots() -> None:
     assert not [label for label in legend(drawn.figure) if "deviation" in label]
 
 
-def test_the_default_is_ringed_and_the_paper_has_a_star_where_its_dataset_is_shown() -> None:
+def test_the_default_is_ringed_and_the_papers_point_starred_on_its_dataset() -> None:
     drawn, (axes,) = sweep()
     _, ring, star = axes.lines
     assert (ring.get_xdata().tolist(), ring.get_ydata().tolist()) == ([0.5], [60.0])
@@ -155,7 +155,7 @@ def test_the_default_is_ringed_and_the_paper_has_a_star_where_its_dataset_is_sho
     ]
 
 
-def test_a_missing_run_is_left_out_and_its_reason_told() -> None:
+def test_a_missing_run_is_left_out_and_its_reason_recorded() -> None:
     scores = dict(THREE_SEEDS.scores)
     for spec in [replace(RUN, variant="gamma-0", seed=2), *by_seed("gamma-1", 0, 0, 0)]:
         del scores[spec]
@@ -184,7 +184,7 @@ def test_a_figure_without_any_run_says_so() -> None:
     assert axes[1].get_xticks().tolist() == [0.0, 0.5, 1.0]
 
 
-def test_a_figure_with_the_paper_s_points_alone_says_so() -> None:
+def test_a_figure_with_only_the_papers_points_says_so() -> None:
     _, (axes,) = sweep(Results({}, {}))
     assert texts(axes) == ["No run: not in scores.csv"]
     assert axes.lines[-1].get_ydata().tolist() == [60.0]
@@ -200,7 +200,7 @@ def test_several_reasons_are_counted() -> None:
 
 @pytest.fixture
 def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return what writes the history of a run: a column's values by epoch, None for a gap."""
+    """What writes the history of a run: a column's values by epoch, None for a gap."""
     monkeypatch.chdir(tmp_path)
 
     def write(spec: RunSpec, column: str, *values: float | None) -> None:
@@ -213,7 +213,7 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     return write
 
 
-def test_time_and_memory_stand_below_the_accuracy_and_start_at_zero(
+def test_time_and_memory_are_below_the_accuracy_and_start_at_zero(
     history: Callable[..., None],
 ) -> None:
     scores = {}
@@ -235,7 +235,7 @@ def test_time_and_memory_stand_below_the_accuracy_and_start_at_zero(
     assert axes[0].get_window_extent().y0 > axes[1].get_window_extent().y1
 
 
-def test_memory_of_a_gpu_is_called_so(history: Callable[..., None]) -> None:
+def test_gpu_memory_is_labelled_as_such(history: Callable[..., None]) -> None:
     scores = {spec: row(50.0, device="cuda") for spec in by_seed("default", 0)}
     history(RUN, "peak_memory_mib", None, 9000.0)
     plot = SWEEP.model_copy(update={"panels": ("memory",)})
@@ -243,7 +243,9 @@ def test_memory_of_a_gpu_is_called_so(history: Callable[..., None]) -> None:
     assert axes.get_ylabel() == "GPU's peak\nmemory (MiB)"
 
 
-def test_a_run_without_the_column_is_missing_with_its_file(history: Callable[..., None]) -> None:
+def test_a_run_without_the_column_is_missing_and_its_file_named(
+    history: Callable[..., None],
+) -> None:
     history(RUN, "loss", None, 1.0)
     plot = SWEEP.model_copy(update={"panels": ("memory",)})
     drawn, _ = sweep(Results(by_seed("default", 60.0), {}), plot=plot, seeds=[0])
@@ -279,13 +281,13 @@ def test_a_log_axis_has_ticks_at_the_values(
     assert high > values[-1]
 
 
-def test_zero_has_no_place_on_a_log_axis() -> None:
+def test_zero_on_a_log_axis_is_refused() -> None:
     plot = SWEEP.model_copy(update={"x_scale": "log10"})
     with pytest.raises(SettingsError, match=r"value 0 .* config/figures/figure5\.yaml"):
         sweep(plot=plot)
 
 
-def test_many_values_are_all_ticked_and_not_all_named() -> None:
+def test_many_values_all_have_ticks_but_not_all_have_labels() -> None:
     points = [SweepPoint("icons-food-small", value / 20, "default") for value in range(21)]
     _, (axes,) = sweep(points=points)
     named = [tick.get_text() for tick in axes.get_xticklabels()]
@@ -293,7 +295,7 @@ def test_many_values_are_all_ticked_and_not_all_named() -> None:
     assert named[:4] == ["0", "", "0.1", ""]
 
 
-def test_there_is_a_line_a_dataset_named_by_its_title() -> None:
+def test_each_dataset_has_a_line_with_its_title() -> None:
     flags = {replace(spec, dataset="icons-flags"): r for spec, r in THREE_SEEDS.scores.items()}
     flags = {spec: row(found["top1_pct"] + 10) for spec, found in flags.items()}
     results = Results({**THREE_SEEDS.scores, **flags}, {})
@@ -306,7 +308,7 @@ def test_there_is_a_line_a_dataset_named_by_its_title() -> None:
     assert of_kind(drawn.numbers, "published")["value"].tolist() == [60.0, 70.0]
 
 
-def test_lines_of_several_backbones_are_told_apart() -> None:
+def test_lines_of_several_backbones_have_different_labels() -> None:
     drawn, _ = sweep(backbones=["icon-clip", "vit-b-32"])
     assert legend(drawn.figure)[:2] == [
         "Food, 20 classes, icon-clip",
@@ -315,7 +317,7 @@ def test_lines_of_several_backbones_are_told_apart() -> None:
     assert of_kind(drawn.numbers, "published")["value"].tolist() == [60.0]
 
 
-def test_an_axis_of_accuracies_does_not_blow_up_noise() -> None:
+def test_an_accuracy_axis_does_not_magnify_noise() -> None:
     _, (axes,) = sweep(Results(by_seed("default", 60.0, 60.1, 60.2), {}))
     low, high = axes.get_ylim()
     assert high - low == pytest.approx(2.0)
@@ -328,7 +330,7 @@ def test_a_method_without_random_draws_has_one_seed() -> None:
     assert drawn.numbers["seed"].tolist() == [0, 0, 0]
 
 
-def test_a_history_is_mean_and_deviation_by_epoch(history: Callable[..., None]) -> None:
+def test_a_history_shows_mean_and_deviation_by_epoch(history: Callable[..., None]) -> None:
     specs = [replace(RUN, variant=v, seed=k) for v in ("default", "gamma-1") for k in (0, 1)]
     for spec, values in zip(specs, [(40, 50), (44, 56), (30, 30), (30, 30)], strict=True):
         history(spec, "pseudo_mix_pct", None, *values)
@@ -347,7 +349,7 @@ def test_a_history_is_mean_and_deviation_by_epoch(history: Callable[..., None]) 
     assert legend(drawn.figure) == ["Mix", "Prior alone", "± sample deviation, 2 seeds"]
 
 
-def test_a_history_has_a_panel_a_dataset_and_says_where_there_is_none(
+def test_a_history_has_one_panel_per_dataset_and_says_if_it_is_empty(
     history: Callable[..., None],
 ) -> None:
     history(RUN, "pseudo_mix_pct", None, 40.0)

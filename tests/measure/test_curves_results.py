@@ -12,7 +12,7 @@ from microclip.study import Hole, Plan, RunSpec
 RUN = RunSpec("icons-food-small", "icon-clip", "shipped", "microclip")
 
 
-def test_results_are_read_as_they_were_written(
+def test_results_match_the_files_they_are_read_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -54,7 +54,9 @@ def test_a_figure_is_saved_as_picture_print_and_numbers(saved: Path) -> None:
     assert Path(f"{saved}.csv").read_text() == "x,value\n1e-06,45.208333\n0.25,50\n"
 
 
-def test_another_process_saves_the_same_bytes_without_pyplot(saved: Path, tmp_path: Path) -> None:
+def test_another_process_saves_the_same_bytes_and_never_loads_pyplot(
+    saved: Path, tmp_path: Path
+) -> None:
     environment = {**os.environ, "PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "0"}
     subprocess.run(
         [sys.executable, "-c", SCRIPT, tmp_path / "again"],
@@ -66,7 +68,7 @@ def test_another_process_saves_the_same_bytes_without_pyplot(saved: Path, tmp_pa
         assert (tmp_path / f"again.{kind}").read_bytes() == Path(f"{saved}.{kind}").read_bytes()
 
 
-def test_files_name_no_date_and_no_software(saved: Path) -> None:
+def test_saved_files_contain_no_date_and_no_software_version(saved: Path) -> None:
     with Image.open(f"{saved}.png") as image:
         assert set(image.info) == {"dpi"}
     text = Path(f"{saved}.pdf").read_bytes()
@@ -74,11 +76,11 @@ def test_files_name_no_date_and_no_software(saved: Path) -> None:
     assert b"atplotlib" not in text
 
 
-def test_text_of_a_print_can_be_searched(saved: Path) -> None:
+def test_text_in_a_pdf_can_be_searched(saved: Path) -> None:
     assert b"/FontFile2" in Path(f"{saved}.pdf").read_bytes()  # TrueType
 
 
-def test_the_style_of_others_is_left_as_it_was() -> None:
+def test_the_callers_style_is_restored() -> None:
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red"}):
         with drawing.house_style():
             assert matplotlib.rcParams["font.size"] == 8
@@ -87,7 +89,7 @@ def test_the_style_of_others_is_left_as_it_was() -> None:
         assert matplotlib.rcParams["axes.facecolor"] == "red"
 
 
-def test_seven_lines_differ_in_each_mark_and_49_in_one_or_more() -> None:
+def test_seven_lines_differ_in_every_feature_and_49_in_at_least_one() -> None:
     for part in ("colour", "marker", "dash"):
         assert len({getattr(drawing.ink(i), part) for i in range(7)}) == 7
     assert len({drawing.ink(i) for i in range(49)}) == 49
@@ -95,19 +97,19 @@ def test_seven_lines_differ_in_each_mark_and_49_in_one_or_more() -> None:
 
 
 def luminance(colour: str) -> float:
-    """Return the relative luminance (WCAG) of #rrggbb."""
+    """The relative luminance (WCAG) of #rrggbb."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return float(sum(a * b for a, b in zip((0.2126, 0.7152, 0.0722), linear, strict=True)))
 
 
-def test_every_line_stands_out_from_white_paper() -> None:
+def test_every_line_contrasts_with_white_paper() -> None:
     assert all(1.05 / (luminance(i.colour) + 0.05) > 2 for i in drawing.INKS)
 
 
 @drawing.house_style()
 def with_legend(labels: list[str]) -> tuple[Figure, float, float]:
-    """Return a figure with a legend, and the height of its axes without and with it, inches."""
+    """A figure with a legend, and the height of its axes without and with it, inches."""
     figure = drawing.new_figure(drawing.COLUMN_IN, 2.0)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1])
@@ -127,7 +129,7 @@ def with_legend(labels: list[str]) -> tuple[Figure, float, float]:
         (["word"] * 6, 3),
     ],
 )
-def test_a_legend_stands_above_the_axes_in_as_many_columns_as_fit(
+def test_a_legend_is_above_the_axes_in_as_many_columns_as_fit(
     labels: list[str], n_columns: int
 ) -> None:
     figure, before, after = with_legend(labels)

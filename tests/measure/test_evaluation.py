@@ -31,7 +31,7 @@ def test_confidence_is_the_softmax_of_a_hundred_cosines() -> None:
     assert float(found.confidence) == pytest.approx(1 / (1 + 2.718281828**-1), rel=1e-5)
 
 
-def test_of_equal_classes_the_first_is_taken() -> None:
+def test_of_equal_classes_the_first_is_predicted() -> None:
     assert evaluate(torch.zeros(1, 3), torch.tensor([0])).predicted.tolist() == [0]
 
 
@@ -43,7 +43,7 @@ def test_of_equal_classes_the_first_is_taken() -> None:
         (torch.full((1, 3), float("nan")), torch.tensor([0])),
     ],
 )
-def test_what_cannot_be_scored_is_refused(logits: Tensor, labels: Tensor) -> None:
+def test_similarities_that_cannot_be_scored_are_refused(logits: Tensor, labels: Tensor) -> None:
     with pytest.raises(ValueError, match="expected"):
         evaluate(logits, labels)
 
@@ -64,7 +64,7 @@ class Halves:
         return {}
 
 
-def test_heads_are_joined_over_batches_in_order() -> None:
+def test_heads_are_concatenated_over_batches_in_order() -> None:
     rows = torch.randn(5, 3)
 
     def batches() -> Iterator[Views]:

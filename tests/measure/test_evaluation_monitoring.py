@@ -36,7 +36,7 @@ def test_guesses_are_counted_by_image_index_and_kind() -> None:
     assert watching.take(1) == {}
 
 
-def test_images_whose_class_nobody_said_do_not_count() -> None:
+def test_images_of_unknown_class_do_not_count() -> None:
     guesses = {"mix": torch.tensor([2, 2, 2])}
     for known, expected in (([2, -1, 0], {"pseudo_mix_pct": 50.0}), ([-1, -1, -1], {})):
         watching = LabelMonitor(torch.tensor(known), torch.tensor([0]), lambda _: [])
@@ -63,13 +63,13 @@ def test_the_tracker_gets_the_rows_and_the_method_does_not(tmp_path: Path) -> No
     assert journal.lines == ["epoch 3/4: loss 1.500, test 66.7 %, global 0.0, about 2 s left"]
 
 
-def test_before_training_there_is_only_a_test() -> None:
+def test_before_training_only_the_test_is_measured() -> None:
     shown = {"test_fused_pct": "test {:.1f} %"}
     row = {"test_fused_pct": 40.0, "seconds": 3.0}
     assert epoch_line(0, 2, row, shown) == "epoch 0/2: test 40.0 %, about 6 s left"
 
 
-def test_a_run_that_goes_on_counts_the_seconds_of_its_earlier_process(tmp_path: Path) -> None:
+def test_a_resumed_run_counts_the_seconds_of_its_earlier_process(tmp_path: Path) -> None:
     write_history(tmp_path, [{"epoch": e, "elapsed_s": 100.0 * e} for e in range(4)])
     resumed, anew = RunClock(tmp_path), RunClock(tmp_path)
     assert 200.0 <= resumed.at(3) < 250.0  # epochs 1 and 2 were done, 3 is made again

@@ -58,7 +58,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a project with icon-clip and the card of a public dataset; work in another folder."""
+    """A project with icon-clip and the card of a public dataset; work in another folder."""
     root = tmp_path / "root"
     (root / "resources/classes").mkdir(parents=True)
     for name in ("icons", "icon-clip"):
@@ -108,7 +108,7 @@ def told(path: Path = GATE) -> dict[str, Any]:
 
 @pytest.fixture
 def measured(project: Path, drawn: Path) -> float:
-    """Return the accuracy of icon-clip where nothing is printed."""
+    """The accuracy of icon-clip where nothing is printed."""
     lay_out(project, drawn)
     assert gate() == 0
     found = told()
@@ -116,7 +116,7 @@ def measured(project: Path, drawn: Path) -> float:
     return float(found["top1_pct"])
 
 
-def test_an_accuracy_within_two_points_of_the_printed_one_passes(
+def test_an_accuracy_within_two_points_of_the_papers_passes(
     project: Path, measured: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert measured > 60  # six classes by chance: 17 %
@@ -128,7 +128,7 @@ def test_an_accuracy_within_two_points_of_the_printed_one_passes(
 
 
 @pytest.mark.parametrize("off", [-3.0, 3.0])
-def test_more_than_two_points_either_way_stop_with_both_numbers(
+def test_more_than_two_points_off_either_way_stops_and_shows_both_numbers(
     off: float, project: Path, measured: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish(project, measured - off)
@@ -186,7 +186,7 @@ def test_two_swapped_names_are_found_among_many() -> None:
     assert best_renaming(labels, labels, names).seen_as == ()
 
 
-def test_only_the_paper_s_split_of_a_public_dataset_has_a_printed_figure(
+def test_only_the_papers_split_of_a_public_dataset_has_a_printed_accuracy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MICROCLIP_ROOT", str(ROOT))

@@ -65,7 +65,7 @@ class Cards(HTMLParser):
 
 
 def smallest_side() -> int:
-    """Return the least side of all test images, px."""
+    """The least side of all test images, px."""
     images = (draw(label, n, seed=1) for label in range(len(CLASSES)) for n in range(N_TEST))
     return min(min(image.size) for image in images)
 
@@ -104,7 +104,7 @@ def test_maps_have_sixteen_levels_from_least_to_greatest() -> None:
     assert looks.top[0][0][0] == run.tested.class_of("prediction", 3)
 
 
-def test_a_run_without_tokens_has_pictures_and_confidence_alone() -> None:
+def test_a_run_without_tokens_has_only_pictures_and_confidence() -> None:
     page = gallery.write(CLIP).read_text()
     found = Cards(page)
     assert len(found.cards) == len(found.pictures) == N_IMAGES
@@ -112,7 +112,7 @@ def test_a_run_without_tokens_has_pictures_and_confidence_alone() -> None:
     assert "Overlay" not in page
 
 
-def test_the_page_asks_for_nothing_and_is_the_same_each_time() -> None:
+def test_the_page_requests_nothing_and_is_the_same_each_time() -> None:
     first = gallery.write(MICROCLIP).read_bytes()
     assert gallery.write(MICROCLIP).read_bytes() == first
     text = first.decode()
@@ -140,7 +140,7 @@ def test_a_large_test_set_is_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> 
     assert "This page shows 4 of them" in page
 
 
-def test_pictures_get_smaller_until_they_fit() -> None:
+def test_pictures_shrink_until_they_fit() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     large, small = (gallery.encoded([noise] * 4, budget) for budget in (10**6, 20_000))
     assert sum(map(len, small)) <= 20_000 < sum(map(len, large))

@@ -27,7 +27,7 @@ def _work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compared(table: str, frame: pd.DataFrame, **planned: Any) -> dict[tuple[str, str], Entry]:
-    """Return the entries of one table by row and column."""
+    """The entries of one table by row and column."""
     write_scores(frame)
     found = ledger.compare(plan(table, planned.pop("datasets", SIX), **planned))
     return {(entry.row, entry.column): entry for entry in found}
@@ -44,7 +44,7 @@ def test_every_row_and_column_has_an_entry_with_its_average() -> None:
     assert list(found)[6][1] == "avg"
 
 
-def test_a_cell_within_the_tolerance_matches_and_one_beyond_differs() -> None:
+def test_a_cell_within_the_tolerance_matches_and_one_outside_differs() -> None:
     values = {name: [value] for name, value in zip(SIX, MICROCLIP, strict=True)}
     values |= {"cars": [65.31], "dtd": [60.51]}  # off by 0.50 and 0.51
     found = compared("table4", of_default(values))
@@ -62,7 +62,7 @@ def test_seeds_are_averaged_with_their_deviation() -> None:
     assert (dtd.ours, dtd.deviation, dtd.n_seeds, dtd.verdict) == ("60.00", "1.00", 3, "match")
 
 
-def test_what_was_not_run_says_why() -> None:
+def test_a_cell_that_was_not_run_says_why() -> None:
     found = compared("table4", of_default({"dtd": [60.0]}), datasets=["dtd", "pets"])
     row = "dynamic knowledge aggregation"
     assert found[row, "pets"].reason == "not run in this study"
@@ -115,7 +115,7 @@ def test_counts_of_datasets_match_exactly_or_differ() -> None:
     assert found["cars", "train"].reason == "cars is not in this study"
 
 
-def test_a_table_names_a_published_row_once_and_one_that_is_there() -> None:
+def test_a_table_may_name_only_an_existing_published_row_and_only_once() -> None:
     table = reports.load_table("table5")
     printed = published.load("table5")
     rows = [row.model_dump() for row in table.rows]
@@ -128,7 +128,7 @@ def test_a_table_names_a_published_row_once_and_one_that_is_there() -> None:
 
 
 def write(table: str, frame: pd.DataFrame, **planned: Any) -> tuple[list[dict[str, str]], str]:
-    """Return the rows of ledger.csv and the text of ledger.md."""
+    """The rows of ledger.csv and the text of ledger.md."""
     write_scores(frame)
     target = ledger.write(plan(table, planned.pop("datasets", SIX), **planned))
     assert target == Path("results/s/ledger")
@@ -161,7 +161,7 @@ def test_the_ledger_counts_cells_by_verdict() -> None:
     assert "| All     |     1 |       1 |      40 |          0 |         0 |" in text
 
 
-def test_reasons_are_told_once_with_the_number_of_their_cells() -> None:
+def test_each_reason_is_listed_once_with_its_number_of_cells() -> None:
     reason = "method dpa has no code in this release"
     _, text = write("table6", of_default({"dtd": [60.0]}), holes={("dpa", "default"): reason})
     assert text.count(reason) == 1

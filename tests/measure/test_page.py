@@ -210,7 +210,7 @@ def test_rows_columns_and_groups_are_headings(plan: Plan) -> None:
     assert (named | inside) <= set(ids)
 
 
-def test_a_missing_table_or_figure_is_said_in_its_place(plan: Plan) -> None:
+def test_a_missing_table_or_figure_is_noted_in_its_place(plan: Plan) -> None:
     words = read(plan)
     assert (
         "Table B As declared. Not made yet. results/toy/tables/tableB.md is missing" in words.text
@@ -220,7 +220,7 @@ def test_a_missing_table_or_figure_is_said_in_its_place(plan: Plan) -> None:
     assert "results/toy/ledger.csv is missing" in read(plan).text
 
 
-def test_files_are_linked_beside_the_page_if_they_are_there(plan: Plan) -> None:
+def test_existing_files_are_linked(plan: Plan) -> None:
     page_folder = page.write(plan).parent
     links = [str(a["href"]) for a in Words((page_folder / "index.html").read_text()).of("a")]
     files = [link for link in links if not link.startswith(("#", "http"))]
@@ -229,7 +229,7 @@ def test_files_are_linked_beside_the_page_if_they_are_there(plan: Plan) -> None:
     assert all((page_folder / name).exists() for name in files)
 
 
-def test_pictures_lie_within_the_file_and_are_shown_at_their_printed_size(
+def test_pictures_are_embedded_and_shown_at_their_printed_size(
     plan: Plan,
 ) -> None:
     [image] = read(plan).of("img")
@@ -240,7 +240,7 @@ def test_pictures_lie_within_the_file_and_are_shown_at_their_printed_size(
     assert image["alt"] == "Figure A: Accuracy <over> gamma."
 
 
-def test_a_large_picture_is_made_smaller(tmp_path: Path) -> None:
+def test_a_large_picture_is_shrunk(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (900, 2400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png", dpi=(300, 300))
     uri, size = page.embedded(tmp_path / "noise.png", limit_bytes=10**6)
@@ -251,7 +251,7 @@ def test_a_large_picture_is_made_smaller(tmp_path: Path) -> None:
     assert len(data) < (tmp_path / "noise.png").stat().st_size
 
 
-def test_columns_that_say_nothing_are_left_out_of_the_numbers(plan: Plan) -> None:
+def test_constant_columns_are_left_out_of_the_numbers(plan: Plan) -> None:
     text = page.write(plan).read_text()
     heads = re.search(r"Figure A, the numbers</span></caption>\s*<thead>(.*?)</thead>", text)
     assert heads is not None
@@ -267,7 +267,7 @@ def test_all_text_is_escaped(plan: Plan) -> None:
     assert "A slip & its reason." in words.text
 
 
-def test_nothing_is_asked_of_a_network(plan: Plan) -> None:
+def test_nothing_is_requested_over_the_network(plan: Plan) -> None:
     words = read(plan)
     loaded = [*words.of("img"), *words.of("link"), *words.of("script"), *words.of("iframe")]
     sources = [str(value) for one in loaded for key in ("src", "href") if (value := one.get(key))]
@@ -281,7 +281,7 @@ def test_the_same_results_give_the_same_bytes(plan: Plan) -> None:
     assert page.write(Plan.from_dict(json.loads(json.dumps(plan.as_dict())))).read_bytes() == first
 
 
-def test_the_ledger_is_counted_and_told(plan: Plan) -> None:
+def test_the_ledger_is_shown_with_its_counts(plan: Plan) -> None:
     text = read(plan).text
     assert "Cells that match the paper 1 of 2" in text
     assert "Match 1 Differs 1 Cannot run 1" in text
@@ -311,7 +311,7 @@ def test_a_planned_run_without_a_score_is_listed_as_such(plan: Plan) -> None:
     assert "not run yet" in text
 
 
-def test_what_differs_from_the_method_s_file_is_listed(plan: Plan) -> None:
+def test_differences_from_the_methods_file_are_listed(plan: Plan) -> None:
     text = read(plan).text
     assert "In all runs of this study: epochs: 2 . On Cars: batch_size: 7 ." in text
     [changes] = re.findall(r"paper-text ((?:[a-z_]+: [a-z]+ )+)4 ", text)
@@ -370,7 +370,7 @@ def test_images_are_counted_in_the_manifest_or_as_declared(plan: Plan) -> None:
     assert "Common source: icons, size 96 px, seed 0." in text
 
 
-def test_without_scores_the_reason_is_one_line(plan: Plan) -> None:
+def test_without_scores_the_error_is_one_line(plan: Plan) -> None:
     Path("results/toy/scores.csv").unlink()
     with pytest.raises(runtime.MissingDataError, match="results/toy/scores.csv"):
         page.write(plan)
@@ -438,7 +438,7 @@ def test_a_heading_sorts_the_runs_both_ways(browser: Browser, url: str) -> None:
         assert head.get_attribute("aria-sort") is None
 
 
-def test_everything_is_there_without_scripts(browser: Browser, url: str) -> None:
+def test_everything_is_shown_without_scripts(browser: Browser, url: str) -> None:
     with browser.visit(url, PHONE, java_script_enabled=False) as seen:
         assert seen.page.locator("table.sortable tbody tr").count() == 10
         assert seen.page.get_by_role("button").count() == 0

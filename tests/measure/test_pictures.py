@@ -36,7 +36,7 @@ def workplace(project_source: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def figure(kind: str, **options: Any) -> Any:
-    """Return what a figure of this kind plots."""
+    """What a figure of this kind plots."""
     declared = reports.FigureSettings(
         name="figure0", title="Figure 0", caption="None.", plot={"kind": kind, **options}
     )
@@ -56,7 +56,7 @@ def variant(name: str, **settings: Any) -> None:
     (target / "settings.yaml").write_text(yaml.safe_dump(values))
 
 
-def test_attention_is_drawn_for_both_tokens_before_and_after() -> None:
+def test_attention_is_drawn_for_both_tokens_before_and_after_training() -> None:
     drawn = pictures.draw_maps(figure("attention", images=3), SELECTION)
     numbers = drawn.numbers
     assert list(numbers) == ["dataset", "image", "map", "patch_row", "patch_column", "value"]
@@ -79,7 +79,7 @@ def test_attention_is_drawn_for_both_tokens_before_and_after() -> None:
     assert said.count("before: ") == said.count("after: ") == 3
 
 
-def test_the_network_before_is_the_untrained_one_and_the_one_after_made_the_predictions() -> None:
+def test_before_is_the_untrained_network_and_after_the_one_that_predicted() -> None:
     run = FusedRun(read(MICROCLIP))
     texts = embeddings.load_texts(
         run.tested.settings.dataset,
@@ -112,7 +112,7 @@ def test_more_images_than_classes_take_the_second_of_each_class() -> None:
     assert sorted(tested.choose(1000)) == list(range(N_TEST * len(CLASSES)))
 
 
-def test_masks_come_with_what_made_them() -> None:
+def test_masks_come_with_the_values_that_made_them() -> None:
     drawn = masks.draw_masks(figure("masks", images=2), SELECTION)
     numbers = drawn.numbers
     assert len(numbers) == 2 * N_PATCHES
@@ -128,7 +128,7 @@ def test_masks_come_with_what_made_them() -> None:
     assert "refined by a dense CRF" in words(drawn.figure)
 
 
-def test_the_threshold_is_the_one_of_the_run() -> None:
+def test_the_threshold_is_the_runs() -> None:
     variant("mean", ncut_threshold="mean")
     numbers = masks.draw_masks(figure("masks", images=1, variant="mean"), SELECTION).numbers
     assert numbers["theta"].iloc[0] == pytest.approx(numbers["z"].mean())
@@ -163,7 +163,7 @@ def test_failures_are_ranked_by_the_confidence_of_the_wrong_answer() -> None:
     assert pictures.rank(heads) == [2, 0]
 
 
-def test_failures_show_what_each_head_said() -> None:
+def test_failures_show_each_heads_prediction() -> None:
     run = FusedRun(read(MICROCLIP))
     heads = {name: evaluate(part, run.tested.test.labels) for name, part in run.heads().items()}
     ranked = pictures.rank(heads)
@@ -180,7 +180,7 @@ def test_failures_show_what_each_head_said() -> None:
         )
 
 
-def test_no_failure_is_said_in_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_without_failures_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "rank", lambda _: [])
     drawn = pictures.draw_failures(figure("failures"), SELECTION)
     assert "no image of 12 that a token has right and the fusion wrong" in words(drawn.figure)
@@ -215,7 +215,7 @@ def test_an_incomplete_run_is_refused() -> None:
         pictures.draw_maps(figure("attention"), replace(SELECTION, seeds=(7,)))
 
 
-def test_other_class_vectors_than_the_run_had_are_refused() -> None:
+def test_class_vectors_that_have_changed_since_the_run_are_refused() -> None:
     variant("stale")
     folder = MICROCLIP.parents[1] / "stale" / "seed-0"
     record = (folder / "run.json").read_text()

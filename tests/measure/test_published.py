@@ -19,14 +19,14 @@ def _project(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an empty `config/published` of a project of one's own."""
+    """An empty `config/published` of a project of one's own."""
     monkeypatch.setenv("MICROCLIP_ROOT", str(tmp_path))
     target = tmp_path / "config" / "published"
     target.mkdir(parents=True)
     return target
 
 
-def test_a_row_is_named_by_its_words() -> None:
+def test_a_row_is_named_by_its_key_columns() -> None:
     assert list(published.load("table2").rows) == [
         "fixed / single-view alignment",
         "fixed / multi-view alignment",
@@ -53,7 +53,7 @@ def test_an_illegible_cell_stays_empty() -> None:
     assert table.value(key, published.AVERAGE) == 62.28
 
 
-def test_only_averages_are_derived_each_from_a_drop_that_the_text_gives() -> None:
+def test_only_averages_are_derived_each_from_a_difference_in_the_text() -> None:
     found = {
         (name, *place): cell
         for name in published.names()
@@ -84,7 +84,7 @@ def test_slips_hold_every_known_contradiction() -> None:
     assert any("dense" in text for text in general)
 
 
-def test_the_audit_finds_the_two_wrong_averages_and_no_other() -> None:
+def test_the_audit_finds_exactly_the_two_wrong_averages() -> None:
     found = published.audit()
     flagged = {(one.table, one.row): one for one in found if one.is_flagged}
     assert set(flagged) == {
@@ -105,7 +105,7 @@ def test_the_audit_leaves_out_rows_with_an_illegible_cell(folder: Path) -> None:
     assert [(one.row, one.is_flagged) for one in published.audit()] == [("b", False), ("c", True)]
 
 
-def test_every_table_of_the_project_names_rows_that_are_there_once() -> None:
+def test_every_table_names_existing_published_rows_and_each_once() -> None:
     for name in settings.known("tables"):
         table = reports.load_table(name)
         if table.published is None or table.kind == "datasets":
@@ -130,14 +130,16 @@ def test_every_table_of_the_project_names_rows_that_are_there_once() -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(folder: Path, file: str, text: str, said: str) -> None:
+def test_a_published_file_that_does_not_fit_is_refused(
+    folder: Path, file: str, text: str, said: str
+) -> None:
     (folder / "t.csv").write_text("method,cars,avg\na,1.00,\n")
     (folder / file).write_text(text)
     with pytest.raises(SettingsError, match=said):
         published.load("t")
 
 
-def test_a_table_that_is_not_carried_is_named(folder: Path) -> None:
+def test_an_unknown_published_table_is_named(folder: Path) -> None:
     (folder / "table1.csv").write_text("method,cars\na,1\n")
     with pytest.raises(SettingsError, match="no config/published/t.csv; known: table1"):
         published.load("t")

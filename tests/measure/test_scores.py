@@ -37,7 +37,7 @@ def plan(project: Path) -> Plan:
     return load_study().plan()
 
 
-def test_there_is_a_row_a_run_in_the_study_s_order(plan: Plan, project: Path) -> None:
+def test_there_is_one_row_per_run_in_the_studys_order(plan: Plan, project: Path) -> None:
     for run in reversed(plan.runs):
         write_scores(run)
     scores.collect(plan, Path("out/scores.csv"), SHARED_RECIPE)
@@ -85,7 +85,7 @@ def test_a_missing_run_is_named(plan: Plan) -> None:
         scores.collect(plan, Path("scores.csv"), SHARED_RECIPE)
 
 
-def test_the_time_left_is_that_of_done_runs_of_the_same_method(plan: Plan) -> None:
+def test_the_time_left_is_estimated_from_done_runs_of_the_same_method(plan: Plan) -> None:
     study = load_study().settings.model_copy(update={"seeds": (0, 1, 2)})
     plan = Study(study, expansion.expand(study)).plan()
     assert len(plan.runs) == 5

@@ -44,14 +44,14 @@ ONE_SEED = scores(
 
 
 def changed(**values: Any) -> TableSettings:
-    """Return the settings with other values."""
+    """The settings with other values."""
     return TableSettings.model_validate({**SETTINGS.model_dump(), **values})
 
 
 def build(
     frame: pd.DataFrame = ONE_SEED, table: TableSettings = SETTINGS, **selection: Any
 ) -> typesetting.Table:
-    """Return a table of the rows that were run, unless told otherwise."""
+    """A table of the rows that were run, unless told otherwise."""
     planned = plan("t", TITLES, **{"is_brief": True, **selection})
     return tables.build(table, frame, titles=TITLES, plan=planned)
 
@@ -61,12 +61,12 @@ def printed(table: typesetting.Table) -> dict[str, list[str]]:
 
 
 def cells_of(markdown: str) -> list[list[str]]:
-    """Return the cells of a Markdown table, without the padding that aligns them."""
+    """The cells of a Markdown table, without the padding that aligns them."""
     lines = [line for line in markdown.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
-def test_rows_are_those_of_the_study_in_the_table_s_order_with_their_mean() -> None:
+def test_rows_are_the_studys_in_the_tables_order_with_their_mean() -> None:
     assert printed(build()) == {
         "CLIP": ["40.00", "50.00", "45.00"],
         "CuPL_2": ["41.13", "49.00", "45.06"],
@@ -74,7 +74,7 @@ def test_rows_are_those_of_the_study_in_the_table_s_order_with_their_mean() -> N
     }
 
 
-def test_the_best_is_bold_the_second_underlined_and_ties_share() -> None:
+def test_the_best_is_bold_the_second_underlined_and_ties_share_a_rank() -> None:
     assert cells_of(typesetting.to_markdown(build()))[2:] == [
         ["CLIP", "40.00", "**50.00**", "45.00"],
         ["CuPL_2", "<u>41.13</u>", "<u>49.00</u>", "<u>45.06</u>"],
@@ -88,7 +88,7 @@ def test_markdown_is_aligned_so_that_it_reads_as_plain_text() -> None:
     assert lines[1] == "| ------ | -----------: | -----------: | -----------: |"
 
 
-def test_what_prints_alike_ranks_alike() -> None:
+def test_numbers_that_print_alike_rank_alike() -> None:
     frame = scores(
         {
             ("clip", "default"): {"cats": [40.001], "cars": [1.0]},
@@ -98,7 +98,7 @@ def test_what_prints_alike_ranks_alike() -> None:
     assert [row.cells[0].rank for row in build(frame).rows] == [1, 1]
 
 
-def test_ranks_compare_numbers_not_letters() -> None:
+def test_ranks_compare_numbers_not_text() -> None:
     frame = scores(
         {
             ("clip", "default"): {"cats": [9.5], "cars": [1.0]},
@@ -109,7 +109,7 @@ def test_ranks_compare_numbers_not_letters() -> None:
     assert [row.cells[0].rank for row in build(frame).rows] == [None, 2, 1]
 
 
-def test_a_number_alone_in_its_column_is_not_called_the_best() -> None:
+def test_the_only_number_in_a_column_is_not_marked_as_the_best() -> None:
     frame = scores({("clip", "default"): {"cats": [40.0], "cars": [50.0]}})
     assert [cell.rank for cell in build(frame).rows[0].cells] == [None, None, None]
 
@@ -245,7 +245,7 @@ def test_groups_are_headings_above_their_rows() -> None:
     assert [row["Group"] for row in written] == ["Fixed | frozen"] * 2 + ["Shared"] * 2
 
 
-def test_backbones_are_never_averaged_in_secret() -> None:
+def test_backbones_are_never_averaged_silently() -> None:
     frame = pd.concat([ONE_SEED, ONE_SEED.assign(backbone="c")])
     with pytest.raises(SettingsError, match="mixes backbone b, c; name one"):
         build(frame, backbones=["b", "c"])
@@ -253,7 +253,7 @@ def test_backbones_are_never_averaged_in_secret() -> None:
     assert list(printed(build(frame, changed(rows=rows)))) == ["CLIP"]
 
 
-def test_runs_of_other_tables_of_the_study_stay_out() -> None:
+def test_runs_of_the_studys_other_tables_are_left_out() -> None:
     others = [
         ONE_SEED.assign(backbone="c", top1_pct=1.0),
         ONE_SEED.assign(descriptions="e", top1_pct=1.0),
@@ -286,7 +286,7 @@ def icons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     return study.load(settings.read_yaml(ROOT / "config" / "config.yaml")).plan()
 
 
-def test_every_table_of_the_shipped_study_is_written_twice_alike(icons: Plan) -> None:
+def test_every_table_of_the_shipped_study_has_the_same_bytes_each_time(icons: Plan) -> None:
     frame = pd.DataFrame([run.as_dict() for run in icons.runs]).assign(top1_pct=50.0)
     write_scores(frame, "icons")
     for name in icons.tables:
@@ -315,7 +315,7 @@ def test_a_study_without_scores_or_without_the_table_is_refused(icons: Plan) -> 
         tables.write(reports.load_table("table12"), icons)
 
 
-def test_datasets_are_counted_beside_the_paper_s_numbers(
+def test_dataset_counts_are_shown_beside_the_papers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MICROCLIP_ROOT", str(ROOT))

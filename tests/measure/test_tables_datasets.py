@@ -30,7 +30,7 @@ def cells(table: Table, title: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", COPIES)
-def test_a_copy_goes_from_its_layout_to_its_counts(
+def test_a_copy_in_its_publishers_layout_is_counted(
     name: str, own_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fetched, stored, examined, tabulated: classes in label order, sizes as the rule has them."""
@@ -55,13 +55,13 @@ def test_a_copy_goes_from_its_layout_to_its_counts(
 
 @pytest.fixture
 def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
-    """Return the table of the shipped cards where nothing was fetched."""
+    """The table of the shipped cards where nothing was fetched."""
     monkeypatch.setenv("MICROCLIP_ROOT", str(ROOT))
     monkeypatch.chdir(tmp_path)
     return table10(PAPER)
 
 
-def test_what_cannot_be_had_shows_its_card_s_counts_marked_with_their_source(
+def test_a_dataset_that_was_not_fetched_shows_its_cards_counts_with_their_source(
     declared: Table,
 ) -> None:
     for row in declared.rows:
@@ -72,7 +72,7 @@ def test_what_cannot_be_had_shows_its_card_s_counts_marked_with_their_source(
     assert all(f"{settings.load_dataset(name).title} (" in sources for name in PAPER)
 
 
-def test_the_paper_s_slips_are_marked_and_told(declared: Table) -> None:
+def test_the_papers_slips_are_marked_and_explained(declared: Table) -> None:
     assert cells(declared, "FGVC")[2:4] == ["100*", "≠ 102"]
     assert cells(declared, "Caltech101")[4:] == ["3000*", "≠ 4403", "5242*", "≠ 6645"]
     told = "\n".join(declared.notes)

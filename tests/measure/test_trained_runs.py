@@ -30,24 +30,24 @@ def test_the_global_map_is_the_cosine_with_the_class_token() -> None:
     torch.testing.assert_close(class_token_map(tokens), expected)
 
 
-def test_the_local_map_leaves_the_empty_token_out() -> None:
+def test_the_local_map_excludes_the_empty_token() -> None:
     attention = torch.tensor([[0.2, 0.3, 0.5]])
     torch.testing.assert_close(pooling_map(attention), torch.tensor([[0.2, 0.3]]))
 
 
-def test_each_map_is_scaled_by_itself_and_a_flat_one_is_all_zero() -> None:
+def test_each_map_is_scaled_separately_and_a_flat_one_becomes_zero() -> None:
     maps = torch.tensor([[[1.0, 3.0], [2.0, 5.0]], [[4.0, 4.0], [4.0, 4.0]]])
     expected = torch.tensor([[[0.0, 0.5], [0.25, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
     torch.testing.assert_close(min_max(maps), expected)
 
 
-def test_maps_grow_linearly_between_the_centres_of_patches() -> None:
+def test_maps_are_enlarged_linearly_between_patch_centres() -> None:
     maps = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
     expected = torch.tensor([0.0, 0.25, 0.75, 1.0]).expand(1, 4, 4)
     torch.testing.assert_close(enlarge(maps, 4), expected)
 
 
-def test_masks_grow_patch_by_patch() -> None:
+def test_masks_are_enlarged_patch_by_patch() -> None:
     masks = torch.tensor([[[True, False], [False, True]]])
     expected = [
         [True, True, False, False],
@@ -58,7 +58,7 @@ def test_masks_grow_patch_by_patch() -> None:
     assert enlarge_mask(masks, 4)[0].tolist() == expected
 
 
-def test_token_maps_are_what_the_classifier_uses() -> None:
+def test_token_maps_come_from_the_classifiers_own_features() -> None:
     tower = from_open_clip(tiny_clip())
     fusion = TokenFusion(tower, torch.randn(3, tower.embedding_dim))
     images = torch.randn(2, 3, tower.image_size, tower.image_size)
@@ -76,7 +76,7 @@ def test_token_maps_are_what_the_classifier_uses() -> None:
 
 
 @pytest.mark.parametrize(("threshold", "level"), [("std", 0.442069), ("mean", 0.061748)])
-def test_a_cut_is_told_step_by_step(threshold: str, level: float) -> None:
+def test_a_cut_is_examined_step_by_step(threshold: str, level: float) -> None:
     cut = examine(TWO_CLIQUES, NCutOptions(threshold=threshold))  # type: ignore[arg-type]
     sign = -1.0 if bool(cut.is_flipped[0]) else 1.0
     expected = torch.tensor([0.632455] * 2 + [-0.223607] * 4, dtype=torch.float64)

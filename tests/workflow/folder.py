@@ -95,7 +95,7 @@ def microclip(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def planned(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
-    """Return the number of jobs by rule that a dry run would start."""
+    """The number of jobs by rule that a dry run would start."""
     assert done.returncode == 0, done.stdout
     if "Nothing to be done" in done.stdout:
         return {}

@@ -40,7 +40,7 @@ def set_classes(place: Path, n: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_new_class_is_asked_for_alone_and_in_quarantine_it_stops_w_llm(
+def test_only_a_new_class_is_requested_and_quarantine_stops_w_llm(
     server: Server, tmp_path: Path
 ) -> None:
     place = place_of(tmp_path, server)
@@ -60,7 +60,7 @@ def test_a_new_class_is_asked_for_alone_and_in_quarantine_it_stops_w_llm(
     assert not (place / DESCRIBED).exists()
 
 
-def test_what_is_asked_and_of_whom_names_the_job(
+def test_prompts_and_model_are_part_of_the_jobs_digest(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = place_of(tmp_path, server)

@@ -42,7 +42,7 @@ STUDY = {
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Return a study of one public dataset, for which an accuracy is printed that nobody has."""
+    """A study of one public dataset, for which an accuracy is printed that nobody has."""
     place = folder.write(tmp_path / "study", **STUDY)
     (place / "resources").unlink()
     (place / "resources/classes").mkdir(parents=True)
@@ -66,7 +66,7 @@ def place(tmp_path: Path) -> Path:
     return place
 
 
-def test_no_run_starts_before_the_gate_is_passed_or_softened(place: Path) -> None:
+def test_no_run_starts_until_the_gate_is_passed_or_softened(place: Path) -> None:
     scores = "results/runs/fruit/icon-clip/templates/clip/default/seed-0/scores.json"
     stopped = folder.snakemake(place, *MACHINE, "--", scores)
     assert stopped.returncode != 0

@@ -22,7 +22,7 @@ HERE = RUN / "microclip/default/seed-0"
 
 
 def epochs(place: Path) -> list[int]:
-    """Return the epochs in the run's history, none if there is no such file."""
+    """The epochs in the run's history, none if there is no such file."""
     path = place / HERE / "history.csv"
     if not path.is_file():
         return []
@@ -58,7 +58,7 @@ def started(place: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def members(session: int) -> list[psutil.Process]:
-    """Return what lives in a session."""
+    """What lives in a session."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
@@ -90,7 +90,7 @@ def check_continued(place: Path) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder in which all is done but the training."""
+    """A folder in which all is done but the training."""
     place = folder.write(tmp_path_factory.mktemp("prepared") / "study", **ONE)
     inputs = (
         "results/data/tiny/store.json",
@@ -124,7 +124,7 @@ def test_after_ctrl_c_the_same_command_continues(place: Path) -> None:
     check_continued(place)
 
 
-def test_a_job_that_outlived_its_scheduler_is_ended_first(place: Path) -> None:
+def test_a_job_that_outlived_its_scheduler_is_stopped_first(place: Path) -> None:
     with started(place) as job:
         job.kill()
         job.wait()

@@ -48,7 +48,7 @@ def write_pictures(target: Path, scratch: Path) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Return a folder in which the study was run, and the name of a damaged image."""
+    """A folder in which the study was run, and the name of a damaged image."""
     place = folder.write(tmp_path_factory.mktemp("mine") / "study", **STUDY)
     (place / "config" / "datasets" / "mine.yaml").write_text(THREE_LINES)
     pictures = place.parent / "pictures"
@@ -60,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return place, first.name
 
 
-def test_three_lines_make_a_folder_a_dataset_of_a_study(made: tuple[Path, str]) -> None:
+def test_three_lines_of_settings_make_a_folder_a_dataset(made: tuple[Path, str]) -> None:
     place, damaged = made
     for method in ("clip", "cupl", "microclip"):
         run = place / "results/runs/mine/icon-clip/templates" / method / "default/seed-0"
@@ -80,7 +80,7 @@ def test_three_lines_make_a_folder_a_dataset_of_a_study(made: tuple[Path, str]) 
     assert folder.dry(place, "--", SCORES) == {}
 
 
-def test_pixels_that_were_deleted_come_back_with_the_same_bytes(made: tuple[Path, str]) -> None:
+def test_deleted_pixels_are_restored_with_the_same_bytes(made: tuple[Path, str]) -> None:
     pixels = made[0] / "results/data/mine/pixels.bin"
     before = pixels.read_bytes()
     pixels.unlink()
@@ -92,7 +92,7 @@ def test_pixels_that_were_deleted_come_back_with_the_same_bytes(made: tuple[Path
     assert pixels.read_bytes() == before
 
 
-def test_a_fault_of_the_folder_is_one_line_and_starts_nothing(tmp_path: Path) -> None:
+def test_a_faulty_folder_gives_one_line_and_starts_nothing(tmp_path: Path) -> None:
     place = folder.write(tmp_path / "study", **STUDY)
     (tmp_path / "pictures" / "only").mkdir(parents=True)
     Image.new("RGB", (40, 40)).save(tmp_path / "pictures" / "only" / "a.png")
@@ -106,7 +106,7 @@ def test_a_fault_of_the_folder_is_one_line_and_starts_nothing(tmp_path: Path) ->
     assert not (place / "results/data/mine/manifest.csv").exists()
 
 
-def test_the_example_differs_in_its_folder_alone() -> None:
+def test_the_example_differs_only_in_its_folder() -> None:
     lines = (folder.ROOT / EXAMPLE).read_text().splitlines()
     values = yaml.safe_load("\n".join(lines))
     assert len([line for line in lines if not line.startswith("#")]) == 3

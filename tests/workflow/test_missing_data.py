@@ -27,12 +27,12 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def test_what_is_missing_is_said_once_with_the_way_to_have_it(mixed: Path) -> None:
+def test_missing_datasets_are_listed_once_with_how_to_get_them(mixed: Path) -> None:
     assert notice(mixed) == [
         "public datasets: 1 of 3 here; missing: cars (hub), caltech101 (archive); "
         "`microclip data list` tells how to get them"
     ]
 
 
-def test_a_study_without_public_datasets_says_nothing(tmp_path: Path) -> None:
+def test_a_study_without_public_datasets_reports_nothing_missing(tmp_path: Path) -> None:
     assert notice(folder.write(tmp_path / "icons")) == []

@@ -101,7 +101,7 @@ class Planned:
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Planned]:
-    """Return the dry run of each study, in a folder without results."""
+    """The dry run of each study, in a folder without results."""
     place = folder.write(tmp_path_factory.mktemp("paper") / "clone")
     found = {}
     for name in WANTED:
@@ -122,7 +122,7 @@ def studies() -> dict[str, Study]:
 
 
 @pytest.mark.parametrize("name", WANTED)
-def test_every_distinct_run_is_asked_for_once(name: str, studies: dict[str, Study]) -> None:
+def test_every_distinct_run_is_planned_once(name: str, studies: dict[str, Study]) -> None:
     found = studies[name].expansion
     assert len({spec.folder for spec in studies[name].runs}) == len(studies[name].runs)
     assert set(found.runs).isdisjoint(found.holes)
@@ -130,7 +130,7 @@ def test_every_distinct_run_is_asked_for_once(name: str, studies: dict[str, Stud
     assert wanted == WANTED[name]
 
 
-def test_233_runs_and_168_holes_are_what_401_of_the_paper_come_to_with_three_methods() -> None:
+def test_with_three_methods_the_papers_401_runs_are_233_runs_and_168_holes() -> None:
     """Six methods to come in Table 1 (78), four in Table 6 (24), three in Table 9 (18), three with
     two shots each in Table 11 (36), DPA on two MetaCLIPs in Table 12 (12).
     """
@@ -162,18 +162,18 @@ def test_clip_and_cupl_read_embeddings_so_each_backbone_encodes_each_dataset() -
 
 
 @pytest.mark.parametrize("name", WANTED)
-def test_a_dry_run_is_short(name: str, planned: dict[str, Planned]) -> None:
+def test_a_dry_run_is_quick(name: str, planned: dict[str, Planned]) -> None:
     assert planned[name].seconds < LIMIT_S
 
 
-def test_the_whole_paper_shows_every_table_and_figure_of_it() -> None:
+def test_the_paper_study_shows_every_table_and_figure() -> None:
     declared = settings.load_study(settings.read_yaml(Path(ROOT / "config/paper.yaml")))
     assert [table.name for table in declared.tables] == [f"table{n}" for n in range(1, 13)]
     shown = [figure.name.removeprefix("figure") for figure in declared.figures]
     assert shown == ["1", "3", "4", "5", "6a", "6b", "8", "9", "11"]
 
 
-def test_sweeps_of_the_paper_reuse_runs_of_its_tables(studies: dict[str, Study]) -> None:
+def test_the_papers_sweeps_reuse_runs_of_its_tables(studies: dict[str, Study]) -> None:
     points = studies["paper"].expansion.points
     gammas = {point.value: point.variant for point in points["figure5"]}
     assert (gammas[0.0], gammas[1.0]) == ("gamma-0", "gamma-1")  # rows of Table 4
@@ -182,7 +182,7 @@ def test_sweeps_of_the_paper_reuse_runs_of_its_tables(studies: dict[str, Study])
     assert {p.dataset for p in points["figure6b"]} == {"cars"}
 
 
-def test_the_page_on_the_paper_gives_these_numbers(studies: dict[str, Study]) -> None:
+def test_the_page_on_reproducing_the_paper_gives_these_numbers(studies: dict[str, Study]) -> None:
     lines = (ROOT / "docs/reproduce-the-paper.md").read_text(encoding="utf-8").splitlines()
     for name, declared in studies.items():
         [row] = [line for line in lines if line.startswith(f"| `config/{name}.yaml`")]

@@ -33,7 +33,7 @@ TABLE = {
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder where a study of one run, without training, is complete."""
+    """A folder where a study of one run, without training, is complete."""
     made = folder.write(
         tmp_path_factory.mktemp("report") / "study",
         title="A tiny study",
@@ -58,7 +58,7 @@ def report(study: Path, name: str) -> Path:
     return study / name
 
 
-def test_the_study_s_page_is_made_by_the_workflow(study: Path) -> None:
+def test_the_workflow_makes_the_studys_page(study: Path) -> None:
     text = (study / "results" / "tiny" / "index.html").read_text()
     assert "A tiny study" in text
     assert "data:image/png;base64," in text
@@ -87,7 +87,7 @@ def test_snakemake_reports_tables_figures_and_pages_with_captions(
             assert seen.page.get_by_text(category, exact=True).first.is_visible()
 
 
-def test_a_zip_holds_the_same_files(study: Path) -> None:
+def test_a_zip_report_contains_the_same_files(study: Path) -> None:
     with zipfile.ZipFile(report(study, "report.zip")) as archive:
         names = archive.namelist()
     for name in ("table1.csv", "figure3.png", "ledger.csv", "index.html"):

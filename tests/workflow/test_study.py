@@ -22,7 +22,7 @@ SIDE_BY_SIDE = ("--cores", "2", "--resources", "gpu=1")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Return a folder in which the study was run, and what the user saw."""
+    """A folder in which the study was run, and what the user saw."""
     place = folder.write(tmp_path_factory.mktemp("made") / "study", **FIGURES)
     done = folder.snakemake(place, *SIDE_BY_SIDE)
     assert done.returncode == 0, done.stdout
@@ -31,11 +31,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture
 def copy(made: tuple[Path, str], tmp_path: Path) -> Path:
-    """Return a copy of that folder, times and Snakemake's memory included."""
+    """A copy of that folder, times and Snakemake's memory included."""
     return Path(shutil.copytree(made[0], tmp_path / "copy", symlinks=True))
 
 
-def test_every_run_leaves_what_design_promises(made: tuple[Path, str]) -> None:
+def test_every_run_writes_the_promised_files(made: tuple[Path, str]) -> None:
     for method in ("clip", "cupl", "microclip"):
         run = made[0] / RUN / method / "default" / "seed-0"
         names = {path.name for path in run.iterdir() if not path.name.startswith(".")}
@@ -51,13 +51,13 @@ def test_every_run_leaves_what_design_promises(made: tuple[Path, str]) -> None:
         assert [float(row["epoch"]) for row in csv.DictReader(stream)] == [0, 1, 2]
 
 
-def test_the_user_saw_progress_with_time_left(made: tuple[Path, str]) -> None:
+def test_the_user_saw_progress_with_the_time_left(made: tuple[Path, str]) -> None:
     assert re.search(r"epoch 1/2: .* about \d+ s left", made[1])
     assert "4 of 4 runs done" in made[1]
     assert "results/tiny" in made[1].splitlines()[-3] + made[1]
 
 
-def test_the_table_is_there_in_three_formats(made: tuple[Path, str]) -> None:
+def test_the_table_is_written_in_three_formats(made: tuple[Path, str]) -> None:
     tables = made[0] / "results/tiny/tables"
     markdown = (tables / "table1.md").read_text()
     places = [markdown.index(f"| {label} ") for label in ("CLIP", "CuPL", "microCLIP")]
@@ -70,7 +70,7 @@ def test_the_table_is_there_in_three_formats(made: tuple[Path, str]) -> None:
     assert markdown in shown.stdout
 
 
-def test_figures_ledger_and_page_are_there(made: tuple[Path, str]) -> None:
+def test_figures_ledger_and_page_are_written(made: tuple[Path, str]) -> None:
     study = made[0] / "results/tiny"
     for name in ("figure4", "figure8", "figure9", "figure11"):
         for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".csv", b"")):
@@ -84,7 +84,7 @@ def test_figures_ledger_and_page_are_there(made: tuple[Path, str]) -> None:
     assert "\\input" in (study / "tables/all.tex").read_text()
 
 
-def test_a_value_added_to_a_sweep_trains_that_value_alone(copy: Path) -> None:
+def test_a_value_added_to_a_sweep_trains_only_that_value(copy: Path) -> None:
     folder.write_study(
         copy, figures=[{**SWEEP, "values": [1.0e-4, 3.0e-4, 1.0e-3]}, *FIGURES["figures"][1:]]
     )
@@ -116,7 +116,7 @@ def test_a_second_run_does_nothing_and_says_so(made: tuple[Path, str]) -> None:
     assert "Nothing to be done" in done.stdout
 
 
-def test_a_changed_setting_makes_anew_what_it_touches(made: tuple[Path, str]) -> None:
+def test_a_changed_setting_repeats_only_what_depends_on_it(made: tuple[Path, str]) -> None:
     changed = "methods={microclip: {epochs: 2, batch_size: 8, gamma: 0.3}}"
     assert folder.dry(made[0], "--config", changed) == {
         "adapt": 2,  # the default, and the sweep's other rate
@@ -127,7 +127,7 @@ def test_a_changed_setting_makes_anew_what_it_touches(made: tuple[Path, str]) ->
     }
 
 
-def test_a_default_written_out_changes_nothing(made: tuple[Path, str]) -> None:
+def test_writing_out_a_default_repeats_nothing(made: tuple[Path, str]) -> None:
     same = "methods={microclip: {epochs: 2, batch_size: 8, gamma: 0.5}}"
     assert folder.dry(made[0], "--config", same) == {}
 
@@ -137,7 +137,7 @@ def test_another_study_shares_the_runs(made: tuple[Path, str]) -> None:
     assert counts == {"collect_scores": 1, "tabulate": 1, "plot": 4, **READ}
 
 
-def test_neither_the_device_nor_the_age_of_shipped_files_makes_anything_anew(copy: Path) -> None:
+def test_neither_the_device_nor_the_age_of_shipped_files_repeats_anything(copy: Path) -> None:
     assert folder.dry(copy, "--config", "device=auto") == {}
     for path in (copy / "config").rglob("*.yaml"):
         if path.parent.name not in ("tables", "figures"):
@@ -145,13 +145,13 @@ def test_neither_the_device_nor_the_age_of_shipped_files_makes_anything_anew(cop
     assert folder.dry(copy) == {}
 
 
-def test_a_lost_mirror_makes_nothing_anew(copy: Path) -> None:
+def test_a_lost_mirror_repeats_nothing(copy: Path) -> None:
     (copy / "results/mlflow.db").unlink()
     shutil.rmtree(copy / "results/mlflow-artifacts")
     assert folder.dry(copy) == {}
 
 
-def test_changed_descriptions_and_weights_make_anew_what_was_made_of_them(copy: Path) -> None:
+def test_changed_descriptions_and_weights_repeat_what_depends_on_them(copy: Path) -> None:
     shipped = (copy / "resources").resolve()
     (copy / "resources").unlink()
     shutil.copytree(shipped, copy / "resources")
@@ -171,7 +171,7 @@ def test_changed_descriptions_and_weights_make_anew_what_was_made_of_them(copy: 
     assert "fetch_dataset" not in counts
 
 
-def test_a_lost_table_is_made_again_with_the_same_bytes(copy: Path) -> None:
+def test_a_deleted_table_is_rebuilt_with_the_same_bytes(copy: Path) -> None:
     tables = copy / "results/tiny/tables"
     before = {path.name: path.read_bytes() for path in tables.iterdir()}
     shutil.rmtree(tables)
@@ -180,7 +180,7 @@ def test_a_lost_table_is_made_again_with_the_same_bytes(copy: Path) -> None:
     assert {path.name: path.read_bytes() for path in tables.iterdir()} == before
 
 
-def test_a_stale_score_is_refused_with_the_command_that_mends_it(copy: Path) -> None:
+def test_a_stale_score_is_refused_with_the_command_that_fixes_it(copy: Path) -> None:
     path = copy / RUN / "cupl/default/seed-0/scores.json"
     scores = json.loads(path.read_text())
     path.write_text(json.dumps({**scores, "recipe": 0}))
@@ -208,7 +208,7 @@ def test_status_counts_done_failed_and_pending(copy: Path) -> None:
         ("descriptions", "lack"),
     ],
 )
-def test_a_damaged_input_is_one_clear_line(tmp_path: Path, spoil: str, said: str) -> None:
+def test_a_damaged_input_gives_one_clear_line(tmp_path: Path, spoil: str, said: str) -> None:
     place = folder.write(tmp_path / "study")
     shipped = (place / "resources").resolve()
     (place / "resources").unlink()
@@ -235,13 +235,13 @@ def test_a_damaged_input_is_one_clear_line(tmp_path: Path, spoil: str, said: str
     assert "Traceback" not in done.stdout
 
 
-def test_the_report_holds_the_table(copy: Path) -> None:
+def test_the_report_contains_the_table(copy: Path) -> None:
     done = folder.snakemake(copy, "--report", "report.html", *MACHINE)
     assert done.returncode == 0, done.stdout
     assert (copy / "report.html").stat().st_size > 10_000
 
 
-def test_nothing_outside_the_results_and_logs_was_written(made: tuple[Path, str]) -> None:
+def test_nothing_was_written_outside_results_and_logs(made: tuple[Path, str]) -> None:
     expected = {*folder.LINKED, "config", "results", "logs", ".snakemake"}
     assert {path.name for path in made[0].iterdir()} <= expected
     tracked = subprocess.run(

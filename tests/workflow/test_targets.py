@@ -38,7 +38,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [(*MACHINE,), ("all", *MACHINE), (*MACHINE, "--", "all"), ()],
     ids=["bare", "all first", "all after --", "profile alone"],
 )
-def test_the_spellings_that_work_plan_the_whole_study(fresh: Path, typed: tuple[str, ...]) -> None:
+def test_every_working_spelling_plans_the_whole_study(fresh: Path, typed: tuple[str, ...]) -> None:
     assert folder.planned(folder.snakemake(fresh, "--dry-run", *typed)) == ALL
 
 
@@ -53,7 +53,7 @@ def test_a_dry_run_writes_no_result(fresh: Path) -> None:
     assert not (fresh / "results").exists()
 
 
-def test_tables_is_a_target_and_stages_can_be_asked_for_by_file(fresh: Path) -> None:
+def test_tables_is_a_target_and_so_is_every_stages_file(fresh: Path) -> None:
     counts = folder.dry(fresh, "--", "tables")
     to_scores = {rule: n for rule, n in ALL.items() if rule not in TABLES}
     assert counts == {**to_scores, "tabulate": 1, "tables": 1}
@@ -74,7 +74,7 @@ def test_the_default_study_has_44_runs_on_seven_datasets() -> None:
     assert counts["plot"] == 8
 
 
-def test_another_study_file_stands_alone(fresh: Path, tmp_path: Path) -> None:
+def test_another_study_file_needs_no_defaults(fresh: Path, tmp_path: Path) -> None:
     other = {**folder.STUDY, "study": "other", "runs": [{"methods": ["clip"]}], "tables": []}
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
     arguments = ("--configfile", str(tmp_path / "other.yaml"))
@@ -89,7 +89,7 @@ def test_a_figure_makes_its_runs_and_one_picture(fresh: Path) -> None:
     assert folder.dry(fresh, "--config", figures) == {**ALL, "adapt": 5, "plot": 2}
 
 
-def test_a_variant_that_is_only_tested_otherwise_waits_for_its_siblings_weights(
+def test_a_variant_that_differs_only_in_testing_waits_for_the_weights(
     fresh: Path,
 ) -> None:
     runs = "runs=[{methods: [microclip], variants: [global-only-swapped, global-only]}]"
@@ -104,7 +104,7 @@ def test_a_variant_that_is_only_tested_otherwise_waits_for_its_siblings_weights(
     assert f"--out {folder.RUN}/microclip/global-only-swapped/seed-0 " in command
 
 
-def test_descriptions_that_are_not_there_are_planned_and_their_job_says_so(tmp_path: Path) -> None:
+def test_missing_descriptions_are_planned_and_reported_by_their_job(tmp_path: Path) -> None:
     place = folder.write(tmp_path / "study", descriptions=["cupl-gpt3"])
     done = folder.snakemake(place, *MACHINE, "--", "results/descriptions/cupl-gpt3/tiny.json")
     assert done.returncode == 1
@@ -125,7 +125,7 @@ def test_more_seeds_are_more_runs_of_seeded_methods(fresh: Path) -> None:
         ("methods={microclip: {gamma: 1.5}}", "less than or equal to 1 (got"),
     ],
 )
-def test_a_wrong_setting_is_one_clear_line(fresh: Path, setting: str, said: str) -> None:
+def test_a_wrong_setting_gives_one_clear_line(fresh: Path, setting: str, said: str) -> None:
     done = folder.snakemake(fresh, "--dry-run", *MACHINE, "--config", setting)
     assert done.returncode == 1
     [line] = [line for line in done.stdout.splitlines() if "microclip:" in line]
@@ -133,7 +133,7 @@ def test_a_wrong_setting_is_one_clear_line(fresh: Path, setting: str, said: str)
     assert "Traceback" not in done.stdout
 
 
-def test_learning_rates_may_be_written_as_yaml_reads_them_wrong(fresh: Path) -> None:
+def test_learning_rates_that_yaml_reads_as_text_are_accepted(fresh: Path) -> None:
     done = folder.snakemake(
         fresh, "--dry-run", *MACHINE, "--config", "methods={microclip: {learning_rate: 1e-4}}"
     )
@@ -157,7 +157,7 @@ def test_the_snakefile_and_the_shared_python_are_short() -> None:
     assert len((ROOT / "workflow/rules/common.smk").read_text().splitlines()) <= 120
 
 
-def test_every_rule_calls_one_verb_that_exists_and_logs_under_its_name() -> None:
+def test_every_rule_calls_one_existing_verb_and_logs_under_its_own_name() -> None:
     import re
 
     helped = folder.microclip(ROOT, "--help").stdout
