@@ -375,8 +375,8 @@ def _generate(job: _Job, work: Generation, max_cost: float | None) -> None:
     if job.target is None:
         raise SettingsError("--out is missing; give the JSON file to write, as --out out.json")
     before = work.estimate()
-    # A worker of its own sends the requests: it outlives a kill of this command and saves the
-    # answers in flight, which are paid for.
+    # A separate process sends the requests: if this command is killed, it still saves the answers
+    # in flight, which are paid for.
     if before.n_requests and not processes.is_worker():
         raise typer.Exit(processes.work())
     processes.watch()

@@ -208,6 +208,7 @@ def load_classifiers(path: Path) -> tuple[TextClassifiers, Origin]:
         raise _damaged(path, " ".join(str(error).split())) from error
     if record.get("tensors_sha256", _tensor_hash(tensors)) != _tensor_hash(tensors):
         raise _damaged(path, "its vectors are not those that were written")
+    # In float64, so that the check adds no rounding of its own.
     for name, vectors in tensors.items():
         if not bool(((vectors.double().norm(dim=-1) - 1).abs() < _UNIT_TOLERANCE).all()):
             raise _damaged(path, f"{name} must be unit vectors")

@@ -329,6 +329,7 @@ class AnswerCache:
         self._answers: dict[tuple[str, int], list[AnswerRecord]] = defaultdict(list)
         self._requests: set[str] = set()
         self._batches: dict[str, BatchRecord] = {}
+        # Reentrant: `add` holds it while it calls `refresh`. It is taken before the file's lock.
         self._guard = threading.RLock()
         self.refresh()
 

@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 Body = Mapping[str, Any]
 SENTENCE_TOKENS = 25  # one numbered sentence of a description; GPT-4o's mean is lower
 _CEILING = 3  # an answer without a limit may be this many times as long as expected
-# Tokens are estimated by rule, and rather too many than too few: tiktoken downloads its
-# vocabularies at first use and does not know other vendors' models.
+# Tokens are estimated by rule, on the high side: tiktoken downloads its vocabularies at first use
+# and does not know other vendors' models.
 _PIECE = re.compile(r"\w+|[^\w\s]")
 _WORD_TOKENS = 6  # characters of a word per token, a low estimate for English
 _MESSAGE_TOKENS = 4  # added to each chat message for its role and delimiters
@@ -118,6 +118,7 @@ class Budget:
             while self._is_over(most):
                 if not self._reserved or stop.is_set():
                     return None
+                # With a time-out, because setting `stop` does not notify this condition.
                 self._changed.wait(0.2)
             self._next += 1
             self._reserved[self._next] = most
@@ -176,7 +177,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 _REFUSALS = ("content_filter", "content_policy_violation", "moderation_blocked")
 _SHOWN = 200  # characters of a service's own words in an error
-# At level DEBUG these print requests with their headers, and so the key.
+# At level DEBUG these log whole requests, which could show the key.
 for _name in ("openai", "httpx2", "httpcore2", "httpx", "httpcore"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
@@ -403,6 +404,7 @@ class Caller:
                 with self._guard:
                     self._not_before = max(self._not_before, time.monotonic() + seconds)
         until = time.monotonic() + seconds
+        # In a loop, because another thread's 429 may move `_not_before` while this one waits.
         while (left := max(until, self._not_before) - time.monotonic()) > 0:
             if self.stop.wait(left):
                 break

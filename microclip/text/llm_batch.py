@@ -212,6 +212,8 @@ class Batches:
         data = ("\n".join(lines) + "\n").encode()
         rows = [[r.key, r.class_name, r.sentences, *r.samples] for r in part.requests]
         service = self._caller.connection.service
+        # Recorded before it is sent: if we are killed in between, the next command looks for the
+        # mark at the service instead of paying for a second batch.
         self._note(part, "intended", {"service": service, "requests": rows})
         name = f"{part.name}.jsonl"
         uploaded = self._caller.call(

@@ -338,6 +338,7 @@ class Mirror:
     def _open(self, study: str) -> None:
         self._mlflow = connect()
         where = experiment(self._mlflow, study)
+        # MLflow's filters cannot escape a quote.
         name = self._settings.spec.name.replace("'", "")
         for run in self._mlflow.search_runs([where], f"tags.`mlflow.runName` = '{name}'"):
             same = run.data.tags.get("job_key") == self._settings.digest()
@@ -346,6 +347,7 @@ class Mirror:
                 self._mlflow.update_run(self.run_id, status="RUNNING")
                 self.last_epoch = int(run.data.metrics.get("epoch", -1))
             else:
+                # Of other settings, or complete and now repeated: the new run takes its place.
                 self._mlflow.delete_run(run.info.run_id)
         if self.run_id is None:
             created = self._mlflow.create_run(where, tags=tags(self._settings))
@@ -454,7 +456,7 @@ class RunTracker:
         self._journal({"event": "finished", **summary})
         if self._mirror.finish(scores, self._folder):
             marker = self._folder / paths.RUN_MIRRORED
-            runtime.write_json(marker, mirrored(scores, self._mirror.run_id))
+            runtime.write_json(marker, marker_of(str(scores["digest"]), self._mirror.run_id))
 
     def fail(self, status: Literal["FAILED", "KILLED"], reason: str) -> None:
         """Record that the run ended early."""
@@ -466,18 +468,17 @@ class RunTracker:
             stream.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
 
 
-def mirrored(scores: Mapping[str, Any], run_id: str | None) -> dict[str, str | None]:
-    """Content of the marker file: that MLflow has these scores, and in which run."""
-    where = {"uri": shown_uri(), "run_id": run_id}
-    return {**where, "digest": str(scores["digest"])}
+def marker_of(digest: str, run_id: str | None) -> dict[str, str | None]:
+    """Content of the marker file: that MLflow has the scores of this digest, and in which run."""
+    return {"uri": shown_uri(), "run_id": run_id, "digest": digest}
 
 
-def held(folder: Path, digest: str, there: Mapping[str, Any]) -> Any | None:
+def find_mirrored(folder: Path, digest: str, there: Mapping[str, Any]) -> Any | None:
     """The MLflow run that a run's folder names, if it is among `there` with these scores."""
     marker = folder / paths.RUN_MIRRORED
     known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
     run_id = str(known.get("run_id"))
-    return there.get(run_id) if known == mirrored({"digest": digest}, run_id) else None
+    return there.get(run_id) if known == marker_of(digest, run_id) else None
 
 
 def open_tracker(
@@ -507,14 +508,14 @@ def sync(results: Path) -> tuple[int, int]:
     for scored in sorted(results.glob(f"runs/**/{paths.RUN_SCORES}")):
         folder = scored.parent
         scores = json.loads(scored.read_text(encoding="utf-8"))
-        if held(folder, str(scores["digest"]), there) is not None:
+        if find_mirrored(folder, str(scores["digest"]), there) is not None:
             continue
         values = yaml.safe_load((folder / paths.RUN_SETTINGS).read_text(encoding="utf-8"))
         mirror = Mirror(RunSettings.from_dict(values), values["study"])
         mirror.epochs(read_history(folder))
         if mirror.finish(scores, folder):
             marker = folder / paths.RUN_MIRRORED
-            runtime.write_json(marker, mirrored(scores, mirror.run_id))
+            runtime.write_json(marker, marker_of(str(scores["digest"]), mirror.run_id))
             done += 1
         else:
             failed += 1

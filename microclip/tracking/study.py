@@ -23,7 +23,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from microclip import paths, runtime, settings
 from microclip.settings import reports
@@ -316,6 +316,15 @@ _CONTENT = "content"  # tag: the card's digest
 _KINDS = ("study", "sweep")
 
 
+class Record(TypedDict):
+    """Record of a study in MLflow: the runs of the study and its sweeps, and what is missing."""
+
+    uri: str
+    study: str | None
+    sweeps: dict[str, str]
+    missing: list[str]
+
+
 def mirror(plan: Plan) -> bool:
     """Show a study in MLflow and write its record; return whether the mirror is complete.
 
@@ -327,13 +336,13 @@ def mirror(plan: Plan) -> bool:
     """
     scores = read_scores(plan)
     target = Path(paths.STUDY_MIRRORED.format(study=plan.study))
-    record: dict[str, Any] = {"uri": shown_uri(), "study": None, "sweeps": {}, "missing": []}
     try:
         shown = _Shown(plan, scores)
-        record |= {"study": shown.write_all(), "sweeps": shown.sweeps, "missing": shown.missing}
+        study = shown.write_all()
+        record = Record(uri=shown_uri(), study=study, sweeps=shown.sweeps, missing=shown.missing)
     except Exception as error:  # noqa: BLE001  whatever the store raises, the files are there
         log.warning("MLflow at %s: %s; `microclip sync` shows the study later", *failure(error))
-        record["missing"] = _names(plan)
+        record = Record(uri=shown_uri(), study=None, sweeps={}, missing=_names(plan))
     if not target.is_file() or json.loads(target.read_text(encoding="utf-8")) != record:
         runtime.write_json(target, record)
     return not record["missing"]
@@ -373,7 +382,7 @@ class _Shown:
         self._runs: dict[str, Any] = {}
         for name, row in scores.items():
             folder = RunSpec.of(row).folder
-            if run := tracking.held(folder, row["digest"], there):
+            if run := tracking.find_mirrored(folder, row["digest"], there):
                 self._runs[name] = run
         self.missing = [name for name in scores if name not in self._runs]
         if self.missing:
