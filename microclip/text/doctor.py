@@ -24,7 +24,7 @@ from scipy import sparse
 
 from microclip import runtime
 from microclip.model.backbone import Backbone, encode_classes
-from microclip.text import answers as rules
+from microclip.text import answers
 from microclip.text.answers import is_foreign, words
 from microclip.text.classifier import description_classifier
 from microclip.text.prompts import match_keys, readable
@@ -347,7 +347,7 @@ def sentence_findings(class_name: str, texts: Sequence[str], options: Options) -
     seen: set[str] = set()
     seen_words: set[str] = set()
     for number, text in enumerate(texts, start=1):
-        words = rules.folded(text)
+        folded = answers.folded(text)
         for kind in useless(text, class_name, options):
             yield Finding(kind, class_name, number, text)
         n = n_framed(text, class_name, options)
@@ -356,26 +356,26 @@ def sentence_findings(class_name: str, texts: Sequence[str], options: Options) -
             yield Finding("too-long", class_name, number, text, f"{n} tokens: {policy}")
         if text in seen:
             yield Finding("repeat", class_name, number, text)
-        elif words in seen_words:
+        elif folded in seen_words:
             yield Finding("same-words", class_name, number, text)
-        if rules.tidy(text) != text:
+        if answers.tidy(text) != text:
             yield Finding("untidy", class_name, number, text)
-        if not rules.names_class(text, readable(class_name)):
+        if not answers.names_class(text, readable(class_name)):
             yield Finding("unnamed", class_name, number, text)
         seen.add(text)
-        seen_words.add(words)
+        seen_words.add(folded)
 
 
 def useless(text: str, class_name: str, options: Options) -> list[str]:
     """Defects of a sentence that make it useless, so that it is better dropped."""
-    plain = rules.tidy(text)
-    is_stub = len(text.strip()) < options.min_characters or not rules.has_words(text)
+    plain = answers.tidy(text)
+    is_stub = len(text.strip()) < options.min_characters or not answers.has_words(text)
     found = {
         "stub": is_stub,
-        "url": rules.has_url(text),
-        "refused": rules.is_refusal(plain),
+        "url": answers.has_url(text),
+        "refused": answers.is_refusal(plain),
         "language": is_foreign(text),
-        "name-alone": not is_stub and rules.is_name_alone(plain, readable(class_name)),
+        "name-alone": not is_stub and answers.is_name_alone(plain, readable(class_name)),
     }
     return [kind for kind, is_found in found.items() if is_found]
 
@@ -427,9 +427,9 @@ def _shared(own: Sentences) -> list[Finding]:
     found = []
     for name, texts in own.items():
         for number, text in enumerate(texts, start=1):
-            words = rules.folded(text)
-            owner = first.setdefault(words, name)
-            if owner != name and " " in words:
+            folded = answers.folded(text)
+            owner = first.setdefault(folded, name)
+            if owner != name and " " in folded:
                 found.append(Finding("shared", name, number, text, f"as {owner}: {text.strip()}"))
     return found
 
@@ -460,7 +460,7 @@ def _facts(own: Sentences, options: Options) -> Facts:
     if not pairs:
         return Facts()
     exact = sum(readable(name).casefold() in text.casefold() for name, text in pairs)
-    loose = sum(rules.names_class(text, readable(name)) for name, text in pairs)
+    loose = sum(answers.names_class(text, readable(name)) for name, text in pairs)
     tokens = [n_framed(text, name, options) for name, text in pairs]
     return Facts(
         class_named=f"{100 * exact / len(pairs):.1f} % by its exact name, "

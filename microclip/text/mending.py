@@ -18,8 +18,7 @@ from microclip import paths, runtime, settings
 from microclip.data.vocabulary import load_vocabulary
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.settings.base import SettingsError
-from microclip.text import answers as rules
-from microclip.text import doctor
+from microclip.text import answers, doctor
 from microclip.text.descriptions import published_list
 from microclip.text.doctor import (
     Finding,
@@ -114,11 +113,11 @@ def _fixed_class(
     changes = []
     for number, text in enumerate(texts, start=1):
         kind, after = _fixed_sentence(name, number, text, options)
-        words = rules.folded(after or "")
-        if after is not None and words in kept:
+        folded = answers.folded(after or "")
+        if after is not None and folded in kept:
             kind, after = "repeat" if text in originals else "same-words", None
         if after is not None:
-            kept[words] = after
+            kept[folded] = after
         if after != text:
             changes.append(Change(kind, name, number, text, after))
         originals.add(text)
@@ -128,7 +127,7 @@ def _fixed_class(
 def _fixed_sentence(name: str, number: int, text: str, options: Options) -> tuple[str, str | None]:
     """The first defect of a sentence, and the fixed sentence; None if it is dropped."""
     wrong = useless(text, name, options)
-    plain = rules.tidy(text)
+    plain = answers.tidy(text)
     if wrong or useless(plain, name, options):
         return (wrong or useless(plain, name, options))[0], None
     n = n_framed(plain, name, options)
