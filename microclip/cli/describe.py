@@ -1,7 +1,8 @@
 """The verb `describe`: class descriptions from files or a language model, and the doctor.
 
-`--check` and `--fix` run the doctor on a file; otherwise descriptions are read or asked for.
-Heavy imports are inside the functions, so that `--help` is quick.
+`--check` and `--fix` run the doctor on a file; otherwise descriptions are read or asked for. The
+module is long because this one verb has many options and says what it does at each step. Heavy
+imports are inside the functions, so that `--help` is quick.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The rules for a single sentence come first; the description doctor shares them. `parse` then reads
 the sentences of one answer. `AnswerCache` keeps paid answers: one line each, appended at once,
-never changed.
+never changed. They are one module because an answer is usable or not by these rules each time it is
+read from the cache; nothing else about it is stored.
 
 A cache folder has one file of JSON lines per model. An answer is found by what was asked (`key`)
 and the number of its sample; several answers to one sample are tries, in the order of asking.
