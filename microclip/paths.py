@@ -1,7 +1,7 @@
 """Every file name that the project reads or writes, in one place.
 
-Patterns hold Snakemake wildcards; `str.format` fills them in Python. All are relative to the
-folder in which the workflow runs, so that a test can run in a folder of its own.
+The braces in patterns are Snakemake wildcards; in Python, `str.format` fills them. All names are
+relative to the folder in which the workflow runs, so that each test can have a folder to itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RUN = "results/runs/{dataset}/{backbone}/{descriptions}/{method}/{variant}/seed-
 SCORES = RUN + "/scores.json"
 TRACKING_DATABASE = "results/mlflow.db"
 TRACKING_ARTIFACTS = "results/mlflow-artifacts"
-ANSWERS = "data/answers"  # of language models: paid for, so that they outlive results/
+ANSWERS = "data/answers"  # of language models; not below results/, because they cost money
 STUDY = "results/{study}"
 STUDY_SCORES = STUDY + "/scores.csv"
 STUDY_PLAN = STUDY + "/plan.json"
@@ -31,7 +31,7 @@ ALL_TABLES = STUDY + "/tables/all.tex"
 FIGURE = STUDY + "/figures/{figure}.{format}"
 LEDGER = STUDY + "/ledger.{format}"
 PAGE = STUDY + "/index.html"
-STUDY_MIRRORED = STUDY + "/mirrored.json"  # says which tables and figures MLflow holds
+STUDY_MIRRORED = STUDY + "/mirrored.json"  # tables and figures that MLflow has
 RUN_GALLERY = RUN + "/gallery.html"
 
 RUN_SETTINGS = "settings.yaml"
@@ -43,14 +43,14 @@ RUN_SHOTS = "shots.csv"  # the labelled images of a few-shot run
 RUN_SCORES = "scores.json"
 RUN_CHECKPOINT = "checkpoint"  # folder, removed when the run is complete
 RUN_JOURNAL = "journal.jsonl"
-RUN_MIRRORED = "mirrored.json"  # says that MLflow holds these scores
+RUN_MIRRORED = "mirrored.json"  # present once MLflow has these scores
 
 
 def project_root() -> Path:
-    """Return the folder that holds `config/` and `resources/`.
+    """The folder that contains `config/` and `resources/`.
 
-    `MICROCLIP_ROOT` if set, else the working directory if it has them, else the folder of the
-    source checkout that this package was installed from.
+    `MICROCLIP_ROOT` if set, else the working directory if it has both, else the source checkout
+    that this package was installed from.
     """
     named = os.environ.get("MICROCLIP_ROOT")
     if named:

@@ -1,4 +1,14 @@
-"""What an interrupted workflow leaves: stale locks, and jobs that outlived their scheduler."""
+"""Processes that stop cleanly: signals, a worker that outlives its parent's end, orphans, locks.
+
+Python raises from a signal handler wherever the main thread happens to be. If that is in a
+finaliser or in a library's callback, the exception is dropped ("Exception ignored in ...") and the
+work goes on. So the signal is remembered as well, and a loop that calls `heed` at each step stops
+at its next one.
+
+A command that pays for language models' answers works in a second process (`work`), while the one
+that was typed only waits. If the waiting process is killed, even by `kill -9`, the worker notices,
+sends no further request, saves the answers that are under way, and ends.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +27,14 @@ import psutil
 from microclip import runtime
 from microclip.settings.base import SettingsError
 
-TERMINATED = 143  # exit code, as of a process that SIGTERM ends
-INTERRUPTED = 130
+TERMINATED = 143  # exit code of a process that SIGTERM ended: 128 + 15
+INTERRUPTED = 130  # 128 + 2, SIGINT
 _MAIN = os.getpid()
-_told: list[type[BaseException]] = []
+_pending: list[type[BaseException]] = []
 
 
 class Terminated(BaseException):
-    """SIGTERM: the scheduler wants this process to end."""
+    """SIGTERM came: the scheduler wants this process to end."""
 
 
 _RAISED: dict[int, type[BaseException]] = {
@@ -36,49 +46,50 @@ _RAISED: dict[int, type[BaseException]] = {
 def listen() -> None:
     """Make SIGTERM and Ctrl-C raise, once at the signal and again at each `heed`.
 
-    A shell that starts a job in the background makes it deaf to Ctrl-C; that is left so.
+    A shell makes the jobs that it starts in the background ignore Ctrl-C; they still do.
     """
-    _told.clear()
+    _pending.clear()
     for number in _RAISED:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
 
 
 def heed() -> None:
-    """Raise what the last signal asked for, if one came. Costs nothing: call it at each step."""
-    if _told:
-        raise _told[-1]
+    """Raise the last signal's exception, if a signal came. Cheap enough to call at each step."""
+    if _pending:
+        raise _pending[-1]
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
-    if os.getpid() != _MAIN and number == signal.SIGTERM:  # a worker that inherited this
+    # A forked data-loading worker inherits this handler: it ends at once, without our clean-up.
+    if os.getpid() != _MAIN and number == signal.SIGTERM:
         os._exit(TERMINATED)
-    _told.append(_RAISED[number])
+    _pending.append(_RAISED[number])
     raise _RAISED[number]
 
 
-_MARK = "MICROCLIP_WORKER"  # set in the worker: "1" where it shall watch for the other's end
+_MARK = "MICROCLIP_WORKER"  # set in the worker; "1": it must end when the waiting process does
 _command: list[str] = []
 
 
 def remember(arguments: Sequence[str]) -> None:
-    """Note the command as it was typed."""
+    """Keep the command line, for `work` to run it again."""
     _command[:] = arguments
 
 
 def is_worker() -> bool:
-    """Return whether this process is the one that works."""
+    """Is this the process that does the work?"""
     return _MARK in os.environ
 
 
 def work() -> int:
-    """Run the same command as a worker in a session of its own; return its exit code.
+    """Run the same command in a worker process with its own session; return its exit code.
 
     Ctrl-C and SIGTERM are passed on, as often as they come.
     """
     worker = subprocess.Popen(
         [sys.executable, "-m", "microclip", *_command],
-        stdin=subprocess.PIPE,  # closed by the system when this process ends, however it does
+        stdin=subprocess.PIPE,  # the system closes it when this process ends, even by kill -9
         start_new_session=True,
         env={**os.environ, _MARK: "1"},
     )
@@ -94,26 +105,26 @@ def work() -> int:
 
 
 def watch() -> None:
-    """End this process in order, as by SIGTERM, when the one that waits for it is gone."""
+    """In the worker: end as if by SIGTERM once the process that waits for it is gone."""
     if os.environ.get(_MARK) == "1":
-        threading.Thread(target=_end_with_the_other, daemon=True).start()
+        threading.Thread(target=_end_with_the_waiting_process, daemon=True).start()
 
 
-def _end_with_the_other() -> None:
-    while os.read(0, 4096):
+def _end_with_the_waiting_process() -> None:
+    while os.read(0, 4096):  # returns nothing only once the other end of the pipe is closed
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 _GRACE_S = 30.0
-_FOR_PEOPLE = [
+_TYPED = [  # verbs that a person types; a workflow's jobs never use them
     [verb]
     for verb in ("adapt", "predict", "doctor", "show", "status", "sync", "ui", "unlock", "verify")
 ]
 
 
 def _commands(folder: Path) -> Iterator[tuple[psutil.Process, list[str]]]:
-    """Yield the processes of other programs that work in a folder, with their command lines."""
+    """Yield the other processes that run in a folder, with their command lines."""
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -128,25 +139,26 @@ def _is_scheduler(command: list[str]) -> bool:
 
 
 def _is_job(command: list[str]) -> bool:
-    return command[1:3] == ["-m", "microclip"] and command[3:4] not in _FOR_PEOPLE
+    return command[1:3] == ["-m", "microclip"] and command[3:4] not in _TYPED
 
 
 def release(folder: Path) -> list[str]:
-    """Remove a dead workflow's locks, end the jobs it left, and return what was done.
+    """Remove a dead workflow's locks, end the jobs that outlived it, and say what was done.
 
-    Raises: SettingsError if a workflow is at work in the folder.
+    Raises: SettingsError if a workflow is running in the folder.
     """
     folder = folder.resolve()
     found = list(_commands(folder))
     for process, command in found:
         if _is_scheduler(command):
             raise SettingsError(
-                f"a workflow (process {process.pid}) is at work in {folder}; wait, or stop it"
+                f"a workflow (process {process.pid}) is running in {folder}; wait, or stop it"
             )
     orphans = [process for process, command in found if _is_job(command)]
     for process in orphans:
         with contextlib.suppress(psutil.Error):
             process.terminate()
+    # Before the locks go: a new workflow must not start while an old job still writes.
     _, alive = psutil.wait_procs(orphans, timeout=_GRACE_S)
     for process in alive:
         with contextlib.suppress(psutil.Error):
@@ -160,10 +172,11 @@ def release(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for one process; the lock goes with the process, however it ends.
+    """Let only this process write a run's folder; the lock ends with it, however it ends.
 
     Raises:
-        SettingsError: another process writes there.  ResourceError: no locks on that disk.
+        SettingsError: another process is writing there.
+        ResourceError: the disk does not support locks.
     """
 
     def refuse() -> None:

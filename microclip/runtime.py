@@ -1,4 +1,4 @@
-"""The machine under a run: files that are whole or absent, seeds, devices, provenance."""
+"""What a run needs from the machine: atomic files, locks, seeds, devices and provenance."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # NFS without lockd, some FUSE and SMB
-_leases: list[FileLock] = []  # a device is held while the process lives
+_leases: list[FileLock] = []  # kept referenced: a collected lock would free its GPU
 _RECORDED = (
     "torch",
     "torchvision",
@@ -48,7 +48,7 @@ _RECORDED = (
 
 
 class MissingDataError(FileNotFoundError):
-    """A file that an earlier step should have left is not there, or is damaged."""
+    """A file that an earlier step should have written is missing or damaged."""
 
 
 class ResourceError(RuntimeError):
@@ -56,7 +56,7 @@ class ResourceError(RuntimeError):
 
 
 class ServiceError(RuntimeError):
-    """An outside service did not answer as it should."""
+    """An outside service failed or could not be reached."""
 
 
 class VerificationError(RuntimeError):
@@ -65,7 +65,7 @@ class VerificationError(RuntimeError):
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes its place, on error it goes."""
+    """Yield a temporary path beside `path` that replaces it on success and is removed on error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
@@ -73,9 +73,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb+") as stream:
+            # Before the rename: else a power cut could leave the new name on an empty file.
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         temporary.replace(path)
+        # The rename itself is safe on disk only once its folder is.
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -91,7 +93,7 @@ def locked(path: Path, *, on_busy: Callable[[], object]) -> Iterator[None]:
 
     If another process holds it, call `on_busy` (which may raise), then wait.
 
-    Raises: ResourceError if the file system has no locks.
+    Raises: ResourceError if the file system does not support locks.
     """
     lock = _lock(path, is_waiting=False)
     if lock is None:
@@ -105,12 +107,12 @@ def locked(path: Path, *, on_busy: Callable[[], object]) -> Iterator[None]:
 
 
 def _lock(path: Path, *, is_waiting: bool) -> FileLock | None:
-    """Return the lock, taken; None if another process holds it and we do not wait."""
+    """Take the lock and return it; None if another process holds it and we do not wait."""
     from filelock import FileLock, Timeout  # not at the top: `--help` must stay fast
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A soft lock would outlive a killed process, so there is no falling back to one. The file stays
-    # after release: removing it would let a waiter lock an inode that nobody else sees.
+    # No fallback to a soft lock, which would outlive a killed process. The file stays after the
+    # release: if it were removed, a waiting process would lock an inode that no one else can open.
     lock = FileLock(path, thread_local=False, fallback_to_soft=False, preserve_lock_file=True)
     try:
         lock.acquire(blocking=is_waiting)
@@ -120,14 +122,14 @@ def _lock(path: Path, *, is_waiting: bool) -> FileLock | None:
         if error.errno not in _NO_LOCKS:
             raise
         raise ResourceError(
-            f"cannot lock {path} ({error.strerror}): its file system has no file locks, which keep "
-            "two processes from writing the same files; use a folder on a local disk"
+            f"cannot lock {path} ({error.strerror}): its file system does not support the locks "
+            "that keep two processes from writing the same files; use a folder on a local disk"
         ) from error
     return lock
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0)  # the only way to read it is to set it
     os.umask(mask)
     return mask
 
@@ -139,12 +141,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with indentation and a last newline; keys keep their order."""
+    """Write indented JSON that ends with a newline; keys keep their order."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, 64 hex digits."""
+    """SHA-256 of a file, as 64 hex digits."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -153,13 +155,14 @@ def sha256(path: Path) -> str:
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """Return a 63-bit seed for one purpose, e.g. `derive_seed(0, "crops", epoch, index)`."""
+    """A 63-bit seed for one purpose, e.g. `derive_seed(0, "crops", epoch, index)`."""
     text = json.dumps([seed, *purpose])
+    # 63 bits: never negative as a signed 64-bit integer, so torch and numpy both take it.
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *purpose: str | int, device: str = "cpu") -> Any:
-    """Return a torch.Generator seeded for one purpose."""
+    """A torch.Generator seeded for one purpose."""
     import torch
 
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
@@ -167,7 +170,7 @@ def generator(seed: int, *purpose: str | int, device: str = "cpu") -> Any:
 
 @contextlib.contextmanager
 def seeded_globals(seed: int) -> Iterator[None]:
-    """Seed Python's, numpy's and torch's global generators; put their states back afterwards.
+    """Seed Python's, numpy's and torch's global generators, and restore their states afterwards.
 
     For libraries that draw from the global generators, such as timm's transforms.
     """
@@ -187,9 +190,9 @@ def seeded_globals(seed: int) -> Iterator[None]:
 
 
 def choose_device(name: str) -> str:
-    """Return "cpu" or "cuda"; a GPU is leased by a file lock before CUDA starts.
+    """Return "cpu" or "cuda"; a file lock reserves the GPU for this process.
 
-    Raises: ResourceError if "cuda" is asked for and there is none, or all are taken.
+    Raises: ResourceError if "cuda" is asked for and there is no usable GPU, or all are taken.
     """
     if name == "cpu":
         return "cpu"
@@ -198,6 +201,7 @@ def choose_device(name: str) -> str:
         if name == "auto":
             return "cpu"
         raise ResourceError("device: cuda asked for, but no GPU is visible; set device: cpu")
+    # CUDA reads the variable when it starts, so the GPU is chosen before torch touches it.
     os.environ["CUDA_VISIBLE_DEVICES"] = _lease(pool)
     import torch
 
@@ -210,7 +214,7 @@ def choose_device(name: str) -> str:
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs this process may use, by index or id; none without a driver."""
+    """Indices or ids of the GPUs that this process may use; none without a driver."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [part for part in named.split(",") if part and part != "-1"]
@@ -241,7 +245,7 @@ def _lease(pool: list[str]) -> str:
 
 
 def limit_threads(n: int | None) -> None:
-    """Give torch `n` threads; None leaves its choice."""
+    """Limit torch to `n` threads; None lets torch choose."""
     if n is not None:
         import torch
 
@@ -249,17 +253,17 @@ def limit_threads(n: int | None) -> None:
 
 
 def use_all_cpus() -> None:
-    """Give torch every CPU this process may use, or MICROCLIP_THREADS of them.
+    """Let torch use every CPU that this process may use, or MICROCLIP_THREADS of them.
 
-    Snakemake sets OMP_NUM_THREADS to a job's cores, and the documented `--cores 1` means one job at
-    a time, not one CPU.
+    Snakemake sets OMP_NUM_THREADS to a job's cores, but the documented `--cores 1` means one job
+    at a time, not one CPU.
     """
     named = os.environ.get("MICROCLIP_THREADS")
     limit_threads(int(named) if named else len(os.sched_getaffinity(0)))
 
 
 def peak_memory_mib() -> float:
-    """Return the most memory held so far: the GPU's if CUDA is in use, else the process's."""
+    """Peak memory so far, in MiB: the GPU's if CUDA is in use, else the process's."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_allocated()) / 2**20
@@ -289,7 +293,7 @@ def _version(package: str) -> str | None:
 
 
 class Machine(TypedDict):
-    """Where and with what a run was made."""
+    """The code, the packages and the machine that made a run."""
 
     commit: str | None
     dirty: bool
@@ -301,7 +305,7 @@ class Machine(TypedDict):
 
 
 def record() -> Machine:
-    """Return where and with what a run is made: commit, versions, platform, device."""
+    """Describe this process: commit, package versions, platform, device."""
     torch = sys.modules.get("torch")
     on_gpu = torch is not None and torch.cuda.is_initialized()
     return {
@@ -324,27 +328,30 @@ _PROTOCOLS = tuple(bytes([0x80, number]) for number in range(2, 6))  # how a pic
 
 
 def refuse_pickle(path: Path, wanted: str = TENSORS) -> None:
-    """Refuse a file whose name or first bytes say that it is a pickle; nothing else is read of it.
+    """Refuse a file whose name or first nine bytes say that it is a pickle.
 
     Raises:
-        SettingsError: it is one; the message names the safe kind of file, `wanted`.
+        SettingsError: it is one; the message names the kind of file to use instead, `wanted`.
     """
     if not path.is_file():
         return
     with path.open("rb") as stream:
         head = stream.read(9)
-    # the length that opens a safetensors file may look like a pickle's beginning; JSON follows it
+    # A safetensors file starts with a length that may look like the start of a pickle, but after
+    # these eight bytes comes JSON.
     is_pickle = head[:2] in _PROTOCOLS and head[8:] != b"{"
     if path.suffix.lower() in _SUFFIXES or head.startswith(_ZIP) or is_pickle:
         raise SettingsError(
-            f"{path} is a pickled file, which may run code when it is loaded, and was not loaded; "
-            f"give {wanted}"
+            f"{path} is a pickled file, which may run code when it is loaded, so it was not "
+            f"loaded; give {wanted}"
         )
 
 
+# Snakemake gets these hashes as parameters of its rules, not the files' times: a fresh clone,
+# a change of branch or a copy changes the times of files whose bytes are the same.
 @cache
 def content(path: Path) -> str:
-    """Return what names a file's or folder's bytes; "" if there is none."""
+    """Hash of a file's or folder's bytes; "" if there is none."""
     if path.is_file():
         return sha256(path)
     files = sorted(found for found in path.rglob("*") if found.is_file())
@@ -352,14 +359,14 @@ def content(path: Path) -> str:
 
 
 def dataset_files(dataset: DatasetSettings) -> str:
-    """Return what names the drawings of an icon dataset; one's own images are listed by fetch."""
+    """Hash of an icon dataset's drawings; "" for other sources, whose manifest names the images."""
     if dataset.source.kind == "icons":
         return content(paths.project_root() / "resources" / "icons" / dataset.source.drawings)
     return ""
 
 
 def backbone_files(backbone: BackboneSettings) -> list[str]:
-    """Return what names a backbone's local files."""
+    """Hashes of a backbone's local files."""
     return [content(path) for path in backbone.files.values()]
 
 

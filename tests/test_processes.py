@@ -1,4 +1,4 @@
-"""A signal is heard even where Python drops what its handler raises."""
+"""A signal takes effect even where Python drops what its handler raises."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def _own_handlers() -> Iterator[None]:
 
 
 class Dropping:
-    """Its end is told to stop, and what is raised there goes nowhere."""
+    """Its finaliser receives the signal, and Python drops what is raised there."""
 
     def __init__(self, number: signal.Signals) -> None:
         self.number = number
@@ -34,7 +34,7 @@ class Dropping:
     ("number", "error"),
     [(signal.SIGTERM, processes.Terminated), (signal.SIGINT, KeyboardInterrupt)],
 )
-def test_what_a_finaliser_drops_is_raised_at_the_next_step(
+def test_a_signal_dropped_in_a_finaliser_is_raised_at_the_next_step(
     number: signal.Signals, error: type[BaseException]
 ) -> None:
     processes.heed()
@@ -43,7 +43,7 @@ def test_what_a_finaliser_drops_is_raised_at_the_next_step(
         processes.heed()
 
 
-def test_a_process_made_deaf_to_ctrl_c_stays_so() -> None:
+def test_a_process_that_ignores_ctrl_c_still_ignores_it() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     processes.listen()
     os.kill(os.getpid(), signal.SIGINT)

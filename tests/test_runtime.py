@@ -1,4 +1,4 @@
-"""Files are whole or absent; seeds have purposes; a device is leased, never replaced in secret."""
+"""Atomic files, seeds by purpose, and devices that are leased and never silently replaced."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ from microclip import runtime
 from microclip.runtime import ResourceError
 
 
-def test_a_file_is_there_whole(tmp_path: Path) -> None:
+def test_a_file_is_written_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "file.json"
     runtime.write_json(target, {"b": 1, "a": "ü"})
     assert target.read_text(encoding="utf-8").endswith("}\n")
@@ -25,7 +25,7 @@ def test_a_file_is_there_whole(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["file.json"]
 
 
-def test_an_error_leaves_the_old_file_and_no_leftover(tmp_path: Path) -> None:
+def test_an_error_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
     runtime.write_text(target, "old")
 
@@ -40,7 +40,7 @@ def test_an_error_leaves_the_old_file_and_no_leftover(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
 
 
-def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_kill_during_writing_keeps_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
     runtime.write_text(target, "old")
     program = (
@@ -53,7 +53,7 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(tmp_path: Path) -> 
     assert target.read_text() == "old"
 
 
-def test_the_temporary_file_keeps_the_suffix_and_the_folder(tmp_path: Path) -> None:
+def test_the_temporary_file_has_the_same_suffix_and_folder(tmp_path: Path) -> None:
     with runtime.atomic_path(tmp_path / "a.parquet") as path:
         assert path.suffix == ".parquet"
         assert path.parent == tmp_path
@@ -83,14 +83,14 @@ def test_seeds_differ_by_purpose_and_fit_63_bits() -> None:
     assert runtime.derive_seed(0, "crops", 1) == runtime.derive_seed(0, "crops", 1)
 
 
-def test_generators_of_one_purpose_draw_the_same() -> None:
+def test_generators_for_one_purpose_draw_the_same() -> None:
     draws = [torch.rand(3, generator=runtime.generator(7, "views", 2)) for _ in range(2)]
     assert torch.equal(*draws)
     other = torch.rand(3, generator=runtime.generator(7, "views", 3))
     assert not torch.equal(draws[0], other)
 
 
-def test_global_generators_are_seeded_and_put_back() -> None:
+def test_global_generators_are_seeded_and_restored() -> None:
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
@@ -136,7 +136,7 @@ except runtime.ResourceError as error:
 """
 
 
-def test_each_job_leases_a_gpu_of_its_own(tmp_path: Path) -> None:
+def test_each_job_leases_its_own_gpu(tmp_path: Path) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "3,5"}
     jobs = [
         subprocess.Popen(
@@ -208,7 +208,7 @@ def test_a_lock_is_waited_for_and_freed_by_a_kill(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_named(
+def test_a_file_system_without_locks_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(*_: object) -> None:
@@ -216,7 +216,7 @@ def test_a_file_system_without_locks_is_named(
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with (
-        pytest.raises(runtime.ResourceError, match=r"\.lock .*: its file system has no file locks"),
+        pytest.raises(runtime.ResourceError, match=r"\.lock .*: its file system does not support"),
         runtime.locked(tmp_path / ".lock", on_busy=lambda: pytest.fail("nobody holds it")),
     ):
         pytest.fail("it must not go on without the lock")

@@ -140,7 +140,7 @@ def test_a_second_workflow_in_the_folder_ends_at_once_and_harms_nothing(place: P
     with started(place):
         again = folder.microclip(place, "unlock")
         assert again.returncode != 0
-        assert "is at work" in again.stderr
+        assert "is running in" in again.stderr
         second = folder.snakemake(place, *MACHINE)
         assert second.returncode != 0
         assert "locked" in second.stdout
