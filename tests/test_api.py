@@ -89,7 +89,7 @@ def test_skip_bad_skips_unreadable_images(folder: Path, tmp_path: Path) -> None:
     [
         ({"epochz": 3}, "did you mean 'epochs'"),
         ({"class_names": ["a"]}, "at least 2 classes"),
-        ({"class_names": ["a", "a"]}, "stands twice"),
+        ({"class_names": ["a", "a"]}, "is listed twice"),
         ({"descriptions": {"a": ["x"]}, "class_names": ["a", "b"]}, "lack 1 of 2 classes"),
         ({"backbone": "ViT-Z"}, "ViT-Z"),
         ({"method": "clop"}, "unknown method"),

@@ -1,4 +1,4 @@
-"""The verbs `microclip data get|verify|list`: public datasets on this machine."""
+"""The commands `microclip data get|verify|list`: public datasets on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ data = typer.Typer(no_args_is_help=True, help="Public datasets: get, verify, lis
 app.add_typer(data, name="data")
 
 NamesArgument = Annotated[
-    list[str] | None, typer.Argument(help="names of files in config/datasets that have a card")
+    list[str] | None, typer.Argument(help="datasets, by their file names in config/datasets")
 ]
 _LICENCE_WIDTH = 34
 _FAILURES = (  # of one dataset among several: the others are still tried
@@ -37,7 +37,7 @@ class Row:
     dataset: str
     classes: int | None
     is_here: bool
-    where: str  # layout and folder, or the ways to have it
+    where: str  # layout and folder, or the ways to get it
     licence: str
     split: str
     train: int | None  # expected images
@@ -47,8 +47,10 @@ class Row:
 
 
 @data.command(name="list")
-def list_(*, is_json: Annotated[bool, typer.Option("--json", help="for programs")] = False) -> None:
-    """Say which public datasets are here, what is wrong with them, and how to have the others."""
+def list_(
+    *, is_json: Annotated[bool, typer.Option("--json", help="print JSON, for programs")] = False
+) -> None:
+    """List the public datasets: which are here, what is wrong with them, how to get the others."""
     rows = [_row(dataset, card) for dataset, card in _public(None)]
     if is_json:
         print(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False))
@@ -67,18 +69,20 @@ def get(
     *,
     is_all: Annotated[bool, typer.Option("--all", help="every public dataset")] = False,
     route: Annotated[
-        Literal["archive", "hub", "local"] | None, typer.Option(help="only this kind of route")
+        Literal["archive", "hub", "local"] | None, typer.Option(help="use only this kind of route")
     ] = None,
     is_offline: Annotated[
-        bool, typer.Option("--offline", help="unpack what is here, ask no server")
+        bool, typer.Option("--offline", help="unpack what is here without using the network")
     ] = False,
     is_again: Annotated[
-        bool, typer.Option("--again", help="also where it is here: bring back what was removed")
+        bool, typer.Option("--again", help="repeat it where it is here, to restore missing files")
     ] = False,
 ) -> None:
-    """Bring public datasets here: fetched, checked, unpacked, counted. Continues if interrupted."""
+    """Fetch, check, unpack and count public datasets. Resumes an interrupted download."""
     if bool(names) == is_all:
-        raise SettingsError("name the datasets to get, or give --all; `microclip data list`")
+        raise SettingsError(
+            "name the datasets to get, or give --all; `microclip data list` names them"
+        )
     chosen = _public(names)
     if route == "local":
         for dataset, card in chosen:
@@ -94,14 +98,14 @@ def get(
             say(f"{dataset.name}: {error}")
             failures.append(error)
     if failures:
-        raise type(failures[-1])(f"{len(failures)} of {len(chosen)} datasets could not be had")
+        raise type(failures[-1])(f"could not get {len(failures)} of {len(chosen)} datasets")
 
 
 @data.command()
 def verify(names: NamesArgument = None) -> None:
-    """Hold archives, copies and images against their hashes; exit 6 if one differs, 3 if missing.
+    """Check the hashes of archives, copies and images; exit 6 if one differs, 3 if one is missing.
 
-    Without names, all public datasets that are here.
+    Without names, checks all public datasets that are here.
     """
     chosen = _public(names or None)
     if not names:
@@ -117,7 +121,7 @@ def verify(names: NamesArgument = None) -> None:
             print(f"{finding.verdict:8} {dataset.name}: {finding.text}", flush=True)
             verdicts.append(finding.verdict)
     n_wrong, n_missing = verdicts.count("wrong"), verdicts.count("missing")
-    remedy = "`microclip data get NAME --again` restores what its archive or copy holds"
+    remedy = "`microclip data get NAME --again` restores the files of its archive or copy"
     if n_wrong:
         raise runtime.VerificationError(f"{n_wrong} things differ, {n_missing} missing; {remedy}")
     if n_missing:
@@ -142,7 +146,7 @@ def _get(dataset: DatasetSettings, card: DatasetCard, wishes: _Wishes) -> None:
 
 
 def _counted(dataset: DatasetSettings, card: DatasetCard) -> list[str]:
-    """Read the split as a run would, and say how its counts differ from the expected ones."""
+    """Count the split's images as a run would read them, and compare with the expected counts."""
     from microclip.data.public.splits import read_public
     from microclip.data.vocabulary import load_vocabulary
 
@@ -165,9 +169,9 @@ def _counted(dataset: DatasetSettings, card: DatasetCard) -> list[str]:
 
 
 def _public(names: Sequence[str] | None) -> list[tuple[DatasetSettings, DatasetCard]]:
-    """Return the named datasets, or all, that have a card of their own.
+    """The named public datasets, or all of them.
 
-    Raises: SettingsError for a name that is unknown or of no public dataset.
+    Raises: SettingsError for a name that is unknown or not of a public dataset.
     """
     found = []
     for name in names if names is not None else settings.known("datasets"):
@@ -176,7 +180,7 @@ def _public(names: Sequence[str] | None) -> list[tuple[DatasetSettings, DatasetC
             found.append((dataset, settings.load_card(dataset.source)))
         elif names is not None:
             raise SettingsError(
-                f"{name} is no public dataset (its images are made or one's own); see "
+                f"{name} is not a public dataset (its images are drawn or your own); see "
                 "`microclip data list`"
             )
     return found
@@ -207,7 +211,7 @@ def _row(dataset: DatasetSettings, card: DatasetCard) -> Row:
 
 
 def _differences(name: str, files: str, card: DatasetCard) -> tuple[str, ...]:
-    """Return what is known to be wrong with a dataset's files, without reading them."""
+    """Known problems of a dataset's files, found without reading them."""
     from microclip.data import passport
 
     try:
@@ -219,7 +223,7 @@ def _differences(name: str, files: str, card: DatasetCard) -> tuple[str, ...]:
     if (sources.home(files) / sources.RECORD).is_file():
         route = sources.locate(files, card)
         if route is None or route.route == "local":
-            found.append(f"files of it were removed; `microclip data get {name} --again`")
+            found.append(f"some files were removed; run `microclip data get {name} --again`")
     return tuple(found)
 
 
@@ -261,9 +265,11 @@ def _next(rows: Sequence[Row]) -> str:
         return f"all {len(rows)} public datasets are here; `microclip data verify` hashes them"
     by_hand = [row.dataset for row in missing if row.where.startswith("by hand")]
     fetched = [row.dataset for row in missing if row.dataset not in by_hand]
-    told = [f"{len(rows) - len(missing)} of {len(rows)} public datasets are here"]
+    parts = [f"{len(rows) - len(missing)} of {len(rows)} public datasets are here"]
     if fetched:
-        told.append(f"`microclip data get {' '.join(fetched)}` fetches what is missing")
+        parts.append(f"`microclip data get {' '.join(fetched)}` fetches what is missing")
     if by_hand:
-        told.append(f"`microclip data get {' '.join(by_hand)} --route local` says what to place")
-    return "; ".join(told)
+        parts.append(
+            f"`microclip data get {' '.join(by_hand)} --route local` says what to place where"
+        )
+    return "; ".join(parts)

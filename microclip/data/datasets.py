@@ -1,4 +1,7 @@
-"""Datasets as a method or the runner may see them: fetched, then two splits of stored images."""
+"""Fetch a dataset: from icons, a public dataset or your own folder to a manifest of two splits.
+
+All of a dataset's files are looked at before a manifest is written.
+"""
 
 from __future__ import annotations
 
@@ -47,18 +50,18 @@ _SHOWN = 3  # classes or files named in an error
 
 
 def folder_rows(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> list[Row]:
-    """Return the manifest's rows of a folder, training images first.
+    """Return the manifest's rows for a folder, training images first.
 
-    Three layouts are read: `<part>/<class>/` with the parts train and test; `<class>/`, of which
-    `test_fraction` is drawn for the test, class by class; and images in any folders with a list
-    of labels: those that it names are tested, all others train without a label. Deeper folders
-    below a class are of that class. Links that leave the folder and what may not be read are named
-    in `listed`, and refused unless the source says to skip them.
+    Three layouts are read: `<part>/<class>/` with the parts train and test; `<class>/`, from which
+    `test_fraction` of each class is drawn as test images; and images in any folders with a list of
+    labels, where the listed images are tested and all others train without a label. Folders below
+    a class's folder belong to that class. Links out of the folder and unreadable files are named in
+    `listed`, and refused unless the source says to skip them.
 
     Raises:
-        MissingDataError: a benchmark's images are not there.
-        SettingsError: no image, a class that is not listed or cannot be split, faults in the list
-            of labels, files that may not be read.
+        MissingDataError: a benchmark's images are missing.
+        SettingsError: no image, a class that is not listed or too small to split, errors in the
+            list of labels, or files that cannot be read.
     """
     layout = "parts" if vocabulary.is_benchmark else layout_of(source)
     match layout:
@@ -98,13 +101,13 @@ def _of_parts(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> Par
 def _no_part(folder: Path, vocabulary: Vocabulary) -> Exception:
     if vocabulary.is_benchmark:
         return runtime.MissingDataError(
-            f"images {folder}/<class>/ are not there, for the {len(vocabulary)} classes of "
+            f"images {folder}/<class>/ are missing, for the {len(vocabulary)} classes of "
             f"{vocabulary.where}; lay them out as docs/reproduce-the-paper.md says"
         )
     other = folder.parent / next(part for part in PARTS if part != folder.name)
     return SettingsError(
-        f"image folder {folder} is not there, beside {other}; add it, or move the classes' "
-        f"folders out of {other.name}/ and a part of each is drawn for the test"
+        f"image folder {folder} is missing beside {other}; add it, or move the class folders out "
+        f"of {other.name}/, and test images are drawn from each class"
     )
 
 
@@ -119,7 +122,7 @@ def _require_every_class(folder: Path, found: Mapping[Path, int], vocabulary: Vo
 
 
 def _of_classes(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> Parts:
-    """Return a split drawn class by class; a class's draw does not depend on the others."""
+    """Draw a split class by class; a class's draw does not depend on the other classes."""
     folder = source_folder(source)
     found = _walk(folder)
     _refuse_bad(source, (found,), listed)
@@ -129,8 +132,8 @@ def _of_classes(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> P
     single = [vocabulary.class_names[k] for k in sorted(of_class) if len(of_class[k]) < 2]
     if single:
         raise SettingsError(
-            f"{len(single)} classes of {folder} have one image ({_names(single)}); a class needs "
-            "one to train on and one to test: add images, or lay out train/ and test/"
+            f"{len(single)} classes of {folder} have only one image ({_names(single)}); a class "
+            "needs one to train on and one to test: add images, or lay out train/ and test/"
         )
     train: dict[Path, int] = {}
     test: dict[Path, int] = {}
@@ -142,7 +145,7 @@ def _of_classes(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> P
 
 
 def _drawn(source: FolderSource, folder: Path, images: Sequence[Path], name: str) -> set[Path]:
-    """Return a class's test images: at least one, and one is left to train on."""
+    """Draw a class's test images: at least one, and at least one remains to train on."""
     ordered = sorted(images, key=lambda path: path.relative_to(folder).as_posix())
     n_test = min(max(1, round(len(ordered) * source.test_fraction)), len(ordered) - 1)
     rng = np.random.default_rng(runtime.derive_seed(source.seed, "test images", name))
@@ -158,8 +161,8 @@ def _of_list(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> Part
     train = {image: UNKNOWN for image in found.images if image not in tested}
     if not train:
         raise SettingsError(
-            f"{path} names all {len(tested)} images of {folder}, which are tested, and leaves none "
-            "to train on; list fewer, or put the images into folders of their classes"
+            f"{path} lists all {len(tested)} images of {folder} as test images, so none is left to "
+            "train on; list fewer, or sort the images into one folder per class"
         )
     return {"train": train, "test": {image: tested[image] for image in sorted(tested)}}
 
@@ -171,7 +174,7 @@ def _walk(folder: Path) -> Walk:
 
 
 def _refuse_bad(source: FolderSource, found: Sequence[Walk], listed: Path) -> None:
-    """Name what is not followed or may not be read, and stop there unless it is to be skipped."""
+    """List the links and files that cannot be used; refuse them unless they are to be skipped."""
     bad = [file for walked in found for file in walked.bad]
     write_bad_files(bad, listed, step="fetch")
     if not bad:
@@ -179,19 +182,19 @@ def _refuse_bad(source: FolderSource, found: Sequence[Walk], listed: Path) -> No
     n_files = sum(len(walked.images) for walked in found) + len(bad)
     said = f"{complaint(bad, n_files)}; all are named in {listed}"
     if source.bad_images == "error":
-        raise SettingsError(f"{said}: mend them, or say `bad_images: skip` in the source")
+        raise SettingsError(f"{said}: fix them, or set `bad_images: skip` in the source")
     logger.warning("%s and left out", said)
 
 
 def _by_class(folder: Path, images: Sequence[Path], vocabulary: Vocabulary) -> dict[Path, int]:
-    """Return the images with the labels that their class folders, below `folder`, stand for."""
+    """The images' labels, by the class folders below `folder` that contain them."""
     label_of: dict[str, int | None] = {}
     labels = {}
     for path in images:
         name, *below = path.relative_to(folder).parts
         if not below:
             raise SettingsError(
-                f"{printable(path)} lies in no class's folder; move it into one, or give "
+                f"{printable(path)} is not in a class's folder; move it into one, or give "
                 f"`labels`, a CSV of file,class; without any labels use `microclip adapt {folder}`"
             )
         if name not in label_of:
@@ -199,8 +202,8 @@ def _by_class(folder: Path, images: Sequence[Path], vocabulary: Vocabulary) -> d
         label = label_of[name]
         if label is None:
             raise SettingsError(
-                f"{printable(path)} lies in class {name!r}, which {vocabulary.where} "
-                "lacks; move it, or add the class"
+                f"{printable(path)} is in the folder of class {name!r}, which is not in "
+                f"{vocabulary.where}; move it, or add the class"
             )
         labels[path] = label
     return labels
@@ -211,18 +214,18 @@ def _names(names: Sequence[str]) -> str:
 
 
 def fetch(dataset: DatasetSettings) -> Path:
-    """Bring a dataset's images and manifest under `results/data/` and return the manifest.
+    """Write a dataset's manifest (and drawn images) under `results/data/`; return the manifest.
 
     Raises:
-        MissingDataError: no folder of a benchmark's images.
-        SettingsError: a folder without usable images or classes, of a class that is not listed, or
-            of a benchmark with a class that has no image.
+        MissingDataError: a benchmark's images are missing.
+        SettingsError: a folder without usable images or classes, an unlisted class, or a benchmark
+            in which a class has no image.
     """
     manifest = Path(paths.MANIFEST.format(dataset=dataset.name))
     origin = Origin(source=dataset.source)
     match dataset.source:
         case IconSource() as source:
-            from microclip.icons.scenes import write_dataset  # the renderer is needed here alone
+            from microclip.icons.scenes import write_dataset  # the only place that needs a renderer
 
             write_dataset(source, manifest.parent)
         case PublicSource():

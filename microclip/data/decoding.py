@@ -1,7 +1,14 @@
-"""One image file as RGB bytes: a rule for every kind of image, and what is refused.
+"""Image files decoded to RGB bytes: one rule for every kind of image, in parallel processes.
 
 Limits are checked from the file's header, before anything is decoded. Colour profiles (ICC) are
-ignored: CLIP was trained on pixels as they are stored.
+ignored, because CLIP was trained on pixels as they are stored.
+
+`decode_all` schedules the work with `concurrent.futures`, but its threads talk to processes of our
+own. A `ProcessPoolExecutor` would not do: forked from a process that runs torch's threads, it may
+hang; spawned, it runs the user's script again; and one image that crashes its decoder breaks the
+whole pool without saying which. Each of our processes is a fresh Python that reads paths from a
+pipe: a crash costs one file, which is named, and the process ends when its pipe closes, even after
+`kill -9`.
 """
 
 from __future__ import annotations
@@ -30,15 +37,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from microclip import runtime
 
-RULE = 1  # raised when an image's bytes change by it: stores made by another rule are refused
+RULE = 1  # raise it with any change to the bytes: stores made by another rule are refused
 MAX_SHORTER_SIDE_PX = 448
-MAX_PIXELS = 120_000_000  # 360 MB as RGB; telephones reach 108 megapixels, bombs far more
+MAX_PIXELS = 120_000_000  # 360 MB as RGB; phones reach 108 megapixels, decompression bombs far more
 MIN_SIDE_PX = 8
-MAX_PROPORTION = 40  # of the sides: resizing would blow up 30000 x 20 to nothing that was there
+MAX_PROPORTION = 40  # of the sides; a crop of a 30000 x 20 image would be nothing but interpolation
 
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 HEIF_REMEDY = "pip install 'microclip[heif]'"
-_NOT_READ = {  # Ghostscript or the system would draw these, or Pillow has no decoder for them
+_NOT_READ = {  # drawn by Ghostscript or the system, which is unsafe, or without a decoder in Pillow
     *("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IPTC"),
 }
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
@@ -55,7 +62,7 @@ Pixels = UInt8[np.ndarray, "height width 3"]
 
 
 class UnreadableError(ValueError):
-    """An image file that cannot be used; the message is the reason, without the file's name."""
+    """An image file cannot be used; the message says why, without the file's name."""
 
 
 class Decoded(NamedTuple):
@@ -68,7 +75,7 @@ class Decoded(NamedTuple):
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Return the formats that are read: Pillow's own, and HEIF if pillow-heif is installed."""
+    """Formats that are read: Pillow's own, and HEIF if pillow-heif is installed."""
     Image.init()
     with contextlib.suppress(ImportError):
         from pillow_heif import register_heif_opener
@@ -78,13 +85,13 @@ def formats() -> tuple[str, ...]:
 
 
 def reads_heif() -> bool:
-    """Return whether telephones' .heic images can be read."""
+    """Can .heic images, as phones take them, be read?"""
     return "HEIF" in formats()
 
 
 @cache
 def suffixes() -> frozenset[str]:
-    """Return the suffixes that images have, in lower case; .heic among them in any case."""
+    """Suffixes of images, in lower case; .heic is among them even where it cannot be read."""
     read = formats()
     own = {suffix for suffix, name in Image.registered_extensions().items() if name in read}
     return frozenset(own | HEIF_SUFFIXES)
@@ -93,31 +100,33 @@ def suffixes() -> frozenset[str]:
 def decode(path: Path) -> Decoded:
     """Return an image as RGB bytes.
 
-    EXIF orientation is applied. Of an animation or of several pages the first is taken (of an
-    animated PNG the picture that other programs show). Rule for modes: transparency (RGBA, LA, PA,
-    a transparent colour) is laid on white; 16-bit grey is divided by 257; 32-bit integer grey is
-    cut to [0, 255], or taken as 16-bit grey if it goes beyond; float grey is cut to [0, 255], or
-    taken as a share of white if all of it is in [0, 1]; of 16-bit colour Pillow gives the upper
-    byte; CMYK and YCCK are read as Adobe writes them, inverted in a JPEG; the rest (L, P, 1, YCbCr,
-    LAB, HSV) is Pillow's conversion. A shorter side above 448 px is reduced, bicubic.
+    EXIF orientation is applied. The first frame or page is taken (for an animated PNG, the picture
+    that other programs show). Modes: transparency (RGBA, LA, PA, a transparent colour) is composed
+    on white; 16-bit grey is divided by 257; 32-bit integer grey is clipped to [0, 255], or treated
+    as 16-bit grey if a value is larger; float grey is clipped to [0, 255], or treated as a share of
+    white if all values are in [0, 1]; of 16-bit colour, Pillow gives the upper byte; CMYK and YCCK
+    are read as Adobe writes them, inverted in a JPEG; all others (L, P, 1, YCbCr, LAB, HSV) are
+    Pillow's conversion. A shorter side above 448 px is reduced to it, bicubic.
 
     Raises:
-        FileNotFoundError: the file is gone.  UnreadableError: it is no image, cut short, or beyond
-            the limits above.
+        FileNotFoundError: the file is gone.
+        UnreadableError: it is not an image, cut short, or beyond the limits above.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, and of large images: see MAX_PIXELS
+            # About odd metadata, and about large images, which MAX_PIXELS limits already.
+            warnings.simplefilter("ignore")
             return _decode(path)
     except (UnreadableError, FileNotFoundError):
         raise
-    except Exception as error:  # decoders meet any bytes: whatever they raise, the file is unfit
+    except Exception as error:  # given any bytes, decoders may raise anything: the file is unusable
         raise UnreadableError(_reason(path, error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return an image of any mode as RGB, by the rule of `decode`."""
     if image.mode.startswith("I;16"):
+        # 65535 / 257 is exactly 255, so white stays white.
         return _grey(np.asarray(image).astype(np.uint32) // 257)
     if image.mode == "I":
         values = np.asarray(image, dtype=np.int64)
@@ -137,8 +146,8 @@ def _grey(values: np.ndarray) -> Image.Image:
 
 
 def _decode(path: Path) -> Decoded:
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise UnreadableError("a folder" if path.is_dir() else "a pipe or a device, no file")
+    if path.exists() and not path.is_file():  # opening a pipe would block forever
+        raise UnreadableError("a folder" if path.is_dir() else "a pipe or a device, not a file")
     with Image.open(path, formats=formats()) as opened:
         _check_size(*opened.size)
         mode, is_rotated = opened.mode, _orientation(opened) in range(2, 9)
@@ -157,38 +166,38 @@ def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise UnreadableError(f"{shown}; at most {MAX_PIXELS // 10**6} megapixels are read")
     if min(width, height) < MIN_SIDE_PX:
-        raise UnreadableError(f"{shown}; the shorter side must have at least {MIN_SIDE_PX} px")
+        raise UnreadableError(f"{shown}; the shorter side must be at least {MIN_SIDE_PX} px")
     if max(width, height) > MAX_PROPORTION * min(width, height):
-        raise UnreadableError(f"{shown}; one side may be {MAX_PROPORTION} times the other")
+        raise UnreadableError(f"{shown}; one side may be at most {MAX_PROPORTION} times the other")
 
 
 def _orientation(opened: Image.Image) -> int:
-    with contextlib.suppress(Exception):  # damaged metadata do not spoil an image
+    with contextlib.suppress(Exception):  # an image with damaged metadata can still be used
         return int(opened.getexif().get(_ORIENTATION, 1))
     return 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    with contextlib.suppress(Exception):  # likewise; the pixels are loaded
+    with contextlib.suppress(Exception):  # as above; the pixels are already loaded
         return ImageOps.exif_transpose(image)
     return image
 
 
 def _traits(path: Path, opened: Image.Image) -> tuple[str, ...]:
-    """Return what is to be told of an opened file; called last, since it may seek."""
+    """Note what is unusual about an opened file; called last, because it may seek."""
     found = []
     name = str(opened.format)
     named = Image.registered_extensions().get(path.suffix.lower(), name)
     if {named, name} not in ({name}, {"JPEG", "MPO"}, {"BMP", "DIB"}):
         found.append("other suffix")
-    with contextlib.suppress(Exception):  # a damaged second frame is of no account
+    with contextlib.suppress(Exception):  # a damaged second frame does not matter
         if getattr(opened, "is_animated", False) and name != "MPO":
             found.append("animated" if name in _ANIMATIONS else "several pages")
     return tuple(found)
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Return why a file cannot be read, one line."""
+    """Say in one line why a file cannot be read."""
     match error:
         case PermissionError():
             return "no permission to read it"
@@ -202,13 +211,13 @@ def _reason(path: Path, error: Exception) -> str:
         case UnidentifiedImageError():
             return _what_instead(path)
         case MemoryError():
-            return "needs more memory than there is"
+            return "needs more memory than this machine has"
         case _:
             return " ".join(str(error).split()) or type(error).__name__
 
 
 def _what_instead(path: Path) -> str:
-    """Return what a file is that Pillow takes for no image."""
+    """Say what a file is that Pillow does not recognise as an image."""
     with path.open("rb") as stream:
         head = stream.read(512)
     if not head:
@@ -218,11 +227,11 @@ def _what_instead(path: Path) -> str:
     for start, reason in _OTHER_STARTS:
         if re.match(start, head, re.IGNORECASE):
             return reason
-    return "no image, or one whose beginning is damaged"
+    return "not an image, or one with a damaged beginning"
 
 
-FILES_A_PROCESS = 48  # fewer are decoded before a process has started (about 0.4 s)
-_AHEAD = 3  # images a process that may wait to be taken: what bounds the memory
+FILES_A_PROCESS = 48  # fewer are decoded in the 0.4 s that a process takes to start
+_AHEAD = 3  # decoded images per process that may wait for the caller; this bounds the memory
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 _PACKAGES = str(Path(__file__).resolve().parents[2])
 
@@ -231,7 +240,7 @@ Results = Generator[Result, None, None]
 
 
 def n_processes_for(n_files: int) -> int:
-    """Return how many processes decode: MICROCLIP_THREADS or the CPUs, none for a few files."""
+    """Number of decoding processes: MICROCLIP_THREADS or the CPUs; none for a few files."""
     named = os.environ.get("MICROCLIP_THREADS")
     cpus = int(named) if named else len(os.sched_getaffinity(0))
     n = min(cpus, n_files // FILES_A_PROCESS)
@@ -241,14 +250,14 @@ def n_processes_for(n_files: int) -> int:
 def decode_all(
     files: Sequence[Path], *, n_processes: int | None = None, has_pixels: bool = True
 ) -> Results:
-    """Yield each file decoded, or why it cannot be, in order; see `decoding.decode`.
+    """Yield each file decoded (see `decode`), or why it cannot be, in order.
 
-    `n_processes` 0 decodes here, None chooses (`count`); the bytes do not depend on it. Without
-    `has_pixels` the images are empty: only whether they can be read is asked.
+    With `n_processes` 0 this process decodes; None chooses (`n_processes_for`). The bytes are the
+    same. Without `has_pixels` the images are empty, which is enough to learn if they can be read.
 
     Raises:
         MissingDataError: a file is gone.
-        ResourceError: a process was ended from outside; the message names its file.
+        ResourceError: a decoding process was killed from outside; the message names its file.
     """
     n = n_processes_for(len(files)) if n_processes is None else n_processes
     if n == 0:
@@ -266,7 +275,7 @@ def _decode_here(path: Path) -> Result:
 
 
 def _decode_in_processes(files: Sequence[Path], n: int, *, has_pixels: bool) -> Results:
-    """Yield results in order; `_AHEAD` images a process are under way or wait."""
+    """Yield results in order; at most `_AHEAD` images per process are being decoded or waiting."""
     idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
     decoders = [_Decoder() for _ in range(n)]
     for decoder in decoders:
@@ -292,7 +301,7 @@ def _decode_in_processes(files: Sequence[Path], n: int, *, has_pixels: bool) -> 
                 for future in waiting:
                     future.cancel()
                 for decoder in decoders:
-                    decoder.kill()  # a thread that waits for it hears the end
+                    decoder.kill()  # or the pool would wait for threads that wait for an answer
     finally:
         for decoder in decoders:
             decoder.close()
@@ -300,7 +309,7 @@ def _decode_in_processes(files: Sequence[Path], n: int, *, has_pixels: bool) -> 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a process says of a file, a line of JSON; the pixels follow it."""
+    """A process's answer about a file: a line of JSON, followed by the pixels."""
 
     is_gone: bool = False
     reason: str | None = None  # why the file cannot be read
@@ -311,13 +320,13 @@ class _Answer:
 
 
 class _Decoder:
-    """A process that decodes; a new one takes its place if a file crashes it."""
+    """A decoding process; a new one replaces it if a file crashes it."""
 
     def __init__(self) -> None:
         self._process = _start()
 
     def decode(self, path: Path, *, has_pixels: bool) -> Result:
-        """Return what the process says of a file. Raises as `decode_all`."""
+        """Return the process's answer for a file. Raises as `decode_all`."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -341,15 +350,15 @@ class _Decoder:
         return Decoded(pixels, answer.mode, tuple(answer.traits))
 
     def kill(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it is doing."""
         self._process.kill()
 
     def close(self) -> None:
-        """Wait for its end and close the pipes."""
+        """Wait until it has ended and close the pipes."""
         self._process.communicate()
 
     def _dead(self, path: Path) -> UnreadableError:
-        """Return what a dead process says of its file, if the file is to blame."""
+        """Blame the file if the process crashed; raise ResourceError if it was killed."""
         code = self._process.wait()
         if -code in _CRASHES:
             self._process = _start()
@@ -362,13 +371,13 @@ class _Decoder:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # -P: modules of the working folder are not taken for Python's own.
+    # -P keeps modules in the working folder from shadowing Python's own.
     inherited = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     return subprocess.Popen(
         [sys.executable, "-P", "-m", __name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # what decoders print of odd files; the reason is answered
+        stderr=subprocess.DEVNULL,  # decoders print there about odd files; the answer says it all
         env={**os.environ, "PYTHONPATH": os.pathsep.join([_PACKAGES, *inherited])},
     )
 
@@ -378,13 +387,13 @@ def _gone(path: Path) -> runtime.MissingDataError:
 
 
 def _serve() -> None:
-    """Decode what standard input names until it is closed, by the other process or by its end.
+    """Decode the files named on standard input until it is closed.
 
     A line is "d" (decode) or "v" (verify: no pixels are sent back) and a path in hexadecimal.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the asking process, which ends us
     with os.fdopen(os.dup(1), "wb") as answers:
-        os.dup2(2, 1)  # libraries that print must not spoil an answer
+        os.dup2(2, 1)  # a library that prints must not corrupt an answer
         for line in sys.stdin.buffer:
             path = Path(os.fsdecode(bytes.fromhex(line[1:].decode())))
             _reply(answers, path, has_pixels=line[:1] == b"d")
@@ -404,7 +413,7 @@ def _reply(answers: BinaryIO, path: Path, *, has_pixels: bool) -> None:
         height, width = pixels.shape[:2]
         answer = _Answer(mode=decoded.mode, traits=decoded.traits, height=height, width=width)
     answers.write(json.dumps(asdict(answer)).encode() + b"\n")
-    answers.write(pixels.data)  # as they are, without a copy
+    answers.write(pixels.data)  # the buffer itself, to save a copy
     answers.flush()
 
 

@@ -1,4 +1,8 @@
-"""The files below a folder: images, what is none, and what is not followed."""
+"""What a folder contains before anything is started: images, broken images and other files.
+
+Links are never followed, so nothing outside the folder is read. Bad files are named to the user:
+the first few in the error, all of them in `bad_files.csv`.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +24,27 @@ _SHOWN_BAD = 3  # bad files named in an error
 
 @dataclass(frozen=True)
 class BadFile:
-    """A file that looks like an image and cannot be used, or one that is not followed."""
+    """A file that looks like an image but cannot be used, or a link that is not followed."""
 
     path: Path
-    reason: str  # for people: what is wrong with it, with its size and the limit
+    reason: str  # what is wrong with it, with its size and the limit
 
 
 def printable(path: Path) -> str:
-    """Return a path in one line, whatever characters its name has."""
+    """A path on one line, whatever characters its name has."""
     text = str(path)
     return text if text.isprintable() else text.encode("unicode_escape", "replace").decode("ascii")
 
 
 def complaint(bad: Sequence[BadFile], n_files: int) -> str:
-    """Return how many of `n_files` cannot be read and why the first ones; without a remedy."""
+    """Say how many of `n_files` cannot be read, and why for the first few; without a remedy."""
     shown = "; ".join(f"{printable(file.path)}: {file.reason}" for file in bad[:_SHOWN_BAD])
     more = "; …" if len(bad) > _SHOWN_BAD else ""
     return f"{len(bad)} of {n_files} images cannot be read: {shown}{more}"
 
 
 def write_bad_files(bad: Sequence[BadFile], path: Path, *, step: str) -> None:
-    """Write the bad files that a step found; those of other steps stay. No bad file, no list."""
+    """Replace one step's entries in the list of bad files; an empty list is removed."""
     rows = [row for row in read_bad_files(path) if row["step"] != step]
     rows += [{"file": _text(f.path), "reason": f.reason, "step": step} for f in bad]
     if not rows:
@@ -54,7 +58,7 @@ def write_bad_files(bad: Sequence[BadFile], path: Path, *, step: str) -> None:
 
 
 def read_bad_files(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a list of bad files; none if there is no list."""
+    """Rows of a list of bad files; none if there is no list."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as stream:
@@ -63,11 +67,11 @@ def read_bad_files(path: Path) -> list[dict[str, str]]:
 
 
 def _text(path: Path) -> str:
-    """Return a path as it can be written as UTF-8: bytes of no character are spelled out."""
+    """A path that can be written as UTF-8; undecodable bytes are escaped."""
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-_COMMON = "jpg, png, webp, gif, tif, bmp, heic and the like"
+_COMMON = "jpg, png, webp, gif, tif, bmp, heic and others"
 _SHOWN = 5  # kinds of other files named in an error
 _LINK = "link within the folder"
 _HIDDEN = "hidden"
@@ -75,22 +79,22 @@ _HIDDEN = "hidden"
 
 @dataclass(frozen=True)
 class Walk:
-    """What a folder holds, nested or not; images and bad files are sorted."""
+    """The files below a folder; images and bad files are sorted."""
 
     images: tuple[Path, ...]
-    bad: tuple[BadFile, ...]  # links out of the folder, what may not be read
-    others: Mapping[str, int]  # suffix (or name) of files that are no images -> how many
+    bad: tuple[BadFile, ...]  # links out of the folder, files without permission to read
+    others: Mapping[str, int]  # suffix (or name) of the files that are not images -> how many
 
 
 def walk(folder: Path) -> Walk:
-    """Return the files below `folder`; links are not followed, hidden files only counted.
+    """List the files below `folder`; links are not followed, hidden files are only counted.
 
     Raises:
-        SettingsError: it is no folder.
+        SettingsError: it is not a folder.
     """
     if not folder.is_dir():
-        what = "a file" if folder.exists() else "not there"
-        raise SettingsError(f"image folder {folder} is {what}; it is no folder that holds images")
+        what = "is a file" if folder.exists() else "does not exist"
+        raise SettingsError(f"image folder {folder} {what}; give a folder that contains images")
     found = _Sorted(folder.resolve())
     for entry in _entries(folder, found.bad):
         found.put(entry)
@@ -99,10 +103,10 @@ def walk(folder: Path) -> Walk:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the images below `folder`, sorted, hidden files and links left out.
+    """Images below `folder`, sorted, without hidden files and links.
 
     Raises:
-        SettingsError: it is no folder or holds no image.
+        SettingsError: it is not a folder or contains no image.
     """
     found = walk(folder)
     require_images(folder, found)
@@ -110,7 +114,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def require_images(folder: Path, found: Walk) -> None:
-    """Raise SettingsError, telling what there is instead, if a folder holds no image to read."""
+    """Raise SettingsError if a folder contains no readable image, saying what it contains."""
     unread = Counter(path.suffix.lower() for path in found.images if not _may_be_read(path))
     if len(found.images) > unread.total():
         return
@@ -121,10 +125,10 @@ def _no_images(folder: Path, found: Walk, unread: Mapping[str, int]) -> str:
     kinds = [f"{n} {suffix}: install pillow-heif" for suffix, n in sorted(unread.items())]
     kinds += [f"{n} {kind}" for kind, n in found.others.items()]
     if found.bad:
-        kinds.append(f"{len(found.bad)} that are not followed, as {found.bad[0].path}")
+        kinds.append(f"{len(found.bad)} that are not followed, such as {found.bad[0].path}")
     more = ", …" if len(kinds) > _SHOWN else ""
     seen = f"; found {', '.join(kinds[:_SHOWN])}{more}" if kinds else "; it is empty"
-    return f"No images in {folder} (looked for {_COMMON}{seen}); give a folder that holds images"
+    return f"No images in {folder} (looked for {_COMMON}{seen}); give a folder that contains images"
 
 
 def _may_be_read(path: Path) -> bool:
@@ -132,7 +136,7 @@ def _may_be_read(path: Path) -> bool:
 
 
 def _entries(folder: Path, bad: list[BadFile]) -> Iterator[os.DirEntry[str]]:
-    """Yield what lies below a folder; folders that may not be read are put among the bad."""
+    """Yield everything below a folder; folders that cannot be read are added to `bad`."""
     try:
         with os.scandir(folder) as opened:
             entries = list(opened)
@@ -148,9 +152,9 @@ def _entries(folder: Path, bad: list[BadFile]) -> Iterator[os.DirEntry[str]]:
 
 @dataclass
 class _Sorted:
-    """Entries of a folder, each put where it belongs."""
+    """The entries of a folder, sorted by what they are."""
 
-    root: Path  # the folder, without links
+    root: Path  # the folder, with links resolved
     images: list[Path] = field(default_factory=list)
     bad: list[BadFile] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
@@ -168,25 +172,26 @@ class _Sorted:
         if path.suffix.lower() not in suffixes():
             self.others[path.suffix.lower() or path.name] += 1
         elif not is_regular:
-            self.bad.append(BadFile(path, "a pipe or a device, no file"))
+            self.bad.append(BadFile(path, "a pipe or a device, not a file"))
         elif not _is_text(path.name):
             self.bad.append(BadFile(path, "its name is not UTF-8; rename it"))
         else:
             self.images.append(path)
 
     def _put_link(self, path: Path) -> None:
-        """Put a link among the bad files, or count it where its target is seen anyway."""
+        """Add a link to the bad files, or only count it if its target is found anyway."""
         try:
             target = path.resolve(strict=True)
-        except (OSError, RuntimeError):  # RuntimeError: a circle, before Python 3.13
-            self.bad.append(BadFile(path, "a link in a circle or to nothing; not followed"))
+        except (OSError, RuntimeError):  # RuntimeError: a loop, before Python 3.13
+            self.bad.append(BadFile(path, "a link in a loop or to nothing; not followed"))
             return
         if target.is_dir() and path.parent.resolve().is_relative_to(target):
-            self.bad.append(BadFile(path, f"a link to {target} around it (a loop); not followed"))
+            reason = f"a link to {target}, which contains it (a loop); not followed"
+            self.bad.append(BadFile(path, reason))
         elif target.is_relative_to(self.root):
             self.others[_LINK] += 1
         elif target.is_dir() or path.suffix.lower() in suffixes():
-            reason = f"a link out of the folder, to {target}; not followed, copy it"
+            reason = f"a link out of the folder, to {target}; not followed, copy the file instead"
             self.bad.append(BadFile(path, reason))
         else:
             self.others[path.suffix.lower() or path.name] += 1
@@ -202,28 +207,28 @@ def _is_text(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Survey:
-    """The files of a folder, sorted; every bad one is named."""
+    """The files of a folder after every image was decoded once; all bad files are named."""
 
-    images: tuple[Path, ...]  # that can be read
+    images: tuple[Path, ...]  # those that can be read
     bad: tuple[BadFile, ...] = ()
     modes: Mapping[str, int] = field(
         default_factory=dict
     )  # "RGB", "CMYK", then "rotated", "animated", "other suffix" (counted again) -> how many
-    others: Mapping[str, int] = field(default_factory=dict)  # suffix of no image -> how many
-    duplicates: int = 0  # images with the bytes of an earlier one
+    others: Mapping[str, int] = field(default_factory=dict)  # suffix of other files -> how many
+    duplicates: int = 0  # images with the same bytes as an earlier one
 
     def told(self) -> str:
-        """Return the counts for people: "RGB 780, CMYK 2, rotated 7"."""
+        """The counts in words: "RGB 780, CMYK 2, rotated 7"."""
         return ", ".join(f"{kind} {n}" for kind, n in self.modes.items())
 
 
 def survey(where: Path | Sequence[Path]) -> Survey:
-    """Return which images of a folder, or of a list of files, can be read; nothing is kept.
+    """Find out which images of a folder, or of a list of files, can be read.
 
-    Every image is decoded, side by side with others as for the store.
+    Every image is decoded, in parallel as for the store, but none is kept.
 
     Raises:
-        SettingsError: `where` is a path and no folder.
+        SettingsError: `where` is a path but not a folder.
         MissingDataError: a file is gone.  ResourceError: see `decode_all`.
     """
     found = walk(where) if isinstance(where, Path) else Walk(tuple(where), (), {})
@@ -244,7 +249,8 @@ def survey(where: Path | Sequence[Path]) -> Survey:
 
 
 def _duplicates(files: Sequence[Path]) -> int:
-    """Return how many files have the bytes of an earlier one; only those of a size are read."""
+    """Number of files with the same bytes as an earlier one."""
+    # Only files of the same size are read: most sizes are unique.
     of_size: dict[int, list[Path]] = defaultdict(list)
     for path in files:
         of_size[path.stat().st_size].append(path)

@@ -1,4 +1,8 @@
-"""Batches of views: what the trainer and the evaluation iterate over."""
+"""A stored dataset as methods see it: splits of images, few-shot examples, batches of views.
+
+`load` reads the manifest, the image store and the passport, and refuses them if they disagree. A
+method gets `UnlabelledImages`, from which there is no way to a label.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +40,12 @@ from microclip.settings.datasets import DatasetSettings
 
 
 class UnlabelledImages:
-    """Images and nothing else: no label, class or file name can be reached from here."""
+    """Images and nothing else: there is no way from here to a label, class or file name."""
 
     __slots__ = ("_rows", "_store")
 
     def __init__(self, store: ImageStore, rows: tuple[int, ...]) -> None:
-        """Take the images of `store` at `rows`."""
+        """Wrap the images of `store` at `rows`."""
         self._store = store
         self._rows = rows
 
@@ -50,17 +54,17 @@ class UnlabelledImages:
         return len(self._rows)
 
     def pixels(self, index: int) -> Pixels:
-        """Return an image as RGB bytes, read-only."""
+        """One image as read-only RGB bytes."""
         return self._store.pixels(self._rows[index])
 
     def part(self, indices: Sequence[int]) -> UnlabelledImages:
-        """Return some of the images."""
+        """The images at these indices."""
         return UnlabelledImages(self._store, tuple(self._rows[index] for index in indices))
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """A split as the runner sees it; a method is given `images` alone, if anything."""
+    """A split as the runner sees it; an unsupervised method gets only its `images`."""
 
     images: UnlabelledImages
     labels: Int[Tensor, " image"]
@@ -73,12 +77,12 @@ class LabelledImages:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The labelled images of a few-shot method: those that were drawn and no other.
+    """The labelled images that were drawn for a few-shot method.
 
     Attributes:
-        labels: on the CPU, in the order of the draw, as the other two.
+        labels: on the CPU; all three are in the order of the draw.
         images: set if the method reads images.
-        embeddings: frozen [CLS], unit norm; set if it reads embeddings.
+        embeddings: frozen [CLS], unit norm; set if the method reads embeddings.
     """
 
     labels: Int[Tensor, " example"]
@@ -91,23 +95,23 @@ class Examples:
 
 
 def k_shot(labels: Sequence[int], shots: int, seed: int) -> list[int]:
-    """Return the indices of `shots` images a class, drawn without repetition.
+    """Draw `shots` images per class without repetition and return their indices.
 
-    A class with fewer images gives all of them. Images of unknown class are left out. The classes
-    follow each other in order of first appearance.
+    A class with fewer images gives all of them. Images without a label are left out. The classes
+    follow in the order in which they first appear.
 
     Source: Dassl's few-shot draw, as in CoOp and MaPLe: the same seed gives the same images.
 
     Raises:
-        ValueError: fewer than one image a class.
+        ValueError: `shots` is below one.
     """
     if shots < 1:
-        raise ValueError(f"expected at least 1 shot a class, got {shots}; raise 'shots'")
+        raise ValueError(f"expected at least 1 shot per class, got {shots}; raise 'shots'")
     by_class: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
         if label != UNKNOWN:
             by_class.setdefault(label, []).append(index)
-    # Python's generator and not torch's: it is the one that reproduces the published draws.
+    # Python's generator, because it is the one that reproduces the published draws.
     rng = random.Random(seed)
     drawn = []
     for own in by_class.values():
@@ -119,9 +123,9 @@ def load(dataset: DatasetSettings) -> dict[str, LabelledImages]:
     """Return the splits `train` and `test` of a stored dataset.
 
     Raises:
-        MissingDataError: not fetched, not stored, or without a passport.
-        SettingsError: manifest and class list disagree, an empty split, a stale store, or a
-            manifest, class list or split other than the passport's.
+        MissingDataError: the dataset is not fetched or stored, or has no passport.
+        SettingsError: manifest and class list disagree, a split is empty, the store is stale, or
+            the manifest, class list or split differs from the passport's.
     """
     manifest = read_manifest(dataset.name)
     check_labels(manifest, load_vocabulary(dataset))
@@ -151,7 +155,7 @@ _ENCODED_TOGETHER = 256  # images
 
 @dataclass(frozen=True)
 class ViewRecipe:
-    """How views are drawn. All of it changes the numbers."""
+    """How views are drawn. Every field changes the numbers."""
 
     seed: int
     size: int  # px, side of all views
@@ -166,9 +170,9 @@ class ViewRecipe:
 class ViewBatch:
     """The views of some training images, normalised, on the device."""
 
-    indices: Int[Tensor, " batch"]  # of the images, on the CPU
+    indices: Int[Tensor, " batch"]  # of the images; on the CPU
     weak: Float[Tensor, "batch 3 size size"]
-    crops: Float[Tensor, "batch crop 3 size size"]  # no crop: an empty axis
+    crops: Float[Tensor, "batch crop 3 size size"]  # an empty axis if there are none
     strong: Float[Tensor, "batch 3 size size"] | None = None
 
 
@@ -185,9 +189,10 @@ class TrainingViews:
         n_workers: int | None = None,
         drop_last: bool = False,
     ) -> None:
-        """Draw views of `images`; `n_workers` processes make strong views (None: see below).
+        """Draw views of `images`; `n_workers` processes make the strong views.
 
-        `drop_last` leaves out a last, smaller batch, unless it is the only one.
+        With `n_workers` None, `default_workers` decides. `drop_last` leaves out a last, smaller
+        batch, unless it is the only one.
         """
         self.images = images
         self.recipe = recipe
@@ -198,12 +203,12 @@ class TrainingViews:
 
     @property
     def n_items(self) -> int:
-        """Images of an epoch."""
+        """Images per epoch."""
         return len(self.images)
 
     @property
     def n_batches(self) -> int:
-        """Batches of an epoch."""
+        """Batches per epoch."""
         whole = len(self.images) // self.batch_size
         if self.drop_last and whole:
             return whole
@@ -211,11 +216,11 @@ class TrainingViews:
 
     @property
     def seed(self) -> int:
-        """What all draws derive from."""
+        """The seed from which all draws derive."""
         return self.recipe.seed
 
     def identity(self) -> dict[str, object]:
-        """What names the batches."""
+        """Everything that determines the batches, for a checkpoint to compare."""
         return {
             "recipe": repr(self.recipe),
             "n_images": len(self.images),
@@ -224,7 +229,7 @@ class TrainingViews:
         }
 
     def batches(self, first_epoch: int, last_epoch: int) -> Iterator[ViewBatch]:
-        """Yield the batches of the epochs `first_epoch` to `last_epoch`, shuffled anew in each.
+        """Yield the batches of the epochs `first_epoch` to `last_epoch`, reshuffled in each.
 
         One loader serves all epochs, so that its workers draw ahead while an epoch is evaluated.
         """
@@ -238,6 +243,7 @@ class TrainingViews:
             batch_sampler=keys,
             num_workers=self._n_workers,
             pin_memory=self.device.type == "cuda",
+            # Fork, because spawn would run a user's script again in every worker.
             multiprocessing_context="fork" if self._n_workers else None,
         )
         for key, strong in zip(keys, loader, strict=True):
@@ -247,7 +253,7 @@ class TrainingViews:
             yield ViewBatch(batch.indices, batch.weak, batch.crops, self._normalised(moved))
 
     def weak_and_crops(self, epoch: int, indices: Sequence[int]) -> ViewBatch:
-        """Return the weak view and the crops of some images, as they are drawn in `epoch`."""
+        """The weak views and crops of some images, as drawn in `epoch`."""
         pixels = [self.images.pixels(index) for index in indices]
         windows = [
             self._windows(epoch, index, (image.shape[0], image.shape[1]))
@@ -296,7 +302,7 @@ def evaluation_views(
     batch_size: int,
     device: str | torch.device = "cpu",
 ) -> Iterator[Float[Tensor, "batch 3 size size"]]:
-    """Yield the normalised test views of all images, in order: the same ones at each call."""
+    """Yield the normalised test views of all images, in order; the same ones at each call."""
     for indices in _chunks(list(range(len(images))), batch_size):
         pixels = [images.pixels(index) for index in indices]
         windows = [
@@ -315,10 +321,10 @@ def evaluation_views(
 
 
 def default_workers(device: torch.device) -> int:
-    """Return the processes that draw strong views: none where the CPU does the training.
+    """Number of processes that draw strong views: none if the CPU does the training.
 
-    `MICROCLIP_WORKERS` overrides it. Without the fork start method there are none, since a
-    user's script would be run again in each of them. The views do not depend on the number.
+    `MICROCLIP_WORKERS` overrides it. There are none on systems without fork, where each process
+    would run a user's script again. The views do not depend on the number.
     """
     named = os.environ.get("MICROCLIP_WORKERS")
     if "fork" not in multiprocessing.get_all_start_methods():

@@ -1,6 +1,6 @@
-"""`manifest.csv`, a row an image, and `origin.json`, where the images came from; written by fetch.
+"""`manifest.csv`, with one row per image, and `origin.json`, which says where the images came from.
 
-Both stand at the bottom of `data`: the store, the passport and the splits read them.
+`fetch` writes both; the store, the passport and the splits read them.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "test")
 COLUMNS = ("split", "file", "label", "class", "sha256")
-UNKNOWN = -1  # label of a training image whose class nobody said; its class is empty
+UNKNOWN = -1  # label of a training image without a label; its class is empty
 _hashed: dict[Path, tuple[int, int, str]] = {}  # manifests that this process has hashed
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """`manifest.csv`: a row an image."""
+    """`manifest.csv`: one row per image."""
 
     folder: Path
     splits: tuple[str, ...]
-    names: tuple[str, ...]  # as written: relative to `folder`, or absolute
+    names: tuple[str, ...]  # as written in the file: relative to `folder`, or absolute
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
     file_sha256: tuple[str, ...]
-    images_sha256: str  # of the names and contents of the images, in order; labels left out
+    images_sha256: str  # of the names and contents of the images, in order, without labels
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Return where the images lie."""
+        """Paths of the images."""
         return tuple(self.folder / name for name in self.names)
 
 
 def write_manifest(path: Path, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
-    """Write a manifest whole or not at all; `columns` are `COLUMNS` and perhaps more."""
+    """Write a manifest whole or not at all; `columns` start with `COLUMNS`."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
     runtime.write_text(path, stream.getvalue())
 
 
 def read_manifest(dataset_name: str) -> Manifest:
-    """Return the manifest of a fetched dataset.
+    """Read the manifest of a fetched dataset.
 
     Raises:
-        MissingDataError: it is not fetched.  SettingsError: columns or values are wrong.
+        MissingDataError: the dataset is not fetched.  SettingsError: wrong columns or values.
     """
     path = Path(paths.MANIFEST.format(dataset=dataset_name))
     if not path.is_file():
@@ -89,9 +89,9 @@ def read_manifest(dataset_name: str) -> Manifest:
 
 
 def manifest_sha256(dataset_name: str) -> str:
-    """Return the hash of a manifest; a file that did not change is hashed once a process.
+    """Hash of a manifest; an unchanged file is hashed once per process.
 
-    Raises: MissingDataError if there is none.
+    Raises: MissingDataError if there is no manifest.
     """
     path = Path(paths.MANIFEST.format(dataset=dataset_name)).resolve()
     if not path.is_file():
@@ -105,9 +105,9 @@ def manifest_sha256(dataset_name: str) -> str:
 
 
 def check_left(manifest: Manifest, skipped: Collection[int]) -> None:
-    """Refuse a split, or a class of one, that has no image when those skipped are left out.
+    """Refuse a split, or a class in a split, that has no image left without the skipped ones.
 
-    Raises: SettingsError, which names it.
+    Raises: SettingsError, which names the split or class.
     """
     left_out = set(skipped)
     classes: dict[str, dict[str, int]] = {split: {} for split in SPLITS}  # class -> images left
@@ -116,7 +116,7 @@ def check_left(manifest: Manifest, skipped: Collection[int]) -> None:
     for split, n_left in classes.items():
         if not sum(n_left.values()):
             raise SettingsError(
-                f"no {split} image in {manifest.folder}/manifest.csv that can be read; add some"
+                f"no {split} image in {manifest.folder}/manifest.csv can be read; add some"
             )
         empty = [name for name, n in n_left.items() if n == 0]
         if empty:
@@ -127,7 +127,7 @@ def check_left(manifest: Manifest, skipped: Collection[int]) -> None:
 
 
 def check_labels(manifest: Manifest, vocabulary: Vocabulary) -> None:
-    """Refuse labels that do not point at their class's name. Raises SettingsError."""
+    """Refuse labels that do not match the class's name. Raises SettingsError."""
     names = vocabulary.class_names
     for file, label, name in zip(
         manifest.names, manifest.labels, manifest.class_names, strict=True
@@ -144,12 +144,12 @@ def check_labels(manifest: Manifest, vocabulary: Vocabulary) -> None:
 
 def _not_fetched(path: Path, dataset_name: str) -> runtime.MissingDataError:
     return runtime.MissingDataError(
-        f"manifest {path} is not there; run `microclip fetch-dataset {dataset_name}`"
+        f"manifest {path} is missing; run `microclip fetch-dataset {dataset_name}`"
     )
 
 
 class PublicFiles(Frozen):
-    """Where the files of a public dataset lie and how they came."""
+    """Where the files of a public dataset are, and how they got there."""
 
     folder: str
     layout: str
@@ -158,11 +158,11 @@ class PublicFiles(Frozen):
 
 
 class Origin(Frozen):
-    """What `origin.json` says: by which route, split and seed the images of a manifest came."""
+    """`origin.json`: the route, split and seed by which a manifest's images came."""
 
     source: Source
-    manifest_sha256: str = ""  # empty: nothing was written, this is what the settings say
-    files: PublicFiles | None = None  # of a public dataset, as are the next two
+    manifest_sha256: str = ""  # empty: there is no file, and `source` is from the settings
+    files: PublicFiles | None = None  # only of public datasets, like the next two
     rule: SplitRule | None = None  # that made the split
     notes: tuple[str, ...] = ()
 
@@ -175,11 +175,11 @@ def write_origin(dataset_name: str, origin: Origin) -> None:
 
 
 def read_origin(dataset: DatasetSettings) -> Origin:
-    """Return what `write_origin` left; of your own images and icons without it, their settings.
+    """Read `origin.json`; without one, take the settings' source for your own images and icons.
 
     Raises:
-        MissingDataError: a public dataset has none.
-        SettingsError: it is damaged, or belongs to another manifest, or to another split than the
+        MissingDataError: a public dataset has no `origin.json`.
+        SettingsError: it is damaged, belongs to another manifest, or to another split than the
             settings name.
     """
     path = Path(paths.ORIGIN.format(dataset=dataset.name))
@@ -187,7 +187,7 @@ def read_origin(dataset: DatasetSettings) -> Origin:
     if not path.is_file():
         if isinstance(dataset.source, PublicSource):
             raise runtime.MissingDataError(
-                f"{path} is not there, which says where the images came from; "
+                f"{path}, which says where the images came from, is missing; "
                 f"run `microclip fetch-dataset {dataset.name}`"
             )
         return Origin(source=dataset.source)
@@ -198,24 +198,24 @@ def read_origin(dataset: DatasetSettings) -> Origin:
             f"{path} is damaged ({' '.join(str(error).split())}); {again}"
         ) from None
     if found.manifest_sha256 != manifest_sha256(dataset.name):
-        raise SettingsError(f"{path} was written beside another manifest; {again}")
+        raise SettingsError(f"{path} belongs to another manifest; {again}")
     if other := source_difference(found.source, dataset):
-        raise SettingsError(f"{path} is of {other}; {again}")
+        raise SettingsError(f"{path} was written for {other}; {again}")
     return found
 
 
 def source_difference(source: Source, dataset: DatasetSettings) -> str:
-    """Return how a source names another dataset, split or seed than today's settings, or ""."""
+    """How a source differs from today's settings in dataset, split or seed, or ""."""
     today = _identity(dataset.source)
     for key, value in _identity(source).items():
         if today.get(key) != value:
             settings = f"config/datasets/{dataset.name}.yaml"
-            return f"{key} {value!r}, {settings} says {today.get(key)!r}"
+            return f"{key} {value!r}, but {settings} says {today.get(key)!r}"
     return ""
 
 
 def _identity(source: Source) -> dict[str, str | int]:
-    """Return the parts of a source that say which dataset, split and seed it is."""
+    """The parts of a source that say which dataset, split and seed it is."""
     if not isinstance(source, PublicSource):
         return {"kind": source.kind}
     kept = {"kind": source.kind, "dataset": source.dataset, "split": source.split}

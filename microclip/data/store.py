@@ -1,10 +1,10 @@
-"""Images decoded once into one file of bytes, then read by memory map.
+"""A dataset's image store: all images decoded once into one file, then read through a memory map.
 
-`pixels.bin` holds the images one after another, `index.npy` where each begins and its size, and
-`store.json`, written last, the hashes of both and of the list that they were made from. Neither
-file names nor classes are in it: who holds it cannot read a label. Images that cannot be read are
-named in `bad_files.csv` beside it; skipped ones are rows without pixels, so that labels never
-shift. All of it can be deleted at any time and is made again with the same bytes.
+`pixels.bin` has the images one after another, `index.npy` where each begins and its size, and
+`store.json`, written last, the hashes of both and of the list of images that they were made from.
+The store has no file names and no classes, so no label can be read from it. Images that cannot be
+read are named in `bad_files.csv` beside it; skipped ones stay as rows without pixels, so that
+labels never shift. A deleted store is rebuilt with the same bytes.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ _verified: set[tuple[str, int, int]] = set()  # stores whose bytes this process 
 
 
 class SkippedImage(Frozen):
-    """An image that could not be read; its name could tell its class and is not in the store."""
+    """An image that could not be read. Its name is left out, because it could reveal its class."""
 
     row: int
     reason: str
 
 
 class StoreRecord(Frozen):
-    """What `store.json` says."""
+    """The content of `store.json`."""
 
     n_images: int = 0
     bytes: int
     pixels_sha256: str
     index_sha256: str
     source_sha256: str  # of the list of images
-    rule: int | None = None  # None: written before rules had numbers, which is rule 1
+    rule: int | None = None  # None: written before rules had numbers, when there was only rule 1
     modes: dict[str, int] = {}
     traits: dict[str, int] = {}
     skipped: tuple[SkippedImage, ...] = ()
@@ -72,11 +72,11 @@ class ImageStore:
 
     @property
     def skipped(self) -> tuple[int, ...]:
-        """Return the rows of images that could not be read: they have no pixels."""
+        """Rows without pixels: their images could not be read."""
         return tuple(int(row) for row in np.flatnonzero(self._index[:, 1] == 0))
 
     def pixels(self, row: int) -> Pixels:
-        """Return one image as a read-only view of the file."""
+        """One image, as a read-only view of the file."""
         offset, height, width = (int(value) for value in self._index[row])
         return self._bytes[offset : offset + height * width * 3].reshape(height, width, 3)
 
@@ -90,30 +90,30 @@ class ImageStore:
         return np.memmap(self.folder / _PIXELS, dtype=np.uint8, mode="r")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the mapped file behind: a worker process maps it again."""
+        """Pickle without the mapped file: a worker process maps it again."""
         return {"folder": self.folder, "sha256": self.sha256}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what `__getstate__` left."""
+        """Restore the pickled fields."""
         self.__dict__.update(state)
 
 
 def build(dataset_name: str, bad_images: BadImages | None = None) -> Path:
     """Decode a fetched dataset into its store and return `store.json`.
 
-    `bad_images` is what the dataset's settings say unless it is given.
+    Without `bad_images`, the dataset's settings decide.
 
     Raises:
         MissingDataError: the dataset is not fetched, or an image is gone.
-        SettingsError: images that cannot be read, by name; with "skip", if a split or a class of
-            it has no other.
+        SettingsError: images that cannot be read, by name; with "skip", only if a split or one of
+            its classes has no others.
     """
     manifest = read_manifest(dataset_name)
     folder = Path(paths.STORE.format(dataset=dataset_name)).parent
     policy = bad_images or _policy(dataset_name)
     remedy = (
         f"all are named in {folder / paths.BAD_FILES}: replace or remove them and fetch the "
-        "dataset again, or say `bad_images: skip` in its source"
+        "dataset again, or set `bad_images: skip` in its source"
     )
     record = write_store(
         manifest.files, folder, manifest.images_sha256, bad_images=policy, remedy=remedy
@@ -136,19 +136,19 @@ def write_store(
     bad_images: BadImages = "error",
     remedy: str = "replace or remove them",
 ) -> Path:
-    """Decode `files` in order into a store in `folder`; `source_sha256` names their list.
+    """Decode `files` in order into a store in `folder`; `source_sha256` identifies their list.
 
-    One process writes at a time; one that waited, or comes later, finds the store whole and does
-    nothing. Bad files are all named in `folder / "bad_files.csv"`, whatever the policy; `remedy`
-    ends the error.
+    One process writes at a time; a process that waited, or comes later, finds the store complete
+    and does nothing. All bad files are named in `folder / "bad_files.csv"`, whatever the policy;
+    the error message ends with `remedy`.
 
     Raises:
         MissingDataError: a file is gone.  SettingsError: files that cannot be read, by name.
-        ResourceError: the disk is full, or a process that decodes was ended.
+        ResourceError: the disk is full, or a decoding process was killed.
     """
     with _one_writer(folder):
         if _is_whole(folder, source_sha256, bad_images):
-            logger.info("image store %s is whole", folder)
+            logger.info("image store %s is complete", folder)
             return folder / _RECORD
         _clear(folder)
         try:
@@ -160,13 +160,13 @@ def write_store(
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise runtime.ResourceError(
-                f"no room left on the disk of {folder}; free some and run the command again"
+                f"the disk of {folder} is full; free some space and run the command again"
             ) from error
 
 
 @dataclass
 class _Progress:
-    """What was decoded so far."""
+    """What has been decoded so far."""
 
     index: list[tuple[int, int, int]] = field(default_factory=list)
     bad: list[tuple[int, BadFile]] = field(default_factory=list)
@@ -178,7 +178,7 @@ class _Progress:
 def _write_pixels(
     files: Sequence[Path], folder: Path, bad_images: BadImages, remedy: str
 ) -> tuple[_Progress, str]:
-    """Write the pixels; return what was decoded and their hash."""
+    """Write the pixels; return what was decoded and the pixels' hash."""
     done, sha256 = _Progress(), hashlib.sha256()
     with runtime.atomic_path(folder / _PIXELS) as target:
         with target.open("wb") as stream, contextlib.closing(decode_all(files)) as results:
@@ -190,7 +190,7 @@ def _write_pixels(
                 done.modes[result.mode] += 1
                 done.traits.update(result.traits)
                 if done.bad and bad_images == "error":
-                    continue  # nothing is kept; the other bad ones are looked for
+                    continue  # the store will be refused; go on only to find all bad files
                 data = result.pixels.tobytes()
                 done.index.append((done.n_bytes, *result.pixels.shape[:2]))
                 done.n_bytes += stream.write(data)
@@ -203,7 +203,7 @@ def _write_pixels(
 
 
 def _record(folder: Path, source_sha256: str, done: _Progress, pixels_sha256: str) -> Path:
-    """Write `store.json`, which says that the store is whole."""
+    """Write `store.json`, which marks the store as complete."""
     logger.info(
         "decoded %d images (%.1f MiB), modes %s%s",
         len(done.index) - len(done.bad),
@@ -228,14 +228,14 @@ def _record(folder: Path, source_sha256: str, done: _Progress, pixels_sha256: st
 
 @contextlib.contextmanager
 def _one_writer(folder: Path) -> Iterator[None]:
-    """Hold a store's lock; it goes with the process, however that ends."""
+    """Hold a store's lock; it ends with the process, however that ends."""
     busy = f"another process is writing image store {folder}; waiting for it"
     with runtime.locked(folder / _LOCK, on_busy=lambda: logger.info(busy)):
         yield
 
 
 def _is_whole(folder: Path, source_sha256: str, bad_images: BadImages) -> bool:
-    """Return whether a store is what would be written now, its bytes checked."""
+    """Is the store what would be written now? Checks its bytes."""
     try:
         open_store(folder, source_sha256)
         said = _read(folder / _RECORD)
@@ -245,7 +245,7 @@ def _is_whole(folder: Path, source_sha256: str, bad_images: BadImages) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Take away the record, and what a process that was killed left."""
+    """Remove the record, and the temporary files of a killed process."""
     (folder / _RECORD).unlink(missing_ok=True)
     for stem in ("pixels", "index", "store"):
         for left in folder.glob(f".{stem}-*"):
@@ -253,17 +253,17 @@ def _clear(folder: Path) -> None:
 
 
 def open_store(folder: Path, source_sha256: str | None = None) -> ImageStore:
-    """Return a store, its size and source checked now and its bytes once a process.
+    """Open a store; its size and source are checked each time, its bytes once per process.
 
     Raises:
-        MissingDataError: there is none, or its pixels were deleted.
+        MissingDataError: there is no store, or its pixels were deleted.
         SettingsError: made from another list of images or by another rule, cut short or altered.
     """
     record, pixels = folder / _RECORD, folder / _PIXELS
     for path in (record, pixels, folder / _INDEX):
         if not path.is_file():
             raise runtime.MissingDataError(
-                f"image store {path} is not there; run `microclip store-images {folder.name}`"
+                f"image store {path} is missing; run `microclip store-images {folder.name}`"
             )
     said = _read(record)
     if source_sha256 is not None and said.source_sha256 != source_sha256:
@@ -273,7 +273,7 @@ def open_store(folder: Path, source_sha256: str | None = None) -> ImageStore:
         )
     if (1 if said.rule is None else said.rule) != RULE:
         raise SettingsError(
-            f"image store {folder} was decoded by rule {said.rule}, today's is {RULE}; "
+            f"image store {folder} was decoded by rule {said.rule}, the current rule is {RULE}; "
             f"run `microclip store-images {folder.name}` again"
         )
     if pixels.stat().st_size != said.bytes:
@@ -286,7 +286,7 @@ def open_store(folder: Path, source_sha256: str | None = None) -> ImageStore:
 def _read(record: Path) -> StoreRecord:
     try:
         return StoreRecord.model_validate_json(record.read_bytes())
-    except ValueError:  # pydantic's, of bad JSON too
+    except ValueError:  # pydantic's error, also for invalid JSON
         raise _damaged(record, "the hashes of a store", "something else") from None
 
 

@@ -1,7 +1,13 @@
-"""What is drawn from an image: the weak view, the strong view, square crops, the test view.
+"""Views of an image: the weak view, the strong view, square crops and the test view.
 
-Every draw depends on (seed, epoch, image index) alone, hence neither on the order of the images nor
-on who computes it. Values are in [0, 1]; `normalise` subtracts the backbone's mean.
+Every draw depends only on (seed, epoch, image index), not on the order of the images or on the
+process that computes it. Values are in [0, 1]; `normalise` applies the backbone's mean and std.
+
+A `Window` says: resize this region of the image to that size, and keep a square of the result. Both
+a crop and the usual resize-then-crop are windows. They are computed in two ways: on the CPU one by
+one, on bytes, by `torch.nn.functional.interpolate`; on another device for the whole batch, by two
+matrix products. Both are bicubic and antialiased, and within two grey levels of Pillow (the cubic
+with a = -0.5, its support widened by the scale and cut at the region's edge).
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ _SUPPORT = 2.0  # of the cubic, in output pixels
 
 
 class Window(NamedTuple):
-    """A region of an image, the size that it is resized to, and where the kept square begins."""
+    """A region of an image, the size to resize it to, and where the square to keep begins."""
 
     top: int
     left: int
@@ -43,9 +49,9 @@ def resize_windows(
     *,
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, "batch view 3 size size"]:
-    """Return each image's windows, side `size`, values in [0, 1], on `device`.
+    """Compute each image's windows, with side `size` and values in [0, 1], on `device`.
 
-    Every image has the same number of windows, at least one.
+    Every image must have the same number of windows, at least one.
     """
     if torch.device(device).type == "cpu":
         return one_by_one(images, windows, size)
@@ -55,7 +61,7 @@ def resize_windows(
 def one_by_one(
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]], windows: Sequence[Sequence[Window]], size: int
 ) -> Float[Tensor, "batch view 3 size size"]:
-    """Return what `resize_windows` returns, computed window by window on bytes."""
+    """Like `resize_windows`, but window by window and on bytes."""
     out = torch.empty((len(images), len(windows[0]), 3, size, size), dtype=torch.uint8)
     for row, (image, own) in enumerate(zip(images, windows, strict=True)):
         planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
@@ -75,7 +81,7 @@ def by_matrices(
     *,
     device: torch.device | str,
 ) -> Float[Tensor, "batch view 3 size size"]:
-    """Return what `resize_windows` returns, as rows @ (image @ columns) for a batch."""
+    """Like `resize_windows`, but as rows @ (image @ columns) for the whole batch."""
     height = max(image.shape[0] for image in images)
     width = max(image.shape[1] for image in images)
     padded = torch.zeros((len(images), height, width, 3), dtype=torch.uint8)
@@ -83,20 +89,21 @@ def by_matrices(
         padded[row, : image.shape[0], : image.shape[1]] = torch.from_numpy(np.array(image))
     planes = padded.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
     table = torch.tensor(windows, dtype=torch.float32).to(device)  # batch, view, 8
+    # Float32 even under autocast: half precision is too coarse for resampling weights.
     with torch.autocast(device_type=torch.device(device).type, enabled=False):
         rows = axis_weights(table[..., [0, 2, 4, 6]], n_in=height, n_out=size)
         columns = axis_weights(table[..., [1, 3, 5, 7]], n_in=width, n_out=size)
         across = torch.einsum("b c h w, b v p w -> b v c h p", planes, columns)
         views = torch.einsum("b v o h, b v c h p -> b v c o p", rows, across.clamp(0, 1))
-    return views.clamp(0, 1)  # twice, as Pillow holds both steps in bytes
+    return views.clamp(0, 1)  # after each step, because Pillow stores both in bytes
 
 
 def axis_weights(
     windows: Float[Tensor, "*lead 4"], *, n_in: int, n_out: int
 ) -> Float[Tensor, "*lead out in"]:
-    """Return the resampling weights along one axis; each row sums to one.
+    """Resampling weights along one axis; each row sums to one.
 
-    `windows` holds first pixel, length and resized length of the region, and the first output kept.
+    `windows` has the region's first pixel, length and resized length, and the first output to keep.
     Source: Pillow's `ImagingResample`, whose filter is cut at the region's edge.
     """
     first, length, resized, kept = (part[..., None, None] for part in windows.unbind(-1))
@@ -113,7 +120,7 @@ def axis_weights(
 
 
 def _cubic(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return Keys' cubic kernel with a = -0.5."""
+    """Keys' cubic kernel with a = -0.5."""
     x = x.abs()
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
@@ -128,7 +135,7 @@ STRONG_POLICY = "rand-m9-mstd0.5-inc1"
 
 
 def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
-    """Return the shape whose shorter side is `size`; the longer one is cut down to whole pixels."""
+    """The shape with shorter side `size`; the longer side is rounded down, as CLIP does."""
     if height <= width:
         return size, int(size * width / height)
     return int(size * height / width), size
@@ -137,12 +144,12 @@ def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
 def whole_window(
     shape: tuple[int, int], size: int, crop: Crop, rng: np.random.Generator | None = None
 ) -> Window:
-    """Return the resize of the shorter side to `size` and a center or random square of it.
+    """The window that resizes the shorter side to `size` and keeps a center or random square.
 
-    Source: CLIP's own transform. Departs: fidelity.md#views (where which square is taken).
+    Source: CLIP's own transform. Departs: fidelity.md#views (which square is used where).
 
     Raises:
-        ValueError: crop "random" without `rng`; unknown `crop`.
+        ValueError: crop "random" without `rng`, or an unknown `crop`.
     """
     height, width = shape
     to_height, to_width = resized_shape(height, width, size)
@@ -167,7 +174,7 @@ def square_windows(
     scale: Sequence[float],
     rng: np.random.Generator,
 ) -> list[Window]:
-    """Return `n_crops` squares at uniform places, each resized to `size`.
+    """Draw `n_crops` squares at uniformly random positions, each resized to `size`.
 
     Source: Eq. 9 and A.2, arXiv:2510.02270v1: the side is floor(lambda * shorter side) with lambda
     uniform in `scale`.
@@ -183,20 +190,21 @@ def square_windows(
 
 
 class StrongTransform:
-    """timm's training transform as the released code called it.
+    """timm's training transform, with the arguments of the released code.
 
-    Random resized crop (area 0.3 to 1, ratio 3/4 to 4/3, bicubic), flip, then two of 15 operations
-    of RandAugment at magnitude N(9, 0.5), each with probability 0.5; geometric ones fill with black
-    because the transform's own normalisation is off. It draws from the global generators.
+    A random resized crop (area 0.3 to 1, ratio 3/4 to 4/3, bicubic), a flip, then two of
+    RandAugment's 15 operations at magnitude N(9, 0.5), each with probability 0.5; geometric ones
+    fill with black, because the transform's own normalisation is off. It draws from the global
+    generators.
     """
 
     def __init__(self, size: int) -> None:
-        """Return squares of side `size`."""
+        """Make views with side `size`."""
         composed: Any = create_transform(
             size,
             is_training=True,
             scale=STRONG_SCALE,
-            color_jitter=0.0,  # off: RandAugment takes its place
+            color_jitter=0.0,  # off: RandAugment replaces it
             auto_augment=STRONG_POLICY,
             interpolation="bicubic",
             re_prob=0.0,
@@ -219,7 +227,7 @@ class StrongTransform:
 def strong_view(
     pixels: Pixels, transform: StrongTransform, *, seed: int
 ) -> UInt8[Tensor, "3 side side"]:
-    """Return the strong view that `seed` stands for; the global generators are left as found."""
+    """The strong view for `seed`; the global generators' states are restored."""
     with runtime.seeded_globals(seed):
         return transform(Image.fromarray(pixels))
 
@@ -227,18 +235,18 @@ def strong_view(
 def normalise(
     images: Float[Tensor, "*lead 3 height width"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "*lead 3 height width"]:
-    """Return (images - mean) / std by channel."""
+    """(images - mean) / std, per channel."""
     shift = torch.tensor(mean, device=images.device)[:, None, None]
     return (images - shift) / torch.tensor(std, device=images.device)[:, None, None]
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep the leading bits. Pillow 13 refuses 0, which the greatest magnitude asks for: black."""
+    """Keep the leading bits. RandAugment may ask for 0 bits, which Pillow 13 refuses: black."""
     if bits < 1:
         return Image.new(image.mode, image.size)
     return image if bits >= 8 else ImageOps.posterize(image, bits)
 
 
 def _acts_on_images(step: object) -> bool:
-    """Return whether a step of timm's transform works on images, not on tensors."""
+    """Does a step of timm's transform work on images, not on tensors?"""
     return type(step).__name__ not in {"MaybeToTensor", "ToTensor", "PILToTensor", "Normalize"}

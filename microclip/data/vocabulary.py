@@ -1,4 +1,7 @@
-"""The classes of a dataset, in label order: label 3 is the fourth name, everywhere."""
+"""The classes of a dataset in label order, from class lists, class folders and lists of labels.
+
+Label 3 is the fourth name, everywhere. Folders are matched with classes by name, never by position.
+"""
 
 from __future__ import annotations
 
@@ -20,40 +23,40 @@ PARTS = ("train", "test")
 
 
 def source_folder(source: FolderSource) -> Path:
-    """Return a source's folder; a relative one is of the working directory, ~ is the home."""
+    """A source's folder, relative to the working directory; ~ is the home directory."""
     return source.folder.expanduser()
 
 
 def beside(source: FolderSource, path: Path) -> Path:
-    """Return a file that a source names: as it stands, or else below the source's folder."""
+    """A file that a source names: the path itself, or else below the source's folder."""
     named = path.expanduser()
     below = source_folder(source) / named
     return named if named.exists() or not below.exists() else below
 
 
 def layout_of(source: FolderSource) -> Layout:
-    """Return how a folder is read: a list of labels, `train/` and `test/`, or classes' folders."""
+    """How to read a folder: by a list of labels, as `train/` and `test/`, or as class folders."""
     if source.labels is not None:
         return "labels"
     there = {path.name for path in subfolders(source_folder(source))}
-    # A class may be called "train", beside boats and planes.
+    # A class may be called "train", beside "boat" and "plane".
     return "parts" if set(PARTS) <= there or (there and there < set(PARTS)) else "classes"
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the visible folders in a folder, sorted; none if it is not there."""
+    """Visible folders in a folder, sorted; none if it does not exist."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def label_of_folder(folder_name: str, class_names: Sequence[str]) -> int | None:
-    """Return the label of the class that a folder stands for, or None if there is none.
+    """Label of the class that a folder is named for, or None.
 
-    It is named as its class is written, or with any of space, underscore, hyphen and slash for
-    another, since no folder's name holds a slash and some copies have no spaces: `F-A-18` is
-    "F/A-18", `pink_primrose` is "pink primrose". Of classes that differ in these signs alone, only
-    the one that is written so is meant.
+    The folder has the class's name, in which space, underscore, hyphen and slash may stand for each
+    other, because a folder's name cannot contain a slash and some copies have no spaces: `F-A-18`
+    is "F/A-18", `pink_primrose` is "pink primrose". If classes differ only in these characters, the
+    folder must match exactly.
     """
     if folder_name in class_names:
         return class_names.index(folder_name)
@@ -67,12 +70,12 @@ def _one_separator(name: str) -> str:
 
 
 _COLUMNS = ("file", "class")
-_SHOWN = 3  # faults in an error
+_SHOWN = 3  # faulty rows named in an error
 
 
 @dataclass(frozen=True)
 class LabelEntry:
-    """A row: which image is of which class."""
+    """A row of a list of labels: an image and its class."""
 
     line: int
     file: str  # below the folder of images
@@ -80,10 +83,10 @@ class LabelEntry:
 
 
 def read_label_list(path: Path) -> tuple[LabelEntry, ...]:
-    """Return the rows of a list of labels; columns beside `file` and `class` are not looked at.
+    """Read a list of labels; columns other than `file` and `class` are ignored.
 
     Raises:
-        SettingsError: no such file, no text, no such columns, no row, or a row with a gap.
+        SettingsError: no such file, not text, no such columns, no row, or an empty cell.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -92,7 +95,7 @@ def read_label_list(path: Path) -> tuple[LabelEntry, ...]:
             if not set(_COLUMNS) <= set(fields):
                 got = ", ".join(fields) or "none"
                 raise SettingsError(
-                    f"line 1 of {path}: expected the columns file,class; got {got}; name them so"
+                    f"line 1 of {path}: expected the columns file,class; got {got}; rename them"
                 )
             rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
@@ -101,13 +104,14 @@ def read_label_list(path: Path) -> tuple[LabelEntry, ...]:
         ) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise SettingsError(
-            f"list of labels {path} is no CSV in UTF-8 ({error}); save it as such"
+            f"list of labels {path} is not a CSV file in UTF-8 ({error}); save it as one"
         ) from None
     entries = tuple(
         LabelEntry(line, (row["file"] or "").strip(), (row["class"] or "").strip())
         for line, row in rows
     )
-    _refuse(path, [f"line {e.line}: a gap" for e in entries if not e.file or not e.class_name])
+    gaps = [f"line {e.line}: an empty cell" for e in entries if not e.file or not e.class_name]
+    _refuse(path, gaps)
     if not entries:
         raise SettingsError(f"list of labels {path} has no row; write file,class lines")
     return entries
@@ -118,11 +122,11 @@ def match_label_list(
 ) -> dict[Path, int]:
     """Return the labels of the images below `folder` that the list `path` names.
 
-    Classes may be written as `label_of_folder` says.
+    Classes may be spelled as in `label_of_folder`.
 
     Raises:
-        SettingsError: see `read`; an unknown class, a file that is none of `images`, or one that
-            stands twice, with their lines.
+        SettingsError: see `read_label_list`; also for an unknown class, a file that is not among
+            `images`, or a file listed twice, with their line numbers.
     """
     known = set(images)
     line_of: dict[Path, int] = {}
@@ -132,11 +136,9 @@ def match_label_list(
         image = folder / os.path.normpath(entry.file.replace("\\", os.sep))
         label = label_of_folder(entry.class_name, class_names)
         if image in line_of:
-            faults.append(
-                f"line {entry.line}: {entry.file!r} stands on line {line_of[image]} already"
-            )
+            faults.append(f"line {entry.line}: {entry.file!r} is already on line {line_of[image]}")
         elif image not in known:
-            faults.append(f"line {entry.line}: {entry.file!r} is no image of {folder}")
+            faults.append(f"line {entry.line}: {entry.file!r} is not an image in {folder}")
         elif label is None:
             faults.append(f"line {entry.line}: unknown class {entry.class_name!r}")
         else:
@@ -156,8 +158,8 @@ def _refuse(path: Path, faults: Sequence[str]) -> None:
 
 
 CLASS_FILE = "classes.txt"
-CLASS_LISTS = "resources/classes"  # <dataset>.txt: a name a line; "_" at the end is not read out
-MAX_CHARACTERS = 200  # of a name; the text tower reads some 70 words, and a prompt has its own
+CLASS_LISTS = "resources/classes"  # <dataset>.txt: one name per line; prompts drop a final "_"
+MAX_CHARACTERS = 200  # of a name; the text tower reads about 70 words, some of them the prompt's
 _NOT_PRINTED = ("Cc", "Cs", "Co", "Zl", "Zp")  # Unicode's control characters and line breaks
 
 
@@ -167,7 +169,7 @@ class Vocabulary:
 
     class_names: tuple[str, ...]
     where: str
-    is_benchmark: bool = False  # a known dataset: each split must have every class
+    is_benchmark: bool = False  # a published dataset: each split must have every class
 
     def __len__(self) -> int:
         """Return the number of classes."""
@@ -177,19 +179,18 @@ class Vocabulary:
 def load_vocabulary(dataset: DatasetSettings) -> Vocabulary:
     """Return the classes of `dataset`.
 
-    A public dataset: its list in `resources/classes`. Icons: as many lines of
-    `resources/icons/<drawings>/classes.txt` as the source asks for. A folder: the list that its
+    For a public dataset, its list in `resources/classes`. For icons, as many lines of
+    `resources/icons/<drawings>/classes.txt` as the source asks for. For a folder, the list that its
     source names, else `resources/classes/<dataset>.txt` if the project has it, else the folder's
-    own `classes.txt`, else the sorted names of its class folders (below `train/` if it has that)
-    or of its list of labels.
+    own `classes.txt`, else the sorted names of its class folders (below `train/` if it has one) or
+    of the classes in its list of labels.
 
     Raises:
-        SettingsError: no class list, fewer names than asked for, or a name that stands twice or
-            cannot be used.
+        SettingsError: no class list, too few names, or a name that is listed twice or unusable.
     """
     match dataset.source:
         case IconSource() as source:
-            from microclip.icons.scenes import class_names  # the renderer chooses the classes
+            from microclip.icons.scenes import class_names  # late: the renderer is a heavy import
 
             names = class_names(source.drawings, source.classes, source.seed)
             return checked(names, f"resources/icons/{source.drawings}/{CLASS_FILE}")
@@ -206,10 +207,10 @@ def load_vocabulary(dataset: DatasetSettings) -> Vocabulary:
 
 
 def checked(names: Sequence[str], where: str, lines: Sequence[int] = ()) -> Vocabulary:
-    """Return `names` as a vocabulary; `lines` are where in `where` they stand.
+    """Return `names` as a vocabulary; `lines` are their line numbers in `where`.
 
     Raises:
-        SettingsError: fewer than two names, a name that stands twice, or one that no text can hold.
+        SettingsError: fewer than two names, a name listed twice, or an unusable name.
     """
     unit, units = ("line", "lines") if lines else ("entry", "entries")
     numbered = list(zip(lines or range(1, len(names) + 1), names, strict=True))
@@ -220,29 +221,30 @@ def checked(names: Sequence[str], where: str, lines: Sequence[int] = ()) -> Voca
         check_name(name, f"{unit} {number} of {where}")
         if name in seen:
             raise SettingsError(
-                f"class {name!r} stands twice in {where} ({units} {seen[name]} and {number}); "
+                f"class {name!r} is listed twice in {where} ({units} {seen[name]} and {number}); "
                 "labels would be ambiguous: remove one, tell them apart (as 'crane (bird)'), or "
-                f"write {name + '_'!r} for one, which is read the same"
+                f"write {name + '_'!r} for one, which prompts read the same"
             )
         seen[name] = number
     return Vocabulary(tuple(names), where)
 
 
 def check_name(name: str, where: str) -> None:
-    """Refuse a class name that is no line of text; slashes, quotes and emoji are data like others.
+    """Refuse a class name that is not one line of text; slashes, quotes and emoji are allowed.
 
     Raises:
         SettingsError: a control character, or more than 200 characters.
     """
     if any(unicodedata.category(sign) in _NOT_PRINTED for sign in name):
         raise SettingsError(
-            f"{where}: a class name holds a tab, a line break or another sign that is not printed "
-            f"({name[:30]!r}); write it in plain signs"
+            f"{where}: a class name contains a tab, a line break or another invisible character "
+            f"({name[:30]!r}); use plain characters"
         )
     if len(name) > MAX_CHARACTERS:
         raise SettingsError(
             f"{where}: a class name of {len(name)} characters ({name[:30]!r}…), at most "
-            f"{MAX_CHARACTERS} are read; shorten it, what it looks like belongs to descriptions"
+            f"{MAX_CHARACTERS} are allowed; shorten it, what the class looks like belongs in the "
+            "descriptions"
         )
 
 
@@ -262,21 +264,24 @@ def _folder_vocabulary(source: FolderSource) -> Vocabulary:
     names = [path.name for path in subfolders(place)]
     if not names:
         raise SettingsError(
-            f"no class names for {folder}: expected {folder / CLASS_FILE} (a name a line) or "
+            f"no class names for {folder}: expected {folder / CLASS_FILE} (one name per line) or "
             f"folders {place}/<class>; CLIP compares images with names"
         )
     return checked(names, str(place))
 
 
 def _listed(path: Path, where: str) -> Vocabulary:
-    """Return the stripped, non-empty lines of a class list."""
+    """Read the stripped, non-empty lines of a class list."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise SettingsError(f"class list {path} does not exist; create it, a name a line") from None
+        raise SettingsError(
+            f"class list {path} does not exist; create it, with one name per line"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
-            f"class list {path} cannot be read as UTF-8 text ({error}); give one, a name a line"
+            f"class list {path} cannot be read as UTF-8 text ({error}); give a list with one name "
+            "per line"
         ) from None
     numbered = [(n, line.strip()) for n, line in enumerate(text.split("\n"), start=1)]
     numbered = [(n, name) for n, name in numbered if name]

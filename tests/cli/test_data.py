@@ -1,4 +1,4 @@
-"""`microclip data list|get|verify` as people type them."""
+"""`microclip data list|get|verify` on the command line."""
 
 import contextlib
 import hashlib
@@ -42,7 +42,7 @@ def typed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
     return code, told.out, told.err
 
 
-def test_the_list_says_what_is_missing_and_what_to_do_next(
+def test_the_list_names_missing_datasets_and_the_next_command(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = typed(capsys, "list")
@@ -61,7 +61,7 @@ def test_the_list_says_what_is_missing_and_what_to_do_next(
     )
 
 
-def test_the_list_shows_what_is_here_by_its_layout(
+def test_the_list_shows_the_layout_of_what_is_here(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dtd.build(FOLDER)
@@ -70,7 +70,7 @@ def test_the_list_shows_what_is_here_by_its_layout(
     assert out.splitlines()[-1].startswith("all 1 public datasets are here; `microclip data verif")
 
 
-def test_the_list_is_for_programs_too(
+def test_the_list_prints_json_for_programs(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, out, _ = typed(capsys, "list", "--json")
@@ -79,7 +79,7 @@ def test_the_list_is_for_programs_too(
     assert (row["train"], row["test"], row["counts_source"]) == (9, 9, "the copy")
 
 
-def test_the_list_tells_of_what_stopped_and_what_was_removed(
+def test_the_list_reports_unfinished_downloads_and_removed_files(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (FOLDER / "archives").mkdir(parents=True)
@@ -88,12 +88,12 @@ def test_the_list_tells_of_what_stopped_and_what_was_removed(
     typed(capsys, "get", NAME)
     (FOLDER / "dtd/labels/test1.txt").unlink()
     assert (
-        f"! {NAME}: files of it were removed; `microclip data get {NAME}"
+        f"! {NAME}: some files were removed; run `microclip data get {NAME}"
         in (typed(capsys, "list")[1])
     )
 
 
-def test_the_list_tells_how_counts_differ(
+def test_the_list_reports_counts_that_differ(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset.values["card"]["counts"]["paper"]["train"] = 10
@@ -107,7 +107,7 @@ def test_the_list_tells_how_counts_differ(
     assert "10" in difference[0]
 
 
-def test_getting_fetches_counts_and_tells_the_difference(
+def test_get_fetches_a_dataset_and_reports_counts_that_differ(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset.values["card"]["counts"]["paper"]["test"] = 10
@@ -129,7 +129,7 @@ def test_getting_fetches_counts_and_tells_the_difference(
     assert len(dataset.server.asked) == asked
 
 
-def test_all_gets_every_public_dataset(
+def test_get_all_fetches_every_public_dataset(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert typed(capsys, "get", "--all")[0] == 0
@@ -137,7 +137,7 @@ def test_all_gets_every_public_dataset(
 
 
 @pytest.mark.parametrize("arguments", [["get"], ["get", NAME, "--all"]])
-def test_what_to_get_must_be_said_in_one_way(
+def test_get_needs_either_names_or_all(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     code, _, err = typed(capsys, *arguments)
@@ -147,14 +147,14 @@ def test_what_to_get_must_be_said_in_one_way(
     )
 
 
-def test_names_that_are_no_public_datasets_are_refused(
+def test_names_that_are_not_public_datasets_are_refused(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = typed(capsys, "get", "shapes")
     assert (code, err.splitlines()) == (
         2,
         [
-            "microclip: shapes is no public dataset (its images are made or one's own); see "
+            "microclip: shapes is not a public dataset (its images are drawn or your own); see "
             "`microclip data list`"
         ],
     )
@@ -175,7 +175,7 @@ def test_the_recipe_is_printed_on_demand(
     assert not dataset.server.asked
 
 
-def test_a_dataset_by_hand_is_exit_3_with_the_recipe(
+def test_a_dataset_to_place_by_hand_exits_with_3_and_the_recipe(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del dataset.routes[:2]
@@ -192,7 +192,7 @@ def test_a_dataset_by_hand_is_exit_3_with_the_recipe(
     )
 
 
-def test_servers_that_fail_are_exit_5_with_how_each_did(
+def test_failing_servers_exit_with_5_and_each_reason(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset.server.files.clear()
@@ -205,7 +205,7 @@ def test_servers_that_fail_are_exit_5_with_how_each_did(
     assert "the network is forbidden" in err
 
 
-def test_a_disk_too_small_is_exit_4(
+def test_a_disk_that_is_too_small_exits_with_4(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset.server.faults[ARCHIVE] = ["huge"]
@@ -214,7 +214,7 @@ def test_a_disk_too_small_is_exit_4(
     assert "needs 100000000000000000 bytes" in err.splitlines()[-1]
 
 
-def test_verifying_says_what_is_right_wrong_and_missing(
+def test_verify_reports_what_is_right_wrong_and_missing(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert typed(capsys, "verify")[0] == 3
@@ -236,7 +236,7 @@ def test_verifying_says_what_is_right_wrong_and_missing(
     assert err.splitlines()[-1].startswith("microclip: 1 things differ, 0 missing; ")
 
 
-def test_a_class_list_that_changed_is_found_by_the_passport(
+def test_verify_finds_a_changed_class_list_by_the_passport(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed(capsys, "get", NAME)
@@ -245,10 +245,10 @@ def test_a_class_list_that_changed_is_found_by_the_passport(
     listed.write_text("zigzagged\npolka-dotted\nbanded\n")
     code, out, _ = typed(capsys, "verify", NAME)
     assert code == 6
-    assert f"wrong    {NAME}: the class list resources/classes/{NAME}.txt is not the one of" in out
+    assert f"wrong    {NAME}: the class list resources/classes/{NAME}.txt is not the one in" in out
 
 
-def test_an_archive_that_leads_outside_is_exit_3_naming_the_member(
+def test_an_archive_that_leads_outside_exits_with_3_and_names_the_member(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dtd.build(Path("evil"))
@@ -264,7 +264,7 @@ def test_an_archive_that_leads_outside_is_exit_3_naming_the_member(
     assert not (FOLDER / "dtd").exists()
 
 
-def test_one_dataset_that_fails_does_not_keep_the_others(
+def test_one_failing_dataset_does_not_stop_the_others(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = {**dataset.values, "title": "By hand"}
@@ -275,10 +275,10 @@ def test_one_dataset_that_fails_does_not_keep_the_others(
     code, out, err = typed(capsys, "get", "--all")
     assert code == 3
     assert f"{NAME}: split paper: 9 training and 9 test images, 3 classes" in out
-    assert err.splitlines()[-1] == "microclip: 1 of 2 datasets could not be had"
+    assert err.splitlines()[-1] == "microclip: could not get 1 of 2 datasets"
 
 
-def test_a_terminal_shows_a_bar(dataset: Downloadable) -> None:
+def test_a_terminal_shows_a_progress_bar(dataset: Downloadable) -> None:
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "microclip", "data", "get", NAME]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs) as process:
@@ -293,7 +293,7 @@ def test_a_terminal_shows_a_bar(dataset: Downloadable) -> None:
     assert "━".encode() in shown
 
 
-def test_the_same_command_continues_what_was_broken_off(dataset: Downloadable) -> None:
+def test_the_same_command_resumes_an_interrupted_download(dataset: Downloadable) -> None:
     dataset.server.faults[ARCHIVE] = ["cut", "404"]
     command = [sys.executable, "-m", "microclip", "data", "get", NAME, "--route", "archive"]
     ends = [subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(2)]

@@ -41,7 +41,7 @@ class Downloadable:
         return settings.load_card(source)
 
     def write(self) -> None:
-        """Write the dataset's file anew."""
+        """Write the dataset's file again."""
         path = self.root / "config/datasets" / f"{NAME}.yaml"
         path.write_text(yaml.safe_dump(self.values, sort_keys=False), encoding="utf-8")
 
@@ -73,7 +73,7 @@ def declare(server: FileServer, root: Path, scratch: Path) -> Downloadable:
 
 
 def copy_on_hub(server: FileServer, scratch: Path) -> HubCopy:
-    """Put the dataset on the server's hub too: one shard a part."""
+    """Put the dataset on the server's hub too, with one shard per part."""
     files = {"README.md": b"# textures\n"}
     for part, n in (("train", 6), ("test", 3)):
         rows = [(f"{part}/{k}.img", dtd.CLASSES[k % 3]) for k in range(n)]

@@ -1,4 +1,4 @@
-"""A copy on the hub, as its real client asks for it: revision, tree, and files with their heads."""
+"""A hub server for the real client: revision, tree, and files with their headers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REPOSITORY = "someone/shapes"
 
 @dataclass
 class HubCopy:
-    """A dataset's repository; its answers are those of `server`."""
+    """A dataset's repository, served by `server`."""
 
     server: FileServer
     files: dict[str, bytes]
@@ -31,7 +31,7 @@ class HubCopy:
         self.server.answer = self.answer
 
     def answer(self, method: str, path: str, headers: dict[str, str]) -> Answer | None:
-        """Answer the client's calls; files themselves are left to the server of files."""
+        """Answer the client's API calls; the file server sends the files."""
         path = urllib.parse.unquote(path.partition("?")[0])
         api = f"/api/datasets/{REPOSITORY}"
         if self.is_absent:

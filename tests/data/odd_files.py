@@ -1,4 +1,4 @@
-"""Real files of every odd kind, as cameras, browsers and careless copies leave them."""
+"""Real files of every odd kind, as cameras, browsers and careless copying produce them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ RED = (237, 28, 36)
 
 
 def picture(seed: int = 0, size: tuple[int, int] = SIZE) -> Image.Image:
-    """Return soft noise, which every format keeps nearly as it is."""
+    """Soft noise, which every format keeps almost unchanged."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(40, 216, (5, 5, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC)
 
 
 def cut(path: Path) -> Path:
-    """Leave half of a file."""
+    """Cut a file to half its length."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return path
 
 
 def write_ycck(path: Path, rgb: tuple[int, int, int]) -> None:
-    """Write a flat JPEG of four channels as Photoshop does: inverted YCCK, Adobe's transform 2."""
+    """Write a flat four-channel JPEG as Photoshop does: inverted YCCK, Adobe's transform 2."""
     inks = tuple(255 - value for value in rgb)  # C, M and Y, which take red, green and blue's place
     flat = Image.new("RGB", (16, 16), inks).convert("YCbCr")
     black = Image.new("L", (16, 16), 255)  # inverted: none
@@ -108,12 +108,12 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
         "git lfs pull",
     ),
-    "words.jpg": (lambda path: path.write_text("not a picture"), "no image"),
+    "words.jpg": (lambda path: path.write_text("not a picture"), "not an image"),
     "dot.png": (lambda path: Image.new("L", (1, 1)).save(path), "1 x 1 px"),
     "long.png": (lambda path: Image.new("RGB", (30_000, 2)).save(path), "30000 x 2 px"),
     "thin.png": (
         lambda path: Image.new("RGB", (4000, 20)).save(path),
-        "4000 x 20 px; one side may be 40 times the other",
+        "4000 x 20 px; one side may be at most 40 times the other",
     ),
     "large.png": (
         lambda path: write_png(path, (12_000, 12_000), bits=8, colour=0, pixel=b"\0"),

@@ -1,4 +1,4 @@
-"""Small copies of public datasets in a project whose class lists are theirs."""
+"""A project with small copies of public datasets and class lists that match them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lay_out(root: Path, *names: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bring(name: str) -> Path:
-    """Fetch and store a dataset and return its passport, as the verbs do."""
+    """Fetch and store a dataset as the commands do, and return its passport."""
     declared = settings.load_dataset(name)
     datasets.fetch(declared)
     store.build(name)

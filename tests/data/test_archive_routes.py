@@ -1,4 +1,4 @@
-"""Each card's archives, made of its small copy, come over HTTP into the layout that it names."""
+"""Each card's archives, made from a small copy, arrive over HTTP in the layout that it names."""
 
 import hashlib
 import io
@@ -31,7 +31,7 @@ def archive_route(values: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def packed(folder: Path, file: dict[str, Any], several: bool) -> bytes:
-    """Return an archive as the publisher packs it: of one entry if there are several archives."""
+    """An archive as the publisher packs it, with one entry if there are several archives."""
     if file.get("inner"):
         (inner,) = file["inner"]
         stream = io.BytesIO()

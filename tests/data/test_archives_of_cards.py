@@ -1,4 +1,4 @@
-"""Archives packed as each publisher packs them come by the card's route to what the layout reads.
+"""Archives packed as by each publisher unpack, by the card's route, to what the layout reads.
 
 Only addresses and hashes of a card are changed: a small copy has its own.
 """
@@ -49,7 +49,7 @@ def tarred(*tops: Path) -> bytes:
 
 
 def packed(name: str, file: str, copy: Path) -> bytes:
-    """Return a file as the publisher has it; Caltech's is a zip of archives."""
+    """A file as the publisher offers it; Caltech's is a zip of archives."""
     tops = [copy / top for top in PACKED[name].get(file, [])]
     if not tops:
         return (copy / file).read_bytes()
@@ -65,7 +65,7 @@ def packed(name: str, file: str, copy: Path) -> bytes:
 
 
 def served(name: str, copy: Path, server: FileServer) -> DatasetCard:
-    """Return a dataset's card whose archives are the copy's, at the server."""
+    """A dataset's card with the archives of the copy, on the local server."""
     card = settings.load_card(PublicSource(dataset=name))
     values = card.model_dump(mode="json")
     for route in values["routes"]:
@@ -80,7 +80,7 @@ def served(name: str, copy: Path, server: FileServer) -> DatasetCard:
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_an_archive_comes_to_what_the_layout_reads(
+def test_each_cards_archives_unpack_to_what_its_layout_reads(
     name: str, tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = importlib.import_module(f"tests.data.layouts.{name}")

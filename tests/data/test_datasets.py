@@ -1,4 +1,4 @@
-"""Manifests, splits, and what a method can reach."""
+"""Manifests, splits, and what a method can access."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_folder_becomes_two_splits_with_labels() -> None:
     assert (first == Image.open(splits["train"].files[0])).all()
 
 
-def test_unlabelled_images_offer_pixels_and_a_length_alone() -> None:
+def test_unlabelled_images_offer_only_pixels_and_a_length() -> None:
     public = {name for name in dir(UnlabelledImages) if not name.startswith("_")}
     assert public == {"part", "pixels"}  # a part is of the same kind
     assert UnlabelledImages.__slots__ == ("_rows", "_store")
@@ -50,7 +50,7 @@ def test_the_store_holds_neither_labels_nor_names() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_what_is_not_fetched_or_stored_is_missing_data() -> None:
+def test_a_dataset_not_fetched_or_stored_is_missing_data() -> None:
     with pytest.raises(MissingDataError, match="fetch-dataset shapes"):
         read_manifest("shapes")
     datasets.fetch(load_dataset("shapes"))
@@ -59,7 +59,7 @@ def test_what_is_not_fetched_or_stored_is_missing_data() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_a_label_that_points_at_another_class_is_refused() -> None:
+def test_a_label_of_another_class_is_refused() -> None:
     dataset = load_dataset("shapes")
     manifest = datasets.fetch(dataset)
     store.build("shapes")
@@ -80,11 +80,11 @@ def test_an_image_of_an_unknown_class_is_refused(own_project: Path) -> None:
         datasets.fetch(load_dataset("shapes"))
 
 
-def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_images_says_what_it_contains(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(SettingsError, match=r"No images in .*; found 1 \.txt\)"):
         image_files(tmp_path)
-    with pytest.raises(SettingsError, match="is no folder"):
+    with pytest.raises(SettingsError, match="give a folder that contains images"):
         image_files(tmp_path / "nothing")
 
 
@@ -102,12 +102,12 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
         ("BAE", None),
     ],
 )
-def test_a_class_folder_may_write_any_separator_for_another(folder: str, label: int | None) -> None:
+def test_class_folders_may_use_any_separator(folder: str, label: int | None) -> None:
     names = ("F/A-18", "BAE 146-200", "BAE-125", "missile", "missile_")
     assert label_of_folder(folder, names) == label
 
 
-def test_names_that_differ_in_separators_alone_must_be_written_out() -> None:
+def test_names_that_differ_only_in_separators_must_match_exactly() -> None:
     names = ("black-bird", "black bird")
     assert label_of_folder("black bird", names) == 1
     assert label_of_folder("black-bird", names) == 0
@@ -115,7 +115,7 @@ def test_names_that_differ_in_separators_alone_must_be_written_out() -> None:
 
 
 def benchmark(root: Path, *folders: str) -> DatasetSettings:
-    """Return a dataset with a list of classes in the project, and an image in each folder."""
+    """A dataset with a class list in the project, and one image per class folder."""
     listed = root / "resources" / "classes" / "jets.txt"
     listed.parent.mkdir()
     listed.write_text("F/A-18\nBAE 146-200\nBAE-125\n")
@@ -126,8 +126,8 @@ def benchmark(root: Path, *folders: str) -> DatasetSettings:
     return DatasetSettings(name="jets", title="Jets", source=source, templates=("a {}",))
 
 
-def test_a_benchmarks_labels_follow_its_list_and_not_its_folders_order(own_project: Path) -> None:
-    """The folders' own order is BAE-125, BAE-146-200, F-A-18: the reverse of the list."""
+def test_a_benchmarks_labels_follow_its_list_not_its_folders(own_project: Path) -> None:
+    """Sorted, the folders are BAE-125, BAE-146-200, F-A-18, which is the reverse of the list."""
     folders = ("F-A-18", "BAE-146-200", "BAE-125")
     names = [f"{split}/{folder}" for split in ("train", "test") for folder in folders]
     datasets.fetch(benchmark(own_project, *names))
@@ -141,17 +141,21 @@ def test_a_benchmarks_labels_follow_its_list_and_not_its_folders_order(own_proje
 @pytest.mark.parametrize(
     ("folders", "error", "said"),
     [
-        ((), MissingDataError, "jets/train/<class>/ are not there, for the 3 classes of resources"),
+        ((), MissingDataError, "jets/train/<class>/ are missing, for the 3 classes of resources"),
         (
             ("train/F-A-18", "train/BAE-125"),
             SettingsError,
             "jets/train has no image of 1 of the 3 classes in resources/classes/jets.txt, "
             "first 'BAE 146-200'",
         ),
-        (("train/F-14",), SettingsError, "class 'F-14', which resources/classes/jets.txt lacks"),
+        (
+            ("train/F-14",),
+            SettingsError,
+            "class 'F-14', which is not in resources/classes/jets.txt",
+        ),
     ],
 )
-def test_a_benchmark_that_is_not_whole_is_one_clear_line(
+def test_an_incomplete_benchmark_is_one_clear_line(
     own_project: Path, folders: tuple[str, ...], error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error) as caught:
@@ -176,11 +180,11 @@ DRAWS = {
 
 
 @pytest.mark.parametrize("shots", DRAWS)
-def test_a_draw_is_that_of_coops_own_code(shots: int) -> None:
+def test_a_few_shot_draw_is_that_of_coops_code(shots: int) -> None:
     assert k_shot(SPLIT, shots, seed=1) == DRAWS[shots]
 
 
-def test_a_draw_repeats_no_image_and_takes_all_of_a_small_class() -> None:
+def test_a_few_shot_draw_has_no_repeats_and_takes_all_of_a_small_class() -> None:
     labels = [1, UNKNOWN, 0, 1, 1, UNKNOWN, 1]
     draws = [k_shot(labels, 2, seed) for seed in range(20)]
     for drawn in draws:
@@ -188,5 +192,5 @@ def test_a_draw_repeats_no_image_and_takes_all_of_a_small_class() -> None:
         assert len(set(drawn)) == 3
     assert len({tuple(drawn) for drawn in draws}) > 1
     assert draws[3] == k_shot(labels, 2, 3)
-    with pytest.raises(ValueError, match="at least 1 shot a class, got 0"):
+    with pytest.raises(ValueError, match="at least 1 shot per class, got 0"):
         k_shot(labels, 0, 0)

@@ -1,4 +1,4 @@
-"""One's own folder as a dataset: three layouts, and what is wrong with each in one line."""
+"""Your own folder as a dataset: three layouts, and one-line errors for each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES = {"robin": 10, "wren": 5, "owl": 2}
 
 
 def write(folder: Path, sizes: dict[str, int], first: int = 0) -> Path:
-    """Write images into the folders of their classes."""
+    """Write images into class folders."""
     for name, size in sizes.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(size):
@@ -39,7 +39,7 @@ def own(folder: Path, **source: object) -> DatasetSettings:
 
 
 def fetched(dataset: DatasetSettings) -> dict[str, list[tuple[str, int]]]:
-    """Return file (below the source's folder) and label by split."""
+    """File (below the source's folder) and label, by split."""
     datasets.fetch(dataset)
     manifest = read_manifest(dataset.name)
     assert isinstance(dataset.source, FolderSource)
@@ -75,7 +75,7 @@ def test_folders_of_classes_are_split_class_by_class(birds: Path) -> None:
         assert [file for file, _ in rows] == sorted(file for file, _ in rows)
 
 
-def test_a_split_depends_on_its_seed_and_not_on_other_classes(birds: Path) -> None:
+def test_a_split_depends_on_its_seed_but_not_on_other_classes(birds: Path) -> None:
     first = fetched(own(birds))
     assert fetched(own(birds)) == first
     assert fetched(own(birds, seed=1)) != first
@@ -87,7 +87,9 @@ def test_a_split_depends_on_its_seed_and_not_on_other_classes(birds: Path) -> No
     assert {file for file in again if not file.startswith("another")} == tested
 
 
-def test_deeper_folders_are_of_their_class_and_a_class_may_be_called_train(tmp_path: Path) -> None:
+def test_nested_folders_belong_to_their_class_and_a_class_may_be_called_train(
+    tmp_path: Path,
+) -> None:
     folder = write(tmp_path / "vehicles", {"train": 3, "boat": 3})
     shutil.move(folder / "boat" / "0.png", folder / "boat" / "x.png")
     (folder / "boat" / "2024" / "may").mkdir(parents=True)
@@ -107,7 +109,7 @@ def test_train_and_test_folders_are_taken_as_they_are(tmp_path: Path) -> None:
     assert Counter(label for _, label in found["test"]) == {0: 2, 1: 1}
 
 
-def test_a_list_of_labels_says_what_is_tested_and_the_rest_has_no_label(tmp_path: Path) -> None:
+def test_a_list_of_labels_names_the_test_images_and_the_rest_has_no_label(tmp_path: Path) -> None:
     folder = write(tmp_path / "photos", {"any": 6, "other/deep": 2})
     (folder / "labels.csv").write_text(
         "file,class,by\nany/3.png,owl,me\nother/deep/0.png,robin,me\nany/1.png,owl,you\n"
@@ -128,7 +130,7 @@ def test_a_list_of_labels_says_what_is_tested_and_the_rest_has_no_label(tmp_path
     assert len(splits["train"].images) == 5
 
 
-def test_class_names_come_from_the_file_that_is_named_first(birds: Path, work: Path) -> None:
+def test_class_names_come_from_the_named_file_first(birds: Path, work: Path) -> None:
     (birds / "classes.txt").write_text("wren\nowl\nrobin\n")
     assert load_vocabulary(own(birds)).class_names == ("wren", "owl", "robin")
     (work / "names.txt").write_text("\ufeffrobin\r\n\r\nwren\r\nowl\r\n", encoding="utf-8")
@@ -148,7 +150,7 @@ def test_a_home_and_a_relative_folder_are_found(
     assert fetched(own(Path("here"))) == files
 
 
-def test_a_folder_that_changed_is_another_dataset(birds: Path) -> None:
+def test_a_changed_folder_is_another_dataset(birds: Path) -> None:
     fetched(own(birds))
     before = read_manifest("own").images_sha256
     picture(99).save(birds / "owl" / "new.png")
@@ -194,12 +196,21 @@ def empty_class(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (loose, "loose.png lies in no class's folder; move it into one, or give `labels`"),
-        (single, "1 classes of {} have one image ('heron'); a class needs one to train on and one"),
+        (loose, "loose.png is not in a class's folder; move it into one, or give `labels`"),
+        (
+            single,
+            "1 classes of {} have only one image ('heron'); a class needs one to train on and one",
+        ),
         (one_class, "expected at least 2 classes, got 1 in {}"),
-        (no_test, "image folder {}/test is not there, beside {}/train; add it"),
-        (short_list, "lies in class 'owl', which {}/classes.txt lacks; move it, or add the class"),
-        (flat, "no class names for {}: expected {}/classes.txt (a name a line) or folders {}/<cl"),
+        (no_test, "image folder {}/test is missing beside {}/train; add it"),
+        (
+            short_list,
+            "is in the folder of class 'owl', which is not in {}/classes.txt; move it",
+        ),
+        (
+            flat,
+            "no class names for {}: expected {}/classes.txt (one name per line) or folders {}/<cl",
+        ),
         (empty_class, "No images in {} (looked for jpg, png"),
         (shutil.rmtree, "no class names for {}"),
     ],
@@ -223,30 +234,33 @@ LABELS = {
     ),
     "B12 missing file": (
         "file,class\nowl/7.png,owl\n",
-        "line 2: 'owl/7.png' is no image of {}",
+        "line 2: 'owl/7.png' is not an image in {}",
     ),
     "B12 double row": (
         "file,class\nowl/0.png,owl\nwren/1.png,wren\nowl/./0.png,wren\n",
-        "line 4: 'owl/./0.png' stands on line 2 already",
+        "line 4: 'owl/./0.png' is already on line 2",
     ),
     "B12 several": (
         "file,class\na,owl\nb,owl\nc,owl\nd,owl\n",
-        "4 rows of {}/labels.csv cannot be used: line 2: 'a' is no image of {}; line 3: ",
+        "4 rows of {}/labels.csv cannot be used: line 2: 'a' is not an image in {}; line 3: ",
     ),
-    "B12 a gap": ("file,class\nowl/0.png,\n", "line 2: a gap"),
+    "B12 a gap": ("file,class\nowl/0.png,\n", "line 2: an empty cell"),
     "B12 columns": (
         "path,label\nowl/0.png,owl\n",
-        "line 1 of {}/labels.csv: expected the columns file,class; got path, label; name them so",
+        "line 1 of {}/labels.csv: expected the columns file,class; got path, label; rename them",
     ),
     "B12 empty": ("", "line 1 of {}/labels.csv: expected the columns file,class; got none"),
     "B12 no rows": ("file,class\n", "list of labels {}/labels.csv has no row"),
-    "B12 outside": ("file,class\n../secret.png,owl\n", "line 2: '../secret.png' is no image of"),
-    "B12 no text": ("file,class\n\xe9.png,owl\n", "labels.csv is no CSV in UTF-8"),
+    "B12 outside": (
+        "file,class\n../secret.png,owl\n",
+        "line 2: '../secret.png' is not an image in",
+    ),
+    "B12 no text": ("file,class\n\xe9.png,owl\n", "labels.csv is not a CSV file in UTF-8"),
 }
 
 
 @pytest.mark.parametrize("case", LABELS)
-def test_b12_faults_of_a_list_of_labels_have_their_lines(birds: Path, case: str) -> None:
+def test_b12_errors_in_a_list_of_labels_have_line_numbers(birds: Path, case: str) -> None:
     text, said = LABELS[case]
     (birds / "classes.txt").write_text("robin\nwren\nowl\n")
     (birds / "labels.csv").write_bytes(text.encode("latin-1"))
@@ -258,10 +272,10 @@ def test_b12_faults_of_a_list_of_labels_have_their_lines(birds: Path, case: str)
     assert not Path("results").exists()
 
 
-def test_a_list_of_all_images_leaves_none_to_train_on(tmp_path: Path) -> None:
+def test_a_list_that_leaves_no_training_image_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "photos", {"a": 1, "b": 1})
     (folder / "labels.csv").write_text("file,class\na/0.png,a\nb/0.png,b\n")
-    with pytest.raises(SettingsError, match="names all 2 images of .* leaves none to train on"):
+    with pytest.raises(SettingsError, match="lists all 2 images of .* none is left to train on"):
         datasets.fetch(own(folder, labels="labels.csv"))
     with pytest.raises(SettingsError, match=r"gone\.csv cannot be read \(No such file"):
         datasets.fetch(own(folder, labels="gone.csv"))
@@ -274,7 +288,7 @@ def test_b10_links_stop_a_dataset_unless_they_are_skipped(birds: Path) -> None:
         datasets.fetch(own(birds))
     print(f"B10: {caught.value}")
     assert "1 of 18 images cannot be read: " in str(caught.value)
-    assert "named in results/data/own/bad_files.csv: mend them, or say `bad_images: skip`" in str(
+    assert "named in results/data/own/bad_files.csv: fix them, or set `bad_images: skip`" in str(
         caught.value
     )
     assert not Path("results/data/own/manifest.csv").exists()
@@ -291,10 +305,8 @@ def test_b10_links_stop_a_dataset_unless_they_are_skipped(birds: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_b6_fewer_images_than_a_batch_or_than_classes_can_be_used(
-    tmp_path: Path, size: int
-) -> None:
-    """Two of each class: one trains, one is tested, and no loader is of length zero."""
+def test_b6_fewer_images_than_a_batch_or_than_classes_work(tmp_path: Path, size: int) -> None:
+    """With two per class, one trains and one is tested, and no loader is empty."""
     from microclip.data.loading import TrainingViews, ViewRecipe
 
     folder = write(tmp_path / "photos", dict.fromkeys("abcde", size))
@@ -332,7 +344,7 @@ def test_b5_class_names_are_data_and_never_paths(tmp_path: Path) -> None:
     assert not {name for name in written if "up" in name or "fox" in name}
 
 
-def test_rows_are_whole_before_anything_is_written(birds: Path) -> None:
+def test_every_row_is_checked_before_anything_is_written(birds: Path) -> None:
     rows = folder_rows(own(birds).source, load_vocabulary(own(birds)), Path("list.csv"))  # type: ignore[arg-type]
     assert len(rows) == sum(SIZES.values())
     assert not Path("list.csv").exists()

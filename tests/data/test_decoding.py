@@ -1,4 +1,4 @@
-"""One image file: the rule for each kind, and what is refused before it is decoded."""
+"""Decoding one image file: the rule for each kind, and what is refused before decoding."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.data.odd_files import RED, SIZE, picture
 
 
 def flat(path: Path) -> np.ndarray:
-    """Return the mean colour of an image that has one."""
+    """Mean colour of a flat image."""
     pixels = decode(path).pixels
     assert np.ptp(pixels.reshape(-1, 3), axis=0).max() <= 2
     return pixels.reshape(-1, 3).mean(axis=0)
 
 
-def test_an_ordinary_image_comes_as_pillow_gives_it(tmp_path: Path) -> None:
+def test_an_ordinary_image_is_decoded_as_pillow_does(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "a.webp", "a.bmp"):
         picture().save(tmp_path / name)
         with Image.open(tmp_path / name) as opened:
@@ -46,7 +46,7 @@ def test_every_odd_kind_of_image_is_read(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", odd_files.BAD)
-def test_what_cannot_be_used_is_refused_with_its_reason(tmp_path: Path, name: str) -> None:
+def test_an_unusable_file_is_refused_with_a_reason(tmp_path: Path, name: str) -> None:
     make, reason = odd_files.BAD[name]
     make(tmp_path / name)
     with pytest.raises(UnreadableError) as caught:
@@ -57,7 +57,7 @@ def test_what_cannot_be_used_is_refused_with_its_reason(tmp_path: Path, name: st
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_file_that_is_gone_is_no_bad_image(tmp_path: Path) -> None:
+def test_a_missing_file_is_not_a_bad_image(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         decode(tmp_path / "gone.jpg")
 
@@ -73,20 +73,20 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
         assert decoded.traits == ("rotated",)
 
 
-def test_damaged_metadata_do_not_spoil_an_image(tmp_path: Path) -> None:
+def test_an_image_with_damaged_metadata_is_read(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xee" * 20)
     assert decode(tmp_path / "a.jpg").pixels.shape == (40, 50, 3)
 
 
 @pytest.mark.parametrize("rgb", [(255, 255, 255), (255, 0, 0), RED, (0, 0, 0)])
-def test_cmyk_and_ycck_come_out_in_their_colours(tmp_path: Path, rgb: tuple[int, int, int]) -> None:
+def test_cmyk_and_ycck_keep_their_colours(tmp_path: Path, rgb: tuple[int, int, int]) -> None:
     Image.new("RGB", (16, 16), rgb).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
     assert abs(flat(tmp_path / "cmyk.jpg") - rgb).max() <= 3
     odd_files.write_ycck(tmp_path / "ycck.jpg", rgb)
     assert abs(flat(tmp_path / "ycck.jpg") - rgb).max() <= 3
 
 
-def test_a_profile_is_ignored(tmp_path: Path) -> None:
+def test_a_colour_profile_is_ignored(tmp_path: Path) -> None:
     picture().save(tmp_path / "plain.png")
     picture().save(tmp_path / "profile.png", icc_profile=b"any profile")
     np.testing.assert_array_equal(
@@ -94,7 +94,7 @@ def test_a_profile_is_ignored(tmp_path: Path) -> None:
     )
 
 
-def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+def test_transparency_is_composed_on_white(tmp_path: Path) -> None:
     clear = Image.new("RGBA", (9, 9), (255, 0, 0, 0))
     assert to_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
     palette = Image.new("P", (9, 9), 0)
@@ -148,19 +148,19 @@ def test_a_shorter_side_above_448_is_reduced(tmp_path: Path) -> None:
     assert decode(tmp_path / "big.png").pixels.shape == (448, 672, 3)
 
 
-def test_a_wrong_suffix_is_told_and_the_image_read(tmp_path: Path) -> None:
+def test_an_image_with_a_wrong_suffix_is_read_and_noted(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png", format="JPEG")
     assert decode(tmp_path / "a.png").traits == ("other suffix",)
 
 
-def test_nothing_is_read_that_other_programs_would_draw() -> None:
+def test_formats_that_other_programs_would_render_are_not_read() -> None:
     assert not {"EPS", "WMF", "PDF"} & set(formats())
     assert {".jpg", ".png", ".webp", ".tif", ".avif", ".heic", ".jfif"} <= suffixes()
     assert not {".pdf", ".eps", ".txt", ".mp4", ".svg"} & suffixes()
 
 
-def test_without_pillow_heif_the_line_says_how_to_have_it(tmp_path: Path) -> None:
-    """In a Python of its own, from which that package is kept away."""
+def test_without_pillow_heif_the_error_says_how_to_install_it(tmp_path: Path) -> None:
+    """In a separate Python process that cannot import the package."""
     odd_files.GOOD["telephone.heic"](tmp_path / "a.heic")
     script = (
         "import sys; sys.modules['pillow_heif'] = None\n"

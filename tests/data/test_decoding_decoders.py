@@ -1,4 +1,4 @@
-"""Decoding in processes: the same bytes in the same order, and ends that are named."""
+"""Decoding in processes: the same bytes in the same order, and crashes that are named."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.data.odd_files import picture
 
 
 def write_many(folder: Path, n: int) -> list[Path]:
-    """Write images of which some are odd and some bad, in an order of all kinds."""
+    """Write good, odd and bad images in a mixed order."""
     folder.mkdir()
     good, bad = odd_files.write_all(folder / "odd")
     for number in range(n):
@@ -67,7 +67,7 @@ def test_few_files_or_one_cpu_need_no_process(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("n_processes", [0, 2])
-def test_a_file_that_is_gone_is_named(tmp_path: Path, n_processes: int) -> None:
+def test_a_missing_file_is_named(tmp_path: Path, n_processes: int) -> None:
     picture().save(tmp_path / "a.png")
     files = [tmp_path / "a.png", tmp_path / "gone.png"]
     with pytest.raises(MissingDataError, match=r"gone\.png is gone"):
@@ -89,7 +89,7 @@ def decoding_processes() -> list[psutil.Process]:
 def test_a_process_that_dies_names_its_file(
     tmp_path: Path, number: signal.Signals, error: type[Exception]
 ) -> None:
-    """Killed from outside is the machine's fault; a crash is the file's."""
+    """A process killed from outside is the machine's fault; a crash is the file's."""
     for name in "abc":
         picture().save(tmp_path / f"{name}.png")
     decoder = _Decoder()
@@ -109,7 +109,7 @@ def test_a_process_that_dies_names_its_file(
         decoder.close()
 
 
-def test_leaving_early_ends_the_processes(tmp_path: Path) -> None:
+def test_stopping_early_ends_the_processes(tmp_path: Path) -> None:
     files = write_many(tmp_path / "images", 20)
     results = decode_all(files, n_processes=2)
     next(results)
@@ -119,7 +119,7 @@ def test_leaving_early_ends_the_processes(tmp_path: Path) -> None:
 
 
 def test_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:
-    """Even by `kill -9`: their input is closed, and they need no signal."""
+    """Even after `kill -9`: their input closes, so they need no signal."""
     write_many(tmp_path / "images", 40)
     script = (
         "import sys, time\n"
@@ -143,8 +143,8 @@ def test_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:
     assert alive == []
 
 
-def test_a_users_script_is_not_run_again_and_his_modules_are_not_taken(tmp_path: Path) -> None:
-    """No guard of `__main__` is needed, and a `random.py` beside the script does no harm."""
+def test_a_users_script_is_not_run_again_nor_are_its_modules_imported(tmp_path: Path) -> None:
+    """No `__main__` guard is needed, and a `random.py` beside the script does no harm."""
     write_many(tmp_path / "images", 10)
     (tmp_path / "json.py").write_text("raise RuntimeError('taken for Python own')")
     (tmp_path / "mine").mkdir()

@@ -1,4 +1,4 @@
-"""Images written out of other files: suffixes by content, whole files, a full disk."""
+"""Images written out of container files: suffixes by content, whole files, a full disk."""
 
 import io
 import os
@@ -24,32 +24,32 @@ from tests.data.layouts import pictures
         ("TIFF", ".tif"),
     ],
 )
-def test_a_suffix_is_that_of_the_content(kind: str, suffix: str) -> None:
+def test_the_suffix_follows_the_content(kind: str, suffix: str) -> None:
     stream = io.BytesIO()
     pictures.picture("a").save(stream, kind)
     assert image_suffix(stream.getvalue()) == suffix
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"RIFF\0\0\0\0AVI LIST"])
-def test_what_is_no_image_says_so_by_its_suffix(content: bytes) -> None:
+def test_other_content_gets_the_suffix_bin(content: bytes) -> None:
     assert image_suffix(content) == ".bin"
 
 
-def test_a_png_loses_nothing() -> None:
+def test_png_is_lossless() -> None:
     image = pictures.picture("a")
     with Image.open(io.BytesIO(png_bytes(image))) as again:
         assert again.tobytes() == image.tobytes()
 
 
-def test_hidden_and_empty_files_count_as_not_there(tmp_path: Path) -> None:
+def test_hidden_and_empty_files_count_as_missing(tmp_path: Path) -> None:
     for name, content in ((".0000001.png.77", b"x"), ("0000002.png", b""), ("0000003.png", b"x")):
         (tmp_path / name).write_bytes(content)
     assert images_written(tmp_path) == {"0000003": tmp_path / "0000003.png"}
     assert images_written(tmp_path / "elsewhere") == {}
 
 
-def test_a_disk_that_is_full_is_named_and_leaves_no_half_file(tmp_path: Path) -> None:
-    """A real process whose files may not be longer than a kilobyte."""
+def test_a_full_disk_is_named_and_leaves_no_partial_file(tmp_path: Path) -> None:
+    """A real process that may not write files longer than a kilobyte."""
     code = (
         "import pathlib, resource; from microclip.data.layouts.base import write_image\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"

@@ -1,4 +1,4 @@
-"""A folder before anything is started: what is read, what is counted, what is named."""
+"""A folder before anything is started: which files are read, counted and named as bad."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.data.odd_files import picture
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Path:
-    """Return a folder with every odd kind of file, nested, and what is none."""
+    """A nested folder with every odd kind of image, and files that are not images."""
     folder = tmp_path / "photos"
     odd_files.write_all(folder / "a" / "deep")
     picture().save(folder / "TOP.JPG")
@@ -33,7 +33,7 @@ def odd(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_folder_is_told_by_kind_and_every_bad_file_named(odd: Path) -> None:
+def test_a_folder_is_counted_by_kind_and_every_bad_file_named(odd: Path) -> None:
     found = survey(odd)
     good = {odd / "a" / "deep" / name for name in odd_files.GOOD} | {odd / "TOP.JPG"}
     assert set(found.images) == good
@@ -77,7 +77,7 @@ def test_a_list_of_files_keeps_its_order(tmp_path: Path) -> None:
         survey([tmp_path / "gone.png"])
 
 
-def test_processes_find_what_one_finds(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_find_the_same_as_one(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(90):
         picture(number).save(odd / f"{number}.png")
     found: list[Survey] = []
@@ -102,12 +102,15 @@ def test_bad_files_are_written_with_their_reasons(odd: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda folder: None, "is not there; it is no folder that holds images"),
-        (lambda folder: folder.write_text("x"), "is a file; it is no folder that holds images"),
-        (lambda folder: folder.mkdir(), "(looked for jpg, png, webp, gif, tif, bmp, heic and the"),
+        (lambda folder: None, "does not exist; give a folder that contains images"),
+        (lambda folder: folder.write_text("x"), "is a file; give a folder that contains images"),
+        (
+            lambda folder: folder.mkdir(),
+            "(looked for jpg, png, webp, gif, tif, bmp, heic and others",
+        ),
         (
             lambda folder: shutil.copytree(Path(__file__).parent / "layouts", folder),
-            ".py); give a folder that holds images",
+            ".py); give a folder that contains images",
         ),
     ],
     ids=["missing", "file", "empty", "no images"],
@@ -145,7 +148,7 @@ def test_b10_links_are_named_or_counted_and_never_followed(tmp_path: Path) -> No
     assert "out of the folder" in reasons["away"]
     assert "out of the folder" in reasons["one.png"]
     assert "a loop" in reasons["sub/loop"]
-    assert "in a circle" in reasons["circle.png"]
+    assert "in a loop" in reasons["circle.png"]
     assert found.others == {".txt": 1, "link within the folder": 1}
 
 
@@ -158,15 +161,15 @@ def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
 
 @pytest.fixture
 def readable_by_all() -> Iterator[Path]:
-    """Return a folder that another user may enter, which pytest's own is not."""
+    """A folder that another user may enter, unlike pytest's own."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
 
 
-def test_b10_what_may_not_be_read_is_named(readable_by_all: Path) -> None:
-    """As another user if this one may read everything."""
+def test_b10_files_without_read_permission_are_named(readable_by_all: Path) -> None:
+    """As another user, if this one may read everything."""
     folder = readable_by_all
     (folder / "shut").mkdir()
     for place in ("a.png", "no.png", "shut/b.png"):
@@ -191,14 +194,14 @@ def test_b10_what_may_not_be_read_is_named(readable_by_all: Path) -> None:
     }
 
 
-def test_b9_pipes_and_names_of_no_text_are_named(tmp_path: Path) -> None:
+def test_b9_pipes_and_undecodable_names_are_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     picture().save(tmp_path / "a.png")
     shutil.copy(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
     found = survey(tmp_path)
     assert found.images == (tmp_path / "a.png",)
     assert sorted(file.reason for file in found.bad) == [
-        "a pipe or a device, no file",
+        "a pipe or a device, not a file",
         "its name is not UTF-8; rename it",
     ]
     write_bad_files(found.bad, tmp_path / "bad_files.csv", step="survey")

@@ -1,4 +1,4 @@
-"""Birdsnap's layout: photographs that are there, species by their common names."""
+"""Birdsnap's layout: the photographs that exist, species by their common names."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_each_photograph_that_is_there_has_the_class_of_its_bird(folder: Path) -> None:
+def test_each_existing_photograph_has_its_birds_class(folder: Path) -> None:
     assert lacking(folder, birdsnap.NEEDS) == []
     listing = birdsnap.read(folder, copy.CLASSES, None)
     assert {i.key: copy.CLASSES[i.label] for i in listing.items} == {
@@ -37,10 +37,10 @@ def test_each_photograph_that_is_there_has_the_class_of_its_bird(folder: Path) -
 
 def test_dead_addresses_are_counted(folder: Path) -> None:
     notes = birdsnap.read(folder, copy.CLASSES, None).notes
-    assert notes == ("30 of the 36 photographs of images.txt are there",)
+    assert notes == ("30 of the 36 photographs of images.txt were found",)
 
 
-def test_images_of_no_list_and_species_without_photographs_are_said(folder: Path) -> None:
+def test_unlisted_images_and_species_without_photographs_are_noted(folder: Path) -> None:
     pictures.write(folder / ROOT / "images/Zone_tailed_Hawk/mine.jpg")
     shutil.rmtree(folder / ROOT / "images/Allens_Hummingbird")
     listing = birdsnap.read(folder, copy.CLASSES, None)
@@ -52,7 +52,7 @@ def test_images_of_no_list_and_species_without_photographs_are_said(folder: Path
     )
 
 
-def test_without_the_test_list_all_is_one_part(folder: Path) -> None:
+def test_without_the_test_list_there_is_one_part(folder: Path) -> None:
     (folder / ROOT / "test_images.txt").unlink()
     assert {i.part for i in birdsnap.read(folder, copy.CLASSES, None).items} == {"train"}
 
@@ -75,11 +75,11 @@ def test_a_copy_without_photographs_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["species.txt", "images.txt"])
 def test_a_missing_list_is_named(folder: Path, name: str) -> None:
     (folder / ROOT / name).unlink()
-    with pytest.raises(runtime.MissingDataError, match=f"{name} is not there"):
+    with pytest.raises(runtime.MissingDataError, match=f"{name} is missing"):
         birdsnap.read(folder, copy.CLASSES, None)
 
 
-def test_a_list_that_was_cut_is_refused(folder: Path) -> None:
+def test_a_list_cut_short_is_refused(folder: Path) -> None:
     path = folder / ROOT / "species.txt"
     text = path.read_text()
     path.write_text(text[: text.rindex("Picoides")])
@@ -96,9 +96,9 @@ def test_a_list_without_its_columns_is_refused(folder: Path) -> None:
         birdsnap.read(folder, copy.CLASSES, None)
 
 
-def test_a_folder_of_no_species_is_refused(folder: Path) -> None:
+def test_a_folder_that_is_not_a_species_is_refused(folder: Path) -> None:
     pictures.write(folder / ROOT / "images/Dodo/000001.jpg")
     with (folder / ROOT / "images.txt").open("a") as stream:
         stream.write("u\t0\tDodo/000001.jpg\t4\n")
-    with pytest.raises(SettingsError, match=r"Dodo/000001\.jpg of images\.txt lies in a folder"):
+    with pytest.raises(SettingsError, match=r"Dodo/000001\.jpg of images\.txt is in a folder"):
         birdsnap.read(folder, copy.CLASSES, None)

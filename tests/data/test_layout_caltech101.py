@@ -23,18 +23,18 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "101_ObjectCategories"
 
 
-def test_folders_that_are_no_class_are_left_out_and_told(root: Path) -> None:
+def test_folders_that_are_not_a_class_are_left_out_and_noted(root: Path) -> None:
     listing = caltech101.read(root.parent, copy.CLASSES, None)
     assert Counter(item.key for item in listing.items) == {
         key: n for key, n in copy.COUNTS.items() if key not in ("BACKGROUND_Google", "Faces_easy")
     }
     assert listing.notes == (
-        "BACKGROUND_Google is no class: 2 images left out",
-        "Faces_easy is no class: 2 images left out",
+        "BACKGROUND_Google is not a class: 2 images left out",
+        "Faces_easy is not a class: 2 images left out",
     )
 
 
-def test_four_folders_have_another_name_than_their_class(root: Path) -> None:
+def test_four_folders_are_not_named_like_their_class(root: Path) -> None:
     items = caltech101.read(root.parent, copy.CLASSES, None).items
     assert {(item.key, copy.CLASSES[item.label]) for item in items} == {
         ("Faces", "face"),
@@ -73,23 +73,23 @@ def test_an_archive_that_is_being_unpacked_is_not_found(root: Path) -> None:
 
 def test_a_folder_in_two_cases_is_refused(root: Path) -> None:
     pictures.write(root / "leopards/image_0001.jpg")
-    with pytest.raises(SettingsError, match="eopards/image_0001.jpg are one image of the release"):
+    with pytest.raises(SettingsError, match="eopards/image_0001.jpg are the same image"):
         caltech101.read(root.parent, copy.CLASSES, None)
 
 
-def test_a_folder_of_no_class_is_refused(root: Path) -> None:
+def test_a_folder_that_is_not_a_class_is_refused(root: Path) -> None:
     pictures.write(root / "zeppelin/image_0001.jpg")
     with pytest.raises(SettingsError, match="1 classes of .* not in the class list: 'zeppelin'"):
         caltech101.read(root.parent, copy.CLASSES, None)
 
 
-def test_a_class_whose_images_are_all_gone_is_missing(root: Path) -> None:
+def test_a_class_that_lost_all_images_is_reported_missing(root: Path) -> None:
     shutil.rmtree(root / "car_side")
     with pytest.raises(SettingsError, match="4 of 5 classes; 1 are missing: 'car side'"):
         caltech101.read(root.parent, copy.CLASSES, None)
 
 
-def test_an_archive_that_was_not_unpacked_is_told(tmp_path: Path) -> None:
+def test_an_archive_that_was_not_unpacked_is_named(tmp_path: Path) -> None:
     (tmp_path / "101_ObjectCategories.tar.gz").write_bytes(b"")
     assert lacking(tmp_path, caltech101.NEEDS) == list(caltech101.NEEDS)
     with pytest.raises(runtime.MissingDataError, match="has no folder 101_ObjectCategories; unp"):

@@ -1,4 +1,4 @@
-"""Stanford Cars: ids of MATLAB files, held against the names beside them."""
+"""Stanford Cars: ids from MATLAB files, checked against the names beside them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_web_copies_deeper_folders_and_labels_in_the_devkit_are_read(root: P
 def test_the_devkits_test_list_without_labels_is_refused(root: Path) -> None:
     labelled = root / "cars_test_annos_withlabels.mat"
     shutil.copy(root / "devkit/cars_test_annos.mat", labelled)
-    with pytest.raises(runtime.MissingDataError, match="has no labels .*fname.* place cars_test"):
+    with pytest.raises(runtime.MissingDataError, match="has no labels .*fname.* use cars_test"):
         cars.read(root.parent, copy.CLASSES, None)
 
 
@@ -66,17 +66,21 @@ def test_a_label_file_that_was_cut_is_refused(root: Path, file: str, share: floa
 
 def test_a_label_file_that_is_a_web_page_is_refused(root: Path) -> None:
     (root / "devkit/cars_meta.mat").write_text("<!doctype html><title>404</title>" * 9)
-    with pytest.raises(runtime.MissingDataError, match=r"cars_meta\.mat is damaged or no MATLAB"):
+    with pytest.raises(
+        runtime.MissingDataError, match=r"cars_meta\.mat is damaged or not a MATLAB"
+    ):
         cars.read(root.parent, copy.CLASSES, None)
 
 
 def test_a_matlab_file_with_another_variable_is_refused(root: Path) -> None:
     savemat(root / "devkit/cars_train_annos.mat", {"labels": copy.annotations(4)})
-    with pytest.raises(runtime.MissingDataError, match=r"train_annos\.mat holds no 'annotations'"):
+    with pytest.raises(
+        runtime.MissingDataError, match=r"train_annos\.mat has no variable 'annotations'"
+    ):
         cars.read(root.parent, copy.CLASSES, None)
 
 
-def test_an_id_of_no_class_is_refused(root: Path) -> None:
+def test_an_id_without_a_class_is_refused(root: Path) -> None:
     rows = copy.annotations(copy.N_TRAIN)
     rows[0, 5]["class"] = 197
     savemat(root / "devkit/cars_train_annos.mat", {"annotations": rows})
@@ -85,13 +89,13 @@ def test_an_id_of_no_class_is_refused(root: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["devkit/cars_meta.mat", "cars_test_annos_withlabels.mat"])
-def test_a_label_file_that_is_gone_is_named(root: Path, file: str) -> None:
+def test_a_missing_label_file_is_named(root: Path, file: str) -> None:
     (root / file).unlink()
-    with pytest.raises(runtime.MissingDataError, match=rf"{Path(file).name} is not there"):
+    with pytest.raises(runtime.MissingDataError, match=rf"{Path(file).name} is missing"):
         cars.read(root.parent, copy.CLASSES, None)
 
 
-def test_a_folder_that_is_gone_is_named(root: Path) -> None:
+def test_a_missing_folder_is_named(root: Path) -> None:
     shutil.rmtree(root / "cars_test")
-    with pytest.raises(runtime.MissingDataError, match="cars_test is not there"):
+    with pytest.raises(runtime.MissingDataError, match="cars_test is missing"):
         cars.read(root.parent, copy.CLASSES, None)

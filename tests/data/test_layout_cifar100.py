@@ -42,7 +42,7 @@ def test_each_record_is_an_image_of_its_fine_class(folder: Path) -> None:
         assert item.label == index % 3
 
 
-def test_images_are_written_once_and_only_those_that_are_gone(folder: Path) -> None:
+def test_images_are_written_once_and_again_only_if_missing(folder: Path) -> None:
     items = cifar100.read(folder, copy.CLASSES, None).items
     times = [i.path.stat().st_mtime_ns for i in items]
     items[4].path.unlink()
@@ -54,7 +54,7 @@ def test_images_are_written_once_and_only_those_that_are_gone(folder: Path) -> N
     assert items[5].path.stat().st_size > 0
 
 
-def test_a_killed_process_leaves_only_whole_images_and_the_rest_is_written_then(
+def test_a_killed_process_leaves_only_whole_images_and_the_next_writes_the_rest(
     tmp_path: Path,
 ) -> None:
     root = tmp_path / ROOT
@@ -86,7 +86,7 @@ def test_other_capitalisation_is_read(folder: Path) -> None:
     assert len(cifar100.read(folder, copy.CLASSES, None).items) == 27
 
 
-def test_the_python_release_is_refused_for_it_is_a_pickle(tmp_path: Path) -> None:
+def test_the_python_release_is_refused_because_it_is_a_pickle(tmp_path: Path) -> None:
     for name in ("train", "test", "meta"):
         (tmp_path / "cifar-100-python").mkdir(exist_ok=True)
         (tmp_path / "cifar-100-python" / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
@@ -96,10 +96,12 @@ def test_the_python_release_is_refused_for_it_is_a_pickle(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("lost", [1, cifar100.RECORD_BYTES - 1, cifar100.RECORD_BYTES])
-def test_a_file_that_was_cut_is_refused(folder: Path, lost: int) -> None:
+def test_a_file_cut_short_is_refused(folder: Path, lost: int) -> None:
     path = folder / ROOT / "train.bin"
     path.write_bytes(path.read_bytes()[:-lost])
-    with pytest.raises(runtime.MissingDataError, match=r"train\.bin has .* cut, get the dataset"):
+    with pytest.raises(
+        runtime.MissingDataError, match=r"train\.bin has .* cut short, get the dataset"
+    ):
         cifar100.read(folder, copy.CLASSES, None)
     assert not (folder / "images/train").exists()
 
@@ -107,7 +109,7 @@ def test_a_file_that_was_cut_is_refused(folder: Path, lost: int) -> None:
 @pytest.mark.parametrize("name", ["train.bin", "fine_label_names.txt"])
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / ROOT / name).unlink()
-    with pytest.raises(runtime.MissingDataError, match=f"{name} is not there"):
+    with pytest.raises(runtime.MissingDataError, match=f"{name} is missing"):
         cifar100.read(folder, copy.CLASSES, None)
 
 
@@ -117,10 +119,10 @@ def test_names_in_another_order_are_refused(folder: Path) -> None:
         cifar100.read(folder, copy.CLASSES, None)
 
 
-def test_a_label_of_no_class_is_refused(folder: Path) -> None:
+def test_a_label_without_a_class_is_refused(folder: Path) -> None:
     path = folder / ROOT / "test.bin"
     content = bytearray(path.read_bytes())
     content[1] = 77
     path.write_bytes(bytes(content))
-    with pytest.raises(SettingsError, match="has label 77, of 3 classes"):
+    with pytest.raises(SettingsError, match="has label 77, but there are 3 classes"):
         cifar100.read(folder, copy.CLASSES, None)

@@ -1,4 +1,4 @@
-"""DTD's layout: its lists decide, folders name classes."""
+"""DTD's layout: its lists decide, and folders name the classes."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_each_image_of_the_lists_is_there_once_with_its_class(folder: Path) -> None:
+def test_each_listed_image_is_read_once_with_its_class(folder: Path) -> None:
     items = dtd.read(folder, copy.CLASSES, None).items
     assert len(items) == 27
     assert {(i.key, copy.CLASSES[i.label]) for i in items} == {(c, c) for c in copy.CLASSES}
@@ -24,7 +24,7 @@ def test_each_image_of_the_lists_is_there_once_with_its_class(folder: Path) -> N
     assert {i.part for i in items} == {"train", "val", "test"}
 
 
-def test_an_image_that_no_list_names_is_left_out(folder: Path) -> None:
+def test_an_unlisted_image_is_left_out(folder: Path) -> None:
     (folder / "dtd/images/banded/extra.jpg").write_bytes(b"no image")
     assert len(dtd.read(folder, copy.CLASSES, None).items) == 27
 

@@ -1,4 +1,4 @@
-"""Flowers102: labels and parts by number; the names are ours, so they are held to torchvision's."""
+"""Flowers102: labels and parts by number; the names are ours, so they are checked too."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_the_nth_label_is_of_the_nth_image(root: Path) -> None:
     assert items[0].name == "image_00001.jpg"  # as CoOp's file has it
 
 
-def test_our_names_are_torchvisions_in_order_but_for_two() -> None:
-    """OpenAI renamed two flowers; an id that moved would show as more."""
+def test_our_names_are_torchvisions_in_order_except_two() -> None:
+    """OpenAI renamed two flowers; a shifted id would show as more differences."""
     ours = load_vocabulary(settings.load_dataset("flowers")).class_names
     differ = {
         (label + 1, their, our)
@@ -46,7 +46,7 @@ def test_our_names_are_torchvisions_in_order_but_for_two() -> None:
 
 @pytest.mark.parametrize("share", [0, 0.03, 0.5, 0.97])
 @pytest.mark.parametrize("file", ["imagelabels.mat", "setid.mat"])
-def test_a_file_that_was_cut_is_refused(root: Path, file: str, share: float) -> None:
+def test_a_file_cut_short_is_refused(root: Path, file: str, share: float) -> None:
     whole = (root / file).read_bytes()
     (root / file).write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(runtime.MissingDataError, match="get the dataset again") as raised:
@@ -55,7 +55,7 @@ def test_a_file_that_was_cut_is_refused(root: Path, file: str, share: float) -> 
     assert "\n" not in str(raised.value)
 
 
-def test_labels_of_other_images_than_the_parts_are_refused(root: Path) -> None:
+def test_labels_that_do_not_match_the_parts_are_refused(root: Path) -> None:
     copy.write_labels(root / "imagelabels.mat", copy.labels()[:-2])
     with pytest.raises(runtime.MissingDataError, match=r"differ in 2 \(image_00029\.jpg, image_00"):
         flowers.read(root.parent, copy.CLASSES, None)
@@ -68,7 +68,7 @@ def test_an_image_in_two_parts_is_refused(root: Path) -> None:
         flowers.read(root.parent, copy.CLASSES, None)
 
 
-def test_a_label_of_no_class_is_refused(root: Path) -> None:
+def test_a_label_without_a_class_is_refused(root: Path) -> None:
     ids = copy.labels()
     ids[4] = 0
     copy.write_labels(root / "imagelabels.mat", ids)

@@ -1,4 +1,4 @@
-"""Food-101: folders name classes, each part is listed as text and as JSON."""
+"""Food-101: folders name the classes; each part is listed as text and as JSON."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_without_both_lists_one_is_named(meta: Path) -> None:
     for suffix in (".txt", ".json"):
         (meta / f"train{suffix}").unlink()
     assert lacking(meta.parents[1], food101.NEEDS) == ["food-101/meta/train.*"]
-    with pytest.raises(runtime.MissingDataError, match=r"train\.txt is not there"):
+    with pytest.raises(runtime.MissingDataError, match=r"train\.txt is missing"):
         food101.read(meta.parents[1], copy.CLASSES, None)
 
 
@@ -47,14 +47,14 @@ def test_without_both_lists_one_is_named(meta: Path) -> None:
     "text",
     ["", '{"apple_pie": ["apple_pie/1005649", "appl', '["apple_pie/1"]', '{"apple_pie": [1]}'],
 )
-def test_a_json_list_that_was_cut_or_is_another_is_refused(meta: Path, text: str) -> None:
+def test_a_json_list_cut_short_or_of_other_images_is_refused(meta: Path, text: str) -> None:
     (meta / "test.json").write_text(text)
     with pytest.raises(runtime.MissingDataError, match=r"test\.json is damaged \(") as raised:
         food101.read(meta.parents[1], copy.CLASSES, None)
     assert "\n" not in str(raised.value)
 
 
-def test_a_text_list_that_was_cut_is_found_by_the_other(meta: Path) -> None:
+def test_a_text_list_cut_short_is_found_by_the_json_list(meta: Path) -> None:
     rows = (meta / "train.txt").read_text().splitlines()
     (meta / "train.txt").write_text("\n".join([*rows[:-2], rows[-2][:7]]))
     with pytest.raises(runtime.MissingDataError, match=r"train\.txt differ in 3 \(hot_dog, hot"):

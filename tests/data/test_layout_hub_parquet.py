@@ -1,4 +1,4 @@
-"""A hub's parquet files: labels by name, parts by file name, images as the bytes they are."""
+"""A hub's parquet files: labels by name, parts by file name, images byte for byte."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_each_row_is_an_image_of_the_class_that_its_integer_names(folder: Path) 
         assert copy.CLASSES[item.label] == item.key.replace("_", " ")
 
 
-def test_images_are_the_bytes_of_the_copy_with_the_suffix_of_their_content(folder: Path) -> None:
+def test_images_keep_their_bytes_and_get_the_suffix_of_their_content(folder: Path) -> None:
     table = pq.read_table(folder / DATA / "train-00001-of-00002.parquet").to_pylist()
     wanted = {row["image"]["path"]: row["image"]["bytes"] for row in table}
     found = {i.name: i.path for i in read(folder)}
@@ -48,7 +48,7 @@ def test_images_are_the_bytes_of_the_copy_with_the_suffix_of_their_content(folde
             image.load()
 
 
-def test_a_part_that_the_route_does_not_name_is_left_out_and_said(folder: Path) -> None:
+def test_a_part_that_the_route_does_not_name_is_left_out_and_noted(folder: Path) -> None:
     (note,) = hub_parquet.read(folder, copy.CLASSES, copy.ROUTE).notes
     assert note == "parts of the copy left out: contrast; used: train, test"
 
@@ -58,7 +58,7 @@ def test_a_route_without_parts_reads_all(folder: Path) -> None:
     assert {(i.part, len(items)) for i in items} == {("", 48)}
 
 
-def test_images_are_written_once_and_only_those_that_are_gone(folder: Path) -> None:
+def test_images_are_written_once_and_again_only_if_missing(folder: Path) -> None:
     items = read(folder)
     times = {i.path: i.path.stat().st_mtime_ns for i in items}
     items[3].path.unlink()
@@ -66,7 +66,7 @@ def test_images_are_written_once_and_only_those_that_are_gone(folder: Path) -> N
     assert [p for p, time in times.items() if p.stat().st_mtime_ns != time] == [items[3].path]
 
 
-def test_another_revision_leaves_no_image_of_the_old_one(folder: Path) -> None:
+def test_another_revision_uses_no_image_of_the_old_one(folder: Path) -> None:
     old = {i.path for i in read(folder)}
     rows = [(f"new_{number:03}.jpg", "sea_ice") for number in range(9)]
     copy.write_shard(folder / DATA / "test-00000-of-00001.parquet", rows, copy.Shape())
@@ -107,7 +107,7 @@ def test_images_without_paths_are_named_by_file_and_row(tmp_path: Path) -> None:
         "test/test-00000-of-00001/0000000",
         "test/test-00000-of-00001/0000001",
     ]
-    assert listing.notes[1].startswith("the copy keeps no file names that are all different")
+    assert listing.notes[1].startswith("the copy has no unique file names")
 
 
 def test_paths_that_two_images_share_are_not_their_names(folder: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_hubs_own_conversion_is_read_by_its_folders(folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["readme", "list"])
 def test_integers_that_only_the_readme_or_a_list_names_are_read(tmp_path: Path, kind: str) -> None:
     copy.build(tmp_path, copy.Shape(header=False))
-    with pytest.raises(SettingsError, match="holds integers, and neither its files nor README"):
+    with pytest.raises(SettingsError, match="has integers, and neither its files nor README"):
         read(tmp_path)
     if kind == "readme":
         names = {str(number): name for number, name in enumerate(copy.ORDER)}
@@ -140,11 +140,11 @@ def test_integers_that_only_the_readme_or_a_list_names_are_read(tmp_path: Path, 
     assert all(item.name.startswith(item.key) for item in read(tmp_path))
 
 
-def test_two_files_that_name_integers_otherwise_are_refused(folder: Path) -> None:
+def test_two_files_that_name_integers_differently_are_refused(folder: Path) -> None:
     rows = [("a.jpg", "airplane")]
     shape = copy.Shape(names=("airplane", "sea_ice", "baseball_diamond"))
     copy.write_shard(folder / DATA / "test-00000-of-00001.parquet", rows, shape)
-    with pytest.raises(SettingsError, match="name the integers of 'label' otherwise"):
+    with pytest.raises(SettingsError, match="name the integers of 'label' differently"):
         read(folder)
 
 
@@ -155,10 +155,12 @@ def test_another_datasets_names_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 3, 1000, -1])
-def test_a_file_that_was_cut_is_refused(folder: Path, keep: int) -> None:
+def test_a_file_cut_short_is_refused(folder: Path, keep: int) -> None:
     path = folder / DATA / "train-00001-of-00002.parquet"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(runtime.MissingDataError, match=r"train-00001-of-00002\.parquet is cut or"):
+    with pytest.raises(
+        runtime.MissingDataError, match=r"train-00001-of-00002\.parquet is cut short or"
+    ):
         read(folder)
 
 
@@ -167,13 +169,13 @@ def test_damage_within_a_file_is_refused(folder: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4:2000] = bytes(1996)
     path.write_bytes(bytes(content))
-    with pytest.raises(runtime.MissingDataError, match="is cut or no parquet file"):
+    with pytest.raises(runtime.MissingDataError, match="is cut short or not a parquet file"):
         read(folder)
 
 
-def test_a_file_of_a_series_that_is_not_there_is_named(folder: Path) -> None:
+def test_a_missing_file_of_a_series_is_named(folder: Path) -> None:
     (folder / DATA / "train-00000-of-00002.parquet").unlink()
-    with pytest.raises(runtime.MissingDataError, match="1 of 2 files .*first number 00000"):
+    with pytest.raises(runtime.MissingDataError, match="1 of 2 files .* the first is number 00000"):
         read(folder)
 
 
@@ -183,22 +185,22 @@ def test_a_part_without_files_is_named(folder: Path) -> None:
         read(folder)
 
 
-def test_a_column_that_is_not_there_is_named_with_those_that_are(folder: Path) -> None:
+def test_a_missing_column_is_named_with_the_existing_ones(folder: Path) -> None:
     route = copy.ROUTE.model_copy(update={"label_column": "fine_label"})
     with pytest.raises(SettingsError, match="no column 'fine_label', only image, label"):
         read(folder, route)
 
 
 def test_without_a_route_nothing_is_guessed(folder: Path) -> None:
-    with pytest.raises(SettingsError, match="no hub route of the card names their columns"):
+    with pytest.raises(SettingsError, match="no hub route in the card names their columns"):
         hub_parquet.read(folder, copy.CLASSES, None)
 
 
-def test_a_header_that_is_no_json_is_refused(folder: Path) -> None:
+def test_a_header_that_is_not_json_is_refused(folder: Path) -> None:
     path = folder / DATA / "test-00000-of-00001.parquet"
     table = pq.read_table(path).replace_schema_metadata({"huggingface": json.dumps("x")[:-1]})
     pq.write_table(table, path)
-    with pytest.raises(SettingsError, match="says of its columns is not to be read"):
+    with pytest.raises(SettingsError, match="about its columns cannot be read"):
         read(folder)
 
 
@@ -214,15 +216,17 @@ def test_a_row_without_an_image_is_named(tmp_path: Path) -> None:
 
 
 def test_a_column_without_images_is_refused(folder: Path) -> None:
-    with pytest.raises(SettingsError, match="column 'label' of .* holds int64, no images"):
+    with pytest.raises(SettingsError, match="column 'label' of .* has type int64, not images"):
         read(folder, copy.ROUTE.model_copy(update={"image_column": "label"}))
 
 
-def test_a_label_of_no_name_is_refused(folder: Path) -> None:
+def test_a_label_without_a_name_is_refused(folder: Path) -> None:
     path = folder / DATA / "test-00000-of-00001.parquet"
     table = pq.read_table(path)
     rows = table.to_pylist()
     rows[2]["label"] = -1
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
-    with pytest.raises(SettingsError, match="row 2 of .* has label -1, of 3 classes; 1 rows"):
+    with pytest.raises(
+        SettingsError, match="row 2 of .* has label -1, but there are 3 classes; 1 rows"
+    ):
         read(folder)

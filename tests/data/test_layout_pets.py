@@ -1,4 +1,4 @@
-"""Oxford-IIIT Pets: ids of lists, held against breeds; odd files are what they are."""
+"""Oxford-IIIT Pets: ids from lists, checked against the breeds; odd files are still read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def lists(tmp_path: Path) -> Path:
 
 
 def read(lists: Path, classes: tuple[str, ...] = copy.CLASSES) -> dict[str, str]:
-    """Return the class of each image."""
+    """The class of each image."""
     items = pets.read(lists.parents[1], classes, None).items
     return {item.name: classes[item.label] for item in items}
 
@@ -38,14 +38,14 @@ def test_a_breed_is_the_name_before_the_last_number(lists: Path) -> None:
     assert breeds["wheaten_terrier_7.jpg"] == "wheaten terrier"
 
 
-def test_the_order_of_folders_which_puts_cats_first_is_refused(lists: Path) -> None:
+def test_folder_order_which_puts_cats_first_is_refused(lists: Path) -> None:
     by_folder = tuple(sorted(copy.CLASSES))
     assert by_folder == ("Abyssinian", "Bengal", "american bulldog", "wheaten terrier")
-    with pytest.raises(SettingsError, match="class 1 is 'american_bulldog' in .* and 'Bengal' in"):
+    with pytest.raises(SettingsError, match="class 1 is 'american_bulldog' in .* but 'Bengal' in"):
         read(lists, by_folder)
 
 
-def test_our_list_is_in_the_order_of_ids_which_is_the_alphabets_without_case() -> None:
+def test_our_list_is_in_the_order_of_ids_alphabetical_ignoring_case() -> None:
     ours = load_vocabulary(settings.load_dataset("pets")).class_names
     assert sorted(ours, key=str.casefold) == list(ours)
 
@@ -61,27 +61,27 @@ def test_swapped_ids_are_refused(lists: Path) -> None:
         read(lists)
 
 
-def test_an_image_that_is_no_jpeg_is_an_image_all_the_same(lists: Path) -> None:
+def test_an_image_that_is_not_a_jpeg_is_still_listed(lists: Path) -> None:
     assert "Bengal_7.jpg" in read(lists)
     with Image.open(lists.parent / "images/Bengal_7.jpg") as image:
         assert image.format == "PNG"
 
 
-def test_a_list_that_was_cut_inside_a_line_is_refused(lists: Path) -> None:
+def test_a_list_cut_inside_a_line_is_refused(lists: Path) -> None:
     replace(lists / "test.txt", "wheaten_terrier_7 4 2 2\n", "wheaten_ter")
     with pytest.raises(runtime.MissingDataError, match=r"test\.txt has a line 'wheaten_ter'"):
         read(lists)
 
 
-def test_a_list_that_was_cut_between_lines_is_refused(lists: Path) -> None:
+def test_a_list_cut_between_lines_is_refused(lists: Path) -> None:
     replace(lists / "trainval.txt", "Abyssinian_4 1 1 1\n", "")
     with pytest.raises(runtime.MissingDataError, match=r"differ in 1 \(Abyssinian_4\)"):
         read(lists)
 
 
-def test_a_list_that_is_no_text_is_refused(lists: Path) -> None:
+def test_a_list_that_is_not_text_is_refused(lists: Path) -> None:
     (lists / "test.txt").write_bytes(b"\x1f\x8b\x08\xff")
-    with pytest.raises(runtime.MissingDataError, match=r"test\.txt is no text"):
+    with pytest.raises(runtime.MissingDataError, match=r"test\.txt is not UTF-8 text"):
         read(lists)
 
 
@@ -99,13 +99,13 @@ def test_two_breeds_with_one_id_are_refused(lists: Path) -> None:
         read(lists)
 
 
-def test_an_image_that_trains_and_is_tested_is_refused(lists: Path) -> None:
+def test_an_image_in_both_train_and_test_is_refused(lists: Path) -> None:
     with (lists / "test.txt").open("a") as stream:
         stream.write("Abyssinian_1 1 1 1\n")
     with pytest.raises(SettingsError, match="Abyssinian_1 is listed twice .* train and in test"):
         read(lists)
 
 
-def test_a_copy_without_the_list_of_all_is_read(lists: Path) -> None:
+def test_a_copy_without_the_full_list_is_read(lists: Path) -> None:
     (lists / "list.txt").unlink()
     assert len(read(lists)) == 28

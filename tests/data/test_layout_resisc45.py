@@ -1,4 +1,4 @@
-"""RESISC45's layout: a folder a class, images that bear its name."""
+"""RESISC45's layout: one folder per class, with images that have its name."""
 
 import shutil
 from collections import Counter
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_each_image_is_there_once_with_the_class_of_its_folder(folder: Path) -> None:
+def test_each_image_is_read_once_with_its_folders_class(folder: Path) -> None:
     listing = resisc45.read(folder, copy.CLASSES, None)
     assert all(copy.CLASSES[i.label] == i.key.replace("_", " ") for i in listing.items)
     assert set(Counter(i.label for i in listing.items).values()) == {copy.PER_CLASS}
@@ -32,7 +32,7 @@ def test_each_image_is_there_once_with_the_class_of_its_folder(folder: Path) -> 
     assert listing.notes == ()
 
 
-def test_what_is_not_numbered_is_left_out_and_said(folder: Path) -> None:
+def test_unnumbered_images_are_left_out_and_noted(folder: Path) -> None:
     pictures.write(folder / ROOT / "airplane/copy.jpg")
     pictures.write(folder / ROOT / "loose_001.jpg")
     (folder / ROOT / "airplane/Thumbs.db").write_bytes(b"x")
@@ -54,11 +54,11 @@ def test_swapped_folders_are_refused(folder: Path) -> None:
     (folder / ROOT / "railway").rename(folder / ROOT / "x")
     (folder / ROOT / "railway_station").rename(folder / ROOT / "railway")
     (folder / ROOT / "x").rename(folder / ROOT / "railway_station")
-    with pytest.raises(SettingsError, match="is named as 'railway_station' and lies in 'railway'"):
+    with pytest.raises(SettingsError, match="is named 'railway_station' but is in 'railway'"):
         resisc45.read(folder, copy.CLASSES, None)
 
 
-def test_a_class_of_no_folder_and_a_folder_of_no_class_are_refused(folder: Path) -> None:
+def test_a_class_without_a_folder_and_a_folder_without_a_class_are_refused(folder: Path) -> None:
     shutil.rmtree(folder / ROOT / "railway")
     with pytest.raises(SettingsError, match="has 3 of 4 classes; 1 are missing: 'railway'"):
         resisc45.read(folder, copy.CLASSES, None)
@@ -68,5 +68,5 @@ def test_a_class_of_no_folder_and_a_folder_of_no_class_are_refused(folder: Path)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(runtime.MissingDataError, match="NWPU-RESISC45 is not there"):
+    with pytest.raises(runtime.MissingDataError, match="NWPU-RESISC45 is missing"):
         resisc45.read(tmp_path, copy.CLASSES, None)

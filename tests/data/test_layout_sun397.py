@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_each_image_is_there_once_with_the_class_of_its_folder(folder: Path) -> None:
+def test_each_image_is_read_once_with_its_folders_class(folder: Path) -> None:
     listing = sun397.read(folder, copy.CLASSES, None)
     assert {(i.key, copy.CLASSES[i.label]) for i in listing.items} == {
         ("/a/abbey", "abbey"),
@@ -37,7 +37,7 @@ def test_each_image_is_there_once_with_the_class_of_its_folder(folder: Path) -> 
     assert listing.notes == ()
 
 
-def test_every_name_of_our_list_is_how_its_folder_is_written() -> None:
+def test_every_name_in_our_list_follows_from_its_folder() -> None:
     names = LISTED.read_text().splitlines()
     for name in names:
         words, _, inner = name.partition(" (")
@@ -46,7 +46,7 @@ def test_every_name_of_our_list_is_how_its_folder_is_written() -> None:
         assert sun397.class_name(key) == name
 
 
-def test_the_place_of_a_class_in_the_list_does_not_count(folder: Path) -> None:
+def test_a_classs_position_in_the_list_does_not_matter(folder: Path) -> None:
     items = sun397.read(folder, copy.CLASSES, None).items
     (folder / "SUN397/ClassName.txt").write_text("\n".join(reversed(copy.KEYS)))
     assert sun397.read(folder, copy.CLASSES, None).items == items
@@ -62,7 +62,7 @@ def test_other_capitalisation_and_suffixes_are_read(folder: Path) -> None:
     assert len(sun397.read(folder, copy.CLASSES, None).items) == 40
 
 
-def test_folders_that_no_class_names_are_left_out_and_said(folder: Path) -> None:
+def test_folders_that_are_not_a_class_are_left_out_and_noted(folder: Path) -> None:
     pictures.write(folder / "SUN397/j/jail/sun_loose.jpg")
     pictures.write(folder / "SUN397/z/zoo/sun_b.jpg")
     (folder / "SUN397/a/abbey/Thumbs.db").write_bytes(b"x")
@@ -78,7 +78,7 @@ def test_a_class_without_images_is_named(folder: Path, kept: bool) -> None:
     shutil.rmtree(folder / "SUN397/j/jail/indoor")
     if kept:
         (folder / "SUN397/j/jail/indoor").mkdir()
-    match = "has no image" if kept else "is not there"
+    match = "has no image" if kept else "is missing"
     with pytest.raises(runtime.MissingDataError, match=f"jail/indoor {match}"):
         sun397.read(folder, copy.CLASSES, None)
 
@@ -86,11 +86,11 @@ def test_a_class_without_images_is_named(folder: Path, kept: bool) -> None:
 def test_a_missing_list_is_named(folder: Path) -> None:
     (folder / "SUN397/ClassName.txt").unlink()
     assert lacking(folder, sun397.NEEDS) == list(sun397.NEEDS)
-    with pytest.raises(runtime.MissingDataError, match=r"ClassName\.txt is not there"):
+    with pytest.raises(runtime.MissingDataError, match=r"ClassName\.txt is missing"):
         sun397.read(folder, copy.CLASSES, None)
 
 
-def test_a_list_that_was_cut_is_refused(folder: Path) -> None:
+def test_a_list_cut_short_is_refused(folder: Path) -> None:
     (folder / "SUN397/ClassName.txt").write_text("\n".join(copy.KEYS)[:-5])
     with pytest.raises(SettingsError, match="not in the class list: '/t/theater/indoor_proc"):
         sun397.read(folder, copy.CLASSES, None)
@@ -99,7 +99,7 @@ def test_a_list_that_was_cut_is_refused(folder: Path) -> None:
         sun397.read(folder, copy.CLASSES, None)
 
 
-def test_official_lists_give_parts_where_they_are_there(folder: Path) -> None:
+def test_official_lists_give_the_parts_if_they_exist(folder: Path) -> None:
     copy.write_partition(folder)
     parts = Counter(i.part for i in sun397.read(folder, copy.CLASSES, None).items)
     assert parts == {"train": 16, "test": 16, "": 8}

@@ -46,7 +46,7 @@ def test_each_clip_of_split_1_is_an_image_of_its_class(
     assert listing.notes == ()
 
 
-def test_of_six_frames_the_fourth_is_taken(folder: Path) -> None:
+def test_the_fourth_of_six_frames_is_taken(folder: Path) -> None:
     items = ucf101.read(folder, copy.CLASSES, None).items
     assert {copy.frame_of(i.path) for i in items} == {3}
 
@@ -58,7 +58,7 @@ def test_the_middle_of_n_frames_is_n_halves(tmp_path: Path, n_frames: int, middl
     assert copy.frame_of(tmp_path / "v.png") == middle
 
 
-def test_frames_are_written_once_and_only_those_that_are_gone(folder: Path) -> None:
+def test_frames_are_written_once_and_again_only_if_missing(folder: Path) -> None:
     items = ucf101.read(folder, copy.CLASSES, None).items
     times = {i.path: i.path.stat().st_mtime_ns for i in items}
     items[3].path.unlink()
@@ -66,7 +66,7 @@ def test_frames_are_written_once_and_only_those_that_are_gone(folder: Path) -> N
     assert [p for p, time in times.items() if p.stat().st_mtime_ns != time] == [items[3].path]
 
 
-def test_videos_that_cannot_be_used_are_named_and_the_others_are_kept(folder: Path) -> None:
+def test_unusable_videos_are_named_and_the_other_frames_kept(folder: Path) -> None:
     video = folder / "UCF-101/Hammering/v_Hammering_g02_c01.avi"
     content = video.read_bytes()
     video.write_bytes(content[:-300])
@@ -83,14 +83,14 @@ def test_videos_that_cannot_be_used_are_named_and_the_others_are_kept(folder: Pa
     assert len(ucf101.read(folder, copy.CLASSES, None).items) == 24
 
 
-def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_video_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "v.avi"
     path.write_bytes(b"<html>404</html>" * 100)
     with pytest.raises(CutVideoError, match="cannot be decoded"):
         middle_frame(path)
 
 
-def test_a_damaged_frame_is_passed_over(tmp_path: Path) -> None:
+def test_a_damaged_frame_is_skipped(tmp_path: Path) -> None:
     path = copy.write_video(tmp_path / "v.avi", 9)
     content = bytearray(path.read_bytes())
     second = content.index(b"00dc", content.index(b"00dc") + 4)
@@ -99,7 +99,7 @@ def test_a_damaged_frame_is_passed_over(tmp_path: Path) -> None:
     assert middle_frame(path).size == (64, 48)
 
 
-def test_without_pyav_the_line_says_what_to_install(folder: Path) -> None:
+def test_without_pyav_the_error_says_what_to_install(folder: Path) -> None:
     code = (
         "import sys, pathlib; sys.modules['av'] = None\n"
         "from microclip.data.layouts import ucf101\n"
@@ -112,13 +112,13 @@ def test_without_pyav_the_line_says_what_to_install(folder: Path) -> None:
     assert "ResourceError: videos need PyAV, which is not installed: pip install" in done.stderr
 
 
-def test_clips_that_are_not_there_are_named(folder: Path) -> None:
+def test_missing_clips_are_named(folder: Path) -> None:
     (folder / "UCF-101/Hammering/v_Hammering_g02_c01.avi").unlink()
     with pytest.raises(runtime.MissingDataError, match="1 of 24 clips .*/v_Hammering_g02_c01"):
         ucf101.read(folder, copy.CLASSES, None)
 
 
-def test_clips_of_no_list_are_left_out_and_said(folder: Path) -> None:
+def test_unlisted_clips_are_left_out_and_noted(folder: Path) -> None:
     copy.write_video(folder / "UCF-101/Hammering/v_Hammering_g99_c01.avi", 2)
     (folder / "UCF-101/Hammering/notes.txt").write_text("x")
     listing = ucf101.read(folder, copy.CLASSES, None)
@@ -134,7 +134,7 @@ def test_other_capitalisation_is_read(folder: Path) -> None:
     assert len(ucf101.read(folder, copy.CLASSES, None).items) == 24
 
 
-def test_numbers_of_swapped_classes_are_refused(folder: Path) -> None:
+def test_swapped_class_numbers_are_refused(folder: Path) -> None:
     lists = folder / "ucfTrainTestlist"
     swapped = "1 Hammering\n2 ApplyEyeMakeup\n3 HammerThrow\n4 HandstandPushups\n"
     (lists / "classInd.txt").write_text(swapped)
@@ -143,7 +143,7 @@ def test_numbers_of_swapped_classes_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["5 Hammering", "5", "x Zoo", "1 Zoo"])
-def test_a_list_of_classes_that_is_none_is_refused(folder: Path, line: str) -> None:
+def test_a_malformed_class_list_is_refused(folder: Path, line: str) -> None:
     with (folder / "ucfTrainTestlist/classInd.txt").open("a") as stream:
         stream.write(line + "\n")
     with pytest.raises(SettingsError, match=r"classInd\.txt says|are both|get the lists"):
@@ -153,14 +153,14 @@ def test_a_list_of_classes_that_is_none_is_refused(folder: Path, line: str) -> N
 def test_a_clip_in_both_lists_is_refused(folder: Path) -> None:
     with (folder / "ucfTrainTestlist/testlist01.txt").open("a") as stream:
         stream.write("Hammering/v_Hammering_g05_c01.avi\n")
-    with pytest.raises(SettingsError, match="v_Hammering_g05_c01 stands twice"):
+    with pytest.raises(SettingsError, match="v_Hammering_g05_c01 is in the lists twice"):
         ucf101.read(folder, copy.CLASSES, None)
 
 
 def test_two_files_of_one_clip_are_refused(tmp_path: Path) -> None:
     copy.build_frames(tmp_path)
     pictures.write(tmp_path / "UCF-101-midframes/Hammering/v_Hammering_g01_c01.png")
-    with pytest.raises(SettingsError, match="are one clip; remove one"):
+    with pytest.raises(SettingsError, match="are the same clip; remove one"):
         ucf101.read(tmp_path, copy.CLASSES, None)
 
 

@@ -1,4 +1,4 @@
-"""Shards of tar files: labels by the copy's names, members never unpacked to their own names."""
+"""Shards of tar files: labels by the copy's names, members never unpacked under their own names."""
 
 from pathlib import Path
 
@@ -37,19 +37,19 @@ def test_each_sample_is_an_image_of_the_class_that_its_number_names(folder: Path
     assert {i.path.suffix for i in items} == {".jpg", ".png", ".webp"}
 
 
-def test_without_a_route_parts_are_the_folders(folder: Path) -> None:
+def test_without_a_route_the_folders_are_the_parts(folder: Path) -> None:
     items = webdataset.read(folder, copy.CLASSES, None).items
     assert {i.part for i in items} == {"train", "test"}
 
 
-def test_a_part_that_the_route_does_not_name_is_left_out_and_said(folder: Path) -> None:
+def test_a_part_that_the_route_does_not_name_is_left_out_and_noted(folder: Path) -> None:
     copy.write_shard(folder / "hub/extra/0.tar", copy.samples("extra", range(3)))
     listing = webdataset.read(folder, copy.CLASSES, copy.ROUTE)
     assert len(listing.items) == 27
     assert listing.notes == ("parts of the copy left out: extra; used: train, test",)
 
 
-def test_images_are_written_once_and_only_those_that_are_gone(folder: Path) -> None:
+def test_images_are_written_once_and_again_only_if_missing(folder: Path) -> None:
     items = read(folder)
     times = {i.path: i.path.stat().st_mtime_ns for i in items}
     items[3].path.unlink()
@@ -57,7 +57,7 @@ def test_images_are_written_once_and_only_those_that_are_gone(folder: Path) -> N
     assert [p for p, time in times.items() if p.stat().st_mtime_ns != time] == [items[3].path]
 
 
-def test_names_of_members_are_never_paths(folder: Path) -> None:
+def test_member_names_are_never_used_as_paths(folder: Path) -> None:
     outside = folder.parent / "outside.jpg"
     image = copy.samples("test", range(1, 2))["s0000001.png"]
     members = {}
@@ -71,14 +71,16 @@ def test_names_of_members_are_never_paths(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 300, 5000, -512, -4096])
-def test_a_shard_that_was_cut_is_refused(folder: Path, keep: int) -> None:
+def test_a_shard_cut_short_is_refused(folder: Path, keep: int) -> None:
     path = folder / "hub/train/1.tar"
     path.write_bytes(path.read_bytes().rstrip(b"\0")[:keep] if keep > -4096 else b"\1" * 4096)
-    with pytest.raises(runtime.MissingDataError, match=r"train/1\.tar is cut or no tar file"):
+    with pytest.raises(
+        runtime.MissingDataError, match=r"train/1\.tar is cut short or not a tar file"
+    ):
         read(folder)
 
 
-def test_a_shard_whose_middle_is_lost_is_refused(folder: Path) -> None:
+def test_a_shard_with_a_lost_middle_is_refused(folder: Path) -> None:
     path = folder / "hub/train/1.tar"
     content = path.read_bytes()
     path.write_bytes(content[:2000] + content[6000:])
@@ -96,10 +98,10 @@ def test_half_a_sample_is_named(folder: Path, lost: str, what: str) -> None:
 
 
 @pytest.mark.parametrize("label", [b"3", b"-1", b"car"])
-def test_a_label_of_no_name_is_refused(folder: Path, label: bytes) -> None:
+def test_a_label_without_a_name_is_refused(folder: Path, label: bytes) -> None:
     members = {**copy.samples("test", range(9)), "s0000003.cls": label}
     copy.write_shard(folder / "hub/test/0.tar", members)
-    with pytest.raises(SettingsError, match=f"has label '{label.decode()}', classnames"):
+    with pytest.raises(SettingsError, match=f"has label '{label.decode()}', but classnames"):
         read(folder)
 
 

@@ -56,13 +56,13 @@ def name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.param)
 
 
-def test_all_that_a_layout_needs_is_in_its_archive(name: str, tmp_path: Path) -> None:
+def test_everything_that_a_layout_needs_is_in_its_archive(name: str, tmp_path: Path) -> None:
     needs = load_layout(name).NEEDS
     assert lacking(tmp_path, needs) == []
     assert lacking(tmp_path / "elsewhere", needs) == list(needs)
 
 
-def test_images_are_read_once_each_in_order_of_names(name: str, tmp_path: Path) -> None:
+def test_each_image_is_read_once_in_name_order(name: str, tmp_path: Path) -> None:
     listing = read(name, tmp_path)
     names = [item.name for item in listing.items]
     assert names == sorted(set(names))
@@ -72,7 +72,7 @@ def test_images_are_read_once_each_in_order_of_names(name: str, tmp_path: Path) 
             image.load()
 
 
-def test_parts_have_the_images_that_the_card_says(name: str, tmp_path: Path) -> None:
+def test_parts_have_as_many_images_as_the_card_says(name: str, tmp_path: Path) -> None:
     card = settings.load_card(PublicSource(dataset=name))
     listing = read(name, tmp_path)
     for split, counts in copy_of(name).SPLITS.items():
@@ -80,7 +80,7 @@ def test_parts_have_the_images_that_the_card_says(name: str, tmp_path: Path) -> 
         assert (len(made.train), len(made.test)) == counts, split
 
 
-def test_names_in_capitals_are_the_same_files(name: str, tmp_path: Path) -> None:
+def test_upper_case_names_are_the_same_files(name: str, tmp_path: Path) -> None:
     before = [(item.name, item.label, item.part) for item in read(name, tmp_path).items]
     for path in sorted(tmp_path.rglob("*"), key=lambda path: -len(path.parts)):
         path.rename(path.with_name(path.name.upper()))
@@ -88,7 +88,7 @@ def test_names_in_capitals_are_the_same_files(name: str, tmp_path: Path) -> None
     assert [(item.name, item.label, item.part) for item in read(name, tmp_path).items] == before
 
 
-def test_files_that_do_not_belong_are_left_out(name: str, tmp_path: Path) -> None:
+def test_files_that_do_not_belong_to_the_dataset_are_left_out(name: str, tmp_path: Path) -> None:
     before = [item.name for item in read(name, tmp_path).items]
     beside = (tmp_path / IMAGE[name]).parent
     (beside / ".DS_Store").write_bytes(b"\0\1")
@@ -101,7 +101,7 @@ def test_files_that_do_not_belong_are_left_out(name: str, tmp_path: Path) -> Non
     assert not any(".hidden" in note for note in listing.notes)
 
 
-def test_an_image_that_is_gone_is_named(name: str, tmp_path: Path) -> None:
+def test_a_missing_image_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / IMAGE[name]).unlink()
     with pytest.raises(runtime.MissingDataError, match="get it again") as raised:
         read(name, tmp_path)
@@ -109,7 +109,7 @@ def test_an_image_that_is_gone_is_named(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_a_class_more_or_less_than_ours_is_refused(name: str, tmp_path: Path) -> None:
+def test_one_class_more_or_less_than_ours_is_refused(name: str, tmp_path: Path) -> None:
     classes = copy_of(name).CLASSES
     for wrong in (classes[:-1], (*classes, "zeppelin")):
         with pytest.raises(SettingsError) as raised:
@@ -119,7 +119,7 @@ def test_a_class_more_or_less_than_ours_is_refused(name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", COOPS, indirect=True)
 def test_images_are_named_as_coops_split_names_them(name: str, tmp_path: Path) -> None:
-    """A split listed with CoOp's own numbers of classes, which are not ours, is found whole."""
+    """All images of a split are found, though CoOp numbers the classes differently."""
     items = read(name, tmp_path).items
     assert COOPS[name] in {item.name for item in items}
     rows = [[item.name, 1000 - item.label, "worded otherwise"] for item in items]
@@ -148,14 +148,14 @@ def test_labels_follow_names_where_the_files_have_no_order(name: str, tmp_path: 
 
 
 class _Flowers(theirs.Flowers102):
-    """Without its MD5 of the true label files, which a small copy cannot have."""
+    """Without its MD5 check of the label files, which a small copy cannot pass."""
 
     def _check_integrity(self) -> bool:
         return True
 
 
 def torchvisions(name: str, root: Path, part: str) -> Iterator[tuple[Path, str]]:
-    """Give file and class of each image of a part as torchvision reads the same files."""
+    """File and class of each image of a part, as torchvision reads the same files."""
     ours = copy_of(name).CLASSES
     rows: Iterable[tuple[Any, int]]
     match name:

@@ -1,4 +1,4 @@
-"""Batches depend on seed, epoch and index alone."""
+"""Batches depend only on seed, epoch and index."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_an_epoch_shows_every_image_once_and_keeps_the_partial_batch(
     assert batches[0].crops.shape == (3, 3, 3, 16, 16)
 
 
-def test_views_depend_neither_on_batches_nor_on_workers(images: UnlabelledImages) -> None:
+def test_views_do_not_depend_on_batches_or_workers(images: UnlabelledImages) -> None:
     once = by_image(list(TrainingViews(images, RECIPE, batch_size=3).batches(4, 4)))
     others = by_image(list(TrainingViews(images, RECIPE, batch_size=5, n_workers=2).batches(4, 4)))
     later = by_image(list(TrainingViews(images, RECIPE, batch_size=3).batches(5, 5)))
@@ -68,18 +68,18 @@ def test_views_depend_neither_on_batches_nor_on_workers(images: UnlabelledImages
         assert not torch.equal(once[index], later[index])
 
 
-def test_the_epochs_before_do_not_matter(images: UnlabelledImages) -> None:
+def test_earlier_epochs_do_not_matter(images: UnlabelledImages) -> None:
     views = TrainingViews(images, RECIPE, batch_size=4)
     assert torch.equal(list(views.batches(1, 2))[2].weak, next(views.batches(2, 2)).weak)
 
 
-def test_another_seed_is_another_draw(images: UnlabelledImages) -> None:
+def test_another_seed_gives_another_draw(images: UnlabelledImages) -> None:
     first = TrainingViews(images, RECIPE, batch_size=N).weak_and_crops(0, [2])
     other = TrainingViews(images, replace(RECIPE, seed=1), batch_size=N).weak_and_crops(0, [2])
     assert not torch.equal(first.crops, other.crops)
 
 
-def test_no_crop_is_an_empty_axis(images: UnlabelledImages) -> None:
+def test_no_crops_give_an_empty_axis(images: UnlabelledImages) -> None:
     views = TrainingViews(images, replace(RECIPE, n_crops=0), batch_size=N)
     assert views.weak_and_crops(0, [0, 1]).crops.shape == (2, 0, 3, 16, 16)
 

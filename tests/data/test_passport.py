@@ -1,4 +1,4 @@
-"""The split passport: what it tells, and that what is no longer its is refused."""
+"""The split passport: what it states, and that anything that no longer matches is refused."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def stored() -> passport.Passport:
 
 @pytest.fixture
 def textures(own_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the files of a small DTD, in a project that has its card."""
+    """The files of a small DTD, in a project that has its card."""
     public_project.lay_out(own_project, "dtd", monkeypatch=monkeypatch)
     return own_project / "data/dtd/dtd"
 
 
 @pytest.mark.usefixtures("project")
-def test_it_tells_classes_counts_and_hashes() -> None:
+def test_a_passport_states_classes_counts_and_hashes() -> None:
     found = stored()
     assert found.classes == CLASSES
     assert (found.train, found.test) == (N_TRAIN * 3, N_TEST * 3)
@@ -52,7 +52,7 @@ def test_it_tells_classes_counts_and_hashes() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_a_check_reads_only_and_names_the_command_that_issues_a_passport() -> None:
+def test_a_check_only_reads_and_names_the_command_that_issues_a_passport() -> None:
     datasets.fetch(shapes())
     store.build("shapes")
     for use in (loading.load, passport.check):
@@ -64,22 +64,24 @@ def test_a_check_reads_only_and_names_the_command_that_issues_a_passport() -> No
 
 
 @pytest.mark.usefixtures("project")
-def test_a_manifest_that_was_edited_is_refused_at_every_use() -> None:
+def test_an_edited_manifest_is_refused_at_every_use() -> None:
     stored()
     lines = MANIFEST.read_text().splitlines()
     assert lines[-1].startswith("test,")
     MANIFEST.write_text("\n".join([*lines[:-1], lines[-1].replace("test,", "train,", 1)]) + "\n")
-    with pytest.raises(SettingsError, match="the manifest of shapes is not the one of results/"):
+    with pytest.raises(SettingsError, match="the manifest of shapes is not the one in results/"):
         loading.load(shapes())
 
 
 def test_a_class_list_in_another_order_is_refused(own_project: Path) -> None:
     stored()
     (own_project / "images/classes.txt").write_text("green square\nred_disc\nblue bar\n")
-    with pytest.raises(SettingsError, match="class 0 is 'green square', it has 'red_disc'; put"):
+    with pytest.raises(
+        SettingsError, match="class 0 is 'green square' here, 'red_disc' in the passport; put"
+    ):
         passport.check(shapes())
     (own_project / "images/classes.txt").write_text("red_disc\ngreen square\n")
-    with pytest.raises(SettingsError, match="2 classes, it has 3"):
+    with pytest.raises(SettingsError, match="2 classes here, 3 in the passport"):
         passport.check(shapes())
 
 
@@ -104,7 +106,7 @@ def share(root: Path, n: int) -> None:
         )
 
 
-def test_one_s_own_test_images_must_not_be_training_images(
+def test_your_own_test_images_must_not_be_training_images(
     own_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     share(own_project, 2)
@@ -140,7 +142,7 @@ def test_the_environment_allows_overlap_in_a_workflow(
     assert stored().is_transductive
 
 
-def test_pictures_that_look_alike_are_told_and_stop_nothing(own_project: Path) -> None:
+def test_similar_pictures_are_reported_but_not_refused(own_project: Path) -> None:
     images = own_project / "images"
     with Image.open(images / "train/red_disc/1.png") as image:
         larger = image.resize((image.width * 2, image.height * 2), Image.Resampling.BICUBIC)
@@ -155,7 +157,7 @@ def test_pictures_that_look_alike_are_told_and_stop_nothing(own_project: Path) -
 # -- public datasets -------------------------------------------------------------------------------
 
 
-def test_a_public_dataset_s_passport_says_where_it_came_from_and_what_differs(
+def test_a_public_datasets_passport_says_where_it_came_from_and_what_differs(
     textures: Path,
 ) -> None:
     public_project.bring("dtd")
@@ -173,7 +175,7 @@ def test_a_public_dataset_s_passport_says_where_it_came_from_and_what_differs(
 
 
 @pytest.mark.usefixtures("textures")
-def test_another_split_than_the_passport_s_is_refused(own_project: Path) -> None:
+def test_another_split_than_the_passports_is_refused(own_project: Path) -> None:
     public_project.bring("dtd")
     card = own_project / "config/datasets/dtd.yaml"
     card.write_text(card.read_text().replace("split: paper}", "split: official}"))
@@ -186,14 +188,14 @@ def test_another_split_than_the_passport_s_is_refused(own_project: Path) -> None
 
 
 @pytest.mark.usefixtures("textures")
-def test_a_public_dataset_without_its_origin_is_fetched_again() -> None:
+def test_a_public_dataset_without_its_origin_must_be_fetched_again() -> None:
     public_project.bring("dtd")
     Path(paths.ORIGIN.format(dataset="dtd")).unlink()
     with pytest.raises(MissingDataError, match="run `microclip fetch-dataset dtd`"):
         passport.issue(settings.load_dataset("dtd"))
 
 
-def test_a_published_split_with_more_than_a_hundredth_shared_is_stopped(textures: Path) -> None:
+def test_a_published_split_with_more_than_one_percent_shared_is_refused(textures: Path) -> None:
     images = textures / "images/banded"
     shutil.copy(images / "banded_0000.jpg", images / "banded_0002.jpg")  # train1 and test1
     datasets.fetch(settings.load_dataset("dtd"))
@@ -202,7 +204,7 @@ def test_a_published_split_with_more_than_a_hundredth_shared_is_stopped(textures
         passport.issue(settings.load_dataset("dtd"))
 
 
-def test_fewer_shared_images_and_those_that_the_card_allows_are_told(
+def test_fewer_shared_images_or_allowed_ones_are_only_reported(
     textures: Path, own_project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     images = textures / "images/banded"
@@ -218,7 +220,7 @@ def test_fewer_shared_images_and_those_that_the_card_allows_are_told(
 
 
 @pytest.mark.usefixtures("textures")
-def test_the_verb_prints_it_for_people_and_for_machines(
+def test_the_command_prints_it_as_text_and_as_json(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     public_project.bring("dtd")
@@ -237,7 +239,7 @@ def test_the_verb_prints_it_for_people_and_for_machines(
 
 
 @pytest.mark.usefixtures("project")
-def test_training_images_may_have_no_label_and_test_images_may_not() -> None:
+def test_training_images_may_lack_a_label_but_test_images_may_not() -> None:
     datasets.fetch(shapes())
     text = MANIFEST.read_text()
     MANIFEST.write_text(text.replace(",2,blue bar,", ",-1,,", 2))
@@ -250,7 +252,7 @@ def test_training_images_may_have_no_label_and_test_images_may_not() -> None:
         read_manifest("shapes")
 
 
-def test_images_without_a_label_are_counted(own_project: Path) -> None:
+def test_unlabelled_images_are_counted(own_project: Path) -> None:
     del own_project
     datasets.fetch(shapes())
     MANIFEST.write_text(MANIFEST.read_text().replace(",0,red_disc,", ",-1,,", 2))

@@ -1,4 +1,4 @@
-"""Shared images: by bytes exactly, by pictures whatever their size, plain ones kept apart."""
+"""Shared images: exactly by bytes, at any size by picture, with plain pictures kept apart."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_bit_says_whether_a_mean_is_above_its_right_neighbour() -> None:
     assert difference_hashes(last).tolist() == [1]
 
 
-def test_the_most_alike_training_picture_is_named() -> None:
+def test_the_most_similar_training_picture_is_named() -> None:
     test = noise(3)
     close = test[1:2].copy()
     close[0, 3, 4] ^= 16
@@ -64,7 +64,7 @@ def test_plain_pictures_of_different_brightness_are_kept_apart() -> None:
     assert len(near(FLAT, FLAT + 2)) == 1
 
 
-def test_parts_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparing_in_parts_gives_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     test = noise(40)
     train = np.concatenate([noise(30, 1), test[::3], FLAT])
     whole = near(train, test)

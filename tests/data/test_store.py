@@ -1,4 +1,4 @@
-"""The decoded store: whole or absent, whoever writes and whatever ends them."""
+"""The image store: complete or absent, whoever writes it and however the writer ends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_noise(path: Path, size: tuple[int, int], seed: int = 0) -> Path:
     return path
 
 
-def test_images_of_any_size_come_back_as_they_were(tmp_path: Path) -> None:
+def test_images_of_any_size_come_back_unchanged(tmp_path: Path) -> None:
     files = [write_noise(tmp_path / f"{k}.png", (20 + k, 31 - k), k) for k in range(3)]
     write_store(files, tmp_path / "store", "made")
     opened = open_store(tmp_path / "store", "made")
@@ -39,7 +39,7 @@ def test_images_of_any_size_come_back_as_they_were(tmp_path: Path) -> None:
         opened.pixels(0)[0, 0, 0] = 1
 
 
-def test_a_pickled_store_maps_the_file_again(tmp_path: Path) -> None:
+def test_an_unpickled_store_maps_the_file_again(tmp_path: Path) -> None:
     write_store([write_noise(tmp_path / "a.png", (9, 8))], tmp_path / "store", "made")
     opened = open_store(tmp_path / "store")
     opened.pixels(0)
@@ -59,7 +59,7 @@ def test_a_corrupt_image_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     assert left == {"bad_files.csv", ".store.lock"}
 
 
-def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match=r"gone\.png"):
         write_store([tmp_path / "gone.png"], tmp_path / "store", "made")
 
@@ -120,7 +120,7 @@ def test_with_error_all_bad_images_are_found_and_the_first_three_shown(tmp_path:
         open_store(tmp_path / "store")
 
 
-def test_a_list_of_bad_files_goes_when_they_are_mended(tmp_path: Path) -> None:
+def test_the_list_of_bad_files_is_removed_once_they_are_fixed(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     file.touch()
     write_store([file], tmp_path / "store", "empty", bad_images="skip")
@@ -131,7 +131,7 @@ def test_a_list_of_bad_files_goes_when_they_are_mended(tmp_path: Path) -> None:
     assert open_store(tmp_path / "store", "mended").skipped == ()
 
 
-def test_a_store_with_skipped_images_does_not_pass_where_they_are_errors(tmp_path: Path) -> None:
+def test_a_store_with_skipped_images_is_rebuilt_where_they_are_errors(tmp_path: Path) -> None:
     files = [write_noise(tmp_path / "a.png", (30, 30)), tmp_path / "b.png"]
     files[1].touch()
     write_store(files, tmp_path / "store", "made", bad_images="skip")
@@ -139,7 +139,7 @@ def test_a_store_with_skipped_images_does_not_pass_where_they_are_errors(tmp_pat
         write_store(files, tmp_path / "store", "made")
 
 
-def test_processes_write_the_same_bytes_as_one(
+def test_several_processes_write_the_same_bytes_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [
@@ -156,7 +156,7 @@ def test_processes_write_the_same_bytes_as_one(
     assert written[0] == written[1]
 
 
-def test_a_whole_store_is_left_alone_and_a_deleted_one_comes_back(tmp_path: Path) -> None:
+def test_a_complete_store_is_kept_and_a_deleted_one_rebuilt(tmp_path: Path) -> None:
     files = [write_noise(tmp_path / f"{k}.png", (30, 30), k) for k in range(3)]
     folder = tmp_path / "store"
     write_store(files, folder, "made")
@@ -165,18 +165,18 @@ def test_a_whole_store_is_left_alone_and_a_deleted_one_comes_back(tmp_path: Path
     write_store(files, folder, "made")
     assert pixels.stat().st_mtime_ns == written
     pixels.unlink()
-    with pytest.raises(MissingDataError, match=r"pixels\.bin is not there; run `microclip store-"):
+    with pytest.raises(MissingDataError, match=r"pixels\.bin is missing; run `microclip store-"):
         open_store(folder, "made")
     write_store(files, folder, "made")
     assert pixels.read_bytes() == before
 
 
-def test_a_store_of_another_rule_is_refused_and_made_anew(tmp_path: Path) -> None:
+def test_a_store_of_another_rule_is_refused_and_rebuilt(tmp_path: Path) -> None:
     files = [write_noise(tmp_path / "a.png", (30, 30))]
     record = write_store(files, tmp_path / "store", "made")
     said = json.loads(record.read_text())
     record.write_text(json.dumps({**said, "rule": 0}))
-    with pytest.raises(SettingsError, match="by rule 0, today's is 1"):
+    with pytest.raises(SettingsError, match="by rule 0, the current rule is 1"):
         open_store(tmp_path / "store")
     write_store(files, tmp_path / "store", "made")
     assert json.loads(record.read_text()) == said
@@ -207,11 +207,11 @@ def test_of_two_writers_the_second_waits_and_does_nothing(tmp_path: Path) -> Non
     said = [writer.communicate(timeout=120)[0] for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0]
     assert sum("decoded 160 images" in text for text in said) == 1
-    assert sum("is whole" in text for text in said) == 1
+    assert sum("is complete" in text for text in said) == 1
     assert len(open_store(tmp_path / "store", "made")) == 160
 
 
-def test_a_killed_writer_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:
     for k in range(8):
         write_noise(tmp_path / "images" / f"{k}.png", (300, 200), k)
     writer = start_writer(tmp_path)
@@ -262,7 +262,7 @@ def test_skipped_images_leave_their_splits_and_labels_do_not_shift(own_project: 
     assert "blue bar/0.png" in bad
 
 
-def test_a_class_left_without_images_is_an_error(own_project: Path) -> None:
+def test_a_class_left_without_images_is_refused(own_project: Path) -> None:
     set_policy(own_project, "skip")
     spoil(own_project / "images", *(f"test/blue bar/{k}.png" for k in range(4)))
     datasets.fetch(load_dataset("shapes"))
@@ -276,7 +276,7 @@ def test_a_class_left_without_images_is_an_error(own_project: Path) -> None:
         loading.load(load_dataset("shapes"))
 
 
-def test_a_dataset_with_bad_images_says_where_all_are_named(own_project: Path) -> None:
+def test_the_error_for_bad_images_says_where_all_are_named(own_project: Path) -> None:
     spoil(own_project / "images", *(f"train/red_disc/{k}.png" for k in range(5)))
     datasets.fetch(load_dataset("shapes"))
     with pytest.raises(SettingsError) as said:

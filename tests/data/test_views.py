@@ -1,4 +1,4 @@
-"""Which windows are drawn, and the strong view."""
+"""The windows that are drawn, and the strong view."""
 
 from __future__ import annotations
 
@@ -24,14 +24,12 @@ from microclip.data.views import (
     ("shape", "expected"),
     [((200, 300), (224, 336)), ((375, 500), (224, 298)), ((64, 64), (224,) * 2)],
 )
-def test_the_longer_side_is_cut_to_whole_pixels(
-    shape: tuple[int, int], expected: tuple[int, int]
-) -> None:
+def test_the_longer_side_is_rounded_down(shape: tuple[int, int], expected: tuple[int, int]) -> None:
     assert resized_shape(*shape, 224) == expected
     assert resized_shape(shape[1], shape[0], 224) == expected[::-1]
 
 
-def test_the_center_window_is_in_the_middle_and_needs_no_draw() -> None:
+def test_the_center_window_is_in_the_middle_and_needs_no_generator() -> None:
     window = whole_window((200, 300), 224, "center")
     assert (window.y, window.x) == (0, 56)
     with pytest.raises(ValueError, match="rng"):
@@ -44,7 +42,7 @@ def test_random_windows_reach_both_ends() -> None:
     assert drawn == set(range(6))
 
 
-def test_squares_have_the_published_sides_and_lie_inside() -> None:
+def test_squares_have_the_published_sides_and_stay_inside() -> None:
     rng = np.random.default_rng(0)
     windows = square_windows((60, 100), 32, 500, scale=(0.5, 0.9), rng=rng)
     sides = [window.height for window in windows]
@@ -70,7 +68,7 @@ def test_the_strong_transform_is_timms_policy_and_fills_with_black() -> None:
     assert steps[0].scale == (0.3, 1.0)
 
 
-def test_a_seed_is_one_strong_view_and_leaves_the_global_generators_alone() -> None:
+def test_a_seed_gives_one_strong_view_and_restores_the_global_generators() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     transform = StrongTransform(32)
     random.seed(5)
@@ -92,14 +90,14 @@ def test_every_magnitude_of_the_policy_can_be_drawn() -> None:
         strong_view(pixels, transform, seed=seed)
 
 
-def test_no_bits_left_is_black() -> None:
+def test_posterizing_to_no_bits_is_black() -> None:
     white = Image.new("RGB", (2, 2), "white")
     assert _posterize(white, 0).getpixel((0, 0)) == (0, 0, 0)
     assert _posterize(white, 1).getpixel((0, 0)) == (128, 128, 128)
     assert _posterize(white, 8) is white
 
 
-def test_normalising_by_hand() -> None:
+def test_normalising_agrees_with_hand_calculation() -> None:
     image = torch.tensor([0.5, 0.25, 1.0])[:, None, None]
     out = normalise(image, (0.5, 0.5, 0.5), (0.5, 0.25, 0.1))
     torch.testing.assert_close(out.flatten(), torch.tensor([0.0, -1.0, 5.0]))

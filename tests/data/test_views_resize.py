@@ -1,4 +1,4 @@
-"""Resizing by bytes and by matrices against Pillow."""
+"""Resizing on bytes and by matrices, compared with Pillow."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def example() -> tuple[list[np.ndarray], list[list[Window]]]:
 
 
 @pytest.mark.parametrize("compute", [one_by_one, lambda *a: by_matrices(*a, device="cpu")])
-def test_both_ways_lie_within_two_grey_levels_of_pillow(compute) -> None:
+def test_both_ways_are_within_two_grey_levels_of_pillow(compute) -> None:
     images, windows = example()
     views = compute(images, windows, SIZE)
     expected = torch.stack(
@@ -76,7 +76,7 @@ def test_weights_sum_to_one_and_stay_inside_the_region() -> None:
     assert not weights[:, 25:].any()
 
 
-def test_a_window_of_its_own_size_changes_nothing() -> None:
+def test_a_window_of_the_output_size_changes_nothing() -> None:
     image = noise((SIZE, SIZE), 0)
     window = Window(0, 0, SIZE, SIZE, SIZE, SIZE)
     expected = torch.from_numpy(image).permute(2, 0, 1) / 255

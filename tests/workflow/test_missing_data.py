@@ -30,7 +30,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_missing_datasets_are_listed_once_with_how_to_get_them(mixed: Path) -> None:
     assert notice(mixed) == [
         "public datasets: 1 of 3 here; missing: cars (hub), caltech101 (archive); "
-        "`microclip data list` tells how to get them"
+        "`microclip data list` says how to get them"
     ]
 
 

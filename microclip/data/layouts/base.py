@@ -1,4 +1,11 @@
-"""What all layouts share: the list they give, and the ways they name classes and miss files."""
+"""What all layouts share: the list of images, labels by class name, and files that may be missing.
+
+Some datasets have their images inside other files (parquet, shards, binaries, videos). Their
+layouts write the images out as files with `write_image`. A file gets its name only once it is
+whole, so a killed process leaves no half-written image; it is not forced to disk one by one, which
+would take minutes for 60,000 small images. An empty file, as a power cut may leave, counts as
+missing. Labels in MATLAB files are read without running any code in them.
+"""
 
 from __future__ import annotations
 
@@ -28,46 +35,45 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", 
 
 @dataclass(frozen=True)
 class Item:
-    """An image of a dataset as its publisher has it."""
+    """One image as its publisher has it."""
 
-    path: Path  # of a file that Pillow reads
-    name: str  # what splits sort by and list: with "/", the same on every machine
+    path: Path  # a file that Pillow can read
+    name: str  # splits sort and list by it; with "/", the same on every machine
     label: int
     key: str  # what the source calls the class: a folder, an id, a breed
-    part: str = ""  # the publisher's own split: "train", "val", "test"; "" if there is none
+    part: str = ""  # of the publisher's own split: "train", "val", "test"; "" if there is none
 
 
 @dataclass(frozen=True)
 class Listing:
-    """All images of a dataset, in the order of their names, and what was odd about the files."""
+    """All images of a dataset, sorted by name, and what is unusual about the files."""
 
     items: tuple[Item, ...]
-    notes: tuple[str, ...] = ()  # extra files that were left out, names that were read otherwise
+    notes: tuple[str, ...] = ()  # extra files that were left out, names that were corrected
 
 
 class Layout(Protocol):
-    """A module of this package.
+    """A module of this package that reads one publisher's layout.
 
-    `NEEDS` are paths or glob patterns below the dataset's folder that must be there (each matched
-    by at least one path, "a|b" by either); `read` lists the images. A layout whose images are no
-    files (parquet, shards, videos) writes them below `folder / "images"` first, whole or not at
-    all, and only those that are not there yet.
+    `NEEDS` are paths or glob patterns below the dataset's folder that must exist (each must match
+    at least one path; "a|b" means either); `read` lists the images. A layout whose images are not
+    files (parquet, shards, videos) first writes the missing ones below `folder / "images"`.
     """
 
     NEEDS: tuple[str, ...]
 
     def read(self, folder: Path, class_names: Sequence[str], route: HubRoute | None, /) -> Listing:
-        """Return the images below `folder`; `route` tells how a hub's copy names its columns.
+        """List the images below `folder`; `route` says how a hub's copy names its columns.
 
         Raises:
-            MissingDataError: a file or an image that a list names is not there.
-            SettingsError: files that contradict each other or the class list.
+            MissingDataError: a needed file, or an image that a list names, is missing.
+            SettingsError: files contradict each other or the class list.
         """
         ...
 
 
 def load_layout(name: str) -> Layout:
-    """Return the module of a layout. Raises SettingsError if there is none."""
+    """Import the module of a layout. Raises SettingsError if there is none."""
     if not (Path(__file__).parent / f"{name}.py").is_file() or name in ("base", "__init__"):
         names = sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py"))
         raise SettingsError(
@@ -77,7 +83,7 @@ def load_layout(name: str) -> Layout:
 
 
 def lacking(folder: Path, needs: Sequence[str]) -> list[str]:
-    """Return the needed paths or patterns that nothing below `folder` matches, in any case."""
+    """The needed paths or patterns that nothing below `folder` matches, ignoring case."""
     return [
         need
         for need in needs
@@ -86,7 +92,7 @@ def lacking(folder: Path, needs: Sequence[str]) -> list[str]:
 
 
 def _in_any_case(pattern: str) -> str:
-    """Return a glob pattern that upper and lower letters match; one with brackets stays."""
+    """Make a glob pattern match upper and lower case; one with brackets stays as it is."""
     if "[" in pattern:
         return pattern
     return re.sub("[A-Za-z]", lambda found: f"[{found[0].lower()}{found[0].upper()}]", pattern)
@@ -95,37 +101,37 @@ def _in_any_case(pattern: str) -> str:
 def lines(path: Path) -> list[str]:
     """Return the stripped, non-empty lines of a list.
 
-    Raises: MissingDataError if it is gone, or is no text.
+    Raises: MissingDataError if the file is missing or not text.
     """
     if not path.is_file():
-        raise runtime.MissingDataError(f"{path} is not there; get the dataset again")
+        raise runtime.MissingDataError(f"{path} is missing; get the dataset again")
     try:
         text = path.read_text(encoding="utf-8-sig", errors="strict")
     except UnicodeDecodeError as error:
         raise runtime.MissingDataError(
-            f"{path} is no text (byte {error.start}); get the dataset again"
+            f"{path} is not UTF-8 text (byte {error.start}); get the dataset again"
         ) from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def existing(items: Iterable[Item], what: str) -> tuple[Item, ...]:
-    """Return the items. Raises MissingDataError, naming some, if their files are not all there."""
+    """Return the items. Raises MissingDataError, which names some, if files are missing."""
     found = tuple(items)
     gone = [item for item in found if not item.path.is_file()]
     if gone:
         shown = ", ".join(str(item.path) for item in gone[:SHOWN])
         more = ", …" if len(gone) > SHOWN else ""
         raise runtime.MissingDataError(
-            f"{len(gone)} of {len(found)} images of {what} are not there: {shown}{more}; the "
-            "archive was cut or files were removed, get it again"
+            f"{len(gone)} of {len(found)} images of {what} are missing: {shown}{more}; the "
+            "archive was cut short or files were removed, get it again"
         )
     return found
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Return the image files below a folder, sorted by their names; hidden ones are left out."""
+    """Image files below a folder, sorted by name, without hidden ones."""
     if not folder.is_dir():
-        raise runtime.MissingDataError(f"{folder} is not there; get the dataset again")
+        raise runtime.MissingDataError(f"{folder} is missing; get the dataset again")
     return [
         path
         for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix())
@@ -134,7 +140,7 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def any_case(folder: Path, name: str) -> Path:
-    """Return the entry `name` of a folder, in whatever case it is written; itself if none is."""
+    """Path of a folder's entry `name`, ignoring case; `folder / name` if there is none."""
     if (folder / name).exists() or not folder.is_dir():
         return folder / name
     same = [path for path in folder.iterdir() if path.name.casefold() == name.casefold()]
@@ -142,7 +148,7 @@ def any_case(folder: Path, name: str) -> Path:
 
 
 def place(folder: Path, name: str) -> Path:
-    """Return `folder / name`, each part of `name` (with "/") in whatever case it is written."""
+    """Path of `name`, which may contain "/", below `folder`, ignoring the case of each part."""
     return reduce(any_case, name.split("/"), folder)
 
 
@@ -154,12 +160,13 @@ def labels_by_name(
     aliases: Mapping[str, str] | None = None,
     spell: Callable[[str], str] = str,
 ) -> dict[str, int]:
-    """Return the label of each key (folder, breed, species) by its name, never by its place.
+    """Return the label of each key (folder, breed, species) by its name, never by its position.
 
-    A key is looked up as `aliases` say, else as `spell` writes it; case, spaces and signs do not
-    count unless two classes differ in nothing else.
+    A key is looked up under its alias, else as `spell` writes it; case, spaces and punctuation are
+    ignored unless two classes differ in nothing else.
 
-    Raises: SettingsError for a key of no class, two keys of one class, or a class without a key.
+    Raises: SettingsError for a key that is not a class, two keys of one class, or a class without
+        a key.
     """
     labels: dict[str, int] = {}
     unknown = []
@@ -173,7 +180,7 @@ def labels_by_name(
         shown = ", ".join(map(repr, unknown[:SHOWN]))
         raise SettingsError(
             f"{len(unknown)} classes of {what} are not in the class list: {shown}; remove them, or "
-            "see that this is the dataset it should be"
+            "check that this is the right dataset"
         )
     owners: dict[int, str] = {}
     for key, label in labels.items():
@@ -193,22 +200,22 @@ def labels_by_name(
 
 
 def check_order(official: Sequence[str], class_names: Sequence[str], what: str) -> None:
-    """Hold the publisher's own list of names, in order of its ids, against ours.
+    """Check that the publisher's list of names, in the order of its ids, is ours.
 
-    Raises: SettingsError naming the first that differs by more than case and signs.
+    Raises: SettingsError for the first name that differs by more than case and punctuation.
     """
     if len(official) != len(class_names):
-        raise SettingsError(f"{what} lists {len(official)} classes, ours has {len(class_names)}")
+        raise SettingsError(f"{what} lists {len(official)} classes, ours {len(class_names)}")
     for label, (theirs, ours) in enumerate(zip(official, class_names, strict=True)):
         if letters(theirs) != letters(ours):
             raise SettingsError(
-                f"class {label} is {theirs!r} in {what} and {ours!r} in our list; labels would be "
-                "swapped, so this is refused: see that the file is the publisher's"
+                f"class {label} is {theirs!r} in {what} but {ours!r} in our list; labels would be "
+                "swapped, so this is refused: check that the file is the publisher's"
             )
 
 
 def _label_of(name: str, class_names: Sequence[str]) -> int | None:
-    """Return the one class with this name: as it is written, else by its letters and digits."""
+    """Label of the one class with this name: as written, else by its letters and digits alone."""
     for fold in (str, lambda text: re.sub("[ _/-]", "-", text), letters):
         same = [label for label, own in enumerate(class_names) if fold(own) == fold(name)]
         if same:
@@ -217,22 +224,22 @@ def _label_of(name: str, class_names: Sequence[str]) -> int | None:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write a decoded image without loss, whole or not at all."""
+    """Write a decoded image losslessly, whole or not at all."""
     with runtime.atomic_path(path) as temporary:
         image.save(temporary, format="PNG")
 
 
 def inside(folder: Path, *names: str) -> Path:
-    """Return a path below a folder, each of its names in whatever case it is written."""
+    """Path of nested names below a folder, ignoring case."""
     for name in names:
         folder = any_case(folder, name)
     return folder
 
 
 def part_of_each(lists: Mapping[str, Sequence[str]], where: Path) -> dict[str, str]:
-    """Return the part of each image, in order of names, from the images of each part.
+    """Map each image to its part, sorted by name.
 
-    Raises: SettingsError for an image that stands twice.
+    Raises: SettingsError for an image that is listed twice.
     """
     parts: dict[str, str] = {}
     for part, names in lists.items():
@@ -247,22 +254,22 @@ def part_of_each(lists: Mapping[str, Sequence[str]], where: Path) -> dict[str, s
 
 
 def check_same(names: Iterable[str], others: Iterable[str], *, of: str, other: Path) -> None:
-    """Hold what was read against another list of the same images: one that was cut is found.
+    """Compare a list with another list of the same images, to find one that was cut short.
 
-    Raises: MissingDataError with how many differ, and some of them.
+    Raises: MissingDataError, with the number of differences and the first few.
     """
     differ = sorted(set(names) ^ set(others))
     if differ:
         raise runtime.MissingDataError(
-            f"{of} and {other} differ in {_some(differ)}; one was cut or changed, "
+            f"{of} and {other} differ in {_some(differ)}; one was cut short or changed, "
             "get the dataset again"
         )
 
 
 def labels_of_ids(ids: Iterable[int], class_names: Sequence[str], where: Path) -> list[int]:
-    """Return labels from 0 for the publisher's ids from 1.
+    """Turn the publisher's ids, from 1, into labels, from 0.
 
-    Raises: SettingsError for an id of no class, or a class that no id is of.
+    Raises: SettingsError for an id without a class, or a class without an id.
     """
     given = [int(one) for one in ids]
     wrong = sorted(set(given) - set(range(1, len(class_names) + 1)))
@@ -271,47 +278,47 @@ def labels_of_ids(ids: Iterable[int], class_names: Sequence[str], where: Path) -
         raise SettingsError(
             f"{where} has {len(set(given))} class ids, expected 1 to {len(class_names)}: "
             + (f"{_some(wrong)} not in the class list" if wrong else f"{_some(absent)} missing")
-            + "; see that the file is the publisher's"
+            + "; check that the file is the publisher's"
         )
     return [one - 1 for one in given]
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The image files below a folder, to be found by name in whatever case they are written."""
+    """The image files below a folder, found by name ignoring case."""
 
     folder: Path
     by_name: Mapping[str, Path]  # name below the folder, casefolded -> file
 
     @classmethod
     def below(cls, folder: Path) -> ImageFiles:
-        """List a folder. Raises MissingDataError if it is not there."""
+        """List a folder. Raises MissingDataError if it is missing."""
         return cls(
             folder,
             {path.relative_to(folder).as_posix().casefold(): path for path in images_below(folder)},
         )
 
     def path(self, name: str) -> Path:
-        """Return the file of a name, or where it should be."""
+        """The file with this name, or the path where it should be."""
         exact = self.folder / name
         return exact if exact.is_file() else self.by_name.get(name.casefold(), exact)
 
 
 def listing(items: Iterable[Item], files: Sequence[ImageFiles], what: str) -> Listing:
-    """Return the listed images in order of names; a note tells of those that no list names.
+    """Sort the listed images by name; a note counts the images that no list names.
 
-    Raises: MissingDataError, naming some, if files are not there.
+    Raises: MissingDataError, which names some, if files are missing.
     """
     found = existing(sorted(items, key=lambda item: item.name), what)
     used = {item.path for item in found}
     extra = [path for each in files for path in each.by_name.values() if path not in used]
     if not extra:
         return Listing(found)
-    return Listing(found, (f"images that no list names were left out: {_some(extra)}",))
+    return Listing(found, (f"images that are not in any list were left out: {_some(extra)}",))
 
 
 def _some(values: Sequence[object]) -> str:
-    """Return how many there are, and the first of them."""
+    """Their number, and the first few."""
     shown = ", ".join(map(str, values[:SHOWN])) + (", …" if len(values) > SHOWN else "")
     return f"{len(values)} ({shown})"
 
@@ -330,10 +337,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def image_suffix(content: bytes) -> str:
-    """Return the suffix of an image file by its first bytes, ".bin" if they are of none.
+    """Suffix of an image file by its first bytes, ".bin" for other bytes.
 
-    What is no image is written all the same, under its own name, so that whoever decodes it can
-    name it.
+    Other bytes are written out as well, so that the file can be named when decoding it fails.
     """
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return ".webp"
@@ -341,7 +347,7 @@ def image_suffix(content: bytes) -> str:
 
 
 def images_written(folder: Path) -> dict[str, Path]:
-    """Return the images that are in a folder already, by their names without suffix."""
+    """Images that are already in a folder, by name without suffix."""
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
@@ -353,7 +359,7 @@ def images_written(folder: Path) -> dict[str, Path]:
 
 
 def write_image(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all; its folder must be there.
+    """Write a file whole or not at all, without fsync; its folder must exist.
 
     Raises: ResourceError if the disk or the quota is full.
     """
@@ -366,7 +372,7 @@ def write_image(path: Path, content: bytes) -> Path:
             raise
         raise runtime.ResourceError(
             f"no room for {path} ({error.strerror}, {shutil.disk_usage(path.parent).free} bytes "
-            "free); free some and run it again, the images written so far are kept"
+            "free); free some space and run it again, the images written so far are kept"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -374,19 +380,19 @@ def write_image(path: Path, content: bytes) -> Path:
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """Return an image as a PNG file's bytes: nothing is lost, little time is spent on size."""
+    """Encode an image as PNG: lossless, and fast rather than small."""
     stream = io.BytesIO()
     image.save(stream, format="PNG", compress_level=1)
     return stream.getvalue()
 
 
 def image_name(index: int) -> str:
-    """Return the file name, without suffix, of the n-th image of a file."""
+    """File name, without suffix, of the n-th image in a container file."""
     return f"{index:07}"
 
 
 def parts_note(ignored: Iterable[str], parts: Mapping[str, str]) -> tuple[str, ...]:
-    """Return a line on the parts of a hub's copy that the card does not use, if there are any."""
+    """A note on the parts of a hub's copy that the card does not use, if there are any."""
     names = sorted(set(ignored))
     if not names:
         return ()
@@ -394,23 +400,24 @@ def parts_note(ignored: Iterable[str], parts: Mapping[str, str]) -> tuple[str, .
 
 
 def matlab_variable(path: Path, name: str) -> np.ndarray[Any, Any]:
-    """Return a variable as an array of one dimension; a struct's fields are its dtype's names.
+    """Read a variable as a one-dimensional array; a struct's fields are its dtype's names.
 
-    Raises: MissingDataError if the file is gone or cut, or has no such variable.
+    Raises: MissingDataError if the file is missing or cut short, or has no such variable.
     """
-    from scipy.io import loadmat  # a second of imports
+    from scipy.io import loadmat  # not at the top: it takes a second to import
 
     if not path.is_file():
-        raise runtime.MissingDataError(f"{path} is not there; get the dataset again")
+        raise runtime.MissingDataError(f"{path} is missing; get the dataset again")
     try:
         found = loadmat(path, squeeze_me=True, variable_names=[name])
-    except Exception as error:  # scipy raises whatever the damage leads it to
+    except Exception as error:  # scipy raises many kinds of errors for damaged files
         raise runtime.MissingDataError(
-            f"{path} is damaged or no MATLAB file ({type(error).__name__}: "
+            f"{path} is damaged or not a MATLAB file ({type(error).__name__}: "
             f"{' '.join(str(error).split())}); get the dataset again"
         ) from error
     if name not in found:
         raise runtime.MissingDataError(
-            f"{path} holds no {name!r}, so it is damaged or another file; get the dataset again"
+            f"{path} has no variable {name!r}, so it is damaged or another file; get the dataset "
+            "again"
         )
     return np.atleast_1d(found[name]).ravel()

@@ -1,8 +1,8 @@
-"""Birdsnap as its downloader leaves it: photographs by species, three tab-separated lists.
+"""Birdsnap as its downloader writes it: photographs by species, three tab-separated lists.
 
 `species.txt` (columns id, common, scientific, dir) names the folders below `images/`; `images.txt`
-and `test_images.txt` name photographs in a column `path`. Most of the addresses are dead, so what
-is not there is counted and no error.
+and `test_images.txt` name photographs in a column `path`. Most of the addresses are dead, so
+missing photographs are counted, not refused.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _SHOWN = 3
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
-    """Return the photographs that `images.txt` lists and that are there; a class by its bird.
+    """List the photographs of `images.txt` that exist; the class is the bird's common name.
 
-    Those of `test_images.txt`, if that list is there, are part "test", all others "train".
+    Those in `test_images.txt`, if that list exists, are part "test", all others "train".
 
     Raises:
-        MissingDataError: no list, or no photograph of the lists.
+        MissingDataError: a list is missing, or all of its photographs are.
         SettingsError: a list without its columns, or species other than ours.
     """
     root = place(folder, ROOT)
@@ -49,7 +49,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
         bird = bird_of.get(name.split("/")[0].casefold())
         if bird is None:
             raise SettingsError(
-                f"{name} of images.txt lies in a folder that species.txt does not name; get the "
+                f"{name} of images.txt is in a folder that species.txt does not name; get the "
                 "lists again"
             )
         part = "test" if name in tested else "train"
@@ -57,31 +57,31 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
     if not items:
         raise runtime.MissingDataError(
             f"{root / 'images'} has none of the {len(listed)} photographs of images.txt; get them "
-            "with the authors' downloader, or take the hub's copy"
+            "with the authors' downloader, or use the hub's copy"
         )
     return Listing(tuple(items), tuple(_notes(items, listed, names, class_names)))
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Yield the rows of a list with a header; the last column may hold spaces."""
+    """Yield the rows of a list with a header; the last column may contain spaces."""
     text = lines(path)
     reader = csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
     lacking = [column for column in columns if column not in (reader.fieldnames or ())]
     if lacking:
         raise SettingsError(
-            f"{path} has no column {lacking[0]!r}, only {reader.fieldnames}; it is no list of "
-            "Birdsnap's, get it again"
+            f"{path} has no column {lacking[0]!r}, only {reader.fieldnames}; it is not one of "
+            "Birdsnap's lists, get it again"
         )
     for number, row in enumerate(reader, start=2):
         if any(not row[column] for column in columns):
-            raise SettingsError(f"line {number} of {path} was cut; get the list again")
+            raise SettingsError(f"line {number} of {path} was cut short; get the list again")
         yield row
 
 
 def _notes(
     items: Sequence[Item], listed: set[str], names: dict[str, Path], class_names: Sequence[str]
 ) -> Iterator[str]:
-    yield f"{len(items)} of the {len(listed)} photographs of images.txt are there"
+    yield f"{len(items)} of the {len(listed)} photographs of images.txt were found"
     others = len(set(names) - listed)
     if others:
         yield f"{others} images that images.txt does not list were left out"

@@ -1,4 +1,4 @@
-"""Caltech-101: a folder a class with numbered images; two of the 102 folders are no class here."""
+"""Caltech-101: one folder of numbered images per class; two of its 102 folders are not used."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from microclip.settings.datasets import HubRoute
 
 _ROOT = "101_ObjectCategories"
 _LEFT_OUT = ("BACKGROUND_Google", "Faces_easy")  # the paper's 100 classes are without them
-_CLASSES = {  # the folders whose names are not those of the classes, by OpenAI and the paper
+_CLASSES = {  # folders whose names are not the class names of OpenAI and the paper
     "airplanes": "airplane",
     "Faces": "face",
     "Leopards": "leopard",
     "Motorbikes": "motorbike",
 }
-_WRITTEN = {name.casefold(): name for name in (*_LEFT_OUT, *_CLASSES)}  # all others: no capitals
+_WRITTEN = {name.casefold(): name for name in (*_LEFT_OUT, *_CLASSES)}  # all others: lower case
 _NUMBERED = re.compile(r"image_(\d{4})\.jpg", re.IGNORECASE)
 _PLACES = ("", "caltech-101/", "caltech101/")  # as unpacked here, by hand, by torchvision
 NEEDS = ("|".join(f"{place}{_ROOT}" for place in _PLACES),)
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
-    """Return the images of all classes; the release has no parts.
+    """List the images of all classes; the release has no parts.
 
     Raises:
-        MissingDataError: no such folder, or an image is not there: they are numbered from 1.
-        SettingsError: classes other than ours, or a folder that stands twice.
+        MissingDataError: no such folder, or an image is missing (they are numbered from 1).
+        SettingsError: classes other than ours, or a folder that appears twice in different case.
     """
     root = _root(folder)
     numbered: dict[str, dict[int, Path]] = {}
@@ -51,14 +51,14 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
         for key in numbered
         for number, path in _whole(numbered[key], root / key)
     ]
-    notes = [f"{key} is no class: {count} images left out" for key, count in left_out.items()]
+    notes = [f"{key} is not a class: {count} images left out" for key, count in left_out.items()]
     if extra:
-        notes.append(f"{len(extra)} images that the release has not were left out: {extra[0]}, …")
+        notes.append(f"{len(extra)} images not in the release were left out: {extra[0]}, …")
     return Listing(tuple(sorted(items, key=lambda item: item.name)), tuple(notes))
 
 
 def _root(folder: Path) -> Path:
-    """Return the folder of the classes, in the first place that has one."""
+    """The folder of the class folders, in the first place that has one."""
     for place in _PLACES:
         found = inside(folder, *place.split("/")[:-1], _ROOT)
         if found.is_dir():
@@ -67,22 +67,23 @@ def _root(folder: Path) -> Path:
 
 
 def _written(folder: str) -> str:
-    """Return a class folder's name as the release writes it."""
+    """A class folder's name as the release writes it."""
     return _WRITTEN.get(folder.casefold(), folder.casefold())
 
 
 def _add(images: dict[int, Path], number: int, path: Path) -> None:
     if number in images:
-        raise SettingsError(f"{images[number]} and {path} are one image of the release; keep one")
+        raise SettingsError(f"{images[number]} and {path} are the same image; keep one")
     images[number] = path
 
 
 def _whole(images: dict[int, Path], where: Path) -> list[tuple[int, Path]]:
-    """Return the images in their order. Raises MissingDataError if a number is not there."""
+    """Return the images in order. Raises MissingDataError if a number is missing."""
     gone = sorted(set(range(1, max(images) + 1)) - set(images))
     if gone:
         raise runtime.MissingDataError(
             f"{where} ends with image {max(images)} and lacks {len(gone)} before it: "
-            f"image_{gone[0]:04}.jpg, …; the archive was cut or files were removed, get it again"
+            f"image_{gone[0]:04}.jpg, …; the archive was cut short or files were removed, get it "
+            "again"
         )
     return sorted(images.items())

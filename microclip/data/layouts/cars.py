@@ -1,7 +1,7 @@
-"""Stanford Cars: flat folders of images, labels in MATLAB files, the order of ids in another.
+"""Stanford Cars: flat folders of images, labels in MATLAB files, class names in another.
 
-The layout is the one that torchvision's `StanfordCars` reads. Copies on the web have the images one
-folder deeper (`cars_train/cars_train`) or the test labels in `devkit`: both are read as well.
+This is the layout that torchvision's `StanfordCars` reads. Copies on the web have the images one
+folder deeper (`cars_train/cars_train`) or the test labels in `devkit`; both are read as well.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ NEEDS = (
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
-    """Return the images of both parts; a class is an id, its name stands in `cars_meta.mat`.
+    """List the images of both parts; a class is an id, whose name is in `cars_meta.mat`.
 
     Raises:
-        MissingDataError: a file or a listed image is not there, or is damaged.
-        SettingsError: the official order of names is not ours, or an id is of no class.
+        MissingDataError: a file or a listed image is missing or damaged.
+        SettingsError: the official order of names is not ours, or an id has no class.
     """
     root = inside(folder, _ROOT)
     devkit = inside(root, "devkit")
@@ -61,7 +61,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
 
 
 def _images(root: Path, part: str) -> Path:
-    """Return the folder of a part's images, one deeper if the copy has it so."""
+    """The folder of a part's images, which is one deeper in some copies."""
     folder = inside(root, f"cars_{part}")
     deeper = inside(folder, f"cars_{part}")
     return deeper if deeper.is_dir() else folder
@@ -73,8 +73,8 @@ def _items(
     rows = matlab_variable(labelled, "annotations")
     if not {"fname", "class"} <= set(rows.dtype.names or ()):
         raise runtime.MissingDataError(
-            f"{labelled} has no labels (fields {', '.join(rows.dtype.names or ())}); place "
-            f"{_TEST_LABELS}, not the test list of devkit"
+            f"{labelled} has no labels (fields {', '.join(rows.dtype.names or ())}); use "
+            f"{_TEST_LABELS}, not devkit's test list"
         )
     labels = labels_of_ids(rows["class"], official, labelled)
     for file, label in zip(rows["fname"], labels, strict=True):

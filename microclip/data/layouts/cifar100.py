@@ -1,7 +1,7 @@
 """CIFAR-100's *binary* release: records of a coarse label, a fine label and 32 x 32 RGB bytes.
 
-The Python release is a pickle, which may run code when it is read, so it is refused. Images are
-written once as PNG below `images/`.
+The Python release is a pickle, which may run code when it is read, so it is refused. The images
+are written once as PNG below `images/`.
 """
 
 from __future__ import annotations
@@ -37,22 +37,23 @@ NEEDS = (
     "cifar-100-binary/fine_label_names.txt|cifar-100-python/meta",
 )
 SIDE_PX = 32
-RECORD_BYTES = 2 + 3 * SIDE_PX**2  # coarse label, fine label, a plane of each colour
+RECORD_BYTES = 2 + 3 * SIDE_PX**2  # coarse label, fine label, one plane per colour
 _REPORT_EVERY = 10_000
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
-    """Return the images of `train.bin` and `test.bin`, in the order of their records.
+    """List the images of `train.bin` and `test.bin`, in the order of their records.
 
     Raises:
-        MissingDataError: a file is not there or was cut.
-        SettingsError: the Python release, names in another order than ours, or a label of none.
+        MissingDataError: a file is missing or was cut short.
+        SettingsError: the Python release, names in another order than ours, or a label without a
+            name.
     """
     root = place(folder, "cifar-100-binary")
     if not root.is_dir() and place(folder, "cifar-100-python").is_dir():
         raise SettingsError(
             f"{place(folder, 'cifar-100-python')} is the Python release, a pickle, which may run "
-            "code and is never loaded; remove it and place cifar-100-binary.tar.gz's folder there"
+            "code and is never loaded; replace it with the folder of cifar-100-binary.tar.gz"
         )
     names = lines(place(root, "fine_label_names.txt"))
     check_order(names, class_names, str(root / "fine_label_names.txt"))
@@ -68,35 +69,36 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
 
 
 def _records(path: Path, names: Sequence[str]) -> NDArray[np.uint8]:
-    """Return the records of a file, `(image, RECORD_BYTES)`, mapped and not read.
+    """Map the records of a file, `(image, RECORD_BYTES)`.
 
-    Classes have the same number of records; a file that was cut between two records shows by that.
+    All classes have the same number of records, which reveals a file cut between two records.
     """
     if not path.is_file():
-        raise runtime.MissingDataError(f"{path} is not there; get the dataset again")
+        raise runtime.MissingDataError(f"{path} is missing; get the dataset again")
     size = path.stat().st_size
     if not size or size % RECORD_BYTES:
         raise runtime.MissingDataError(
-            f"{path} has {size} bytes, no whole number of records of {RECORD_BYTES}; it was cut, "
-            "get the dataset again"
+            f"{path} has {size} bytes, which is not a whole number of {RECORD_BYTES}-byte records; "
+            "it was cut short, get the dataset again"
         )
     records = np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, RECORD_BYTES)
     counts = np.bincount(records[:, 1], minlength=len(names))
     if len(counts) > len(names):
         raise SettingsError(
-            f"{path} has label {len(counts) - 1}, of {len(names)} classes; get the dataset again"
+            f"{path} has label {len(counts) - 1}, but there are {len(names)} classes; get the "
+            "dataset again"
         )
     if counts.min() != counts.max():
         raise runtime.MissingDataError(
             f"{path} has {counts.min()} images of {names[int(counts.argmin())]!r} and "
-            f"{counts.max()} of {names[int(counts.argmax())]!r}, though classes are equal in "
-            "CIFAR-100; it was cut, get the dataset again"
+            f"{counts.max()} of {names[int(counts.argmax())]!r}, but all classes of CIFAR-100 are "
+            "equally large; it was cut short, get the dataset again"
         )
     return records
 
 
 def _write(records: NDArray[np.uint8], folder: Path) -> list[Path]:
-    """Write the images that are not there yet and return the paths of all."""
+    """Write the images that are missing and return the paths of all."""
     folder.mkdir(parents=True, exist_ok=True)
     there = images_written(folder)
     paths = []

@@ -1,4 +1,4 @@
-"""Describable Textures, release 1.0.1: partition 1 of ten."""
+"""Describable Textures (DTD), release 1.0.1: the first of its ten partitions."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ NEEDS = ("dtd/images", *(f"dtd/labels/{part}1.txt" for part in _PARTS))
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
-    """Return the images that `labels/{train,val,test}1.txt` name; a class is a folder.
+    """List the images of `labels/{train,val,test}1.txt`; a class is a folder.
 
     Raises:
-        MissingDataError: a list or a listed image is not there.
-        SettingsError: an image that two parts list, or classes other than ours.
+        MissingDataError: a list or a listed image is missing.
+        SettingsError: an image is in two parts, or the classes are not ours.
     """
     root = inside(folder, "dtd")
     lists = inside(root, "labels")

@@ -1,7 +1,7 @@
-"""FGVC-Aircraft 2013b: a flat folder of images, variants in lists; some names hold a slash.
+"""FGVC-Aircraft 2013b: a flat folder of images, variants in lists; some names contain a slash.
 
-The official order is `variants.txt`. Folders sorted by name, as the paper's code had them, put
-`BAE-125` before `BAE 146-200` and so rotate three labels.
+The official order is that of `variants.txt`. Sorting folders by name, as the paper's code does,
+puts `BAE-125` before `BAE 146-200` and so rotates three labels.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ NEEDS = (
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
-    """Return the images of the three parts; a class is a variant, `F-16A/B` among them.
+    """List the images of the three parts; a class is a variant, such as `F-16A/B`.
 
     Raises:
-        MissingDataError: a list or a listed image is not there, or a list was cut.
-        SettingsError: variants in another order than ours, an unknown one, an image of two parts.
+        MissingDataError: a list or a listed image is missing, or a list was cut short.
+        SettingsError: variants in another order than ours, or an image in two parts.
     """
     data = inside(folder, *_DATA.split("/"))
     variants = inside(data, "variants.txt")
@@ -68,16 +68,16 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
 
 
 def _rows(path: Path, labels: dict[str, int]) -> dict[str, str]:
-    """Return the variant of each image of a list: "1025794 707-320"."""
+    """Read the variant of each image from a list with lines such as "1025794 707-320"."""
     variants: dict[str, str] = {}
     for row in lines(path):
         image, _, variant = row.partition(" ")
         if variant not in labels:
             raise runtime.MissingDataError(
                 f"{path} has a line {row!r}, expected an image and a name of variants.txt; it was "
-                "cut or changed, get the dataset again"
+                "cut short or changed, get the dataset again"
             )
         if image in variants:
-            raise SettingsError(f"image {image} stands twice in {path}; get the dataset again")
+            raise SettingsError(f"image {image} is in {path} twice; get the dataset again")
         variants[image] = variant
     return variants

@@ -1,7 +1,7 @@
 """Oxford Flowers 102: numbered images, labels and official parts in two MATLAB files.
 
-No file of the release names its classes: id n is the n-th name of our list, which the tests hold
-against torchvision's. CoOp's file is a rule of the split, not a layout.
+No file of the release names its classes: id n is the n-th name of our list, which the tests compare
+with torchvision's. CoOp's file is a split rule, not a layout.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ NEEDS = (f"{_ROOT}/jpg", f"{_ROOT}/imagelabels.mat", f"{_ROOT}/setid.mat")
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
-    """Return the images of the three parts; a class is an id from 1.
+    """List the images of the three parts; a class is an id from 1.
 
     Raises:
-        MissingDataError: a file or a listed image is not there, or is damaged.
-        SettingsError: an image of two parts, or ids other than those of our classes.
+        MissingDataError: a file or a listed image is missing or damaged.
+        SettingsError: an image is in two parts, or the ids are not those of our classes.
     """
     root = inside(folder, _ROOT)
     label_file, part_file = inside(root, "imagelabels.mat"), inside(root, "setid.mat")

@@ -1,4 +1,4 @@
-"""Food-101: images by class, both parts as a text list and as JSON."""
+"""Food-101: one folder of images per class, and each part as a text list and as JSON."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ NEEDS = (
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
-    """Return the images that `meta/{train,test}` name, as text, JSON or both; a class is a folder.
+    """List the images of `meta/{train,test}`, as text, JSON or both; a class is a folder.
 
     Raises:
-        MissingDataError: a list or a listed image is not there, or a list was cut.
-        SettingsError: classes other than ours or in another order, an image of two parts.
+        MissingDataError: a list or a listed image is missing, or a list was cut short.
+        SettingsError: classes other than ours or in another order, or an image in two parts.
     """
     root = inside(folder, _ROOT)
     meta = inside(root, "meta")
@@ -56,7 +56,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
 
 
 def _images(meta: Path, part: str) -> list[str]:
-    """Return the images of a part: "apple_pie/1005649"; two lists must name the same ones."""
+    """Names of a part's images, such as "apple_pie/1005649"; its two lists must agree."""
     as_text, as_json = inside(meta, f"{part}.txt"), inside(meta, f"{part}.json")
     if not as_json.is_file():
         return lines(as_text)
@@ -78,5 +78,5 @@ def _of_json(path: Path) -> list[str]:
 
 def _text(name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"expected names of images, got {name!r}")
+        raise TypeError(f"expected image names, got {name!r}")
     return name

@@ -1,8 +1,8 @@
-"""A copy of the Hugging Face hub: parquet files below `hub/`, images and labels in two columns.
+"""A copy from the Hugging Face hub: parquet files below `hub/`, images and labels in two columns.
 
-Labels are matched by their names: an integer's name is what the file itself, its README or a list
-says. A number without a name is never taken for a position in our list, since copies order classes
-differently. Images are written once below `images/`, as the bytes they are.
+Labels are matched by name: the file itself, its README or a list names the integers. An integer
+without a name is never taken as a position in our list, because copies order classes differently.
+Images are written once below `images/`, byte for byte.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from microclip.settings.datasets import HubRoute
 logger = logging.getLogger(__name__)
 HUB = "hub"
 README = "README.md"
-NAMES = "names.txt"  # a name a line, in the order of the copy's integers
+NAMES = "names.txt"  # one name per line, in the order of the copy's integers
 HEADER = b"huggingface"  # key of a parquet file's metadata
 NEEDS = (f"{HUB}/**/*.parquet",)
 _ROWS = 32  # images in memory at a time
-_BUFFER = 1 << 20  # bytes; else all of a row group is read before any of it is decoded
+_BUFFER = 1 << 20  # bytes; without it a whole row group is read before its first row is decoded
 _NO_NAMES = (
-    "the copy keeps no file names that are all different, images are named by file and row: splits "
-    "that are drawn from names are others than the publisher's files give"
+    "the copy has no unique file names, so images are named by file and row: splits drawn from "
+    "names differ from those drawn from the publisher's files"
 )
 _SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<total>\d{5})")
 
@@ -66,26 +66,26 @@ class _Shard:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What a shard says of its images, the images left out."""
+    """A shard's labels and paths, without the images."""
 
     keys: tuple[str, ...]
     paths: tuple[str, ...]  # "" where none is written
 
 
 def read(folder: Path, class_names: Sequence[str], route: HubRoute | None) -> Listing:
-    """Return the images of the parts that `route` names, all if it names none.
+    """List the images of the parts that `route` names, or of all parts if it names none.
 
-    An image is named by the path that the copy keeps of it, where these are all different: rules
-    that draw from sorted names then draw as from the publisher's files.
+    An image is named by the path that the copy has for it if these are unique: rules that draw
+    from sorted names then draw the same images as from the publisher's files.
 
     Raises:
-        MissingDataError: a file is cut, or one of several is not there.
-        SettingsError: a column is not there, integers without names, classes other than ours.
+        MissingDataError: a file is cut short, or one of a series is missing.
+        SettingsError: a missing column, integers without names, or classes other than ours.
     """
     if route is None:
         raise SettingsError(
-            f"{folder / HUB} holds parquet files, and no hub route of the card names their "
-            "columns; add one with layout hub_parquet"
+            f"{folder / HUB} has parquet files, but no hub route in the card names their columns; "
+            "add one with layout hub_parquet"
         )
     shards, ignored = _shards(folder / HUB, route)
     names = _integer_names(folder / HUB, shards, route)
@@ -116,16 +116,16 @@ def read(folder: Path, class_names: Sequence[str], route: HubRoute | None) -> Li
 
 
 def _without_letter(key: str) -> str:
-    """Return a class's name without the letter folder that SUN's paths start with: /a/abbey."""
+    """A class's name without the letter that SUN's paths start with: /a/abbey is "abbey"."""
     return re.sub(r"^/?([a-z])/(?=\1)", "", key)
 
 
 def _shards(hub: Path, route: HubRoute) -> tuple[list[_Shard], list[str]]:
-    """Return the files of the parts in use, and the names of the parts that are not."""
+    """Return the files of the parts in use, and the names of the other parts."""
     shards, ignored = [], []
     for path in sorted(hub.rglob("*.parquet"), key=lambda p: p.relative_to(hub).as_posix()):
         if any(part.startswith(".") for part in path.relative_to(hub).parts):
-            continue  # the downloader's own
+            continue  # a file of the downloader's
         named = _SHARD.match(path.stem)
         # The hub's conversions are <split>/0000.parquet, other copies <split>-00000-of-00003-<id>.
         split = named["split"] if named else path.stem
@@ -144,7 +144,7 @@ def _shards(hub: Path, route: HubRoute) -> tuple[list[_Shard], list[str]]:
 
 
 def _check_complete(hub: Path, shards: Sequence[_Shard]) -> None:
-    """Hold the numbers in file names (`train-00001-of-00004`) against the files there are."""
+    """Check that every file of a numbered series (`train-00001-of-00004`) exists."""
     numbers: dict[tuple[Path, str, int], list[int]] = {}
     for shard in shards:
         named = _SHARD.match(shard.path.stem)
@@ -157,8 +157,8 @@ def _check_complete(hub: Path, shards: Sequence[_Shard]) -> None:
         lacking = sorted(set(range(total)) - set(there))
         if lacking:
             raise runtime.MissingDataError(
-                f"{len(lacking)} of {total} files {parent / split}-*-of-{total:05} are not there, "
-                f"first number {lacking[0]:05}; get the dataset again"
+                f"{len(lacking)} of {total} files {parent / split}-*-of-{total:05} are missing, "
+                f"the first is number {lacking[0]:05}; get the dataset again"
             )
 
 
@@ -171,22 +171,22 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         if isinstance(error, runtime.MissingDataError):
             raise
         raise runtime.MissingDataError(
-            f"{path} is cut or no parquet file ({' '.join(str(error).split())[:120]}); delete it "
-            "and get the dataset again"
+            f"{path} is cut short or not a parquet file ({' '.join(str(error).split())[:120]}); "
+            "delete it and get the dataset again"
         ) from error
 
 
 def _column(schema: pa.Schema, name: str, path: Path) -> Any:
     if name not in schema.names:
         raise SettingsError(
-            f"{path} has no column {name!r}, only {', '.join(schema.names)}; mend the card's "
+            f"{path} has no column {name!r}, only {', '.join(schema.names)}; correct the card's "
             "image_column and label_column"
         )
     return schema.field(name).type
 
 
 def _integer_names(hub: Path, shards: Sequence[_Shard], route: HubRoute) -> tuple[str, ...]:
-    """Return the names of integer labels, `()` if labels are names themselves."""
+    """Names of integer labels, `()` if the labels are names themselves."""
     headers: dict[Path, bytes | None] = {}
     for shard in shards:
         with _opened(shard.path) as file:
@@ -195,13 +195,13 @@ def _integer_names(hub: Path, shards: Sequence[_Shard], route: HubRoute) -> tupl
                 headers[shard.path] = (file.schema_arrow.metadata or {}).get(HEADER)
             elif not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise SettingsError(
-                    f"column {route.label_column!r} of {shard.path} holds {kind}, neither "
-                    "integers nor names; mend the card's label_column"
+                    f"column {route.label_column!r} of {shard.path} has type {kind}, neither "
+                    "integers nor names; correct the card's label_column"
                 )
     if headers and len(headers) < len(shards):
         raise SettingsError(
-            f"column {route.label_column!r} of {hub} holds integers in some files and names in "
-            "others; they are of two copies, get the dataset again"
+            f"column {route.label_column!r} of {hub} has integers in some files and names in "
+            "others; they are from two copies, get the dataset again"
         )
     return label_names(hub, route.label_column, headers) if headers else ()
 
@@ -220,8 +220,9 @@ def _rows(shard: _Shard, route: HubRoute, names: Sequence[str]) -> _Rows:
     ]
     if wrong:
         raise SettingsError(
-            f"row {wrong[0]} of {shard.path} has label {said[wrong[0]]}, of {len(names)} classes; "
-            f"{len(wrong)} rows are so: leave this part out, or get the dataset again"
+            f"row {wrong[0]} of {shard.path} has label {said[wrong[0]]}, but there are "
+            f"{len(names)} classes; {len(wrong)} rows have such labels: leave this part out, or "
+            "get the dataset again"
         )
     images = table.column(route.image_column).to_pylist() if has_path else [None] * len(said)
     return _Rows(
@@ -231,7 +232,7 @@ def _rows(shard: _Shard, route: HubRoute, names: Sequence[str]) -> _Rows:
 
 
 def _write(shard: _Shard, folder: Path, route: HubRoute, *, n_rows: int) -> list[Path]:
-    """Write the shard's images that are not there yet and return the paths of all, by row."""
+    """Write the shard's missing images and return the paths of all, by row."""
     target = folder / IMAGES / _identity(shard, folder)
     target.mkdir(parents=True, exist_ok=True)
     there = images_written(target)
@@ -244,7 +245,8 @@ def _write(shard: _Shard, folder: Path, route: HubRoute, *, n_rows: int) -> list
 
 
 def _identity(shard: _Shard, folder: Path) -> str:
-    """Return a folder name that another revision of the same file does not have."""
+    """A folder name that no other revision of this file gets."""
+    # By the parquet footer, which has the file's statistics: hashing gigabytes would take minutes.
     with shard.path.open("rb") as stream:
         stream.seek(-8, 2)
         length = int.from_bytes(stream.read(4), "little")
@@ -257,7 +259,7 @@ def _identity(shard: _Shard, folder: Path) -> str:
 def _contents(
     shard: _Shard, route: HubRoute, there: dict[str, Path]
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield the rows that are not there yet with their images' bytes, a few rows in memory."""
+    """Yield the missing rows with their images' bytes, a few rows in memory at a time."""
     with _opened(shard.path) as file:
         column = _bytes_column(file.schema_arrow, route, shard.path)
         row = 0
@@ -274,14 +276,14 @@ def _contents(
 
 
 def _bytes_column(schema: pa.Schema, route: HubRoute, path: Path) -> str:
-    """Return the column that holds the files of the images."""
+    """The column with the bytes of the image files."""
     kind = _column(schema, route.image_column, path)
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         return f"{route.image_column}.bytes"
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return route.image_column
     raise SettingsError(
-        f"column {route.image_column!r} of {path} holds {kind}, no images; mend the card's "
+        f"column {route.image_column!r} of {path} has type {kind}, not images; correct the card's "
         "image_column"
     )
 
@@ -299,10 +301,10 @@ def label_names(hub: Path, column: str, headers: Mapping[Path, bytes | None]) ->
     Args:
         hub: Folder of the copy.
         column: The column of integers.
-        headers: What each file says of its columns, JSON, or None.
+        headers: Each file's metadata about its columns, as JSON, or None.
 
     Raises:
-        SettingsError: nothing names the integers, or two files name them otherwise.
+        SettingsError: nothing names the integers, or two files name them differently.
     """
     told: dict[Path, tuple[str, ...]] = {}
     for path, header in headers.items():
@@ -316,14 +318,14 @@ def label_names(hub: Path, column: str, headers: Mapping[Path, bytes | None]) ->
     first = next(iter(told), None)
     if first is None or not told[first]:
         raise SettingsError(
-            f"column {column!r} of {hub} holds integers, and neither its files nor {README} name "
-            f"them; write the copy's names to {hub / NAMES}, a line each, in its order"
+            f"column {column!r} of {hub} has integers, and neither its files nor {README} name "
+            f"them; write the copy's names to {hub / NAMES}, one per line, in its order"
         )
     for path, names in told.items():
         if names != told[first]:
             raise SettingsError(
-                f"{path} and {first} name the integers of {column!r} otherwise; they are of two "
-                "copies, get the dataset again"
+                f"{path} and {first} name the integers of {column!r} differently; they are from "
+                "two copies, get the dataset again"
             )
     return told[first]
 
@@ -334,18 +336,18 @@ def _json(header: bytes | None, path: Path) -> Any:
         return (said.get("info") or {}).get("features") or {}
     except (ValueError, AttributeError) as error:
         raise SettingsError(
-            f"what {path} says of its columns is not to be read ({error}); get it again"
+            f"the metadata of {path} about its columns cannot be read ({error}); get it again"
         ) from None
 
 
 def _of_features(features: Any, column: str) -> tuple[str, ...]:
-    """Return the names of a `ClassLabel`, as the library `datasets` writes it."""
+    """Names of a `ClassLabel`, as the library `datasets` writes it."""
     feature = features.get(column) if isinstance(features, Mapping) else None
     return _in_order(feature.get("names")) if isinstance(feature, Mapping) else ()
 
 
 def _of_readme(path: Path, column: str) -> tuple[str, ...]:
-    """Return the names of `class_label` in a README's header, `()` if there are none."""
+    """Names of `class_label` in a README's header, `()` if there are none."""
     text = path.read_text(encoding="utf-8", errors="replace")
     if not text.startswith("---"):
         return ()
@@ -353,7 +355,7 @@ def _of_readme(path: Path, column: str) -> tuple[str, ...]:
         said = yaml.safe_load(text.split("\n---", 1)[0])
     except yaml.YAMLError as error:
         raise SettingsError(
-            f"the header of {path} is no YAML ({str(error).splitlines()[0]}); get it again"
+            f"the header of {path} is not YAML ({str(error).splitlines()[0]}); get it again"
         ) from None
     infos = said.get("dataset_info") if isinstance(said, Mapping) else None
     for info in infos if isinstance(infos, list) else [infos]:
@@ -367,7 +369,7 @@ def _of_readme(path: Path, column: str) -> tuple[str, ...]:
 
 
 def _in_order(names: Any) -> tuple[str, ...]:
-    """Return names that are written as a list, or by number ("0": ...)."""
+    """Names that are given as a list, or by number ("0": ...), in order."""
     if isinstance(names, Mapping):
         numbered = {int(number): str(name) for number, name in names.items()}
         return tuple(numbered[number] for number in range(len(numbered)) if number in numbered)

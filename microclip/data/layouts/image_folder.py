@@ -1,4 +1,4 @@
-"""Images that someone has laid out already: `train/<class>/` and `test/<class>/`."""
+"""Images that someone has already laid out as `train/<class>/` and `test/<class>/`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ NEEDS = ("train", "test")
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
-    """Return the images of both parts; each must have every class.
+    """List the images of both parts; each part must have every class.
 
     Raises:
-        MissingDataError: a part is not there.
-        SettingsError: a folder of no class, or a class without images.
+        MissingDataError: a part is missing.
+        SettingsError: a folder that is not a class, or a class without images.
     """
     items: list[Item] = []
     for part in NEEDS:
@@ -28,4 +28,4 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
             for name in names
             for key in [name.parts[0]]
         ]
-    return Listing(tuple(items), ("split as it was laid out, by no rule of ours",))
+    return Listing(tuple(items), ("split as it was laid out, not by one of our rules",))

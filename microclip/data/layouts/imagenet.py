@@ -1,7 +1,7 @@
 """ImageNet-1K as its archives unpack: `{train,val}/<wnid>/*.JPEG`, or below ILSVRC/Data/CLS-LOC.
 
-A class is its WordNet id; ids in sorted order are the labels, which is the order of our names.
-`val` may also be flat, as Kaggle's copy has it, with `LOC_val_solution.csv` beside.
+A class is its WordNet id; the sorted ids are the labels, which is also the order of our names.
+`val` may be flat, as in Kaggle's copy, with `LOC_val_solution.csv` beside it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _SHOWN = 3
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
-    """Return the images of both parts.
+    """List the images of both parts.
 
     Raises:
-        MissingDataError: a part or a class of it has no image.
-        SettingsError: ids other than ImageNet-1K's, or as many as we have names.
+        MissingDataError: a part, or a class in it, has no image.
+        SettingsError: the ids are not ImageNet-1K's, or there are more or fewer than our names.
     """
     root = folder if place(folder, "train").is_dir() else place(folder, _INNER)
     train = list(_in_folders(place(root, "train"), "train"))
@@ -53,8 +53,8 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
 
 
 def official_wnids() -> tuple[str, ...]:
-    """Return ImageNet-1K's ids in label order, from the list that timm has."""
-    found = importlib.util.find_spec("timm")  # where it is: importing it takes seconds
+    """ImageNet-1K's ids in label order, from timm's list."""
+    found = importlib.util.find_spec("timm")  # only its folder: importing timm takes seconds
     assert found is not None
     assert found.origin is not None
     path = Path(found.origin).parent / "data/_info/imagenet_synsets.txt"
@@ -62,16 +62,16 @@ def official_wnids() -> tuple[str, ...]:
 
 
 def _check(wnids: Sequence[str], class_names: Sequence[str], where: Path) -> None:
-    """Hold the ids against ImageNet-1K's, so that each stands at its name."""
+    """Check the ids against ImageNet-1K's, so that each label gets its own name."""
     if not wnids:
         raise runtime.MissingDataError(
-            f"{where} has no image in a folder n01440764 or the like; unpack the archive of each "
-            "class into a folder of its id"
+            f"{where} has no image in a folder such as n01440764; unpack the archive of each class "
+            "into a folder named by its id"
         )
     if len(wnids) != len(class_names):
         raise SettingsError(
-            f"{where} has {len(wnids)} classes, our list {len(class_names)}; labels are the ids "
-            "in sorted order, so all must be there: get the dataset again"
+            f"{where} has {len(wnids)} classes, our list {len(class_names)}; labels are the sorted "
+            "ids, so all must be there: get the dataset again"
         )
     if len(wnids) != _N_CLASSES:
         return
@@ -79,12 +79,12 @@ def _check(wnids: Sequence[str], class_names: Sequence[str], where: Path) -> Non
         if wnid != official:
             raise SettingsError(
                 f"{where} has {wnid} where ImageNet-1K has {official}; this is another subset of "
-                "ImageNet, whose labels are others"
+                "ImageNet, with other labels"
             )
     for label, (wnid, name) in _ANCHORS.items():
         if class_names[label] != name:
             raise SettingsError(
-                f"class {label} of our list is {class_names[label]!r}, and {wnid} is {name!r}; "
+                f"class {label} of our list is {class_names[label]!r}, but {wnid} is {name!r}; "
                 "restore resources/classes/imagenet.txt"
             )
 
@@ -93,13 +93,13 @@ def _check_images(there: Sequence[str], wnids: Sequence[str], where: Path) -> No
     lacking = sorted(set(wnids) - set(there))
     if lacking:
         raise runtime.MissingDataError(
-            f"{where} has no image of {len(lacking)} of {len(wnids)} classes, first "
+            f"{where} has no image of {len(lacking)} of {len(wnids)} classes: "
             f"{', '.join(lacking[:_SHOWN])}; get it again, or sort val into folders by id"
         )
     unknown = sorted(set(there) - set(wnids))
     if unknown:
         raise SettingsError(
-            f"{where} has {len(unknown)} classes that train has not, first "
+            f"{where} has {len(unknown)} classes that are not in train: "
             f"{', '.join(unknown[:_SHOWN])}; get the dataset again"
         )
 
@@ -107,14 +107,14 @@ def _check_images(there: Sequence[str], wnids: Sequence[str], where: Path) -> No
 def _in_folders(root: Path, part: str) -> Iterator[tuple[str, str, Path]]:
     """Yield id, name and path of the images in the folders of a part, sorted."""
     if not root.is_dir():
-        raise runtime.MissingDataError(f"{root} is not there; place {part} there")
+        raise runtime.MissingDataError(f"{root} is missing; place {part} there")
     for folder in sorted(path for path in root.iterdir() if _WNID.fullmatch(path.name)):
         for name in _images(folder):
             yield folder.name, f"{part}/{folder.name}/{name}", folder / name
 
 
 def _images(folder: Path) -> list[str]:
-    """Return the names of a folder's images; 1.3 million files are not asked one by one."""
+    """Names of a folder's images; scandir, because a stat of 1.3 million files takes minutes."""
     with os.scandir(folder) as entries:
         return sorted(
             entry.name
@@ -124,15 +124,15 @@ def _images(folder: Path) -> list[str]:
 
 
 def _flat(root: Path, folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """Yield the same of a flat `val`, by Kaggle's list of its ids."""
+    """Yield id, name and path of the images in a flat `val`, by Kaggle's list of ids."""
     listed = next(
         (p for up in (folder, place(folder, "ILSVRC")) if (p := place(up, _SOLUTION)).is_file()),
         None,
     )
     if listed is None:
         raise runtime.MissingDataError(
-            f"{root} has no folders n01440764 and so on, and {folder / _SOLUTION} is not there; "
-            "sort val into folders by id (torchvision's ImageNet does), or place Kaggle's list"
+            f"{root} has no folders such as n01440764, and {folder / _SOLUTION} is missing; "
+            "sort val into folders by id (torchvision's ImageNet does), or add Kaggle's list"
         )
     with listed.open(encoding="utf-8-sig", newline="") as stream:
         wnid_of = {
@@ -144,7 +144,7 @@ def _flat(root: Path, folder: Path) -> Iterator[tuple[str, str, Path]]:
     if unlisted or len(names) != len(wnid_of):
         first = f", first {unlisted[0]}" if unlisted else ""
         raise SettingsError(
-            f"{listed} lists {len(wnid_of)} images and {root} has {len(names)}, {len(unlisted)} "
+            f"{listed} lists {len(wnid_of)} images, but {root} has {len(names)}, {len(unlisted)} "
             f"of them without an id{first}; get both again"
         )
     for name in names:

@@ -1,7 +1,7 @@
 """Oxford-IIIT Pets: a flat folder of images, breeds and their ids in two lists.
 
-Cat breeds are written with capitals and dog breeds without, so folders sorted by name have another
-order than the ids: ids are held against our list by the breed in each image's name.
+Cat breeds are capitalised and dog breeds are not, so folders sorted by name are in another order
+than the ids: ids are checked against our list by the breed in each image's name.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ NEEDS = (f"{_ROOT}/images", *(f"{_ROOT}/annotations/{name}" for name in _LISTS.v
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
-    """Return the images of `trainval.txt` and `test.txt`; a class is a breed with an id from 1.
+    """List the images of `trainval.txt` and `test.txt`; a class is a breed with an id from 1.
 
     Raises:
-        MissingDataError: a list or a listed image is not there, or a list was cut.
-        SettingsError: an image of two parts, a breed of two ids, or ids in another order than ours.
+        MissingDataError: a list or a listed image is missing, or a list was cut short.
+        SettingsError: an image in two parts, a breed with two ids, or ids in another order than
+            our names.
     """
     root = inside(folder, _ROOT)
     annotations = inside(root, "annotations")
@@ -58,7 +59,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
 
 
 def _rows(path: Path) -> dict[str, int]:
-    """Return the class id of each image of a list: "Abyssinian_100 1 1 1", "#" is a remark."""
+    """Read each image's class id from lines such as "Abyssinian_100 1 1 1"; "#" is a comment."""
     ids: dict[str, int] = {}
     for row in lines(path):
         if row.startswith("#"):
@@ -66,11 +67,11 @@ def _rows(path: Path) -> dict[str, int]:
         fields = row.split()
         if len(fields) != 4 or not fields[1].isdecimal():
             raise runtime.MissingDataError(
-                f"{path} has a line {row!r}, expected an image and three numbers; it was cut or "
-                "changed, get the dataset again"
+                f"{path} has a line {row!r}, expected an image and three numbers; it was cut short "
+                "or changed, get the dataset again"
             )
         if fields[0] in ids:
-            raise SettingsError(f"{fields[0]} stands twice in {path}; get the dataset again")
+            raise SettingsError(f"{fields[0]} is in {path} twice; get the dataset again")
         ids[fields[0]] = int(fields[1])
     return ids
 
@@ -80,12 +81,12 @@ def _breed(image: str) -> str:
 
 
 def _labels(ids: dict[str, int], class_names: Sequence[str], where: Path) -> dict[str, int]:
-    """Return the label of each breed, once the order of ids is known to be that of our list."""
+    """Each breed's label, after checking that the ids are in the order of our list."""
     id_of: dict[str, int] = {}
     for image, number in ids.items():
         if id_of.setdefault(_breed(image), number) != number:
             raise SettingsError(
-                f"{image} has class id {number} below {where}, other images of "
+                f"{image} has class id {number} in {where}, but other images of "
                 f"{_breed(image)} have {id_of[_breed(image)]}; get the dataset again"
             )
     if sorted(id_of.values()) != list(range(1, len(id_of) + 1)):

@@ -16,11 +16,11 @@ _NUMBERED = re.compile(r"(?P<name>.+)_\d+")
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
-    """Return the images `<class>_<number>` of each class's folder.
+    """List the images `<class>_<number>` in each class's folder.
 
     Raises:
-        MissingDataError: the folder is not there.
-        SettingsError: a folder of no class, a class without images, or an image whose name is of
+        MissingDataError: the folder is missing.
+        SettingsError: a folder that is not a class, a class without images, or an image named for
             another class than its folder.
     """
     root = place(folder, "NWPU-RESISC45")
@@ -31,7 +31,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
     for name, said in kept.items():
         if letters(said) != letters(name.parts[0]):
             raise SettingsError(
-                f"{root / name} is named as {said!r} and lies in {name.parts[0]!r}; folders were "
+                f"{root / name} is named {said!r} but is in {name.parts[0]!r}; folders were "
                 "swapped, get the dataset again"
             )
     others = [name.as_posix() for name in names if name not in kept]

@@ -1,8 +1,8 @@
 """SUN397 as its archive unpacks: `SUN397/a/abbey/sun_*.jpg`, classes in `ClassName.txt`.
 
-A class is the folder that `ClassName.txt` names, `/j/jail/indoor`, which our list writes "jail
-(indoor)". Classes are matched by name, since published lists disagree about the places of that one
-and of "jail cell".
+A class is a folder that `ClassName.txt` names, such as `/j/jail/indoor`, which our list calls "jail
+(indoor)". Classes are matched by name, because published lists disagree about the order of that one
+and "jail cell".
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _PARTITIONS = {"train": "Training_01.txt", "test": "Testing_01.txt"}  # the offi
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
-    """Return the images `sun_*` of the classes in `ClassName.txt`.
+    """List the images `sun_*` of the classes in `ClassName.txt`.
 
-    An image's part is that of partition 1 of ten, if its two lists lie in `SUN397` or
-    `Partitions`; most images are in neither.
+    The parts are those of the first of ten partitions, if its two lists are in `SUN397` or
+    `Partitions`; most images are in neither list.
 
     Raises:
-        MissingDataError: a class has no folder or no image, or a listed image is not there.
-        SettingsError: a class of `ClassName.txt` that our list lacks, or the other way round.
+        MissingDataError: a class has no folder or no image, or a listed image is missing.
+        SettingsError: a class of `ClassName.txt` is not in our list, or the other way round.
     """
     root = place(folder, "SUN397")
     keys = lines(place(root, "ClassName.txt"))
@@ -41,8 +41,8 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
     gone = sorted(set(part_of) - set(found))
     if gone:
         raise runtime.MissingDataError(
-            f"{len(gone)} images of SUN397's partition 1 are not there, first {gone[0]}; get the "
-            "dataset again"
+            f"{len(gone)} images of SUN397's partition 1 are missing, the first is {gone[0]}; get "
+            "the dataset again"
         )
     return Listing(
         tuple(
@@ -54,7 +54,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
 
 
 def class_name(key: str) -> str:
-    """Return a class's folder as our list writes it: /j/jail/indoor is "jail (indoor)"."""
+    """A class folder's name as our list writes it: /j/jail/indoor is "jail (indoor)"."""
     parts = [part.replace("_", " ") for part in key.strip("/").split("/")]
     if len(parts) > 1 and len(parts[0]) == 1:
         parts = parts[1:]
@@ -62,9 +62,9 @@ def class_name(key: str) -> str:
 
 
 def _images(folder: Path) -> list[Path]:
-    """Return the images right in a class's folder; `/x/a/indoor` is a class of its own."""
+    """Images directly in a class's folder; a folder below it is a separate class."""
     if not folder.is_dir():
-        raise runtime.MissingDataError(f"{folder} is not there; get the dataset again")
+        raise runtime.MissingDataError(f"{folder} is missing; get the dataset again")
     images = [
         path
         for path in sorted(folder.iterdir())
@@ -76,7 +76,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _partition(folder: Path) -> dict[str, str]:
-    """Return the part of each image in the official lists, `{}` if they are not there."""
+    """The part of each image in the official lists, `{}` if these are missing."""
     part_of: dict[str, str] = {}
     for part, name in _PARTITIONS.items():
         roots = (place(folder, "SUN397"), place(folder, "Partitions"))
@@ -89,7 +89,7 @@ def _partition(folder: Path) -> dict[str, str]:
 
 
 def _others(root: Path, keys: Sequence[str]) -> tuple[str, ...]:
-    """Return a line on folders of images that no class names."""
+    """A note on folders of images that are not a class."""
     known = {key.strip("/").casefold() for key in keys}
     others = sorted(
         path.parent.relative_to(root).as_posix()

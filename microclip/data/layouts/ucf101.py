@@ -1,9 +1,9 @@
-"""UCF101 as its archives unpack: videos or middle frames, and the three official splits' lists.
+"""UCF101 as its archives unpack: videos or middle frames, and the lists of the official splits.
 
-`UCF-101/<Class>/v_<Class>_g01_c01.avi` are the videos: PyAV (extra `video`) reads the middle frame
-of each, written once below `images/`. CoOp's frames, `UCF-101-midframes/<Class_With_Underscores>/
-v_<Class>_g01_c01.jpg`, are read as they are. Split 1 (`ucfTrainTestlist/{train,test}list01.txt`)
-names the clips.
+The videos are `UCF-101/<Class>/v_<Class>_g01_c01.avi`: PyAV (extra `video`) reads the middle frame
+of each, which is written once below `images/`. CoOp's frames, `UCF-101-midframes/
+<Class_With_Underscores>/v_<Class>_g01_c01.jpg`, are read as they are. The clips are those of split
+1 (`ucfTrainTestlist/{train,test}list01.txt`).
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ NEEDS = (
 _VIDEO_SUFFIXES = frozenset({".avi"})
 _REPORT_EVERY = 500
 _SHOWN = 3
-_RIFF_HEADER = 8  # bytes before those that an AVI's header counts
+_RIFF_HEADER = 8  # bytes that the size in an AVI's header does not count
 
 
 @dataclass(frozen=True)
 class _Clip:
-    """A line of a list: ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1."""
+    """A line of a list, such as ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1."""
 
     key: str  # the class as classInd.txt writes it
     stem: str
@@ -62,17 +62,17 @@ class _Clip:
 
     @property
     def fold(self) -> str:
-        """The name by which a file is found: v_HandStandPushups lies in HandstandPushups."""
+        """The key to find its file by: v_HandStandPushups is in the folder HandstandPushups."""
         return _fold(self.key, self.stem)
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
-    """Return the middle frames of split 1's clips.
+    """List the middle frames of split 1's clips.
 
     Raises:
-        MissingDataError: a list or a clip is not there, or a video is cut.
-        SettingsError: lists that contradict each other or our classes.
-        ResourceError: videos and no PyAV.
+        MissingDataError: a list or a clip is missing, or a video is cut short.
+        SettingsError: the lists contradict each other or our classes.
+        ResourceError: there are videos, but PyAV is not installed.
     """
     keys = _classes(place(folder, f"{LISTS}/classInd.txt"))
     labels = labels_by_name(keys.values(), class_names, str(folder / LISTS), spell=_words)
@@ -86,7 +86,8 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
     if gone:
         raise runtime.MissingDataError(
             f"{len(gone)} of {len(clips)} clips of split 1 are not below {root}: "
-            f"{', '.join(gone[:_SHOWN])}; the archive was cut or files were removed, get it again"
+            f"{', '.join(gone[:_SHOWN])}; the archive was cut short or files were removed, get it "
+            "again"
         )
     if suffixes is _VIDEO_SUFFIXES:
         files = _write(clips, files, folder / IMAGES)
@@ -102,7 +103,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
 
 
 def _words(key: str) -> str:
-    """Return a class's name in words: ApplyEyeMakeup is "Apply Eye Makeup"."""
+    """A class's name in words: ApplyEyeMakeup is "Apply Eye Makeup"."""
     return " ".join(re.findall("[A-Z][^A-Z]*", key)) or key
 
 
@@ -111,14 +112,14 @@ def _fold(folder: str, stem: str) -> str:
 
 
 def _classes(path: Path) -> dict[str, str]:
-    """Return the classes by their numbers, "1" for the first."""
+    """Classes by their numbers, "1" for the first."""
     keys: dict[str, str] = {}
     for line in lines(path):
         number, _, key = line.partition(" ")
         key = key.strip()
         if not number.isdecimal() or not key or number in keys or key in keys.values():
             raise SettingsError(
-                f"{path} says {line!r}; expected a number and a class a line, each once: "
+                f"{path} says {line!r}; expected one number and class per line, each once: "
                 "get the lists again"
             )
         keys[number] = key
@@ -126,7 +127,7 @@ def _classes(path: Path) -> dict[str, str]:
 
 
 def _clips(folder: Path, keys: Mapping[str, str]) -> list[_Clip]:
-    """Return the clips of both lists; the number that training clips have must be their class's."""
+    """Read the clips of both lists; a training clip's number must be its class's."""
     clips: dict[str, _Clip] = {}
     own = {key.casefold(): key for key in keys.values()}
     for part, name in _LIST_OF.items():
@@ -141,25 +142,25 @@ def _clips(folder: Path, keys: Mapping[str, str]) -> list[_Clip]:
                 )
             clip = _Clip(key, Path(video).stem, part)
             if clip.fold in clips:
-                raise SettingsError(f"{clip.name} stands twice in the lists; get them again")
+                raise SettingsError(f"{clip.name} is in the lists twice; get them again")
             clips[clip.fold] = clip
     return list(clips.values())
 
 
 def _files(root: Path, suffixes: frozenset[str]) -> dict[str, Path]:
-    """Return the files of the classes' folders by folded name; two of one name are refused."""
+    """Files in the class folders, by folded name; two with the same name are refused."""
     files: dict[str, Path] = {}
     for path in sorted(root.glob("*/*")):
         if path.suffix.lower() in suffixes and not path.name.startswith("."):
             fold = _fold(path.parent.name, path.stem)
             if fold in files:
-                raise SettingsError(f"{files[fold]} and {path} are one clip; remove one")
+                raise SettingsError(f"{files[fold]} and {path} are the same clip; remove one")
             files[fold] = path
     return files
 
 
 def _write(clips: Sequence[_Clip], videos: Mapping[str, Path], folder: Path) -> dict[str, Path]:
-    """Write the middle frames that are not there yet; return all files by folded name."""
+    """Write the missing middle frames; return all files by folded name."""
     frames = dict(videos)
     cut: list[str] = []
     there: dict[str, dict[str, Path]] = {}
@@ -186,24 +187,26 @@ def _write(clips: Sequence[_Clip], videos: Mapping[str, Path], folder: Path) -> 
 
 
 class CutVideoError(ValueError):
-    """A video of which a part, or every frame, is missing."""
+    """A part of a video, or every frame, is missing."""
 
 
 def middle_frame(path: Path) -> Image.Image:
     """Return frame `n // 2` of the `n` that can be decoded, counted from 0, as RGB.
 
     Raises:
-        CutVideoError: fewer bytes than its header says, or not one frame.
+        CutVideoError: fewer bytes than the header says, or no frame at all.
         ResourceError: PyAV is not installed.
     """
     av = _pyav()
     _check_whole(path)
-    kept: deque[Any] = deque()  # the second half of those seen
+    # How many frames can be decoded is known only at the end. So the second half of those seen is
+    # kept, and at the end its first frame is the middle one.
+    kept: deque[Any] = deque()
     seen = 0
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise CutVideoError("it has no pictures")
+                raise CutVideoError("it has no video stream")
             for packet in container.demux(video=0):
                 for frame in _frames(packet, av.error.InvalidDataError):
                     kept.append(frame)
@@ -213,13 +216,13 @@ def middle_frame(path: Path) -> Image.Image:
     except av.error.FFmpegError as error:
         raise CutVideoError(f"it cannot be decoded ({error.strerror})") from error
     if not kept:
-        raise CutVideoError("it has not one frame")
+        raise CutVideoError("it has no frame that can be decoded")
     image: Image.Image = kept[0].to_image()
     return image
 
 
 def _frames(packet: Any, damage: type[Exception]) -> list[Any]:
-    """Return the frames that a packet completes; none of one that is damaged, as players do."""
+    """Frames that a packet completes; a damaged packet is skipped, as video players do."""
     try:
         return list(packet.decode())
     except damage:
@@ -237,7 +240,7 @@ def _pyav() -> Any:
 
 
 def _check_whole(path: Path) -> None:
-    """Hold an AVI's size against what its header says; other files are left to the decoder."""
+    """Compare an AVI's size with its header; other files are left to the decoder."""
     size = path.stat().st_size
     if not size:
         raise CutVideoError("it is empty")

@@ -1,7 +1,7 @@
-"""CLIP-benchmark's shards of the hub: `hub/{train,test}/*.tar` and `hub/classnames.txt`.
+"""CLIP-benchmark's shards from the hub: `hub/{train,test}/*.tar` and `hub/classnames.txt`.
 
-A shard holds a pair of members a sample: `<key>.jpg` (or png, webp) and `<key>.cls`, the number of
-a line of `classnames.txt`. Members' names are keys and never paths; images are written once below
+A shard has two members per sample: `<key>.jpg` (or png, webp) and `<key>.cls`, the number of a line
+in `classnames.txt`. Members' names are used as keys, never as paths; images are written once below
 `images/`.
 """
 
@@ -36,14 +36,14 @@ logger = logging.getLogger(__name__)
 HUB = "hub"
 NAMES = "classnames.txt"
 NEEDS = (f"{HUB}/{NAMES}", f"{HUB}/*/*.tar")
-_BLOCK = 512  # bytes of a tar's blocks; two empty ones end it
+_BLOCK = 512  # bytes per block of a tar; two empty ones end it
 _LONGEST_LABEL = 32  # bytes
-_READ = 1 << 20  # bytes after the end that must be empty
+_READ = 1 << 20  # bytes after the end that are checked to be empty
 
 
 @dataclass
 class _Sample:
-    """Where a sample's members lie; a list of them is filled as the shard is walked through."""
+    """Where a sample's members are in the tar; filled in while the shard is read."""
 
     key: str
     image: tarfile.TarInfo | None = None
@@ -58,10 +58,10 @@ class _Shard:
 
 
 def read(folder: Path, class_names: Sequence[str], route: HubRoute | None) -> Listing:
-    """Return the images of the parts that `route` names, all under their folders' names if none.
+    """List the images of the parts that `route` names, or of all folders if it names none.
 
     Raises:
-        MissingDataError: no shard of a part, one that is cut, half a sample.
+        MissingDataError: a part without a shard, a shard that is cut short, half a sample.
         SettingsError: a number that `classnames.txt` does not name, or names other than ours.
     """
     hub = folder / HUB
@@ -100,17 +100,17 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
         with path.open("rb") as stream:
             stream.seek(-min(2 * _BLOCK, path.stat().st_size), 2)
             if any(stream.read()) or path.stat().st_size < 2 * _BLOCK:
-                raise tarfile.ReadError("its end is not there")
+                raise tarfile.ReadError("its end is missing")
         with tarfile.open(path, "r:") as archive:
             yield archive
     except tarfile.TarError as error:
         raise runtime.MissingDataError(
-            f"{path} is cut or no tar file ({error}); delete it and get the dataset again"
+            f"{path} is cut short or not a tar file ({error}); delete it and get the dataset again"
         ) from error
 
 
 def _walk(archive: tarfile.TarFile, shard: _Shard) -> None:
-    """Fill in the samples of a shard, in its order; what is neither image nor label is left."""
+    """Fill in the samples of a shard, in its order; other members are ignored."""
     samples: dict[str, _Sample] = {}
     for member in archive:
         key, dot, suffix = member.name.rpartition("/")[2].partition(".")
@@ -123,10 +123,10 @@ def _walk(archive: tarfile.TarFile, shard: _Shard) -> None:
         elif suffix == "cls" and member.size <= _LONGEST_LABEL:
             content = _content(archive, member)
             samples.setdefault(key, _Sample(key)).label = content.decode("ascii", "replace").strip()
-    if archive.fileobj is not None:  # tarfile takes any header that is none for the end
+    if archive.fileobj is not None:  # tarfile takes anything that is not a header for the end
         archive.fileobj.seek(archive.offset)
         if any(archive.fileobj.read(_READ)):
-            raise tarfile.ReadError(f"what follows byte {archive.offset} is no member")
+            raise tarfile.ReadError(f"the data after byte {archive.offset} is not a member")
     shard.samples.extend(samples.values())
 
 
@@ -139,7 +139,7 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _class_of(sample: _Sample, names: Sequence[str], path: Path) -> str:
-    """Return the name of a sample's class as `classnames.txt` writes it."""
+    """Name of a sample's class, as `classnames.txt` writes it."""
     if sample.image is None or not sample.label:
         what = "image" if sample.image is None else "label (.cls)"
         raise runtime.MissingDataError(
@@ -148,14 +148,14 @@ def _class_of(sample: _Sample, names: Sequence[str], path: Path) -> str:
         )
     if not sample.label.isdecimal() or int(sample.label) >= len(names):
         raise SettingsError(
-            f"sample {sample.key!r} of {path} has label {sample.label!r}, {NAMES} has "
-            f"{len(names)} names; they are of two copies, get the dataset again"
+            f"sample {sample.key!r} of {path} has label {sample.label!r}, but {NAMES} has "
+            f"{len(names)} names; they are from two copies, get the dataset again"
         )
     return names[int(sample.label)]
 
 
 def _write(archive: tarfile.TarFile, shard: _Shard, folder: Path) -> list[Path]:
-    """Write the shard's images that are not there yet and return the paths of all."""
+    """Write the shard's missing images and return the paths of all."""
     target = folder / IMAGES / shard.path.parent.name / _identity(shard)
     target.mkdir(parents=True, exist_ok=True)
     there = images_written(target)
@@ -171,7 +171,7 @@ def _write(archive: tarfile.TarFile, shard: _Shard, folder: Path) -> list[Path]:
 
 
 def _identity(shard: _Shard) -> str:
-    """Return a folder name that another revision of the same shard does not have."""
+    """A folder name that no other revision of this shard gets."""
     digest = hashlib.sha256()
     for sample in shard.samples:
         size = sample.image.size if sample.image else 0

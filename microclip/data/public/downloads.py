@@ -1,8 +1,9 @@
-"""One file from whichever of its mirrors works: resumed, checked by its hash, whole or absent.
+"""Download one file from the first mirror that works: resumable, hash-checked, whole or absent.
 
-By hand over `requests`, because no library here resumes a range after `kill -9` from the very byte
-that was written (`torchvision` and `torch.hub` start again), goes through mirrors, and checks the
-publisher's MD5 or SHA-256 as the bytes arrive.
+Written over `requests` by hand: no library that we use resumes after `kill -9` from the last byte
+on disk (`torchvision` and `torch.hub` start again), tries mirrors in turn, and checks the
+publisher's MD5 or SHA-256 as the bytes arrive. Bytes that have arrived are in `<name>.part` beside
+the file, and `<name>.part.json` says where they came from.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ import urllib3
 from microclip import runtime
 from microclip.settings.datasets import RemoteFile
 
-_STEP = 0.1  # of the whole, between two lines
-_QUIET_S = 30.0  # at most between two lines
+_STEP = 0.1  # share of the file between two lines of progress
+_QUIET_S = 30.0  # longest time between two lines
 
-Advance = Callable[[int], None]  # told the bytes that came since it was last called
+Advance = Callable[[int], None]  # takes the number of bytes since the last call
 
 
 def tell(text: str) -> None:
-    """Write a line for people on standard error."""
+    """Write a line to standard error."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 
 def in_words(n_bytes: float) -> str:
-    """Return a size as people write it, in powers of 1,000: `3.4 GB`."""
+    """A size to read, in powers of 1,000: `3.4 GB`."""
     for unit in ("bytes", "kB", "MB"):
         if n_bytes < 1000:
             return f"{n_bytes:.0f} bytes" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
@@ -51,7 +52,10 @@ def in_words(n_bytes: float) -> str:
 
 @contextlib.contextmanager
 def progress(what: str, total: int | None, done: int = 0) -> Iterator[Advance]:
-    """Show how `what`, of `total` bytes if that is known, grows from `done` bytes."""
+    """Show the progress of `what` from `done` bytes to `total`, None if that is unknown.
+
+    A bar on a terminal, else a line now and then.
+    """
     if sys.stderr.isatty():
         with _bar(what, total, done) as advance:
             yield advance
@@ -100,7 +104,7 @@ def _lines(what: str, total: int | None, done: int) -> Advance:
 
 
 _CHUNK = 1 << 20
-_BLOCK = 1 << 16  # of what is sent: at most this much is lost when a connection breaks
+_BLOCK = 1 << 16  # bytes read at a time, and so the most that a broken connection loses
 _PAGE = (b"<!doctype html", b"<html")
 _MAGIC = {
     ".gz": b"\x1f\x8b",
@@ -112,41 +116,41 @@ _MAGIC = {
 
 
 class MirrorError(Exception):
-    """A mirror does not give the file; the message is the reason, for people."""
+    """A mirror does not deliver the file; the message says why."""
 
 
 class PassingError(MirrorError):
-    """Likewise, but the same request may work a moment later."""
+    """A mirror does not deliver the file now, but may when asked again."""
 
 
 class Hashes(NamedTuple):
-    """Of a file, in hexadecimal. Publishers and torchvision state MD5s; our records SHA-256."""
+    """A file's hashes in hexadecimal: MD5, as publishers state it, and SHA-256, as we record it."""
 
     md5: str
     sha256: str
 
 
 class Digests:
-    """Both hashes of bytes that come one after another."""
+    """Both hashes, updated as bytes arrive."""
 
     def __init__(self) -> None:
-        """Begin with no byte."""
+        """Start with no bytes."""
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._sha256 = hashlib.sha256()
 
     def update(self, chunk: bytes) -> None:
-        """Take the next bytes."""
+        """Add the next bytes."""
         self._md5.update(chunk)
         self._sha256.update(chunk)
 
     def hashes(self) -> Hashes:
-        """Return the hashes of all bytes so far."""
+        """Hashes of all bytes so far."""
         return Hashes(self._md5.hexdigest(), self._sha256.hexdigest())
 
 
 @dataclass
 class PartFile:
-    """What has come of a file, with its hashes so far."""
+    """The part of a file that has arrived, with its hashes so far."""
 
     path: Path
     file: RemoteFile
@@ -158,7 +162,7 @@ class PartFile:
         return self.path.with_name(f"{self.path.name}.json")
 
     def read(self) -> None:
-        """Take up what is on disk, hashed again."""
+        """Read and hash the part that is on disk."""
         self._forget()
         if self.path.is_file():
             with self.path.open("rb") as stream:
@@ -166,13 +170,13 @@ class PartFile:
                     self._count(chunk)
 
     def clear(self) -> None:
-        """Begin from nothing."""
+        """Remove the part and start again."""
         self.path.unlink(missing_ok=True)
         self._origin.unlink(missing_ok=True)
         self._forget()
 
     def append(self, response: requests.Response, advance: Callable[[int], None]) -> None:
-        """Write what a mirror sends, as it is sent: an encoding is never undone."""
+        """Append a mirror's bytes as sent: decoding them would change the published hashes."""
         with self.path.open("ab") as stream:
             for chunk in response.raw.stream(_BLOCK, decode_content=False):
                 if self.size == 0:
@@ -182,13 +186,14 @@ class PartFile:
                 advance(len(chunk))
 
     def began(self, url: str, response: requests.Response) -> None:
-        """Write down where the part is from, so that only the same file is resumed."""
+        """Record where the part comes from, so that only the same file is resumed."""
         tag = response.headers.get("ETag", "")
+        # A weak ETag (W/) does not promise the same bytes, so If-Range may not use it.
         mark = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
         runtime.write_json(self._origin, {"url": url, "validator": mark})
 
     def resuming(self, url: str) -> dict[str, str]:
-        """Return the headers that ask for the rest; cleared first if it could be another file."""
+        """Headers that ask for the rest; clears the part if it may belong to another file."""
         if not self.size:
             return {}
         mark = None
@@ -196,21 +201,22 @@ class PartFile:
             said = json.loads(self._origin.read_text(encoding="utf-8"))
             mark = said["validator"] if said["url"] == url else None
         if mark is None and not (self.file.md5 or self.file.sha256):
-            self.clear()  # nothing would show that two halves are of two files
+            self.clear()  # nothing would reveal that the two halves come from different files
             return {}
         return {"Range": f"bytes={self.size}-", **({"If-Range": mark} if mark else {})}
 
     def is_proven(self) -> bool:
-        """Return whether it is the whole file by the hashes stated for it."""
+        """Do the stated hashes prove that the file is complete?"""
         return bool(self.size and (self.file.md5 or self.file.sha256)) and not self.wrong()
 
     def wrong(self) -> str:
-        """Return how the hashes differ from those stated, or an empty text."""
+        """How the hashes differ from those stated, or ""."""
         return difference(self.file, self.digests.hashes())
 
     def finish(self, target: Path) -> str:
-        """Put the file in its place and return its SHA-256."""
+        """Move the file into place and return its SHA-256."""
         with self.path.open("rb+") as stream:
+            # Before the rename: else a power cut could leave the final name on a cut file.
             os.fsync(stream.fileno())
         self.path.replace(target)
         self._origin.unlink(missing_ok=True)
@@ -226,7 +232,7 @@ class PartFile:
 
 
 def hashes(path: Path) -> Hashes:
-    """Return the MD5 and SHA-256 of a file."""
+    """MD5 and SHA-256 of a file."""
     digests = Digests()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -235,16 +241,16 @@ def hashes(path: Path) -> Hashes:
 
 
 def _check_kind(name: str, begin: bytes) -> None:
-    """Refuse a page, or what is no archive, by its first bytes."""
+    """Refuse a web page, or a file of another kind than its suffix, by the first bytes."""
     if begin.lstrip()[:20].lower().startswith(_PAGE) and not name.endswith((".html", ".htm")):
-        raise MirrorError("an HTML page instead of the file")
+        raise MirrorError("it sent an HTML page instead of the file")
     magic = _MAGIC.get(Path(name).suffix.lower(), b"")
     if not begin.startswith(magic):
-        raise MirrorError(f"no {Path(name).suffix} file (it begins with {begin[:8]!r})")
+        raise MirrorError(f"not a {Path(name).suffix} file (it begins with {begin[:8]!r})")
 
 
 def difference(file: RemoteFile, found: Hashes) -> str:
-    """Return how hashes that were found differ from those stated for a file, or an empty text."""
+    """How the hashes that were found differ from those stated for a file, or ""."""
     stated = {"md5": (file.md5, found.md5), "sha256": (file.sha256, found.sha256)}
     return "; ".join(
         f"{name} {own}, expected {value.lower()}"
@@ -253,21 +259,21 @@ def difference(file: RemoteFile, found: Hashes) -> str:
     )
 
 
-PAUSE_S = 1.0  # before a mirror that broke off is asked again; twice as long each time
-_TRIES = 4  # of a mirror, in a row and without a byte gained
-_TIMEOUT_S = (20.0, 60.0)  # to connect; without a byte
+PAUSE_S = 1.0  # before the first retry of a mirror; doubled for each further one
+_TRIES = 4  # per mirror, in a row and without a byte gained
+_TIMEOUT_S = (20.0, 60.0)  # to connect; to wait for the next byte
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def fetch(file: RemoteFile, target: Path, *, is_offline: bool = False) -> str:
-    """Bring a file to `target` from the first mirror that gives it, and return its SHA-256.
+    """Download a file to `target` from the first mirror that delivers it; return its SHA-256.
 
-    A file that is there with the right hash, or for which none is stated, is left as it is; one
-    with a wrong hash is moved aside. The same call continues what was broken off.
+    A file that is already there is kept if its hash is right or no hash is stated, and moved aside
+    if it is wrong. Calling this again resumes an interrupted download.
 
     Raises:
-        ServiceError: no mirror gives the file, or none may be asked; the message tells how each
-            failed.
+        ServiceError: no mirror delivers the file, or the network is forbidden; the message says
+            how each mirror failed.
         ResourceError: the disk is too small.
     """
     if target.is_file():
@@ -278,11 +284,11 @@ def fetch(file: RemoteFile, target: Path, *, is_offline: bool = False) -> str:
         tell(f"{target} is not the published file ({wrong}); moved to {_move_aside(target)}")
     part = PartFile(target.with_name(f"{target.name}.part"), file)
     part.read()
-    if part.is_proven():  # stopped between its last byte and its last step
+    if part.is_proven():  # stopped after the last byte, before the rename
         return part.finish(target)
     if is_offline:
         raise runtime.ServiceError(
-            f"{target} is not there and the network is forbidden (--offline or MICROCLIP_OFFLINE); "
+            f"{target} is missing and the network is forbidden (--offline or MICROCLIP_OFFLINE); "
             f"place {file.name} there, or allow the network"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -290,23 +296,23 @@ def fetch(file: RemoteFile, target: Path, *, is_offline: bool = False) -> str:
     if len(failures) < len(file.urls):
         return part.finish(target)
     raise runtime.ServiceError(
-        f"{file.name} could not be had ({'; '.join(failures)}); the same command continues, or "
-        f"place the file at {target}"
+        f"could not download {file.name} ({'; '.join(failures)}); run the same command again to "
+        f"continue, or place the file at {target}"
     )
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Raise ResourceError if a folder's disk has no room for `needed` more bytes."""
+    """Raise ResourceError if a folder's disk has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise runtime.ResourceError(
             f"{what} needs {needed} bytes ({in_words(needed)}) in {folder}, {free} "
-            f"({in_words(free)}) are free; make room, or set MICROCLIP_DATA to a larger disk"
+            f"({in_words(free)}) are free; free some space, or set MICROCLIP_DATA to a larger disk"
         )
 
 
 def _from_mirrors(part: PartFile) -> list[str]:
-    """Complete the part from the first mirror that can; return how those before it failed."""
+    """Complete the part from the first mirror that can; return how the others failed."""
     failures = []
     for url in part.file.urls:
         try:
@@ -322,7 +328,7 @@ def _from_mirrors(part: PartFile) -> list[str]:
 
 
 def _from_mirror(part: PartFile, url: str) -> None:
-    """Complete the part from one mirror, asked again while that helps."""
+    """Complete the part from one mirror, retrying while that helps."""
     tries, is_fresh = 0, not part.size
     while True:
         before = part.size
@@ -339,49 +345,50 @@ def _from_mirror(part: PartFile, url: str) -> None:
             return
         part.clear()
         if is_fresh:
-            raise MirrorError(f"another file than the published one ({wrong})")
-        is_fresh = True  # once more, in case the old half was another file's
+            raise MirrorError(f"it sent another file than the published one ({wrong})")
+        is_fresh = True  # try once more: the old half may have come from another file
 
 
 def _ask(part: PartFile, url: str) -> None:
-    """Ask for the file, or for the rest of it, and write what comes."""
+    """Request the file, or the rest of it, and write the bytes that arrive."""
     headers = {"Accept-Encoding": "identity", "User-Agent": "microclip", **part.resuming(url)}
     try:
         with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
             if not _is_complete(part, response):
                 _take(part, url, response)
     except requests.exceptions.InvalidSchema as error:
-        raise MirrorError(f"no address that can be fetched: {error}") from error
+        raise MirrorError(f"not an address that can be fetched: {error}") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         reason = _root(error)
-        is_nobody = isinstance(reason, (socket.gaierror, ConnectionRefusedError))
-        kind = MirrorError if is_nobody else PassingError  # a name or machine that is not there
+        # No such host, or nothing listens there: asking again will not help.
+        is_absent = isinstance(reason, (socket.gaierror, ConnectionRefusedError))
+        kind = MirrorError if is_absent else PassingError
         text = " ".join(str(reason).split()) or " ".join(str(error).split())
         raise kind(f"{type(error).__name__}: {text}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise runtime.ResourceError(
-                f"the disk is full with {in_words(part.size)} of {part.path}; make room, then run "
-                "the same command again"
+                f"the disk is full after {in_words(part.size)} of {part.path}; free some space, "
+                "then run the same command again"
             ) from error
         raise
 
 
 def _is_complete(part: PartFile, response: requests.Response) -> bool:
-    """Return whether the part was whole already; raise if the answer is not the file."""
+    """Was the part complete already? Raise if the response is not the file."""
     status = response.status_code
-    if status == 416 and part.size:
+    if status == 416 and part.size:  # nothing after the last byte that we have
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
         if total == str(part.size):
             return True
         part.clear()
-        raise PassingError("the file is shorter than what was had of it")
+        raise PassingError("its file is shorter than the part that had arrived")
     if status not in (200, 206):
         kind = PassingError if status in _PASSING else MirrorError
         raise kind(f"HTTP {status} {response.reason}".rstrip())
     is_page = response.headers.get("Content-Type", "").startswith("text/html")
     if is_page and not part.file.name.endswith((".html", ".htm")):
-        raise MirrorError("an HTML page instead of the file")
+        raise MirrorError("it sent an HTML page instead of the file")
     return False
 
 
@@ -390,7 +397,7 @@ def _take(part: PartFile, url: str, response: requests.Response) -> None:
         begin = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
         if begin != str(part.size):
             part.clear()
-            raise PassingError(f"another part of the file than was asked for (from {begin})")
+            raise PassingError(f"it sent another part of the file than requested (from {begin})")
     else:
         part.clear()
         part.began(url, response)
@@ -410,7 +417,7 @@ def _move_aside(path: Path) -> Path:
 
 
 def _root(error: BaseException) -> BaseException:
-    """Return the innermost reason that a request failed."""
+    """The innermost reason that a request failed."""
     while (below := error.__cause__ or error.__context__) is not None:
         error = below
     return error

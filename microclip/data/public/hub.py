@@ -1,7 +1,7 @@
-"""A dataset's copy on the Hugging Face hub, at one commit: listed, fetched, checked.
+"""Fetch a dataset's copy on the Hugging Face hub at one commit, and check its files.
 
-The commit is the card's, or that of `main` when the copy was first asked for: it is written down
-before anything is fetched, so that a download which goes on tomorrow is of the same files.
+The commit is the card's, or that of `main` at the first request. It is recorded before anything is
+fetched, so that a download that continues tomorrow fetches the same files.
 
 `huggingface_hub` does the transfer, retries and resumes within its process. We call it file by file
 rather than by `snapshot_download` for three reasons: it names partial files at random, so another
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
-LISTING = "copy.json"  # below data/<dataset>/hub: repository, commit and, once all came, files
+LISTING = "copy.json"  # in data/<dataset>/hub: repository, commit and, once complete, the files
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class CopiedFile:
 
     path: str  # below data/<dataset>/hub
     size: int  # bytes
-    sha256: str | None  # of large files, as the hub states it
+    sha256: str | None  # the hub states it for large files only
 
 
 @dataclass(frozen=True)
 class CopyRecord:
-    """What `copy.json` says."""
+    """The content of `copy.json`."""
 
     repository: str
     revision: str  # commit
@@ -53,7 +53,7 @@ class CopyRecord:
 
 
 def read_listing(folder: Path) -> CopyRecord | None:
-    """Return what is written down in the folder of a copy; None if it was placed by hand."""
+    """Read `copy.json` in the folder of a copy; None if the copy was placed by hand."""
     path = folder / LISTING
     if not path.is_file():
         return None
@@ -67,24 +67,24 @@ def read_listing(folder: Path) -> CopyRecord | None:
 
 
 def write_listing(folder: Path, record: CopyRecord) -> None:
-    """Write down a copy; without its files while they are still coming."""
+    """Write `copy.json`; without the files while they are still being fetched."""
     said = {key: value for key, value in asdict(record).items() if value is not None}
     runtime.write_json(folder / LISTING, said)
 
 
 def files_of_copy(folder: Path) -> tuple[CopiedFile, ...]:
-    """Return the files of a whole copy as the hub stated them; none if it was placed by hand."""
+    """Files of a complete copy as the hub stated them; none if it was placed by hand."""
     found = read_listing(folder)
     return () if found is None or found.files is None else found.files
 
 
 def is_partial_copy(folder: Path) -> bool:
-    """Return whether a download into the folder was begun and not finished."""
+    """Was a download into the folder started and not finished?"""
     found = read_listing(folder)
     return found is not None and found.files is None
 
 
-_ALWAYS = ("README.md",)  # tells the names of classes
+_ALWAYS = ("README.md",)  # may name the classes
 _REFUSED = (401, 403)
 _SHOWN = 3
 
@@ -92,15 +92,16 @@ Answer = TypeVar("Answer")
 
 
 def fetch(route: HubRoute, folder: Path, *, again: bool = False) -> str:
-    """Bring the files of a copy into `folder` and return the commit that they are of.
+    """Fetch the files of a copy into `folder` and return their commit.
 
-    Files that are here are known by their sizes; with `again` their bytes are hashed too. A
-    process that is killed loses the one file it was at: the library resumes within its process.
+    Files that are already there are recognised by size; with `again` they are hashed as well. A
+    killed process loses the one file that it was fetching, because the library can resume only
+    within a process.
 
     Raises:
-        MissingDataError: the terms of the copy must be accepted by a person first.
+        MissingDataError: someone must accept the copy's terms first.
         ServiceError: the hub cannot be reached, or has no such files.
-        SettingsError: the folder holds another copy.  ResourceError: the disk is too small.
+        SettingsError: the folder contains another copy.  ResourceError: the disk is too small.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -122,18 +123,18 @@ def fetch(route: HubRoute, folder: Path, *, again: bool = False) -> str:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what killed processes left: the library never takes up another process's file."""
+    """Remove killed processes' partial files: the library never resumes another process's file."""
     for path in sorted((folder / ".cache/huggingface/download").rglob("*.incomplete")):
         path.unlink()
 
 
 def _pinned(api: HfApi, route: HubRoute, folder: Path) -> str:
-    """Return the commit to fetch, written down in the folder before the first file is."""
+    """Return the commit to fetch; it is recorded in the folder before the first file."""
     said = read_listing(folder)
     wanted = route.revision or (said.revision if said else None)
     if said and (said.repository, said.revision) != (route.repository, wanted):
         raise SettingsError(
-            f"{folder} holds {said.repository} at {said.revision}, the card wants "
+            f"{folder} has {said.repository} at {said.revision}, but the card wants "
             f"{route.repository} at {wanted}; move the folder away, or pin the card to what is "
             "there"
         )
@@ -141,8 +142,8 @@ def _pinned(api: HfApi, route: HubRoute, folder: Path) -> str:
         info = _asked(route, lambda: api.dataset_info(route.repository, revision="main"))
         wanted = str(info.sha)
         tell(
-            f"{route.repository} is not pinned; its commit of today is kept. To pin it for all, "
-            f"write this into the card: revision: {wanted}"
+            f"{route.repository} is not pinned; today's commit is kept. To pin it for everyone, "
+            f"add this to the card: revision: {wanted}"
         )
     if not said:
         write_listing(folder, CopyRecord(route.repository, wanted))
@@ -150,7 +151,7 @@ def _pinned(api: HfApi, route: HubRoute, folder: Path) -> str:
 
 
 def _list(api: HfApi, route: HubRoute, commit: str) -> list[CopiedFile]:
-    """Return the wanted files of a commit, sorted."""
+    """The wanted files of a commit, sorted."""
     from huggingface_hub.hf_api import RepoFile
 
     tree = _asked(
@@ -188,7 +189,7 @@ def _refuse_paths(route: HubRoute, names: Sequence[str]) -> None:
 
 
 def _is_there(folder: Path, file: CopiedFile, *, hashed: bool) -> bool:
-    """Return whether the file is here with the stated size and, if asked for, hash."""
+    """Is the file there with the stated size and, if `hashed`, the stated hash?"""
     path = folder / file.path
     if not path.is_file() or path.stat().st_size != file.size:
         return False
@@ -196,9 +197,9 @@ def _is_there(folder: Path, file: CopiedFile, *, hashed: bool) -> bool:
 
 
 def _fetch_one(api: HfApi, route: HubRoute, commit: str, folder: Path, file: CopiedFile) -> None:
-    """Bring one file; the library continues what was broken off."""
+    """Fetch one file; the library resumes broken connections."""
     path = folder / file.path
-    path.unlink(missing_ok=True)  # not the stated one: the library would take it as it is
+    path.unlink(missing_ok=True)  # it is not the stated file, but the library would keep it
     _asked(
         route,
         lambda: api.hf_hub_download(
@@ -212,13 +213,13 @@ def _fetch_one(api: HfApi, route: HubRoute, commit: str, folder: Path, file: Cop
     if not _is_there(folder, file, hashed=True):
         path.unlink(missing_ok=True)
         raise runtime.ServiceError(
-            f"{file.path} of {route.repository} came with other bytes than the hub states and was "
-            "removed; run the same command again"
+            f"{file.path} of {route.repository} arrived with other bytes than the hub states and "
+            "was removed; run the same command again"
         )
 
 
 def _asked(route: HubRoute, ask: Callable[[], Answer]) -> Answer:
-    """Return what the hub answers; its errors become one line without the token."""
+    """Ask the hub; its errors become one line that never contains the token."""
     import httpx2
     from huggingface_hub import errors
 
@@ -228,12 +229,12 @@ def _asked(route: HubRoute, ask: Callable[[], Answer]) -> Answer:
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
         if _is_refused(route, error):
             raise runtime.MissingDataError(
-                f"{route.repository} is given only to those who accepted its terms: accept them at "
-                f"{page}, set HF_TOKEN to a token of yours, then run the same command again"
+                f"{route.repository} can be fetched only after accepting its terms: accept them at "
+                f"{page}, set HF_TOKEN to your token, then run the same command again"
             ) from error
         if isinstance(error, errors.RepositoryNotFoundError):
             raise runtime.ServiceError(
-                f"{page} does not exist, or is not shown without a token (HF_TOKEN)"
+                f"{page} does not exist, or cannot be seen without a token (HF_TOKEN)"
             ) from error
         raise runtime.ServiceError(_failed(route, error)) from error
     except (httpx2.HTTPError, OSError) as error:
@@ -241,7 +242,7 @@ def _asked(route: HubRoute, ask: Callable[[], Answer]) -> Answer:
 
 
 def _is_refused(route: HubRoute, error: BaseException) -> bool:
-    """Return whether a person must do something first; a 401 also stands for what is not there."""
+    """Must someone accept terms or log in first? The hub also sends 401 for what does not exist."""
     from huggingface_hub import errors
 
     causes = []
@@ -265,6 +266,6 @@ def _failed(route: HubRoute, error: BaseException) -> str:
     if token:
         text = text.replace(token, "***")
     return (
-        f"the hub did not give {route.repository}: {type(error).__name__}: {text[:300]}; the same "
-        "command continues"
+        f"the hub did not deliver {route.repository}: {type(error).__name__}: {text[:300]}; run "
+        "the same command again to continue"
     )

@@ -1,4 +1,8 @@
-"""Where a public dataset's files are, and how they are had: routes in order of preference."""
+"""Where a public dataset's files are, how to get them (routes in order of preference), and checks.
+
+`locate` finds files, `get` fetches them by the first route that works, and `verify` checks that
+archives, copies, lists and images are still what they were.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +36,10 @@ from microclip.settings.datasets import (
 )
 from microclip.settings.study import load_card
 
-RECORD = "source.json"  # which route the files came by, written last
+RECORD = "source.json"  # the route that the files came by; written last
 IMAGE_FOLDER = "image_folder"
 ARCHIVES, HUB = "archives", "hub"  # folders of a dataset
-KINDS = {"archive": "archive", "hub": "hub", "local": "by hand"}  # in words
+KINDS = {"archive": "archive", "hub": "hub", "local": "by hand"}  # route -> in words
 
 
 @dataclass(frozen=True)
@@ -49,25 +53,25 @@ class Found:
 
 
 def home(dataset: str) -> Path:
-    """Return the folder of a dataset's files: `data/<dataset>`, or below $MICROCLIP_DATA."""
+    """Folder of a dataset's files: `data/<dataset>`, or below $MICROCLIP_DATA."""
     return Path(os.environ.get("MICROCLIP_DATA") or "data") / dataset
 
 
 def place_of(folder: Path, file: RemoteFile) -> Path:
-    """Return where a file of an archive route lies below a dataset's folder."""
+    """Path of an archive route's file below a dataset's folder."""
     return folder / ARCHIVES / file.name if file.unpack else folder / file.name
 
 
 def is_offline(switch: str = "MICROCLIP_OFFLINE") -> bool:
-    """Return whether an environment variable forbids the network."""
+    """Does an environment variable forbid the network?"""
     return os.environ.get(switch, "").lower() not in {"", "0", "no", "off", "false"}
 
 
 def locate(dataset: str, card: DatasetCard) -> Found | None:
-    """Return where a dataset's files are, or None.
+    """Find a dataset's files, or return None.
 
-    What `get` recorded stands first, then images laid out as `train/<class>` and `test/<class>`,
-    then whatever layout of a route has all that it needs.
+    First what `get` recorded, then images laid out as `train/<class>` and `test/<class>`, then the
+    first route whose layout has all that it needs.
     """
     folder = home(dataset)
     record = folder / RECORD
@@ -78,7 +82,7 @@ def locate(dataset: str, card: DatasetCard) -> Found | None:
             return found
     is_partial = is_partial_copy(folder / HUB)
     layouts = [r.layout for r in card.routes if not (is_partial and isinstance(r, HubRoute))]
-    if _is_half_unpacked(folder, card):  # a pattern could match what is not whole yet
+    if _is_half_unpacked(folder, card):  # patterns may match files of an unfinished archive
         return None
     for layout in (IMAGE_FOLDER, *layouts):
         if folder.is_dir() and not lacking(folder, load_layout(layout).NEEDS):
@@ -87,7 +91,7 @@ def locate(dataset: str, card: DatasetCard) -> Found | None:
 
 
 def is_unfinished(dataset: str, card: DatasetCard) -> bool:
-    """Return whether getting a dataset was begun and is not done."""
+    """Was a download of this dataset started and not finished?"""
     folder = home(dataset)
     places = [place_of(folder, file) for file in _files(card)]
     parts = [place.with_name(f"{place.name}.part") for place in places]
@@ -107,21 +111,21 @@ def _files(card: DatasetCard) -> list[RemoteFile]:
 def get(
     dataset: str, card: DatasetCard, *, only: str = "", offline: bool = False, again: bool = False
 ) -> Found:
-    """Return a dataset's files, brought here by the first route that works.
+    """Return a dataset's files, fetched by the first route that works.
 
-    `only` names the one kind of route to take; `offline` (or MICROCLIP_OFFLINE) forbids the
-    network; `again` goes through the route that the files came by and brings back what is gone.
+    `only` restricts it to one kind of route; `offline` (or MICROCLIP_OFFLINE) forbids the network;
+    `again` repeats the route that the files came by and restores what is gone.
 
     Raises:
-        MissingDataError: no route can be taken without the user; the message is the recipe.
-        ServiceError: routes failed; the message tells how each did.
+        MissingDataError: every route needs the user; the message says what to do.
+        ServiceError: the routes failed; the message says how each did.
         ResourceError: the disk is too small.  SettingsError: the card has no such route.
     """
     found = locate(dataset, card)
     if found is not None and not again:
         return found
     if found is not None and found.route != "local":
-        only = only or found.route  # files of two routes are not mixed
+        only = only or found.route  # never mix the files of two routes
     routes = [route for route in card.routes if only in ("", route.kind)]
     if not routes:
         kinds = ", ".join(dict.fromkeys(route.kind for route in card.routes))
@@ -166,26 +170,26 @@ def _take_first(
 
 
 def _take(folder: Path, route: ArchiveRoute | HubRoute, how: _How) -> str:
-    """Bring the files of a route into a dataset's folder and return what names their version."""
+    """Fetch a route's files into a dataset's folder; return their commit or hashes."""
     needs = load_layout(route.layout).NEEDS
     try:
         if isinstance(route, ArchiveRoute):
             revision = _take_archives(folder, route, offline=how.offline)
             _unpack(folder, route, again=how.again)
-            if lacking(folder, needs):  # something was removed since it was unpacked
+            if lacking(folder, needs):  # files were removed after unpacking
                 _unpack(folder, route, again=True)
         else:
             revision = _take_copy(folder, route, how)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise runtime.ResourceError(
-                f"the disk of {folder} is full; make room, then run the same command again"
+                f"the disk of {folder} is full; free some space, then run the same command again"
             ) from error
         raise
     if absent := lacking(folder, needs):
         raise runtime.MissingDataError(
-            f"it came, but {folder} lacks {', '.join(absent)}; the publisher changed its layout, "
-            "or it holds other files"
+            f"the files arrived, but {folder} lacks {', '.join(absent)}; the publisher changed the "
+            "layout, or these are other files"
         )
     return revision
 
@@ -208,14 +212,14 @@ def _unpack(folder: Path, route: ArchiveRoute, *, again: bool) -> None:
 def _take_copy(folder: Path, route: HubRoute, how: _How) -> str:
     if how.offline or is_offline("HF_HUB_OFFLINE"):
         raise runtime.ServiceError(
-            f"{route.repository} must be fetched and the network is forbidden (--offline, "
+            f"{route.repository} must be fetched, but the network is forbidden (--offline, "
             "MICROCLIP_OFFLINE or HF_HUB_OFFLINE); allow it once"
         )
     return hub.fetch(route, folder / HUB, again=how.again)
 
 
 def recipe(dataset: str, card: DatasetCard) -> str:
-    """Return what a person does to have the dataset, one line."""
+    """One line on how to get the dataset."""
     by_hand = [route.recipe for route in card.routes if isinstance(route, LocalRoute)]
     what = "; or ".join(by_hand) or f"`microclip data get {dataset}` fetches it"
     page = f"; homepage: {card.homepage}" if card.homepage else ""
@@ -223,7 +227,7 @@ def recipe(dataset: str, card: DatasetCard) -> str:
 
 
 def recipe_lines(dataset: str, card: DatasetCard) -> list[str]:
-    """Return all ways to have a dataset, for people: what to place where, and its licence."""
+    """All ways to get a dataset, as lines to read: what to place where, and its licence."""
     lines = [
         f"{dataset}: {card.size or 'size unknown'}; licence: {card.licence}",
         f"  page    {card.homepage}" if card.homepage else "",
@@ -247,7 +251,7 @@ def recipe_lines(dataset: str, card: DatasetCard) -> list[str]:
 
 
 def remember(dataset: str, route: Route, revision: str) -> Found:
-    """Write down the route by which a dataset's files came, the last step of `get`."""
+    """Record the route that a dataset's files came by; the last step of `get`."""
     found = Found(home(dataset), route.layout, route.kind, revision)
     runtime.write_json(
         found.folder / RECORD, {k: v for k, v in asdict(found).items() if k != "folder"}
@@ -256,7 +260,7 @@ def remember(dataset: str, route: Route, revision: str) -> Found:
 
 
 def ways(card: DatasetCard) -> str:
-    """Return the kinds of routes in order, as `archive 0.6 GB | by hand`."""
+    """Kinds of routes in order, such as `archive 0.6 GB | by hand`."""
     words = []
     for route in card.routes:
         is_gated = isinstance(route, HubRoute) and route.is_gated
@@ -268,7 +272,7 @@ def ways(card: DatasetCard) -> str:
 
 
 def notice(datasets: Sequence[DatasetSettings]) -> str:
-    """Return one line on which public datasets are not here yet; empty if all are."""
+    """One line on the public datasets that are missing here; empty if none is."""
     cards = {
         d.source.dataset: load_card(d.source)
         for d in datasets
@@ -283,13 +287,13 @@ def notice(datasets: Sequence[DatasetSettings]) -> str:
         return ""
     return (
         f"public datasets: {len(cards) - len(missing)} of {len(cards)} here; missing: "
-        f"{', '.join(missing)}; `microclip data list` tells how to get them"
+        f"{', '.join(missing)}; `microclip data list` says how to get them"
     )
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time bring a dataset's files; the lock goes with the process."""
+    """Let one process at a time fetch a dataset; the lock ends with the process."""
     busy = f"another process is getting {folder}; waiting for it"
     with runtime.locked(folder / ".lock", on_busy=lambda: tell(busy)):
         yield
@@ -297,22 +301,22 @@ def _alone(folder: Path) -> Iterator[None]:
 
 _SHOWN = 3
 
-Verdict = Literal["ok", "wrong", "missing", "unknown"]  # unknown: nothing to hold it against
+Verdict = Literal["ok", "wrong", "missing", "unknown"]  # unknown: nothing to compare with
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing that was looked at."""
+    """The verdict on one thing that was checked."""
 
     verdict: Verdict
     text: str
 
 
 def verify(name: str, dataset: str, card: DatasetCard) -> Iterator[Finding]:
-    """Yield what is found of `config/datasets/<name>.yaml`, whose files are those of `dataset`.
+    """Check `config/datasets/<name>.yaml`, whose files are those of `dataset`.
 
-    Archives and the files of a copy are hashed where they still are; images are held against the
-    manifest of the last fetch.
+    Archives and copies are hashed if they are still there; images are compared with the manifest
+    of the last fetch.
     """
     found = locate(dataset, card)
     if found is None:
@@ -326,7 +330,7 @@ def verify(name: str, dataset: str, card: DatasetCard) -> Iterator[Finding]:
 
 
 def verify_passport(dataset: DatasetSettings) -> Iterator[Finding]:
-    """Yield whether class list, split and manifest are those of the passport, if there is one."""
+    """Check class list, split and manifest against the passport, if there is one."""
     path = Path(paths.PASSPORT.format(dataset=dataset.name))
     if not path.is_file():
         return
@@ -370,7 +374,7 @@ def _copy(folder: Path) -> Iterator[Finding]:
 def _images(name: str) -> Iterator[Finding]:
     path = Path(paths.MANIFEST.format(dataset=name))
     if not path.is_file():
-        yield Finding("unknown", f"no {path} yet: its images have no hashes to be held against")
+        yield Finding("unknown", f"no {path} yet, so there are no hashes to check images against")
         return
     manifest = read_manifest(name)
     gone, altered = [], []

@@ -1,9 +1,13 @@
-"""Which images train and which are tested: each rule sorts first and draws with a seed of its own.
+"""Which images of a public dataset train and which are tested, by the rules of its card.
 
-Rules are declared a dataset in `config/datasets/*.yaml`; the paper's Table 10, VISSL's scripts and
-CoOp's files are what they follow (docs/datasets.md). A draw walks over the classes in the order of
-their labels, and over a class in the order of its names, with one generator: neither the order of
-files on a disk nor the order of a list matters.
+The rules are declared per dataset in `config/datasets/*.yaml`; they follow the paper's Table 10,
+VISSL's scripts and CoOp's files (docs/datasets.md). A draw goes through the classes in label order
+and through each class in name order, with one seeded generator, so the order of files on a disk or
+in a list does not matter.
+
+CoOp's `split_zhou_*.json` maps `train`, `val` and `test` to lists of [path, label, class name]. For
+some datasets its labels are in another order than ours and its names differ, so only its paths are
+used, matched by their ends; its classes are checked to be ours, one to one.
 """
 
 from __future__ import annotations
@@ -51,7 +55,7 @@ def read_coop_split(
     """Return the images of `train` and of `test`, and notes; `val` is left unused.
 
     Raises:
-        MissingDataError: images that the file lists are not there.
+        MissingDataError: listed images are missing.
         SettingsError: the file is damaged, lists an image twice, or has other classes.
     """
     entries = _entries(path)
@@ -72,22 +76,22 @@ def read_coop_split(
     if gone:
         shown = ", ".join(gone[:_SHOWN]) + (", …" if len(gone) > _SHOWN else "")
         raise runtime.MissingDataError(
-            f"{len(gone)} of {len(entries)} images that {path} lists are not there: {shown}; "
-            "get the images again, or see that the file is this dataset's"
+            f"{len(gone)} of {len(entries)} images that {path} lists are missing: {shown}; "
+            "get the images again, or check that the file belongs to this dataset"
         )
     _check_classes(path, found)
     split = {part: [item for own, _, item in found.values() if own == part] for part in _PARTS}
     for part in ("train", "test"):
         if not split[part]:
             raise SettingsError(f"{path} lists no image in {part!r}; get the file again")
-    notes = [f"{path.name} of CoOp; {len(split['val'])} images of its val are unused"]
+    notes = [f"CoOp's {path.name}; the {len(split['val'])} images of its val are unused"]
     if len(found) < len(items):
-        notes.append(f"{len(items) - len(found)} images that {path.name} does not list are unused")
+        notes.append(f"{len(items) - len(found)} images that are not in {path.name} are unused")
     return split["train"], split["test"], tuple(notes)
 
 
 def _entries(path: Path) -> Entries:
-    """Return all lines of the file. Raises SettingsError if it is not CoOp's kind of JSON."""
+    """Read all entries of the file. Raises SettingsError if it is not CoOp's kind of JSON."""
     try:
         said = json.loads(path.read_text(encoding="utf-8-sig"))
         return [
@@ -97,17 +101,17 @@ def _entries(path: Path) -> Entries:
         ]
     except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
         raise SettingsError(
-            f"{path} is not one of CoOp's files, or was cut ({type(error).__name__}: "
+            f"{path} is not one of CoOp's files, or was cut short ({type(error).__name__}: "
             f"{' '.join(str(error).split())}); expected train, val and test, lists of "
             "[path, label, class name]; get it again"
         ) from error
 
 
 class _Finder:
-    """Finds an image by the tail of its name: as written, else by its file name alone."""
+    """Finds an image by the end of its path, or else by its file name alone."""
 
     def __init__(self, items: Sequence[Item]) -> None:
-        """Know the images; a tail that several share finds none of them."""
+        """Index the images; a path end that several images share finds none of them."""
         self._names = {item.name: item for item in items}
         self._tails: dict[str, Item | None] = {}
         self._stems: dict[str, Item | None] = {}
@@ -120,8 +124,8 @@ class _Finder:
     def __call__(self, listed: str) -> Item | None:
         """Return the one image that a listed path can mean, or None.
 
-        The file's name alone serves where copies keep their folders or file types otherwise
-        (frames of videos); that classes then agree is checked by the caller.
+        The file name alone decides where copies have other folders or file types (such as frames
+        of videos); the caller then checks that the classes agree.
         """
         whole = next((self._names[tail] for tail in _tails(listed) if tail in self._names), None)
         if whole is not None:
@@ -137,7 +141,7 @@ def _tails(name: str) -> Iterator[str]:
 
 
 def _check_classes(path: Path, found: dict[str, tuple[str, Any, Item]]) -> None:
-    """Refuse a file that puts one of our classes into two of its own, or two into one."""
+    """Refuse a file that splits one of our classes in two, or joins two of them."""
     theirs: dict[int, tuple[Any, str]] = {}
     ours: dict[Any, tuple[int, str]] = {}
     for name, (_, label, item) in found.items():
@@ -145,7 +149,7 @@ def _check_classes(path: Path, found: dict[str, tuple[str, Any, Item]]) -> None:
         own, same = ours.setdefault(label, (item.label, name))
         if first != label or own != item.label:
             raise SettingsError(
-                f"{path} has {name} in class {label}, and {other if first != label else same} in "
+                f"{path} has {name} in class {label}, but {other if first != label else same} in "
                 f"class {first}: its classes are not ours ({item.key!r}); get the file again"
             )
 
@@ -159,7 +163,7 @@ _NUMPY_SEEDS = 2**32
 
 @dataclass(frozen=True)
 class Split:
-    """The images of `train` and `test`, each in order of names, and what to know about them."""
+    """The images of `train` and `test`, each sorted by name, and notes about them."""
 
     train: tuple[Item, ...]
     test: tuple[Item, ...]
@@ -167,12 +171,11 @@ class Split:
 
 
 def divide(listing: Listing, rule: SplitRule, *, folder: Path, seed: int) -> Split:
-    """Return the split that a rule makes of a dataset; `folder` is where its files lie.
+    """Split a dataset by a rule; `folder` contains the dataset's files.
 
     Raises:
-        MissingDataError: a file that the rule reads is not there.
-        SettingsError: a part that has no image, a class that has too few, or a list that names
-            others.
+        MissingDataError: a file that the rule reads is missing.
+        SettingsError: a part has no image, a class too few, or a list names other images.
     """
     match rule:
         case PartsRule():
@@ -190,7 +193,7 @@ def _of_parts(listing: Listing, parts: tuple[str, ...]) -> tuple[Item, ...]:
     for part in parts:
         if not there[part]:
             raise SettingsError(
-                f"the split needs part {part!r}, this copy has {dict(there)}; "
+                f"the split needs part {part!r}, but this copy has {dict(there)}; "
                 "get the dataset by another route, or choose another split"
             )
     return _sorted(item for item in listing.items if item.part in parts)
@@ -203,8 +206,8 @@ def _coop(listing: Listing, rule: CoopRule, *, folder: Path, seed: int) -> Split
         return Split(_sorted(train), _sorted(test), notes)
     if not rule.otherwise_drawn:
         raise runtime.MissingDataError(
-            f"{path} is not there: CoOp's file is not ours to ship and decides this split; place "
-            "it (DATASETS.md of github.com/KaiyangZhou/CoOp links it), or choose another split"
+            f"{path} is missing: CoOp's file decides this split, and we may not ship it; place it "
+            "there (DATASETS.md of github.com/KaiyangZhou/CoOp links it), or choose another split"
         )
     drawn = _drawn(listing, _COOP_DRAW, seed)
     note = (
@@ -215,7 +218,10 @@ def _coop(listing: Listing, rule: CoopRule, *, folder: Path, seed: int) -> Split
 
 
 def _drawn(listing: Listing, rule: DrawnRule, seed: int) -> Split:
-    """Return a draw a class, or the union of two, where what any leaves over is tested."""
+    """Draw from each class; of several draws, merge the training and the test images.
+
+    In each draw, the images that are neither training nor validation images are tested.
+    """
     seed = seed if rule.seed is None else rule.seed
     train: dict[str, Item] = {}
     test: dict[str, Item] = {}
@@ -234,9 +240,9 @@ def _drawn(listing: Listing, rule: DrawnRule, seed: int) -> Split:
 
 
 def _sizes(n: int, rule: DrawnRule, key: str) -> tuple[int, int]:
-    """Return how many of a class's `n` images train and how many are left unused.
+    """Number of a class's `n` images that train, and number that is left unused.
 
-    The product is a float's, as in the scripts that are followed (`int(0.8 * n)`, `round`).
+    The product is in floating point, as in the original scripts (`int(0.8 * n)`, `round`).
     """
     rounded: Callable[[float], int] = round if rule.rounding == "half-even" else math.floor
     n_train = int(rule.train) if rule.train >= 1 else rounded(n * rule.train)
@@ -244,7 +250,7 @@ def _sizes(n: int, rule: DrawnRule, key: str) -> tuple[int, int]:
     if n_train < 1 or n_train + n_val >= n:
         raise SettingsError(
             f"class {key!r} has {n} images: the split takes {n_train} to train and leaves "
-            f"{n_val} unused, and each class needs one to train and one to test; "
+            f"{n_val} unused, but each class needs one to train and one to test; "
             "add images or choose another split"
         )
     return n_train, n_val
@@ -252,7 +258,7 @@ def _sizes(n: int, rule: DrawnRule, key: str) -> tuple[int, int]:
 
 def _subset(listing: Listing, rule: SubsetRule, seed: int) -> Split:
     seed = seed if rule.seed is None else rule.seed
-    rng = random.Random(seed)  # a fixed algorithm; nothing here is a secret
+    rng = random.Random(seed)  # its algorithm is fixed across releases of Python
     pool = _of_parts(listing, (rule.train,))
     if rule.per_class is not None:
         chosen = [
@@ -260,11 +266,11 @@ def _subset(listing: Listing, rule: SubsetRule, seed: int) -> Split:
             for _, items in _by_class(pool)
             for item in rng.sample(items, min(rule.per_class, len(items)))
         ]
-        how = f"{rule.per_class} a class, by their labels"
+        how = f"{rule.per_class} per class, by label"
     else:
         wanted = len(pool) if rule.total is None else rule.total
         chosen = rng.sample(pool, min(wanted, len(pool)))
-        how = f"{wanted} of all, without their labels"
+        how = f"{wanted} in all, without looking at labels"
     note = (
         f"{len(chosen)} of {len(pool)} images of {rule.train!r} drawn with seed {seed}, {how}, "
         "from sorted names"
@@ -273,7 +279,7 @@ def _subset(listing: Listing, rule: SubsetRule, seed: int) -> Split:
 
 
 def _generator(kind: str, seed: int, draw: int) -> Shuffle:
-    """Return a shuffle whose algorithm does not change between releases of its library."""
+    """A shuffle whose algorithm does not change between releases of its library."""
     own = seed if draw == 0 else runtime.derive_seed(seed, "draw", draw)
     if kind == "python":
         rng = random.Random(own)
@@ -283,9 +289,9 @@ def _generator(kind: str, seed: int, draw: int) -> Shuffle:
 
 
 def _by_class(items: Iterable[Item]) -> list[tuple[str, list[Item]]]:
-    """Return the key and the images of each class, in the order of their names.
+    """Each class's key and its images, sorted by name.
 
-    Classes come by their labels, which are the same whatever a copy calls its folders.
+    Classes are in label order, which does not depend on what a copy calls its folders.
     """
     found: dict[int, list[Item]] = {}
     for item in _sorted(items):
@@ -307,15 +313,16 @@ class PublicImages:
     split: Split
     found: sources.Found
     rule: SplitRule  # that made the split
-    notes: tuple[str, ...]  # what was odd about the files and the split
+    notes: tuple[str, ...]  # what is unusual about the files and the split
 
 
 def read_public(dataset: DatasetSettings) -> PublicImages:
-    """Return the images of the split that a dataset's settings name; they are fetched if need be.
+    """Return the images of the split that a dataset's settings name, fetching them if needed.
 
     Raises:
-        MissingDataError: not here, and not to be had without the user.
-        ServiceError: not to be had today.  SettingsError: files that contradict the class list.
+        MissingDataError: the files are not here, and only the user can get them.
+        ServiceError: the files could not be fetched.
+        SettingsError: the files contradict the class list.
     """
     source = dataset.source
     assert isinstance(source, PublicSource)
@@ -324,7 +331,7 @@ def read_public(dataset: DatasetSettings) -> PublicImages:
     if found is None and card.ask_first:
         raise runtime.MissingDataError(
             f"{source.dataset} is not in {sources.home(source.dataset)}, and its {card.size} are "
-            f"not fetched unasked; run `microclip data get {source.dataset}`"
+            f"fetched only on request; run `microclip data get {source.dataset}`"
         )
     found = found or sources.get(source.dataset, card)
     names = load_vocabulary(dataset).class_names

@@ -1,11 +1,11 @@
-"""Archives unpacked whole or not at all, and never outside their folder.
+"""Unpack archives whole or not at all, and never outside their folder.
 
-`tarfile` extracts with its data filter. The checks before it are ours: the filter judges members
-one by one while it writes, so a bad one would leave half an archive behind; it lets links through
-and cuts absolute paths short instead of refusing them; and zip files have no filter at all.
+Every member is checked before a byte is written, and a member that could reach outside the folder
+makes us refuse the whole archive. The files become visible once all of them are unpacked.
 
-Every member is looked at before a byte is written; one that could reach outside refuses the whole
-archive. What is unpacked becomes visible when all of it is there.
+`tarfile` extracts with its data filter, but the checks before it are ours: the filter judges the
+members one by one while it writes, so a bad one would leave half an archive behind; it lets links
+through and shortens absolute paths instead of refusing them; and zip files have no filter at all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from microclip import runtime
 from microclip.data.public.downloads import check_space, in_words, tell
 
 _CHUNK = 1 << 20
-_BROKEN = (  # what the readers raise for files that are cut short or damaged
+_BROKEN = (  # what readers raise for files that are cut short or damaged
     tarfile.TarError,
     zipfile.BadZipFile,
     EOFError,
@@ -44,23 +44,23 @@ _BROKEN = (  # what the readers raise for files that are cut short or damaged
 class Member:
     """A file or folder in an archive."""
 
-    name: str  # as the archive has it
-    path: str  # below the folder: "/" between parts, neither "." nor an end
+    name: str  # as the archive writes it
+    path: str  # below the folder: parts joined by "/", without "." and without a final "/"
     size: int
     is_folder: bool
-    problem: str  # why it may not be unpacked; empty if it may
-    handle: Any  # the library's own
+    problem: str  # why it must not be unpacked; empty if it may be
+    handle: Any  # the library's object for it
 
 
 class Archive(Protocol):
     """What tar and zip have in common."""
 
     def members(self) -> Iterator[Member]:
-        """Yield all members but the folder itself."""
+        """Yield all members except the archive's root folder."""
         ...
 
     def sha256(self, member: Member) -> str:
-        """Return the hash of a member's content."""
+        """Hash of a member's content."""
         ...
 
     def extract(self, folder: Path) -> None:
@@ -70,9 +70,9 @@ class Archive(Protocol):
 
 @contextlib.contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
-    """Open a tar or zip, told by its content, not its name.
+    """Open a tar or zip, recognised by its content, not its name.
 
-    Raises: MissingDataError if it is neither, or turns out damaged while it is open.
+    Raises: MissingDataError if it is neither, or turns out to be damaged while it is open.
     """
     try:
         with path.open("rb") as stream:
@@ -82,26 +82,26 @@ def open_archive(path: Path) -> Iterator[Archive]:
     except _BROKEN as error:
         raise _damaged(path, error) from error
     except OSError as error:
-        if error.errno is None:  # not the system's: gzip and bz2 say so that their data is wrong
+        if error.errno is None:  # not from the system: gzip and bz2 raise it for damaged data
             raise _damaged(path, error) from error
         raise
 
 
 def name_problem(name: str) -> str:
-    """Return why a path of an archive or a server may not be used below a folder, or nothing."""
+    """Say why a path from an archive or a server must not be used below a folder, or ""."""
     if "\0" in name:
         return "has a NUL in its name"
     if name.startswith("/"):
         return "has an absolute path"
     if "\\" in name or re.match("[A-Za-z]:", name):
-        return "has a path of Windows"
+        return "has a Windows path"
     if ".." in name.split("/"):
         return "leads out of its folder"
     return ""
 
 
 class _Strict(tarfile.TarInfo):
-    """Refuses what tarfile takes for a normal end: a file cut between two members."""
+    """Refuses a tar that was cut between two members, which tarfile takes for a normal end."""
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
@@ -138,7 +138,7 @@ class _Tar:
             return _sha256(stream)
 
     def extract(self, folder: Path) -> None:
-        self._tar.extractall(folder, filter="data")  # a second wall behind `members`
+        self._tar.extractall(folder, filter="data")  # a second defence behind `members`
 
 
 class _Zip:
@@ -184,7 +184,7 @@ def _zip_problem(info: zipfile.ZipInfo) -> str:
 
 
 def _read_to_end(stream: Any) -> None:
-    """Read past the last member, where a compressed file keeps its check sum."""
+    """Read past the last member, because a compressed file's checksum is at its end."""
     while stream.read(_CHUNK):
         pass
 
@@ -206,20 +206,20 @@ def _ends_early(error: Exception) -> tarfile.ReadError:
 def _damaged(path: Path, error: BaseException) -> runtime.MissingDataError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return runtime.MissingDataError(
-        f"{path} is cut short, damaged or no archive ({reason}); remove it and get it again"
+        f"{path} is cut short, damaged or not an archive ({reason}); remove it and get it again"
     )
 
 
 def unpack(archive: Path, into: Path, inner: Sequence[str] = (), *, again: bool = False) -> None:
-    """Unpack a tar (plain, gz, bz2, xz) or zip into a folder, then the archives in it.
+    """Unpack a tar (plain, gz, bz2, xz) or zip into a folder, then the `inner` archives in it.
 
-    Files that are there already must be those of the archive; the others are added. A second call
-    does nothing unless `again` is set or the archive is another one.
+    Files that already exist must be the same as in the archive; the others are added. A second call
+    does nothing unless `again` is set or the archive has changed.
 
     Raises:
-        MissingDataError: a member that leads outside, a link or a device; a file that is cut short
-            or no archive; a file in the way. Nothing is changed then.
-        ResourceError: more bytes than the disk has room for.
+        MissingDataError: a member leads outside or is a link or a device; the file is cut short or
+            not an archive; another file is in the way. Nothing is changed then.
+        ResourceError: the disk has too little room.
     """
     into.mkdir(parents=True, exist_ok=True)
     record = archive.with_name(f"{archive.name}.unpacked.json")
@@ -228,7 +228,7 @@ def unpack(archive: Path, into: Path, inner: Sequence[str] = (), *, again: bool 
     if not again and _is_done(record, sign, into):
         return
     temporary = temporary_of(archive.name, into)
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have left it
     try:
         n_files = _extract(archive, temporary)
         for name in inner:
@@ -241,7 +241,7 @@ def unpack(archive: Path, into: Path, inner: Sequence[str] = (), *, again: bool 
 
 
 def temporary_of(name: str, into: Path) -> Path:
-    """Return the folder in which an archive is unpacked until all of it is there."""
+    """The folder in which an archive is unpacked before its files are moved into place."""
     return into / f".unpacking-{name}"
 
 
@@ -255,7 +255,7 @@ def _is_done(record: Path, sign: dict[str, object], into: Path) -> bool:
 
 
 def _extract(path: Path, folder: Path) -> int:
-    """Check all members of an archive, then write them below a folder; return the files."""
+    """Check all members of an archive, then write them below a folder; return how many files."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     with open_archive(path) as archive:
@@ -272,7 +272,7 @@ def _extract_inner(folder: Path, name: str, outer: Path) -> int:
     path = folder / name
     if not path.is_file():
         raise runtime.MissingDataError(
-            f"{outer} holds no {name}; see that it is the published archive, and get it again"
+            f"{outer} has no {name}; check that it is the published archive, or get it again"
         )
     beside = folder / f".inner-{path.name}"
     n_files = _extract(path, beside)
@@ -283,7 +283,7 @@ def _extract_inner(folder: Path, name: str, outer: Path) -> int:
 
 
 def _checked(archive: Archive, path: Path, free: int) -> list[Member]:
-    """Return the members. Raises MissingDataError at one that may not be unpacked."""
+    """Return the members. Raises MissingDataError if one must not be unpacked."""
     members: list[Member] = []
     kinds: dict[str, bool] = {}  # path -> whether it is a folder
     doubled: set[str] = set()
@@ -295,7 +295,7 @@ def _checked(archive: Archive, path: Path, free: int) -> list[Member]:
                 f"{member.problem}; get the archive from its publisher"
             )
         n_bytes += member.size
-        if n_bytes > free:  # stop counting what may have no end
+        if n_bytes > free:  # raise now: a malicious archive may list members without end
             check_space(path.parent, n_bytes, f"unpacking {path.name}")
         if member.path in kinds and not (member.is_folder and kinds[member.path]):
             doubled.add(member.path)
@@ -307,7 +307,7 @@ def _checked(archive: Archive, path: Path, free: int) -> list[Member]:
 
 
 def _check_paths(kinds: dict[str, bool], path: Path) -> None:
-    """Refuse a file that is the folder of another."""
+    """Refuse a file that would also have to be another member's folder."""
     files = {name for name, is_folder in kinds.items() if not is_folder}
     for name in sorted(kinds):
         parents = (parent.as_posix() for parent in Path(name).parents)
@@ -315,25 +315,25 @@ def _check_paths(kinds: dict[str, bool], path: Path) -> None:
         if through is not None:
             raise runtime.MissingDataError(
                 f"{path} is refused, nothing was unpacked: its member {name!r} leads through "
-                f"{through!r}, which is no folder; get the archive from its publisher"
+                f"{through!r}, which is not a folder; get the archive from its publisher"
             )
 
 
 def _check_doubled(archive: Archive, members: Iterable[Member], path: Path) -> None:
-    """Refuse two members of one name that differ: which of them is meant cannot be known."""
+    """Refuse two members of the same name that differ: nothing says which of them is meant."""
     seen: dict[str, str] = {}
     for member in members:
         digest = "folder" if member.is_folder else archive.sha256(member)
         if seen.setdefault(member.path, digest) != digest:
             raise runtime.MissingDataError(
-                f"{path} is refused, nothing was unpacked: it has two members {member.name!r} that "
-                "differ; get the archive from its publisher"
+                f"{path} is refused, nothing was unpacked: it has two different members named "
+                f"{member.name!r}; get the archive from its publisher"
             )
 
 
 def _merge(source: Path, target: Path, archive: Path) -> None:
-    """Move what is in `source` into `target`, whole folders where none is in the way."""
-    moves = list(_moves(source, target, archive))
+    """Move the contents of `source` into `target`, as whole folders where possible."""
+    moves = list(_moves(source, target, archive))  # all checked before the first one is made
     for path, place in moves:
         path.rename(place)
 
@@ -347,7 +347,7 @@ def _moves(source: Path, target: Path, archive: Path) -> Iterable[tuple[Path, Pa
             yield from _moves(path, place, archive)
         elif path.is_dir() or not place.is_file() or not _is_same(path, place):
             raise runtime.MissingDataError(
-                f"{place} is in the way and differs from what {archive.name} holds; move it away, "
+                f"{place} is in the way and differs from the one in {archive.name}; move it away, "
                 "then run the same command again"
             )
 

@@ -1,4 +1,4 @@
-"""Birdsnap as its downloader leaves it, with photographs that could not be had."""
+"""Birdsnap as its downloader writes it, with some photographs missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ THERE = 10
 
 
 def name(row: tuple[str, ...], number: int) -> str:
-    """Return a photograph's path as the lists write it."""
+    """A photograph's path as the lists write it."""
     return f"{row[3]}/{number:06}.jpg"
 
 

@@ -1,4 +1,4 @@
-"""Caltech-101 as its archives unpack: a folder a class, two of them no class here."""
+"""Caltech-101 as its archives unpack: one folder per class, two of which are not used."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _BOX = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
 
 def annotations(n: int, *, is_labelled: bool = True) -> np.ndarray:
-    """Return a 1 x n struct array as the devkit has it: classes in turn, ids from 1."""
+    """A 1 x n struct array as in the devkit: classes in turn, ids from 1."""
     fields = (*_BOX, *(("class",) if is_labelled else ()), "fname")
     rows = np.zeros((1, n), dtype=[(field, object) for field in fields])
     for number in range(n):

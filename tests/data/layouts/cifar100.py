@@ -29,6 +29,6 @@ def build(folder: Path) -> None:
 
 
 def planes(name: str) -> np.ndarray:
-    """Return an image of 32 pixels a side as red, green and blue planes, uint8 (3, 32, 32)."""
+    """An image of 32 x 32 pixels as red, green and blue planes, uint8 (3, 32, 32)."""
     pixels: np.ndarray = np.asarray(pictures.picture(name, (32, 32)))
     return pixels.transpose(2, 0, 1)

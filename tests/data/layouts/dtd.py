@@ -1,4 +1,4 @@
-"""DTD as `dtd-r1.0.1.tar.gz` unpacks: images by texture, ten partitions of which one is written."""
+"""DTD as `dtd-r1.0.1.tar.gz` unpacks: images by texture, and the first of its ten partitions."""
 
 from __future__ import annotations
 

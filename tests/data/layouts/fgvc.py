@@ -16,7 +16,7 @@ SPLITS = {  # images of train and test, by split
 
 
 def build(folder: Path) -> None:
-    """Write the copy below `folder`: three images of a variant in each part."""
+    """Write the copy below `folder`: three images per variant in each part."""
     data = folder / "fgvc-aircraft-2013b" / "data"
     rows: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for label, name in enumerate(CLASSES):

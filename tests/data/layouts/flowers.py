@@ -1,4 +1,4 @@
-"""Flowers102 as torchvision lays it: numbered images, `imagelabels.mat` and `setid.mat`."""
+"""Flowers102 as torchvision lays it out: numbered images, `imagelabels.mat` and `setid.mat`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SPLITS = {  # images of train and test, by split; paper: CoOp's arithmetic, draw
 
 
 def write_labels(path: Path, labels: np.ndarray) -> None:
-    """Write `imagelabels.mat`: 1 x n, ids from 1 in order of images."""
+    """Write `imagelabels.mat`: 1 x n ids from 1, in the order of the images."""
     savemat(path, {"labels": labels[None].astype(np.uint8)})
 
 
 def labels() -> np.ndarray:
-    """Return the ids: images of a class follow each other, classes out of order as in the set."""
+    """The ids: each class's images are consecutive, classes out of order as in the real dataset."""
     return np.repeat(np.array([3, 1, 2]), PER_CLASS)
 
 

@@ -12,7 +12,7 @@ SPLITS = {"paper": (18, 6), "official": (18, 6)}  # images of train and test, by
 
 
 def build(folder: Path) -> None:
-    """Write the copy below `folder`: six images of a class train, two are tested."""
+    """Write the copy below `folder`: per class, six training and two test images."""
     root = folder / "food-101"
     parts: dict[str, dict[str, list[str]]] = {"train": {}, "test": {}}
     keys = [name.replace(" ", "_") for name in CLASSES]

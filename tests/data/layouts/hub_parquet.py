@@ -1,4 +1,4 @@
-"""A hub's copy as its library writes it: shards a part, integers named in metadata."""
+"""A hub's copy as its library writes it: several shards per part, integers named in metadata."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Shape:
 
 
 def image_bytes(name: str, number: int) -> bytes:
-    """Return an image file's content; the format changes with the number."""
+    """An image file's content; the format changes with the number."""
     stream = io.BytesIO()
     pictures.picture(name).save(stream, FORMATS[number % len(FORMATS)])
     return stream.getvalue()
 
 
 def write_shard(path: Path, rows: Sequence[tuple[str, str]], shape: Shape) -> None:
-    """Write a parquet file of rows `(path of the image, class as the copy names it)`."""
+    """Write a parquet file of rows `(image path, class as the copy names it)`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     contents = [image_bytes(name, number) for number, (name, _) in enumerate(rows)]
     if shape.is_struct:
@@ -75,7 +75,7 @@ def write_shard(path: Path, rows: Sequence[tuple[str, str]], shape: Shape) -> No
 
 
 def build(folder: Path, shape: Shape | None = None) -> None:
-    """Write the copy below `folder`: two shards of `train`, one of `test` and of a part unused."""
+    """Write the copy below `folder`: two shards of `train`, one of `test` and of an unused part."""
     shape = shape or Shape()
     data = folder / "hub" / "data"
 

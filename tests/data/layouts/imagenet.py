@@ -1,4 +1,4 @@
-"""ImageNet-1K as its archives unpack, and as Kaggle's copy does: three classes of it."""
+"""Three classes of ImageNet-1K, as its archives unpack and as in Kaggle's copy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPLITS = {"paper": (18, 9), "label-free": (18, 9), "official": (18, 9)}
 
 
 def build(folder: Path) -> None:
-    """Write the copy with folders of ids below `folder`."""
+    """Write the copy with folders named by id below `folder`."""
     for label, wnid in enumerate(WNIDS):
         for number in range(6):
             pictures.write(folder / f"train/{wnid}/{wnid}_{number * 7}.JPEG")
@@ -21,7 +21,7 @@ def build(folder: Path) -> None:
 
 
 def build_kaggle(folder: Path) -> None:
-    """Write Kaggle's copy: `val` is flat, and a list tells the ids."""
+    """Write Kaggle's copy: `val` is flat, and a list has the ids."""
     root = folder / "ILSVRC/Data/CLS-LOC"
     rows = ["ImageId,PredictionString"]
     for label, wnid in enumerate(WNIDS):

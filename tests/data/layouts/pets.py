@@ -1,4 +1,4 @@
-"""Oxford-IIIT Pets as its two archives unpack, with the odd files that they are known for."""
+"""Oxford-IIIT Pets as its two archives unpack, with their well-known odd files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _XML = (
 
 
 def build(folder: Path) -> None:
-    """Write the copy below `folder`: four images of a breed train, three are tested."""
+    """Write the copy below `folder`: per breed, four training and three test images."""
     root = folder / "oxford-iiit-pet"
     rows: dict[str, list[str]] = {"trainval": [], "test": []}
     for label, breed in enumerate(name.replace(" ", "_") for name in CLASSES):

@@ -1,4 +1,4 @@
-"""RESISC45 as `NWPU-RESISC45.rar` unpacks: numbered images a class, no lists."""
+"""RESISC45 as `NWPU-RESISC45.rar` unpacks: numbered images per class, no lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SUN397 as `SUN397.tar.gz` unpacks, with the two classes whose places lists disagree about."""
+"""SUN397 as `SUN397.tar.gz` unpacks, with the two classes that lists order differently."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build(folder: Path) -> None:
 
 
 def write_partition(folder: Path) -> None:
-    """Write the lists of partition 1: four images of each class for either part."""
+    """Write the lists of partition 1: four images per class in each part."""
     lists: dict[str, list[str]] = {"Training_01.txt": [], "Testing_01.txt": []}
     for key in KEYS:
         for number in range(8):

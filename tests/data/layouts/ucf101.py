@@ -1,4 +1,4 @@
-"""UCF101 as its archives unpack: real videos a class, the lists of split 1; or middle frames."""
+"""UCF101 as its archives unpack: real videos or middle frames per class, and split 1's lists."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LEVELS = 20  # grey of frame n is 20 n: told apart after compression
 
 
 def write_video(path: Path, n_frames: int, size: tuple[int, int] = (64, 48)) -> Path:
-    """Write an AVI of MPEG-4 frames: left grey, 20 n of 255 in frame `n`, right by the name."""
+    """Write an MPEG-4 AVI: frame `n` has grey 20 n of 255 on the left, the name's on the right."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.asarray(pictures.picture(path.name, size)).copy()
     with av.open(str(path), "w") as container:
@@ -37,14 +37,14 @@ def write_video(path: Path, n_frames: int, size: tuple[int, int] = (64, 48)) -> 
 
 
 def frame_of(path: Path) -> int:
-    """Return which frame of such a video an image is."""
+    """The number of the frame in such a video that an image shows."""
     with Image.open(path) as image:
         grey = np.asarray(image.convert("L"))
     return round(float(grey[:, : grey.shape[1] // 2].mean()) / _LEVELS)
 
 
 def clip(key: str, number: int) -> str:
-    """Return a clip's name without suffix; one class's files are written otherwise."""
+    """A clip's name without suffix; one class's files are spelled differently."""
     return f"v_{key.replace('HandstandP', 'HandStandP')}_g{number:02}_c01"
 
 

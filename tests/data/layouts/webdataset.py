@@ -1,4 +1,4 @@
-"""CLIP-benchmark's shards: tar files of `<key>.<image>` and `<key>.cls`, names in one list."""
+"""CLIP-benchmark's shards: tar files of `<key>.<image>` and `<key>.cls`, and a list of names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_shard(path: Path, members: Mapping[str, bytes]) -> None:
 
 
 def samples(part: str, numbers: range) -> dict[str, bytes]:
-    """Return the members of a shard: sample `n` is of the copy's class `n % 3`."""
+    """A shard's members: sample `n` has the copy's class `n % 3`."""
     members: dict[str, bytes] = {}
     for number in numbers:
         suffix, kind = _FORMATS[number % 2 if number else 2]

@@ -1,4 +1,4 @@
-"""One file from mirrors that cut, lie, stall and vanish: whole and right, or absent."""
+"""Downloads from mirrors that break off, lie, stall and vanish end with the right file or none."""
 
 import hashlib
 import os
@@ -39,31 +39,33 @@ def wanted(server: FileServer, *paths: str, stated: bool = True) -> RemoteFile:
 
 
 def begin(target: Path, n: int = 200_000, content: bytes = CONTENT) -> None:
-    """Leave what a process that was killed would leave."""
+    """Write what a killed process would leave behind."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_name(f"{target.name}.part").write_bytes(content[:n])
 
 
-def test_a_file_comes_whole_with_its_hash(server: FileServer, tmp_path: Path) -> None:
+def test_a_file_is_downloaded_whole_and_its_hash_returned(
+    server: FileServer, tmp_path: Path
+) -> None:
     target = tmp_path / "new" / NAME
     assert downloads.fetch(wanted(server), target) == hashlib.sha256(CONTENT).hexdigest()
     assert target.read_bytes() == CONTENT
     assert [path.name for path in target.parent.iterdir()] == [NAME]
 
 
-def test_a_file_that_is_right_is_not_asked_for_again(server: FileServer, tmp_path: Path) -> None:
+def test_a_correct_file_is_not_requested_again(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(CONTENT)
     downloads.fetch(wanted(server), tmp_path / NAME)
     assert not server.asked
 
 
-def test_a_file_of_no_known_hash_is_left_as_it_is(server: FileServer, tmp_path: Path) -> None:
+def test_a_file_without_a_stated_hash_is_kept(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(b"one's own")
     downloads.fetch(wanted(server, stated=False), tmp_path / NAME)
     assert (tmp_path / NAME).read_bytes() == b"one's own"
 
 
-def test_a_wrong_file_is_named_and_moved_aside(
+def test_a_wrong_file_is_reported_and_moved_aside(
     server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / NAME).write_bytes(b"not this")
@@ -74,7 +76,7 @@ def test_a_wrong_file_is_named_and_moved_aside(
 
 
 @pytest.mark.parametrize("stated", [True, False])
-def test_a_download_that_is_cut_goes_on_where_it_was(
+def test_an_interrupted_download_resumes_where_it_stopped(
     server: FileServer, tmp_path: Path, stated: bool
 ) -> None:
     server.faults[NAME] = ["cut"]
@@ -86,7 +88,9 @@ def test_a_download_that_is_cut_goes_on_where_it_was(
     assert server.sent(NAME) < 1.2 * len(CONTENT)
 
 
-def test_a_download_that_is_cut_again_and_again_ends(server: FileServer, tmp_path: Path) -> None:
+def test_a_download_that_keeps_breaking_fails_in_the_end(
+    server: FileServer, tmp_path: Path
+) -> None:
     server.faults[NAME] = ["cut"] * 4
     downloads.fetch(wanted(server), tmp_path / NAME)
     assert (tmp_path / NAME).read_bytes() == CONTENT
@@ -95,7 +99,7 @@ def test_a_download_that_is_cut_again_and_again_ends(server: FileServer, tmp_pat
 @pytest.mark.parametrize(
     "fault", ["deaf", "elsewhere", "slow", "trickle", "endless"], ids=lambda fault: str(fault)
 )
-def test_the_rest_is_right_however_it_is_answered(
+def test_the_rest_is_right_whatever_status_the_server_sends(
     server: FileServer, tmp_path: Path, fault: str
 ) -> None:
     begin(tmp_path / NAME)
@@ -104,7 +108,7 @@ def test_the_rest_is_right_however_it_is_answered(
     assert (tmp_path / NAME).read_bytes() == CONTENT
 
 
-def test_half_of_another_file_is_found_out_and_fetched_anew(
+def test_half_of_another_file_is_detected_and_fetched_again(
     server: FileServer, tmp_path: Path
 ) -> None:
     begin(tmp_path / NAME, content=bytes(len(CONTENT)))
@@ -126,7 +130,7 @@ def test_a_file_that_changed_on_the_server_is_not_resumed(
     assert (tmp_path / NAME).read_bytes() == server.files[NAME]
 
 
-def test_without_hash_or_mark_nothing_is_resumed(server: FileServer, tmp_path: Path) -> None:
+def test_without_hash_or_validator_nothing_is_resumed(server: FileServer, tmp_path: Path) -> None:
     server.tags = False
     begin(tmp_path / NAME)
     downloads.fetch(wanted(server, stated=False), tmp_path / NAME)
@@ -134,14 +138,16 @@ def test_without_hash_or_mark_nothing_is_resumed(server: FileServer, tmp_path: P
     assert (tmp_path / NAME).read_bytes() == CONTENT
 
 
-def test_a_part_that_is_whole_needs_no_server(server: FileServer, tmp_path: Path) -> None:
+def test_a_complete_part_needs_no_server(server: FileServer, tmp_path: Path) -> None:
     begin(tmp_path / NAME, n=len(CONTENT))
     downloads.fetch(wanted(server), tmp_path / NAME, is_offline=True)
     assert (tmp_path / NAME).read_bytes() == CONTENT
     assert not server.asked
 
 
-def test_a_part_that_the_server_says_is_whole_is_taken(server: FileServer, tmp_path: Path) -> None:
+def test_a_part_that_the_server_calls_complete_is_accepted(
+    server: FileServer, tmp_path: Path
+) -> None:
     server.faults[NAME] = ["cut", "503", "503", "503", "503"]
     file = wanted(server, stated=False)
     with pytest.raises(runtime.ServiceError):
@@ -153,7 +159,7 @@ def test_a_part_that_the_server_says_is_whole_is_taken(server: FileServer, tmp_p
     assert server.sent(NAME) == before
 
 
-def test_a_part_longer_than_the_file_is_begun_anew(server: FileServer, tmp_path: Path) -> None:
+def test_a_part_longer_than_the_file_is_started_again(server: FileServer, tmp_path: Path) -> None:
     begin(tmp_path / NAME, n=len(CONTENT) + 9, content=CONTENT + b"too long.")
     downloads.fetch(wanted(server), tmp_path / NAME)
     assert (tmp_path / NAME).read_bytes() == CONTENT
@@ -164,11 +170,11 @@ def test_a_part_longer_than_the_file_is_begun_anew(server: FileServer, tmp_path:
     [
         ("404", "HTTP 404"),
         ("403", "HTTP 403"),
-        ("page", "an HTML page instead of the file"),
-        ("hidden-page", "an HTML page instead of the file"),
+        ("page", "it sent an HTML page instead of the file"),
+        ("hidden-page", "it sent an HTML page instead of the file"),
     ],
 )
-def test_the_next_mirror_is_asked_when_one_has_not_the_file(
+def test_the_next_mirror_is_asked_if_one_lacks_the_file(
     server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str, reason: str
 ) -> None:
     server.files["old.tar.gz"] = CONTENT
@@ -178,22 +184,24 @@ def test_the_next_mirror_is_asked_when_one_has_not_the_file(
     assert f"127.0.0.1:{server.http.server_address[1]}: {reason}" in capsys.readouterr().err
 
 
-def test_a_page_leaves_nothing_behind(server: FileServer, tmp_path: Path) -> None:
+def test_an_html_page_leaves_nothing_behind(server: FileServer, tmp_path: Path) -> None:
     server.faults[NAME] = ["hidden-page"]
     with pytest.raises(runtime.ServiceError, match="an HTML page instead of the file"):
         downloads.fetch(wanted(server, stated=False), tmp_path / NAME)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_archive_is_refused_without_a_hash(server: FileServer, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_refused_without_a_hash(
+    server: FileServer, tmp_path: Path
+) -> None:
     server.files[NAME] = b"error: quota exceeded"
-    with pytest.raises(runtime.ServiceError, match=r"no \.gz file \(it begins with b'error: q'\)"):
+    with pytest.raises(
+        runtime.ServiceError, match=r"not a \.gz file \(it begins with b'error: q'\)"
+    ):
         downloads.fetch(wanted(server, stated=False), tmp_path / NAME)
 
 
-def test_all_mirrors_are_told_in_one_line_when_none_works(
-    server: FileServer, tmp_path: Path
-) -> None:
+def test_one_line_says_how_every_mirror_failed(server: FileServer, tmp_path: Path) -> None:
     server.files["wrong.tar.gz"] = CONTENT
     server.faults["wrong.tar.gz"] = ["wrong"]
     server.faults["busy.tar.gz"] = ["503"] * 9
@@ -209,7 +217,13 @@ def test_all_mirrors_are_told_in_one_line_when_none_works(
     with pytest.raises(runtime.ServiceError) as caught:
         downloads.fetch(nobody, tmp_path / NAME)
     text = str(caught.value)
-    for reason in ("Connection refused", "HTTP 404", "no .gz file", "HTTP 503", "place the file"):
+    for reason in (
+        "Connection refused",
+        "HTTP 404",
+        "not a .gz file",
+        "HTTP 503",
+        "place the file",
+    ):
         assert reason in text
     assert "\n" not in text
     assert not (tmp_path / NAME).exists()
@@ -230,7 +244,7 @@ def test_a_busy_server_is_asked_again(server: FileServer, tmp_path: Path) -> Non
     assert len(server.asked) == 3
 
 
-def test_a_file_larger_than_the_disk_is_not_begun(server: FileServer, tmp_path: Path) -> None:
+def test_a_file_larger_than_the_disk_is_not_started(server: FileServer, tmp_path: Path) -> None:
     server.faults[NAME] = ["huge"]
     with pytest.raises(
         runtime.ResourceError, match=r"needs 100000000000000000 bytes .* \d+ \(.*\) are free"
@@ -240,13 +254,15 @@ def test_a_file_larger_than_the_disk_is_not_begun(server: FileServer, tmp_path: 
     assert not (tmp_path / NAME).exists()
 
 
-def test_offline_asks_nobody(server: FileServer, tmp_path: Path) -> None:
+def test_offline_sends_no_request(server: FileServer, tmp_path: Path) -> None:
     with pytest.raises(runtime.ServiceError, match=r"the network is forbidden"):
         downloads.fetch(wanted(server), tmp_path / NAME, is_offline=True)
     assert not server.asked
 
 
-def test_a_process_that_is_killed_costs_only_the_rest(server: FileServer, tmp_path: Path) -> None:
+def test_a_killed_process_loses_only_what_had_not_arrived(
+    server: FileServer, tmp_path: Path
+) -> None:
     big = b"\x1f\x8b" + random.Random(1).randbytes(4_000_000)
     server.files[NAME] = big
     server.faults[NAME] = ["trickle"]
@@ -270,7 +286,7 @@ def test_a_process_that_is_killed_costs_only_the_rest(server: FileServer, tmp_pa
     assert server.asked[-1].sent == len(big) - had
 
 
-def test_progress_is_told_in_lines_where_there_is_no_terminal(
+def test_without_a_terminal_progress_is_printed_in_lines(
     server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     downloads.fetch(wanted(server), tmp_path / NAME)
@@ -279,6 +295,6 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(
     assert 5 <= len(lines) <= 11
 
 
-def test_hashes_are_those_of_the_file(tmp_path: Path) -> None:
+def test_hashes_are_those_of_the_whole_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(CONTENT)
     assert hashes(tmp_path / "a").sha256 == hashlib.sha256(CONTENT).hexdigest()

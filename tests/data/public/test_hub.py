@@ -1,4 +1,4 @@
-"""Copies from the hub, by its real client from a server of this machine."""
+"""Copies from the hub, fetched by its real client from a local server."""
 
 import json
 import os
@@ -57,12 +57,12 @@ def route(**changed: object) -> HubRoute:
 
 
 def here(folder: Path) -> list[str]:
-    """Return the files of the copy that are in its folder."""
+    """The copy's files that are in its folder."""
     names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return sorted(name for name in names if not name.startswith((".cache", LISTING)))
 
 
-def test_the_wanted_files_come_with_the_readme(copy: HubCopy, folder: Path) -> None:
+def test_the_wanted_files_and_the_readme_are_fetched(copy: HubCopy, folder: Path) -> None:
     assert hub.fetch(route(), folder) == COMMIT
     assert here(folder) == WANTED
     assert all((folder / name).read_bytes() == FILES[name] for name in WANTED)
@@ -70,11 +70,11 @@ def test_the_wanted_files_come_with_the_readme(copy: HubCopy, folder: Path) -> N
     assert not is_partial_copy(folder)
 
 
-def test_the_first_commit_is_kept_and_the_line_that_pins_it_is_told(
+def test_the_first_commit_is_kept_and_the_line_that_pins_it_printed(
     copy: HubCopy, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.fetch(route(), folder)
-    assert f"write this into the card: revision: {COMMIT}" in capsys.readouterr().err
+    assert f"add this to the card: revision: {COMMIT}" in capsys.readouterr().err
     copy.commit = "f" * 40  # main moved on
     with pytest.raises(runtime.ServiceError):  # it asks for the old one, which this server forgot
         hub.fetch(route(), folder)
@@ -82,18 +82,18 @@ def test_the_first_commit_is_kept_and_the_line_that_pins_it_is_told(
     assert json.loads((folder / LISTING).read_text())["revision"] == COMMIT
 
 
-def test_a_pinned_copy_is_asked_for_at_its_commit(copy: HubCopy, folder: Path) -> None:
+def test_a_pinned_copy_is_fetched_at_its_commit(copy: HubCopy, folder: Path) -> None:
     assert hub.fetch(route(revision=COMMIT), folder) == COMMIT
     assert not [asked for asked in copy.server.asked if "/revision/" in asked.path]
 
 
-def test_another_copy_in_the_folder_is_not_mixed(copy: HubCopy, folder: Path) -> None:
+def test_copies_are_never_mixed_in_one_folder(copy: HubCopy, folder: Path) -> None:
     hub.fetch(route(), folder)
-    with pytest.raises(SettingsError, match=f"holds {REPOSITORY} at {COMMIT}, the card wants"):
+    with pytest.raises(SettingsError, match=f"has {REPOSITORY} at {COMMIT}, but the card wants"):
         hub.fetch(route(revision="e" * 40), folder)
 
 
-def test_files_that_are_here_are_not_fetched_again(copy: HubCopy, folder: Path) -> None:
+def test_existing_files_are_not_fetched_again(copy: HubCopy, folder: Path) -> None:
     hub.fetch(route(), folder)
     (folder / WANTED[1]).unlink()
     copy.server.asked.clear()
@@ -102,7 +102,7 @@ def test_files_that_are_here_are_not_fetched_again(copy: HubCopy, folder: Path) 
 
 
 def fetched(copy: HubCopy) -> list[tuple[str, str]]:
-    """Return the files that were asked for, and the parts of them."""
+    """The files that were requested, and the byte ranges."""
     return [
         (asked.path.rpartition(f"{COMMIT}/")[2], asked.headers.get("range", ""))
         for asked in copy.server.asked
@@ -110,7 +110,7 @@ def fetched(copy: HubCopy) -> list[tuple[str, str]]:
     ]
 
 
-def test_a_file_that_is_cut_goes_on_where_it_was(copy: HubCopy, folder: Path) -> None:
+def test_a_broken_connection_resumes_where_it_stopped(copy: HubCopy, folder: Path) -> None:
     copy.files[WANTED[2]] = bytes(24 << 20)  # the library keeps pieces of 10 MiB
     copy.cut = [WANTED[2]]
     hub.fetch(route(), folder)
@@ -119,7 +119,7 @@ def test_a_file_that_is_cut_goes_on_where_it_was(copy: HubCopy, folder: Path) ->
     assert (folder / WANTED[2]).read_bytes() == copy.files[WANTED[2]]
 
 
-def test_a_process_that_is_killed_loses_one_file(copy: HubCopy, folder: Path) -> None:
+def test_a_killed_process_loses_one_file(copy: HubCopy, folder: Path) -> None:
     copy.cut, copy.stalls = [WANTED[2]], True
     script = (
         "import sys; from pathlib import Path; from microclip.data import hub; "
@@ -149,9 +149,9 @@ def test_altered_bytes_are_fetched_again_when_asked(copy: HubCopy, folder: Path)
     assert (folder / WANTED[1]).read_bytes() == FILES[WANTED[1]]
 
 
-def test_bytes_other_than_stated_are_removed(copy: HubCopy, folder: Path) -> None:
+def test_files_with_other_bytes_than_stated_are_removed(copy: HubCopy, folder: Path) -> None:
     copy.lies = {WANTED[1]}
-    with pytest.raises(runtime.ServiceError, match="came with other bytes than the hub states"):
+    with pytest.raises(runtime.ServiceError, match="arrived with other bytes than the hub states"):
         hub.fetch(route(), folder)
     assert not (folder / WANTED[1]).exists()
     assert is_partial_copy(folder)
@@ -163,7 +163,7 @@ def test_bytes_other_than_stated_are_removed(copy: HubCopy, folder: Path) -> Non
 @pytest.mark.parametrize(
     ("refusal", "is_gated"), [((401, "GatedRepo"), False), ((403, ""), False), ((401, ""), True)]
 )
-def test_terms_to_accept_are_told_as_a_recipe(
+def test_unaccepted_terms_are_an_error_that_says_what_to_do(
     copy: HubCopy, folder: Path, refusal: tuple[int, str], is_gated: bool
 ) -> None:
     copy.refusal = refusal
@@ -172,20 +172,22 @@ def test_terms_to_accept_are_told_as_a_recipe(
         hub.fetch(route(is_gated=is_gated), folder)
 
 
-def test_a_repository_that_is_not_there_is_said_so(copy: HubCopy, folder: Path) -> None:
+def test_a_missing_repository_is_named(copy: HubCopy, folder: Path) -> None:
     copy.is_absent = True
-    with pytest.raises(runtime.ServiceError, match="does not exist, or is not shown without a tok"):
+    with pytest.raises(
+        runtime.ServiceError, match="does not exist, or cannot be seen without a tok"
+    ):
         hub.fetch(route(), folder)
     assert not here(folder)
 
 
-def test_a_commit_that_is_not_there_is_one_line(copy: HubCopy, folder: Path) -> None:
+def test_a_missing_commit_is_one_line(copy: HubCopy, folder: Path) -> None:
     with pytest.raises(runtime.ServiceError, match="RevisionNotFoundError") as caught:
         hub.fetch(route(revision="a" * 40), folder)
     assert "\n" not in str(caught.value)
 
 
-def test_patterns_that_match_nothing_are_told(copy: HubCopy, folder: Path) -> None:
+def test_patterns_that_match_nothing_are_named(copy: HubCopy, folder: Path) -> None:
     with pytest.raises(runtime.ServiceError, match=r"no file that matches \*\.tar; it has"):
         hub.fetch(route(files=("*.tar",)), folder)
 
@@ -203,14 +205,14 @@ def test_no_network_is_one_line_without_the_token(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(
-        runtime.ServiceError, match=f"did not give {REPOSITORY}: ConnectEr"
+        runtime.ServiceError, match=f"did not deliver {REPOSITORY}: ConnectEr"
     ) as caught:
         hub.fetch(route(), tmp_path)
     assert "\n" not in str(caught.value)
     assert TOKEN not in str(caught.value)
 
 
-def test_the_token_is_sent_and_never_told(
+def test_the_token_is_sent_but_never_printed(
     copy: HubCopy, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.fetch(route(), folder)
@@ -222,7 +224,7 @@ def test_the_token_is_sent_and_never_told(
     ]
 
 
-def test_a_copy_larger_than_the_disk_is_not_begun(copy: HubCopy, folder: Path) -> None:
+def test_a_copy_larger_than_the_disk_is_not_started(copy: HubCopy, folder: Path) -> None:
     real = copy.answer
 
     def huge(method: str, path: str, headers: dict[str, str]) -> object:

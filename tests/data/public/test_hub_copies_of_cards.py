@@ -1,4 +1,4 @@
-"""From a hub's copy, written as the card's route says, to the split that the card declares."""
+"""A hub's copy in the form that each card's route names gives the split that the card declares."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def test_a_copy_gives_the_papers_split_with_classes_by_name(
         assert "".join(filter(str.isalnum, item.key.casefold())).endswith(words)
 
 
-def test_a_draw_from_the_hubs_copy_is_that_from_the_publishers_files(
+def test_the_hubs_copy_and_the_publishers_files_give_the_same_draw(
     own_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RESISC45's split is by file name: whichever route the images came by."""
+    """RESISC45's split is by file name, whichever route the images came by."""
     lay_out("resisc45", own_project, monkeypatch)
     from_hub = read_public(settings.load_dataset("resisc45")).split
     folder = tmp_path / "placed"
@@ -107,7 +107,7 @@ def test_a_draw_from_the_hubs_copy_is_that_from_the_publishers_files(
 def test_coops_paths_are_found_in_the_layout(
     name: str, file: str, listed: str, tmp_path: Path
 ) -> None:
-    """CoOp writes SUN's folders as they are, and UCF101's with underscores and images for clips."""
+    """CoOp keeps SUN's folder names, and writes UCF101's with underscores and images for clips."""
     copy_of(name).build(tmp_path)
     listing = load_layout(name).read(tmp_path, copy_of(name).CLASSES, None)
     rule = settings.load_card(PublicSource(dataset=name)).splits["coop"]

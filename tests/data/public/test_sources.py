@@ -1,4 +1,4 @@
-"""Routes to a public dataset, taken in order; what is here is never fetched again."""
+"""Routes to a public dataset are tried in order; existing files are never fetched again."""
 
 import hashlib
 import importlib
@@ -57,7 +57,7 @@ def verdicts(dataset: Downloadable) -> dict[str, list[str]]:
     return found
 
 
-def test_the_first_route_is_taken_and_written_down_last(dataset: Downloadable) -> None:
+def test_the_first_route_is_taken_and_recorded_last(dataset: Downloadable) -> None:
     found = get(dataset)
     sha256 = hashlib.sha256(dataset.server.files[ARCHIVE]).hexdigest()
     assert found == sources.Found(FOLDER, "dtd", "archive", f"{ARCHIVE} sha256 {sha256}")
@@ -67,12 +67,12 @@ def test_the_first_route_is_taken_and_written_down_last(dataset: Downloadable) -
     assert len(dataset.server.asked) == 1
 
 
-def test_a_fetched_dataset_is_one_of_the_workflow(dataset: Downloadable) -> None:
+def test_a_fetched_dataset_can_be_used_in_the_workflow(dataset: Downloadable) -> None:
     manifest = datasets.fetch(settings.load_dataset(NAME))
     assert len(manifest.read_text().splitlines()) == 1 + 9 + 9
 
 
-def test_a_study_does_not_fetch_unasked_what_is_very_large(dataset: Downloadable) -> None:
+def test_a_study_does_not_fetch_very_large_datasets_unasked(dataset: Downloadable) -> None:
     dataset.values["card"] |= {"ask_first": True, "size": "63 GB"}
     dataset.write()
     with pytest.raises(runtime.MissingDataError, match=r"its 63 GB .* `microclip data get text"):
@@ -81,14 +81,14 @@ def test_a_study_does_not_fetch_unasked_what_is_very_large(dataset: Downloadable
     assert datasets.fetch(settings.load_dataset(NAME)).is_file()
 
 
-def test_the_next_route_is_taken_when_one_fails(
+def test_the_next_route_is_taken_if_one_fails(
     dataset: Downloadable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del dataset.server.files[ARCHIVE]
     copy_on_hub(dataset.server, tmp_path / "scratch")
     found = get(dataset)
     assert (found.route, found.layout, found.revision) == ("hub", "hub_parquet", COMMIT)
-    assert f"{NAME} by archive: {ARCHIVE} could not be had" in capsys.readouterr().err
+    assert f"{NAME} by archive: could not download {ARCHIVE}" in capsys.readouterr().err
     assert len(datasets.fetch(settings.load_dataset(NAME)).read_text().splitlines()) == 1 + 6 + 3
 
 
@@ -108,12 +108,12 @@ def test_all_failures_and_the_recipe_are_one_line(dataset: Downloadable) -> None
         get(dataset)
     text = str(caught.value)
     assert "\n" not in text
-    for part in ("archive: textures.tar.gz could not be had", "HTTP 404", "hub: the hub", RECIPE):
+    for part in ("archive: could not download textures.tar.gz", "HTTP 404", "hub: the hub", RECIPE):
         assert part in text
     assert sources.locate(NAME, dataset.card()) is None
 
 
-def test_what_no_route_fetches_is_told_as_a_recipe(dataset: Downloadable) -> None:
+def test_without_an_automatic_route_the_error_is_the_recipe(dataset: Downloadable) -> None:
     del dataset.routes[:2]
     dataset.write()
     with pytest.raises(runtime.MissingDataError, match=f"{NAME} is not in {FOLDER}; {RECIPE}"):
@@ -122,7 +122,7 @@ def test_what_no_route_fetches_is_told_as_a_recipe(dataset: Downloadable) -> Non
 
 
 @pytest.mark.parametrize("is_forbidden_by", ["argument", "MICROCLIP_OFFLINE"])
-def test_offline_asks_no_server(
+def test_offline_contacts_no_server(
     dataset: Downloadable, monkeypatch: pytest.MonkeyPatch, is_forbidden_by: str
 ) -> None:
     if is_forbidden_by != "argument":
@@ -155,7 +155,7 @@ def test_files_placed_by_hand_are_found_and_left_alone(dataset: Downloadable) ->
     assert not (FOLDER / sources.RECORD).exists()
 
 
-def test_an_evil_archive_is_refused_with_nothing_written(dataset: Downloadable) -> None:
+def test_a_malicious_archive_is_refused_and_nothing_written(dataset: Downloadable) -> None:
     scratch = Path("evil")
     dtd.build(scratch)
     (scratch / "dtd/link").symlink_to("/etc/passwd")
@@ -170,7 +170,7 @@ def test_an_evil_archive_is_refused_with_nothing_written(dataset: Downloadable) 
     assert sources.locate(NAME, dataset.card()) is None
 
 
-def test_an_archive_of_another_layout_is_said_so(dataset: Downloadable) -> None:
+def test_an_archive_with_another_layout_is_refused(dataset: Downloadable) -> None:
     shutil.rmtree("data", ignore_errors=True)
     (Path("other") / "dtd").mkdir(parents=True)
     (Path("other") / "dtd/readme").write_text("moved")
@@ -179,7 +179,9 @@ def test_an_archive_of_another_layout_is_said_so(dataset: Downloadable) -> None:
     del dataset.routes[1]
     dataset.routes[0]["files"][0]["md5"] = hashlib.md5(content).hexdigest()
     dataset.write()
-    with pytest.raises(runtime.MissingDataError, match="it came, but data/textures lacks dtd/imag"):
+    with pytest.raises(
+        runtime.MissingDataError, match="the files arrived, but data/textures lacks dtd/imag"
+    ):
         get(dataset)
 
 
@@ -202,7 +204,7 @@ def test_a_card_cannot_lead_out_of_the_folder(field: str) -> None:
         RemoteFile.model_validate(values)
 
 
-def test_what_is_half_unpacked_or_half_copied_is_not_found(dataset: Downloadable) -> None:
+def test_unfinished_archives_and_copies_are_not_found(dataset: Downloadable) -> None:
     dtd.build(FOLDER)
     temporary_of(ARCHIVE, FOLDER).mkdir()
     assert sources.locate(NAME, dataset.card()) is None
@@ -216,7 +218,7 @@ def test_what_is_half_unpacked_or_half_copied_is_not_found(dataset: Downloadable
     assert sources.is_unfinished(NAME, dataset.card())
 
 
-def test_what_was_removed_is_unpacked_again(dataset: Downloadable) -> None:
+def test_removed_files_are_unpacked_again(dataset: Downloadable) -> None:
     get(dataset)
     shutil.rmtree(FOLDER / "dtd/labels")
     assert sources.locate(NAME, dataset.card()) is None
@@ -228,7 +230,7 @@ def test_what_was_removed_is_unpacked_again(dataset: Downloadable) -> None:
     assert len(dataset.server.asked) == 1
 
 
-def test_an_altered_image_is_named_and_no_other_route_mixed_in(
+def test_an_altered_image_is_named_and_routes_are_not_mixed(
     dataset: Downloadable, tmp_path: Path
 ) -> None:
     get(dataset)
@@ -239,7 +241,7 @@ def test_an_altered_image_is_named_and_no_other_route_mixed_in(
     assert not (FOLDER / "hub").exists()
 
 
-def test_two_processes_fetch_a_dataset_once(dataset: Downloadable) -> None:
+def test_two_processes_fetch_a_dataset_only_once(dataset: Downloadable) -> None:
     dataset.server.faults[ARCHIVE] = ["slow"]
     command = [sys.executable, "-m", "microclip", "data", "get", NAME]
     both = [
@@ -251,7 +253,7 @@ def test_two_processes_fetch_a_dataset_once(dataset: Downloadable) -> None:
     assert len([asked for asked in dataset.server.asked if asked.path == f"/{ARCHIVE}"]) == 1
 
 
-def test_whole_files_are_verified_and_altered_ones_named(dataset: Downloadable) -> None:
+def test_intact_files_pass_and_altered_ones_are_named(dataset: Downloadable) -> None:
     get(dataset)
     datasets.fetch(settings.load_dataset(NAME))
     assert set(verdicts(dataset)) == {"ok"}
@@ -275,7 +277,7 @@ def test_a_copy_is_verified_by_its_listing(dataset: Downloadable, tmp_path: Path
     assert "1 of 3 differ: data/train-00000" in verdicts(dataset)["wrong"][0]
 
 
-def test_what_is_not_here_is_missing(dataset: Downloadable) -> None:
+def test_absent_files_are_reported_missing(dataset: Downloadable) -> None:
     (finding,) = sources.verify(NAME, NAME, dataset.card())
     assert (finding.verdict, finding.text) == ("missing", sources.recipe(NAME, dataset.card()))
 
@@ -328,6 +330,6 @@ def module_of(name: str) -> str:
 
 
 def is_stated(url: str, text: str) -> bool:
-    """Return whether a module's source has an address, whole or as a prefix and a file name."""
+    """Does a module's source contain an address, whole or as a prefix and a file name?"""
     prefix, _, file = url.rpartition("/")
     return url in text or (f'"{prefix}/"' in text and f'"{file}"' in text)

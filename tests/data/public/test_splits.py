@@ -1,4 +1,4 @@
-"""Splits by hand: exact sizes, no dependence on order, CoOp's files by names alone."""
+"""Splits: exact sizes by hand, no dependence on order, CoOp's files by their paths alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CALTECH = (
 
 
 def listing(*sizes: int, part: str = "") -> Listing:
-    """Return a dataset with so many images a class; names look like those of an archive."""
+    """A dataset with this many images per class; names look like those in an archive."""
     return Listing(
         tuple(
             Item(
@@ -58,30 +58,30 @@ def sizes(split: Split) -> tuple[int, int]:
     return len(split.train), len(split.test)
 
 
-def test_resisc_is_560_and_140_a_class() -> None:
+def test_resisc_has_560_and_140_images_per_class() -> None:
     assert sizes(draw(listing(*[700] * 45), drawn(0.8, seed=42))) == (25200, 6300)
 
 
 def test_sun_rounds_half_to_even_and_leaves_a_tenth_unused() -> None:
-    """Of 105 images 73.5 train and 10.5 are unused: 74 and 10; of 115 80.5 and 11.5: 80 and 12."""
+    """105 images: 73.5 and 10.5 become 74 and 10; 115: 80.5 and 11.5 become 80 and 12."""
     rule = drawn(0.7, 0.1, rounding="half-even")
     assert sizes(draw(listing(105), rule)) == (74, 105 - 74 - 10)
     assert sizes(draw(listing(115), rule)) == (80, 115 - 80 - 12)
     assert sizes(draw(listing(100, 105, 115), rule)) == (70 + 74 + 80, 20 + 21 + 23)
 
 
-def test_coop_s_fractions_of_caltech_s_classes_give_its_counts() -> None:
+def test_coops_fractions_of_caltechs_classes_give_coops_counts() -> None:
     rule = drawn(0.5, 0.2, rounding="half-even")
     assert sum(CALTECH) == 8242
     assert sizes(draw(listing(*CALTECH), rule)) == (4128, 2465)
 
 
-def test_thirty_a_class_of_caltech_leave_5242() -> None:
+def test_thirty_per_class_of_caltech_leave_5242_test_images() -> None:
     assert sizes(draw(listing(*CALTECH), drawn(30))) == (3000, 5242)
 
 
 def test_two_draws_of_caltech_share_images_as_table_10_implies() -> None:
-    """With o images drawn both times, 6,000 - o train and 8,242 - o are tested; o is 1,588 ± 17."""
+    """If o images are drawn both times, 6,000 - o train and 8,242 - o test; o is 1,588 ± 17."""
     expected = sum(900 / size for size in CALTECH)
     assert expected == pytest.approx(1588.4, abs=0.1)
     split = draw(listing(*CALTECH), drawn(30, draws=2))
@@ -93,7 +93,7 @@ def test_two_draws_of_caltech_share_images_as_table_10_implies() -> None:
     assert f"union of two draws: {len(shared)} images are in train and in test" in split.notes
 
 
-def test_the_union_of_two_draws_of_the_paper_s_sizes_shares_2806_images() -> None:
+def test_the_union_of_two_draws_of_the_papers_sizes_shares_2806_images() -> None:
     assert 4403 + 6645 - 8242 == 2806  # Table 10's row cannot be a partition
 
 
@@ -113,13 +113,13 @@ def test_the_order_of_the_files_does_not_matter_and_the_seed_does(
     assert names(first.test) == sorted(names(first.test))
 
 
-def test_a_rule_s_own_seed_stands_over_the_source_s() -> None:
+def test_a_rules_seed_overrides_the_sources_seed() -> None:
     found = listing(20)
     assert draw(found, drawn(0.5, seed=42), seed=1) == draw(found, drawn(0.5, seed=42), seed=2)
     assert draw(found, drawn(0.5, seed=42)) == draw(found, drawn(0.5, seed=None), seed=42)
 
 
-def test_nothing_trains_and_is_tested_in_one_draw() -> None:
+def test_train_and_test_are_disjoint_within_a_draw() -> None:
     split = draw(listing(10, 11), drawn(0.5, 0.2))
     assert not set(names(split.train)) & set(names(split.test))
     assert sizes(split) == (5 + 5, 3 + 4)
@@ -140,18 +140,18 @@ def parts() -> Listing:
     return Listing((*train.items, *renamed))
 
 
-def test_fifty_a_class_are_drawn_by_their_labels_and_that_is_said() -> None:
+def test_fifty_per_class_are_drawn_by_label_and_the_note_says_so() -> None:
     rule = SubsetRule.model_validate(
         {"rule": "subset", "train": "train", "test": "test", "per_class": 50}
     )
     split = draw(parts(), rule)
     assert [sum(i.label == label for i in split.train) for label in (0, 1)] == [50, 50]
     assert len(split.test) == 5
-    assert "50 a class, by their labels" in split.notes[0]
+    assert "50 per class, by label" in split.notes[0]
     assert draw(parts(), rule, seed=3) == split  # the rule's seed is 0, whatever the source's
 
 
-def test_a_subset_without_labels_is_of_the_whole_part() -> None:
+def test_a_subset_without_labels_is_drawn_from_the_whole_part() -> None:
     rule = SubsetRule.model_validate(
         {"rule": "subset", "train": "train", "test": "test", "total": 70, "seed": None}
     )
@@ -166,9 +166,9 @@ def test_a_subset_without_labels_is_of_the_whole_part() -> None:
     assert names(draw(relabelled, rule).train) == names(split.train)
 
 
-def test_a_part_that_is_not_there_is_named() -> None:
+def test_a_missing_part_is_named() -> None:
     rule = PartsRule(rule="parts", train=("train", "val"), test=("test",))
-    with pytest.raises(SettingsError, match=r"needs part 'val', this copy has \{'train': 115"):
+    with pytest.raises(SettingsError, match=r"needs part 'val', but this copy has \{'train': 115"):
         divide(parts(), rule, folder=NOWHERE, seed=0)
 
 
@@ -200,7 +200,7 @@ def coop(folder: Path, rule: CoopRule = COOP) -> Split:
     return divide(things(), rule, folder=folder, seed=0)
 
 
-def test_coop_s_file_decides_by_the_tails_of_names(tmp_path: Path) -> None:
+def test_coops_file_matches_images_by_the_end_of_their_paths(tmp_path: Path) -> None:
     cats, dogs = [("cat", n) for n in range(4)], [("dog", n) for n in range(4)]
     coop_file(
         tmp_path,
@@ -217,7 +217,7 @@ def test_coop_s_file_decides_by_the_tails_of_names(tmp_path: Path) -> None:
     assert len(split.test) == 3
     assert split.notes == (
         "split_zhou_Things.json of CoOp; 1 images of its val are unused",
-        "4 images that split_zhou_Things.json does not list are unused",
+        "4 images that are not in split_zhou_Things.json are unused",
     )
 
 
@@ -238,7 +238,7 @@ def test_a_listed_path_may_have_more_folders_or_another_suffix_than_ours(tmp_pat
     assert (names(split.train), names(split.test)) == (["v_One_g01.avi"], ["v_Two_g01.avi"])
 
 
-def test_listed_images_that_are_not_there_are_counted_and_named(tmp_path: Path) -> None:
+def test_missing_listed_images_are_counted_and_named(tmp_path: Path) -> None:
     coop_file(
         tmp_path,
         {
@@ -249,19 +249,19 @@ def test_listed_images_that_are_not_there_are_counted_and_named(tmp_path: Path) 
     )
     with pytest.raises(
         MissingDataError,
-        match=r"2 of 4 images that .*json lists are not there: "
+        match=r"2 of 4 images that .*json lists are missing: "
         r"cat/image_8\.jpg, owl/image_1\.jpg; get",
     ):
         coop(tmp_path)
 
 
-def test_an_image_that_is_listed_twice_is_named(tmp_path: Path) -> None:
+def test_an_image_listed_twice_is_named(tmp_path: Path) -> None:
     coop_file(tmp_path, {"train": entries(("cat", 0)), "val": [], "test": entries(("cat", 0))})
     with pytest.raises(SettingsError, match=r"lists 'cat/image_0\.jpg' in 'test' and in 'train'"):
         coop(tmp_path)
 
 
-def test_a_file_of_other_classes_is_refused(tmp_path: Path) -> None:
+def test_a_coop_file_of_other_classes_is_refused(tmp_path: Path) -> None:
     coop_file(
         tmp_path,
         {"train": entries(("cat", 0), ("dog", 0)), "val": [], "test": entries(("dog", 1), label=1)},
@@ -275,14 +275,16 @@ def test_a_file_of_other_classes_is_refused(tmp_path: Path) -> None:
 )
 def test_a_damaged_file_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
     (tmp_path / COOP.file).write_text(content)
-    with pytest.raises(SettingsError, match=r"is not one of CoOp's files, or was cut .*; expected"):
+    with pytest.raises(
+        SettingsError, match=r"is not one of CoOp's files, or was cut short .*; expected"
+    ):
         coop(tmp_path)
 
 
-def test_without_the_file_a_draw_of_the_same_sizes_is_made_only_where_the_card_says_so(
+def test_without_coops_file_a_draw_replaces_it_only_if_the_card_says_so(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(MissingDataError, match=r"split_zhou_Things\.json is not there: CoOp's"):
+    with pytest.raises(MissingDataError, match=r"split_zhou_Things\.json is missing: CoOp's"):
         coop(tmp_path)
     split = coop(tmp_path, CoopRule(rule="coop", file=COOP.file, otherwise_drawn=True))
     assert sizes(split) == (6, 3)  # of four: round(2.0), round(0.8), and what is left
@@ -291,7 +293,7 @@ def test_without_the_file_a_draw_of_the_same_sizes_is_made_only_where_the_card_s
 
 
 def coop_frame(name: str) -> str:
-    """Return a clip as CoOp's middle frames are named: Apply_Eye_Makeup/v_ApplyEyeMakeup_….jpg."""
+    """A clip as CoOp names its middle frame: Apply_Eye_Makeup/v_ApplyEyeMakeup_….jpg."""
     key, clip = name.split("/")
     return f"{re.sub('(?<=[a-z])(?=[A-Z])', '_', key)}/{clip}.jpg"
 
@@ -309,7 +311,7 @@ def coop_frame(name: str) -> str:
         ("ucf101", coop_frame),
     ],
 )
-def test_coop_s_spelling_of_each_dataset_s_images_is_found(
+def test_images_are_found_in_coops_spelling_of_each_dataset(
     name: str, spell: Callable[[str], str], tmp_path: Path
 ) -> None:
     copy = public_project.copy_of(name)
@@ -325,7 +327,7 @@ def test_coop_s_spelling_of_each_dataset_s_images_is_found(
     assert names(split.test) == names(found.items[2::3])
 
 
-def test_a_copy_that_names_its_classes_otherwise_gets_the_same_draw() -> None:
+def test_a_copy_with_other_class_names_gets_the_same_draw() -> None:
     files = [f"{label}/{number}.jpg" for label in range(3) for number in range(10)]
     one, other = (
         Listing(tuple(Item(Path(n), n, int(n[0]), keys[int(n[0])]) for n in files))

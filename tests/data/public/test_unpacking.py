@@ -1,4 +1,4 @@
-"""Archives that lead outside, are cut or lie are refused whole; others are unpacked whole."""
+"""Archives that lead outside, are cut short or lie are refused; others are unpacked whole."""
 
 import bz2
 import gzip
@@ -42,7 +42,7 @@ def zipped(path: Path, files: dict[str, bytes] = FILES) -> Path:
 
 
 def below(folder: Path) -> dict[str, bytes]:
-    """Return all files below a folder."""
+    """All files below a folder."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -73,7 +73,7 @@ def test_every_kind_is_unpacked_whole(tmp_path: Path, into: Path, name: str) -> 
     assert sorted(path.name for path in into.iterdir()) == ["list.txt", "set"]
 
 
-def test_folders_and_dots_in_names_are_no_matter(tmp_path: Path, into: Path) -> None:
+def test_folder_entries_and_dots_in_names_do_not_matter(tmp_path: Path, into: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         add(archive, ".", kind=tarfile.DIRTYPE)
         add(archive, "./set", kind=tarfile.DIRTYPE)
@@ -83,7 +83,7 @@ def test_folders_and_dots_in_names_are_no_matter(tmp_path: Path, into: Path) -> 
     assert below(into) == {"set/a.txt": b"first"}
 
 
-def test_a_second_time_does_nothing(tmp_path: Path, into: Path) -> None:
+def test_unpacking_twice_does_nothing(tmp_path: Path, into: Path) -> None:
     archive = tar(tmp_path / "a.tar.gz")
     unpack(archive, into)
     (into / "set/a.txt").write_bytes(b"changed since")
@@ -91,7 +91,7 @@ def test_a_second_time_does_nothing(tmp_path: Path, into: Path) -> None:
     assert (into / "set/a.txt").read_bytes() == b"changed since"
 
 
-def test_what_was_removed_comes_back_when_asked(tmp_path: Path, into: Path) -> None:
+def test_removed_files_are_restored_on_request(tmp_path: Path, into: Path) -> None:
     archive = tar(tmp_path / "a.tar.gz")
     unpack(archive, into)
     (into / "set/sub/b.txt").unlink()
@@ -99,13 +99,13 @@ def test_what_was_removed_comes_back_when_asked(tmp_path: Path, into: Path) -> N
     assert below(into) == FILES
 
 
-def test_another_archive_of_that_name_is_unpacked(tmp_path: Path, into: Path) -> None:
+def test_another_archive_with_the_same_name_is_unpacked(tmp_path: Path, into: Path) -> None:
     unpack(tar(tmp_path / "a.tar.gz"), into)
     unpack(tar(tmp_path / "a.tar.gz", {"set/c.txt": b"third"}), into)
     assert (into / "set/c.txt").read_bytes() == b"third"
 
 
-def test_a_file_of_ones_own_is_never_replaced(tmp_path: Path, into: Path) -> None:
+def test_your_own_files_are_never_replaced(tmp_path: Path, into: Path) -> None:
     (into / "set").mkdir(parents=True)
     (into / "set/a.txt").write_bytes(b"my own")
     with pytest.raises(runtime.MissingDataError, match=r"set/a\.txt is in the way and differs"):
@@ -113,7 +113,7 @@ def test_a_file_of_ones_own_is_never_replaced(tmp_path: Path, into: Path) -> Non
     assert below(into) == {"set/a.txt": b"my own"}
 
 
-def test_what_a_killed_process_left_is_cleared(tmp_path: Path, into: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path, into: Path) -> None:
     archive = tar(tmp_path / "a.tar.gz")
     left = temporary_of(archive.name, into)
     left.mkdir(parents=True)
@@ -127,8 +127,8 @@ EVIL: dict[str, tuple[str, bytes, str]] = {
     "up": ("../evil.txt", b"0", "leads out of its folder"),
     "up within": ("set/../../evil.txt", b"0", "leads out of its folder"),
     "only up": ("..", tarfile.DIRTYPE, "leads out of its folder"),
-    "windows": ("..\\evil.txt", b"0", "has a path of Windows"),
-    "drive": ("C:evil.txt", b"0", "has a path of Windows"),
+    "windows": ("..\\evil.txt", b"0", "has a Windows path"),
+    "drive": ("C:evil.txt", b"0", "has a Windows path"),
     "symlink": ("set/link", tarfile.SYMTYPE, "is a link to '/etc/passwd'"),
     "hard link": ("set/link", tarfile.LNKTYPE, "is a link to '/etc/passwd'"),
     "device": ("set/null", tarfile.CHRTYPE, "is a device or another special file"),
@@ -138,7 +138,7 @@ EVIL: dict[str, tuple[str, bytes, str]] = {
 
 
 def refuse(archive: Path, into: Path, reason: str) -> None:
-    """Hold that an archive is refused and nothing is written anywhere."""
+    """Check that an archive is refused and nothing is written anywhere."""
     home = archive.parent
     before = {path for path in home.rglob("*") if path != into and into not in path.parents}
     with pytest.raises(runtime.MissingDataError) as caught:
@@ -208,7 +208,7 @@ def test_a_path_through_a_file_is_refused(tmp_path: Path, into: Path) -> None:
 
 @pytest.mark.parametrize("writer", [tar, zipped], ids=["tar", "zip"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_two_members_of_one_name_must_be_the_same(
+def test_two_members_with_one_name_must_be_identical(
     tmp_path: Path, into: Path, writer: Callable[[Path], Path]
 ) -> None:
     path = writer(tmp_path / "a.archive")
@@ -232,21 +232,21 @@ def test_two_members_of_one_name_must_be_the_same(
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
 @pytest.mark.parametrize("name", [name for name in WRITERS if name != "no-suffix"])
-def test_an_archive_that_is_cut_is_refused(
+def test_an_archive_cut_short_is_refused(
     tmp_path: Path, into: Path, name: str, share: float
 ) -> None:
     path = WRITERS[name](tmp_path / name)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)] if name != "a.tar" else content[:55_000])
-    refuse(path, into, "is cut short, damaged or no archive")
+    refuse(path, into, "is cut short, damaged or not an archive")
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_a_tar_that_ends_between_members_is_cut(tmp_path: Path, into: Path, blocks: int) -> None:
+def test_a_tar_cut_between_two_members_is_refused(tmp_path: Path, into: Path, blocks: int) -> None:
     path = tar(tmp_path / "a.tar", mode="w")
     path.write_bytes(path.read_bytes()[: 512 * 2 * blocks])
     if blocks == 2:
-        refuse(path, into, "is cut short, damaged or no archive")
+        refuse(path, into, "is cut short, damaged or not an archive")
     else:
         refuse(path, into, "it ends without an end mark")
 
@@ -255,16 +255,18 @@ def test_a_tar_that_ends_between_members_is_cut(tmp_path: Path, into: Path, bloc
     "content",
     [b"", b"<html>no archive</html>", gzip.compress(b"no tar" * 99, mtime=0), b"PK\3\4 cut"],
 )
-def test_what_is_no_archive_is_refused(tmp_path: Path, into: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(
+    tmp_path: Path, into: Path, content: bytes
+) -> None:
     (tmp_path / "a.tar.gz").write_bytes(content)
-    refuse(tmp_path / "a.tar.gz", into, "is cut short, damaged or no archive")
+    refuse(tmp_path / "a.tar.gz", into, "is cut short, damaged or not an archive")
 
 
-def test_a_flipped_bit_is_found_before_anything_is_seen(tmp_path: Path, into: Path) -> None:
+def test_a_flipped_bit_is_found_before_any_file_is_visible(tmp_path: Path, into: Path) -> None:
     content = bytearray(zipped(tmp_path / "a.zip", {"a.txt": os.urandom(5000)}).read_bytes())
     content[2500] ^= 1
     (tmp_path / "a.zip").write_bytes(content)
-    refuse(tmp_path / "a.zip", into, "is cut short, damaged or no archive")
+    refuse(tmp_path / "a.zip", into, "is cut short, damaged or not an archive")
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
@@ -281,16 +283,14 @@ def test_a_bomb_is_refused_by_the_sizes_it_states(
     assert not list(into.iterdir())
 
 
-def test_archives_in_an_archive_are_unpacked_into_the_same_folder(
-    tmp_path: Path, into: Path
-) -> None:
+def test_inner_archives_are_unpacked_into_the_same_folder(tmp_path: Path, into: Path) -> None:
     inner = tar(tmp_path / "inner.tar.gz").read_bytes()
     outer = zipped(tmp_path / "outer.zip", {"sub/inner.tar.gz": inner, "sub/readme": b"hello"})
     unpack(outer, into, ["sub/inner.tar.gz"])
     assert below(into) == {**FILES, "sub/readme": b"hello"}
 
 
-def test_an_evil_archive_in_an_archive_refuses_all(tmp_path: Path, into: Path) -> None:
+def test_a_malicious_inner_archive_refuses_all(tmp_path: Path, into: Path) -> None:
     inner = tar(tmp_path / "inner.tar.gz", {"../evil.txt": b"x"}).read_bytes()
     outer = zipped(tmp_path / "outer.zip", {"sub/inner.tar.gz": inner, "sub/readme": b"hello"})
     with pytest.raises(runtime.MissingDataError, match=r"'\.\./evil\.txt' leads out"):
@@ -298,13 +298,15 @@ def test_an_evil_archive_in_an_archive_refuses_all(tmp_path: Path, into: Path) -
     assert not list(into.iterdir())
 
 
-def test_an_inner_archive_that_is_not_there_is_named(tmp_path: Path, into: Path) -> None:
-    with pytest.raises(runtime.MissingDataError, match=r"outer\.zip holds no sub/inner\.tar\.gz"):
+def test_a_missing_inner_archive_is_named(tmp_path: Path, into: Path) -> None:
+    with pytest.raises(runtime.MissingDataError, match=r"outer\.zip has no sub/inner\.tar\.gz"):
         unpack(zipped(tmp_path / "outer.zip"), into, ["sub/inner.tar.gz"])
     assert not list(into.iterdir())
 
 
-def test_files_that_may_run_or_be_written_by_all_lose_that(tmp_path: Path, into: Path) -> None:
+def test_unpacked_files_are_neither_executable_nor_world_writable(
+    tmp_path: Path, into: Path
+) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         info = tarfile.TarInfo("a.txt")
         info.mode = 0o6777
