@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from microclip import settings
-from microclip.settings import DatasetCard, PublicSource, study
+from microclip.settings import DatasetCard, PublicSource, base
 from tests.data.hub_server import REPOSITORY, HubCopy
 from tests.data.layouts import dtd, hub_parquet
 from tests.file_server import FileServer
@@ -35,7 +35,7 @@ class Downloadable:
 
     def card(self) -> DatasetCard:
         """Return the card as it is written now."""
-        study._load.cache_clear()
+        base._load.cache_clear()
         source = settings.load_dataset(NAME).source
         assert isinstance(source, PublicSource)
         return settings.load_card(source)

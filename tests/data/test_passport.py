@@ -14,7 +14,7 @@ from microclip.cli import main
 from microclip.data import datasets, loading, passport, store
 from microclip.data.manifest import PublicFiles, manifest_sha256, read_manifest
 from microclip.runtime import MissingDataError, VerificationError
-from microclip.settings import SettingsError, study
+from microclip.settings import SettingsError, base
 from microclip.settings.datasets import PartsRule
 from tests.data import public_project
 from tests.data.layouts import dtd
@@ -179,7 +179,7 @@ def test_another_split_than_the_passports_is_refused(own_project: Path) -> None:
     public_project.bring("dtd")
     card = own_project / "config/datasets/dtd.yaml"
     card.write_text(card.read_text().replace("split: paper}", "split: official}"))
-    study._load.cache_clear()
+    base._load.cache_clear()
     declared = settings.load_dataset("dtd")
     with pytest.raises(SettingsError, match=r"is of split 'paper', .* says 'official'; run"):
         passport.check(declared)
@@ -211,7 +211,7 @@ def test_fewer_shared_images_or_allowed_ones_are_only_reported(
     shutil.copy(images / "banded_0000.jpg", images / "banded_0002.jpg")
     card = own_project / "config/datasets/dtd.yaml"
     card.write_text(card.read_text() + "  allowed_overlap: [paper]\n")
-    study._load.cache_clear()
+    base._load.cache_clear()
     public_project.bring("dtd")
     found = passport.check(settings.load_dataset("dtd"))
     assert found.same_bytes.test == 1

@@ -84,7 +84,7 @@ def read_coop_split(
     for part in ("train", "test"):
         if not split[part]:
             raise SettingsError(f"{path} lists no image in {part!r}; get the file again")
-    notes = [f"CoOp's {path.name}; the {len(split['val'])} images of its val are unused"]
+    notes = [f"CoOp's {path.name}; {len(split['val'])} val images are unused"]
     if len(found) < len(items):
         notes.append(f"{len(items) - len(found)} images that are not in {path.name} are unused")
     return split["train"], split["test"], tuple(notes)

@@ -81,6 +81,8 @@ def open_archive(path: Path) -> Iterator[Archive]:
             yield archive
     except _BROKEN as error:
         raise _damaged(path, error) from error
+    except runtime.MissingDataError:  # an OSError without errno, but it already says what is wrong
+        raise
     except OSError as error:
         if error.errno is None:  # not from the system: gzip and bz2 raise it for damaged data
             raise _damaged(path, error) from error

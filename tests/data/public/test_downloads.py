@@ -267,7 +267,7 @@ def test_a_killed_process_loses_only_what_had_not_arrived(
     server.files[NAME] = big
     server.faults[NAME] = ["trickle"]
     script = (
-        "import sys; from pathlib import Path; from microclip.data import downloads; "
+        "import sys; from pathlib import Path; from microclip.data.public import downloads; "
         "from microclip.settings.datasets import RemoteFile; "
         "downloads.fetch(RemoteFile(name='set.tar.gz', urls=(sys.argv[1],)), Path(sys.argv[2]))"
     )

@@ -122,7 +122,7 @@ def test_a_broken_connection_resumes_where_it_stopped(copy: HubCopy, folder: Pat
 def test_a_killed_process_loses_one_file(copy: HubCopy, folder: Path) -> None:
     copy.cut, copy.stalls = [WANTED[2]], True
     script = (
-        "import sys; from pathlib import Path; from microclip.data import hub; "
+        "import sys; from pathlib import Path; from microclip.data.public import hub; "
         "from microclip.settings.datasets import HubRoute; "
         "hub.fetch(HubRoute.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
     )

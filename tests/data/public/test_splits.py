@@ -157,7 +157,7 @@ def test_a_subset_without_labels_is_drawn_from_the_whole_part() -> None:
     )
     split = draw(parts(), rule)
     assert sizes(split) == (70, 5)
-    assert "without their labels" in split.notes[0]
+    assert "without looking at labels" in split.notes[0]
     assert draw(Listing(parts().items[::-1]), rule) == split
     assert names(draw(parts(), rule, seed=1).train) != names(split.train)
     relabelled = Listing(
@@ -216,7 +216,7 @@ def test_coops_file_matches_images_by_the_end_of_their_paths(tmp_path: Path) -> 
     ]
     assert len(split.test) == 3
     assert split.notes == (
-        "split_zhou_Things.json of CoOp; 1 images of its val are unused",
+        "CoOp's split_zhou_Things.json; 1 val images are unused",
         "4 images that are not in split_zhou_Things.json are unused",
     )
 

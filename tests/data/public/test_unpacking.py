@@ -227,7 +227,7 @@ def test_two_members_with_one_name_must_be_identical(
             assert below(tmp_path / "fine") == {"set/a.txt": b"first"}
             path.with_name(f"{path.name}.unpacked.json").unlink()
         else:
-            refuse(path, into, "that differ")
+            refuse(path, into, "two different members")
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
