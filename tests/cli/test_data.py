@@ -143,7 +143,7 @@ def test_get_needs_either_names_or_all(
     code, _, err = typed(capsys, *arguments)
     assert (code, err) == (
         2,
-        "microclip: name the datasets to get, or give --all; `microclip data list`\n",
+        "microclip: name the datasets to get, or give --all; `microclip data list` names them\n",
     )
 
 
@@ -299,5 +299,5 @@ def test_the_same_command_resumes_an_interrupted_download(dataset: Downloadable)
     ends = [subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(2)]
     assert [end.returncode for end in ends] == [5, 0], ends
     assert "HTTP 404" in ends[0].stderr
-    assert "the same command continues" in ends[0].stderr
+    assert "run the same command again to continue" in ends[0].stderr
     assert dataset.server.sent(ARCHIVE) == len(dataset.server.files[ARCHIVE])

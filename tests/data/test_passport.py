@@ -181,9 +181,11 @@ def test_another_split_than_the_passports_is_refused(own_project: Path) -> None:
     card.write_text(card.read_text().replace("split: paper}", "split: official}"))
     base._load.cache_clear()
     declared = settings.load_dataset("dtd")
-    with pytest.raises(SettingsError, match=r"is of split 'paper', .* says 'official'; run"):
+    with pytest.raises(
+        SettingsError, match=r"was issued for split 'paper', .* says 'official'; run"
+    ):
         passport.check(declared)
-    with pytest.raises(SettingsError, match=r"origin\.json is of split 'paper'"):
+    with pytest.raises(SettingsError, match=r"origin\.json was written for split 'paper'"):
         passport.issue(declared)
 
 
