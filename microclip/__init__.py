@@ -23,7 +23,7 @@ and `microclip.load(folder)` are all you need. To read the code, follow the data
 
 The method itself is short: `model/token_fusion.py`, `adaptation/losses.py` and
 `methods/microclip.py`. A module imports only from those above it in this list;
-`tests/test_layering.py` checks this and names the few exceptions.
+`tests/test_layering.py` checks this and names the few modules that belong to another layer.
 """
 
 from __future__ import annotations

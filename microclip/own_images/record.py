@@ -183,7 +183,7 @@ class OwnSettings(RunSettings):
     def as_dict(self) -> dict[str, Any]:
         """Plain values for YAML or JSON."""
         values = super().as_dict()
-        # The path is left out: a folder that was moved holds the same images.
+        # Without the path: a folder that was moved contains the same images.
         values["dataset"]["source"] = {"kind": "folder"}
         return {**values, "inputs": self.inputs}
 
