@@ -2,8 +2,8 @@
 
 Python raises from a signal handler wherever the main thread happens to be. If that is in a
 finaliser or in a library's callback, the exception is dropped ("Exception ignored in ...") and the
-work goes on. So the signal is remembered as well, and a loop that calls `heed` at each step stops
-at its next one.
+work goes on. So the signal is remembered as well, and a loop that calls `raise_pending` at each
+step stops at its next one.
 
 A command that pays for language models' answers works in a second process (`work`), while the one
 that was typed only waits. If the waiting process is killed, even by `kill -9`, the worker notices,
@@ -44,7 +44,7 @@ _RAISED: dict[int, type[BaseException]] = {
 
 
 def listen() -> None:
-    """Make SIGTERM and Ctrl-C raise, once at the signal and again at each `heed`.
+    """Make SIGTERM and Ctrl-C raise, once at the signal and again at each `raise_pending`.
 
     A shell makes the jobs that it starts in the background ignore Ctrl-C; they still do.
     """
@@ -54,7 +54,7 @@ def listen() -> None:
             signal.signal(number, _on_signal)
 
 
-def heed() -> None:
+def raise_pending() -> None:
     """Raise the last signal's exception, if a signal came. Cheap enough to call at each step."""
     if _pending:
         raise _pending[-1]

@@ -37,15 +37,15 @@ class Dropping:
 def test_a_signal_dropped_in_a_finaliser_is_raised_at_the_next_step(
     number: signal.Signals, error: type[BaseException]
 ) -> None:
-    processes.heed()
+    processes.raise_pending()
     Dropping(number)
     with pytest.raises(error):
-        processes.heed()
+        processes.raise_pending()
 
 
 def test_a_process_that_ignores_ctrl_c_still_ignores_it() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     processes.listen()
     os.kill(os.getpid(), signal.SIGINT)
-    processes.heed()
+    processes.raise_pending()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

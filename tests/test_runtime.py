@@ -217,7 +217,7 @@ def test_a_file_system_without_locks_is_refused(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with (
         pytest.raises(runtime.ResourceError, match=r"\.lock .*: its file system does not support"),
-        runtime.locked(tmp_path / ".lock", on_busy=lambda: pytest.fail("nobody holds it")),
+        runtime.locked(tmp_path / ".lock", on_busy=lambda: pytest.fail("the lock is free")),
     ):
         pytest.fail("it must not go on without the lock")
 

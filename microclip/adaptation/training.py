@@ -169,7 +169,7 @@ class Trainer(Generic[BatchT]):
         rate = 0.0
         n_steps = min(self.views.n_batches, self._n_steps - before)
         for step, batch in enumerate(islice(batches, n_steps)):
-            processes.heed()
+            processes.raise_pending()
             rate = self._set_rate(before + step, epoch)
             totals.n_seen += len(batch.indices)
             found = self._step(batch, generator)

@@ -31,15 +31,15 @@ def dataset(
     with serving() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.address)
         found = declare(server, own_project, tmp_path / "scratch")
-        found.card()  # read anew, whatever another test declared
+        found.card()  # drops what another test declared from the cache
         yield found
 
 
 def typed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Return exit code, standard output and standard error of `microclip data ...`."""
     code = main.main(["data", *arguments])
-    told = capsys.readouterr()
-    return code, told.out, told.err
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
 def test_the_list_names_missing_datasets_and_the_next_command(

@@ -21,7 +21,7 @@ from microclip.data.public import sources
 from microclip.settings.datasets import ArchiveRoute, DatasetCard, PublicSource
 from tests.file_server import FileServer, serving
 
-PACKED = {  # archive -> what lies at its top, from the folder of the copy
+PACKED = {  # archive -> its top-level entries, from the folder of the copy
     "dtd": {"dtd-r1.0.1.tar.gz": ["dtd"]},
     "fgvc": {"fgvc-aircraft-2013b.tar.gz": ["fgvc-aircraft-2013b"]},
     "flowers": {"102flowers.tgz": ["flowers-102/jpg"]},

@@ -194,7 +194,7 @@ def empty_class(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("damage", "said"),
     [
         (loose, "loose.png is not in a class's folder; move it into one, or give `labels`"),
         (
@@ -216,9 +216,9 @@ def empty_class(folder: Path) -> None:
     ],
 )
 def test_a_folder_that_cannot_be_used_is_one_line(
-    birds: Path, spoil: Callable[[Path], object], said: str
+    birds: Path, damage: Callable[[Path], object], said: str
 ) -> None:
-    spoil(birds)
+    damage(birds)
     with pytest.raises(SettingsError) as caught:
         datasets.fetch(own(birds))
     print(caught.value)

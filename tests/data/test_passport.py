@@ -94,9 +94,6 @@ def test_a_damaged_passport_is_refused_in_one_line(content: str) -> None:
         passport.check(shapes())
 
 
-# -- overlap ---------------------------------------------------------------------------------------
-
-
 def share(root: Path, n: int) -> None:
     """Put training images among the test images of a class."""
     for number in range(n):
@@ -112,10 +109,10 @@ def test_your_own_test_images_must_not_be_training_images(
     share(own_project, 2)
     datasets.fetch(shapes())
     assert main.main(["store-images", "shapes"]) == 2
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "2 of 14 test images of shapes are also training images (same bytes)" in told
-    assert "train/red_disc/0.png = " in told
-    assert "--allow-overlap" in told
+    printed = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "2 of 14 test images of shapes are also training images (same bytes)" in printed
+    assert "train/red_disc/0.png = " in printed
+    assert "--allow-overlap" in printed
     assert passport.read("shapes") is None
     with pytest.raises(MissingDataError, match="run `microclip store-images shapes`"):
         loading.load(shapes())
@@ -152,9 +149,6 @@ def test_similar_pictures_are_reported_but_not_refused(own_project: Path) -> Non
     assert found.look_alike.test == 1
     [(train, test)] = found.look_alike.examples
     assert (Path(train).name, Path(test).name) == ("1.png", "larger.jpg")
-
-
-# -- public datasets -------------------------------------------------------------------------------
 
 
 def test_a_public_datasets_passport_says_where_it_came_from_and_what_differs(
@@ -227,17 +221,14 @@ def test_the_command_prints_it_as_text_and_as_json(
 ) -> None:
     public_project.bring("dtd")
     assert main.main(["passport", "dtd"]) == 0
-    told = capsys.readouterr().out
-    assert told.splitlines()[:2] == [
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[:2] == [
         "dtd: public, split paper (seed 0)",
         "images     18 train, 9 test, 3 classes",
     ]
-    assert "!          3 classes, expected 47 in split 'paper'" in told
+    assert "!          3 classes, expected 47 in split 'paper'" in printed
     assert main.main(["passport", "dtd", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["classes"] == list(dtd.CLASSES)
-
-
-# -- labels that nobody said -----------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("project")

@@ -126,9 +126,9 @@ def test_the_list_of_bad_files_is_removed_once_they_are_fixed(tmp_path: Path) ->
     write_store([file], tmp_path / "store", "empty", bad_images="skip")
     assert (tmp_path / "store" / "bad_files.csv").is_file()
     write_noise(file, (30, 30))
-    write_store([file], tmp_path / "store", "mended", bad_images="skip")
+    write_store([file], tmp_path / "store", "fixed", bad_images="skip")
     assert not (tmp_path / "store" / "bad_files.csv").exists()
-    assert open_store(tmp_path / "store", "mended").skipped == ()
+    assert open_store(tmp_path / "store", "fixed").skipped == ()
 
 
 def test_a_store_with_skipped_images_is_rebuilt_where_they_are_errors(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_killed_writer_leaves_nothing_that_looks_complete(tmp_path: Path) -> N
     assert len(open_store(tmp_path / "store", "made")) == 8
 
 
-def spoil(folder: Path, *places: str) -> None:
+def damage(folder: Path, *places: str) -> None:
     for place in places:
         path = folder / place
         path.write_bytes(path.read_bytes()[:60])
@@ -243,7 +243,7 @@ def set_policy(root: Path, policy: str) -> None:
 
 def test_skipped_images_leave_their_splits_and_labels_do_not_shift(own_project: Path) -> None:
     set_policy(own_project, "skip")
-    spoil(own_project / "images", "train/red_disc/1.png", "test/blue bar/0.png")
+    damage(own_project / "images", "train/red_disc/1.png", "test/blue bar/0.png")
     dataset = load_dataset("shapes")
     datasets.fetch(dataset)
     store.build("shapes")
@@ -264,7 +264,7 @@ def test_skipped_images_leave_their_splits_and_labels_do_not_shift(own_project: 
 
 def test_a_class_left_without_images_is_refused(own_project: Path) -> None:
     set_policy(own_project, "skip")
-    spoil(own_project / "images", *(f"test/blue bar/{k}.png" for k in range(4)))
+    damage(own_project / "images", *(f"test/blue bar/{k}.png" for k in range(4)))
     datasets.fetch(load_dataset("shapes"))
     with pytest.raises(
         SettingsError, match="no test image of class 'blue bar' can be read"
@@ -277,7 +277,7 @@ def test_a_class_left_without_images_is_refused(own_project: Path) -> None:
 
 
 def test_the_error_for_bad_images_says_where_all_are_named(own_project: Path) -> None:
-    spoil(own_project / "images", *(f"train/red_disc/{k}.png" for k in range(5)))
+    damage(own_project / "images", *(f"train/red_disc/{k}.png" for k in range(5)))
     datasets.fetch(load_dataset("shapes"))
     with pytest.raises(SettingsError) as said:
         store.build("shapes")

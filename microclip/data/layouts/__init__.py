@@ -1,1 +1,1 @@
-"""One module a layout: how a dataset lies on disk, read into a `Listing`."""
+"""One module per layout: how a dataset is laid out on disk, read into a `Listing`."""

@@ -182,6 +182,13 @@ def labels_by_name(
             f"{len(unknown)} classes of {what} are not in the class list: {shown}; remove them, or "
             "check that this is the right dataset"
         )
+    _check_one_key_per_class(labels, class_names, what)
+    return labels
+
+
+def _check_one_key_per_class(
+    labels: Mapping[str, int], class_names: Sequence[str], what: str
+) -> None:
     owners: dict[int, str] = {}
     for key, label in labels.items():
         if label in owners:
@@ -196,7 +203,6 @@ def labels_by_name(
             f"{what} has {len(owners)} of {len(class_names)} classes; {len(absent)} are missing: "
             f"{shown}; get the dataset again"
         )
-    return labels
 
 
 def check_order(official: Sequence[str], class_names: Sequence[str], what: str) -> None:

@@ -96,8 +96,7 @@ def read(folder: Path, class_names: Sequence[str], route: HubRoute | None) -> Li
         str(folder / HUB),
         spell=_without_letter,
     )
-    counts = Counter(path for said in rows.values() for path in said.paths)
-    by_path = "" not in counts and max(counts.values(), default=0) == 1
+    by_path = _are_unique([path for said in rows.values() for path in said.paths])
     items = [
         Item(
             path,
@@ -113,6 +112,12 @@ def read(folder: Path, class_names: Sequence[str], route: HubRoute | None) -> Li
         tuple(sorted(items, key=lambda item: item.name)),
         (*parts_note(ignored, route.parts), *([] if by_path else [_NO_NAMES])),
     )
+
+
+def _are_unique(paths: Sequence[str]) -> bool:
+    """Does every image have a path that no other image has?"""
+    counts = Counter(paths)
+    return "" not in counts and max(counts.values(), default=0) == 1
 
 
 def _without_letter(key: str) -> str:
@@ -306,28 +311,28 @@ def label_names(hub: Path, column: str, headers: Mapping[Path, bytes | None]) ->
     Raises:
         SettingsError: nothing names the integers, or two files name them differently.
     """
-    told: dict[Path, tuple[str, ...]] = {}
+    by_file: dict[Path, tuple[str, ...]] = {}
     for path, header in headers.items():
         names = _of_features(_json(header, path), column)
         if names:
-            told[path] = names
-    if not told and (hub / README).is_file():
-        told = {hub / README: _of_readme(hub / README, column)}
-    if not any(told.values()) and (hub / NAMES).is_file():
-        told = {hub / NAMES: tuple(lines(hub / NAMES))}
-    first = next(iter(told), None)
-    if first is None or not told[first]:
+            by_file[path] = names
+    if not by_file and (hub / README).is_file():
+        by_file = {hub / README: _of_readme(hub / README, column)}
+    if not any(by_file.values()) and (hub / NAMES).is_file():
+        by_file = {hub / NAMES: tuple(lines(hub / NAMES))}
+    first = next(iter(by_file), None)
+    if first is None or not by_file[first]:
         raise SettingsError(
             f"column {column!r} of {hub} has integers, and neither its files nor {README} name "
             f"them; write the copy's names to {hub / NAMES}, one per line, in its order"
         )
-    for path, names in told.items():
-        if names != told[first]:
+    for path, names in by_file.items():
+        if names != by_file[first]:
             raise SettingsError(
                 f"{path} and {first} name the integers of {column!r} differently; they are from "
                 "two copies, get the dataset again"
             )
-    return told[first]
+    return by_file[first]
 
 
 def _json(header: bytes | None, path: Path) -> Any:

@@ -155,18 +155,18 @@ def _take_first(
     dataset: str, card: DatasetCard, routes: Sequence[ArchiveRoute | HubRoute], how: _How
 ) -> Found:
     failures: list[Exception] = []
-    told = []
+    reasons = []
     for route in routes:
         try:
             return remember(dataset, route, _take(home(dataset), route, how))
         except (runtime.ServiceError, runtime.MissingDataError, SettingsError) as error:
             failures.append(error)
-            told.append(f"{route.kind}: {error}")
-            tell(f"{dataset} by {told[-1]}")
+            reasons.append(f"{route.kind}: {error}")
+            tell(f"{dataset} by {reasons[-1]}")
     is_for_user = not any(isinstance(error, runtime.ServiceError) for error in failures)
     kind = runtime.MissingDataError if is_for_user else runtime.ServiceError
     by_hand = "" if how.again else f"; {recipe(dataset, card)}"
-    raise kind(f"no route to {dataset} worked: {'; '.join(told)}{by_hand}")
+    raise kind(f"no route to {dataset} worked: {'; '.join(reasons)}{by_hand}")
 
 
 def _take(folder: Path, route: ArchiveRoute | HubRoute, how: _How) -> str:

@@ -19,7 +19,7 @@ KEYS = (
 )  # as classInd.txt has them
 SPLITS = {"paper": (16, 8), "official": (16, 8)}
 PER_CLASS = 6  # four of which train
-_LEVELS = 20  # grey of frame n is 20 n: told apart after compression
+_LEVELS = 20  # grey of frame n is 20 n, far enough apart to survive compression
 
 
 def write_video(path: Path, n_frames: int, size: tuple[int, int] = (64, 48)) -> Path:

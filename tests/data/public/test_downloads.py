@@ -60,9 +60,9 @@ def test_a_correct_file_is_not_requested_again(server: FileServer, tmp_path: Pat
 
 
 def test_a_file_without_a_stated_hash_is_kept(server: FileServer, tmp_path: Path) -> None:
-    (tmp_path / NAME).write_bytes(b"one's own")
+    (tmp_path / NAME).write_bytes(b"your own")
     downloads.fetch(wanted(server, stated=False), tmp_path / NAME)
-    assert (tmp_path / NAME).read_bytes() == b"one's own"
+    assert (tmp_path / NAME).read_bytes() == b"your own"
 
 
 def test_a_wrong_file_is_reported_and_moved_aside(
@@ -205,7 +205,7 @@ def test_one_line_says_how_every_mirror_failed(server: FileServer, tmp_path: Pat
     server.files["wrong.tar.gz"] = CONTENT
     server.faults["wrong.tar.gz"] = ["wrong"]
     server.faults["busy.tar.gz"] = ["503"] * 9
-    nobody = RemoteFile(
+    absent = RemoteFile(
         name=NAME,
         urls=(
             "http://127.0.0.1:1/gone.tar.gz",
@@ -215,7 +215,7 @@ def test_one_line_says_how_every_mirror_failed(server: FileServer, tmp_path: Pat
         md5=hashlib.md5(CONTENT).hexdigest(),
     )
     with pytest.raises(runtime.ServiceError) as caught:
-        downloads.fetch(nobody, tmp_path / NAME)
+        downloads.fetch(absent, tmp_path / NAME)
     text = str(caught.value)
     for reason in (
         "Connection refused",

@@ -217,8 +217,8 @@ def test_the_token_is_sent_but_never_printed(
 ) -> None:
     hub.fetch(route(), folder)
     assert copy.server.asked[0].headers["authorization"] == f"Bearer {TOKEN}"
-    told = capsys.readouterr()
-    assert TOKEN not in told.err + told.out
+    printed = capsys.readouterr()
+    assert TOKEN not in printed.err + printed.out
     assert not [
         path for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()
     ]

@@ -248,8 +248,8 @@ def test_two_processes_fetch_a_dataset_only_once(dataset: Downloadable) -> None:
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    told = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
     assert len([asked for asked in dataset.server.asked if asked.path == f"/{ARCHIVE}"]) == 1
 
 

@@ -172,8 +172,6 @@ def test_a_missing_part_is_named() -> None:
         divide(parts(), rule, folder=NOWHERE, seed=0)
 
 
-# -- CoOp's files ----------------------------------------------------------------------------------
-
 COOP = CoopRule(rule="coop", file="split_zhou_Things.json")
 
 
