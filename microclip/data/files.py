@@ -217,7 +217,7 @@ class Survey:
     others: Mapping[str, int] = field(default_factory=dict)  # suffix of other files -> how many
     duplicates: int = 0  # images with the same bytes as an earlier one
 
-    def told(self) -> str:
+    def described(self) -> str:
         """The counts in words: "RGB 780, CMYK 2, rotated 7"."""
         return ", ".join(f"{kind} {n}" for kind, n in self.modes.items())
 

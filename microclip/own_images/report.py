@@ -212,7 +212,7 @@ def _made_from(results: Results) -> Iterator[str]:
     yield "## Made from"
     yield ""
     yield (
-        f"- {len(results.files)} images ({survey.told() or 'kinds not counted'}); SHA-256 of their "
+        f"- {len(results.files)} images ({survey.described() or 'kinds not counted'}); SHA-256 of their "
         f"names and bytes `{materials.images_sha256}`; {len(survey.bad)} bad files skipped"
     )
     yield (

@@ -258,7 +258,7 @@ def survey_lines(materials: Materials, out: Path) -> Iterator[str]:
     labelled = f"{len(materials.labels)} labels, only for scoring" if materials.labels else ""
     yield (
         f"{len(survey.images)} images of {len(materials.vocabulary)} classes in "
-        f"{materials.folder}: {survey.told()}; {labelled or 'no labels (fine)'}"
+        f"{materials.folder}: {survey.described()}; {labelled or 'no labels (fine)'}"
     )
     if survey.duplicates:
         yield f"  {survey.duplicates} images are exact copies of another one"

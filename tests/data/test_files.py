@@ -40,14 +40,14 @@ def test_a_folder_is_counted_by_kind_and_every_bad_file_named(odd: Path) -> None
     assert list(found.images) == sorted(found.images)
     assert {file.path.name for file in found.bad} == set(odd_files.BAD)
     assert found.others == {".DS_Store": 1, ".db": 1, ".txt": 1, "hidden": 2}
-    print(found.told())
+    print(found.described())
     counts = dict(found.modes)
     assert counts.pop("animated") == 3
     assert counts.pop("several pages") == 1
     assert counts.pop("other suffix") == 1
     assert sum(counts.values()) == len(good)
     assert counts["CMYK"] == counts["I;16"] == counts["RGBA"] == 1
-    assert found.told().startswith("RGB ")
+    assert found.described().startswith("RGB ")
 
 
 def test_rotated_images_are_counted(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_rotated_images_are_counted(tmp_path: Path) -> None:
     exif[0x0112] = 8
     picture().save(tmp_path / "a.jpg", exif=exif)
     picture().save(tmp_path / "b.jpg")
-    assert survey(tmp_path).told() == "RGB 2, rotated 1"
+    assert survey(tmp_path).described() == "RGB 2, rotated 1"
 
 
 def test_files_of_the_same_bytes_are_counted(tmp_path: Path) -> None:
