@@ -1,4 +1,4 @@
-"""What the project declares of the paper: datasets, backbones, descriptions, tables, methods."""
+"""The project's declarations of the paper: datasets, backbones, descriptions, tables, methods."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_labels_follow_the_official_order_where_it_is_not_alphabetical() -> None
 
 
 def test_imagenet_has_open_clips_names_and_prompts() -> None:
-    """Two names stand for two classes each; the second one ends in a sign that is not read out."""
+    """Two names stand for two classes each; the second of each ends in a silent sign."""
     dataset = settings.load_dataset("imagenet")
     names = load_vocabulary(dataset).class_names
     assert [readable(name) for name in names] == list(IMAGENET_CLASSNAMES)

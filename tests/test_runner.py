@@ -1,4 +1,4 @@
-"""A run from files to files."""
+"""One run, from its input files to its results."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_zero_shot_is_the_same_from_cached_features_and_from_images() -> None:
 
 
 def permute_labels(settings: RunSettings, kept: Sequence[int] = ()) -> None:
-    """Reverse the labels of the training images, but for those at `kept`."""
+    """Reverse the labels of the training images, except those at `kept`."""
     manifest = Path("results/data/shapes/manifest.csv")
     rows = list(csv.DictReader(io.StringIO(manifest.read_text())))
     train = [row for row in rows if row["split"] == "train"]
@@ -126,7 +126,7 @@ class ToySettings(Frozen):
 
 
 class Prototypes:
-    """A few-shot method: the mean embedding of a class's examples. It keeps what it was given."""
+    """A few-shot method: the mean embedding of a class's examples. It keeps the task it got."""
 
     supervision: ClassVar[Supervision] = Supervision.FEW_SHOT
     reads: ClassVar[Literal["embeddings", "images"]] = "images"
@@ -156,13 +156,13 @@ class Prototypes:
 
 
 class PrototypesOfEmbeddings(Prototypes):
-    """The same, from frozen embeddings."""
+    """The same method on frozen embeddings."""
 
     reads: ClassVar[Literal["embeddings", "images"]] = "embeddings"
 
 
 def few_shot(monkeypatch: pytest.MonkeyPatch, method: Any, **settings: Any) -> RunSettings:
-    """Let the runner know a method, and return the settings of its run."""
+    """Make a method known to the runner, and return settings for a run of it."""
     base = settings_of("clip")
     prepare(base)
     for module in (runner, methods):

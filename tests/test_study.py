@@ -1,4 +1,4 @@
-"""From settings to runs: what is layered over what, which runs there are, what names them."""
+"""From settings to runs: layers of settings, the runs of a study, and their digests."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def config(**changes: Any) -> dict[str, Any]:
 
 
 def bare(**changes: Any) -> study.Study:
-    """Load a study of one dataset without tables, figures and runs, but for `changes`."""
+    """Load a study of one dataset without tables, figures and runs, with `changes` made to it."""
     parts = {"datasets": [SMALL], "tables": [], "figures": [], **changes}
     return study.load(config(**parts))
 
@@ -206,7 +206,7 @@ def test_a_point_of_a_sweep_that_equals_the_default_is_the_default_run() -> None
 
 
 def test_which_point_is_the_default_run_depends_on_the_dataset() -> None:
-    """food101 learns at 1e-6 by default, the others at 1e-4: one point of each set is known."""
+    """food101 learns at 1e-6 by default, the others at 1e-4: each has one default point."""
     sweep = {"name": "figure8", "values": [1.0e-6, 1.0e-4]}
     declared = bare(datasets=["food101", "dtd"], figures=[sweep])
     of_dataset = {(p.dataset, p.value): p.variant for p in declared.expansion.points["figure8"]}

@@ -1,4 +1,4 @@
-"""Each figure of a study is drawn by its kind and saved where the page looks for it."""
+"""Each figure is drawn according to its kind and saved where the page looks for it."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def planned(**selection: Any) -> Plan:
 
 
 def write_scores(plan: Plan, *, variants: tuple[str, ...]) -> None:
-    """Write `scores.csv` with a row for the runs of these variants."""
+    """Write `scores.csv` with one row per run of these variants."""
     rows = [
         {**run.as_dict(), "top1_pct": 50.0 + run.spec.seed, "seconds": 9.0, "device": "cpu"}
         for run in plan.runs

@@ -14,11 +14,11 @@ from microclip import paths, runtime
 from microclip.data import passport as passports
 from microclip.study import Hole, Plan, PlannedRun, RunSpec, Selection
 
-Cells = Mapping[str, Sequence[float]]  # dataset -> a number a seed
+Cells = Mapping[str, Sequence[float]]  # dataset -> one number per seed
 
 
 def scores(values: Mapping[tuple[str, str], Cells], **extra: Any) -> pd.DataFrame:
-    """A frame of runs: (method, variant) -> dataset -> a number a seed."""
+    """A frame of runs: (method, variant) -> dataset -> one number per seed."""
     rows = [
         {
             "dataset": dataset,
@@ -75,8 +75,8 @@ def write_scores(frame: pd.DataFrame, study: str = "s") -> None:
     frame.to_csv(path, index=False)
 
 
-def write_passport(dataset: str, *, classes: int, train: int, test: int, **said: Any) -> None:
-    """Leave a passport with these counts where a stored dataset has its own."""
+def write_passport(dataset: str, *, classes: int, train: int, test: int, **changes: Any) -> None:
+    """Write a passport with these counts where a stored dataset has its own."""
     names = tuple(f"class {label}" for label in range(classes))
     size = passports.ClassSize(name=names[0], train=train // classes, test=test // classes)
     nothing = passports.Overlap(rule="the same bytes", test=0, train=0, examples=())
@@ -97,6 +97,6 @@ def write_passport(dataset: str, *, classes: int, train: int, test: int, **said:
         "images_sha256": "0",
         "pixels_sha256": "0",
     }
-    found = passports.Passport.model_validate({**values, **said})
+    found = passports.Passport.model_validate({**values, **changes})
     path = Path(paths.PASSPORT.format(dataset=dataset))
     runtime.write_json(path, found.model_dump(mode="json"))

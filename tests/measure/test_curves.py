@@ -1,4 +1,4 @@
-"""Sweeps and histories: means and bands over seeds, what is missing and why, axes and marks."""
+"""Sweeps and histories: means and bands over seeds, missing runs with reasons, axes, marks."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,7 +50,7 @@ HISTORY = HistoryPlot.model_validate(
 
 
 def selection(**changes: Any) -> FigureSelection:
-    """What a plan says of a figure of one dataset with three seeds."""
+    """A plan's selection for a figure of one dataset with three seeds."""
     parts = {
         "datasets": ["icons-food-small"],
         "backbones": ["icon-clip"],
@@ -200,7 +200,7 @@ def test_several_reasons_are_counted() -> None:
 
 @pytest.fixture
 def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """What writes the history of a run: a column's values by epoch, None for a gap."""
+    """A function that writes a run's history: a column's values by epoch, None for a gap."""
     monkeypatch.chdir(tmp_path)
 
     def write(spec: RunSpec, column: str, *values: float | None) -> None:

@@ -1,4 +1,4 @@
-"""What a study has measured, as curves read it; the numbers of each curve: test_curves.py."""
+"""A study's measurements as curves read them; test_curves.py tests each curve's numbers."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Figures are drawn in one style, fit the page, and are saved as the same bytes each time."""
+"""Figures have one style, fit the page, and are saved with the same bytes each time."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Accuracy by hand."""
+"""Accuracy, compared with values computed by hand."""
 
 from __future__ import annotations
 

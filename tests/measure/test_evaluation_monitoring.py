@@ -1,4 +1,4 @@
-"""The monitor counts, and tells the method nothing."""
+"""The monitor counts pseudo-labels and gives the method nothing back."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def test_before_training_only_the_test_is_measured() -> None:
 
 def test_a_resumed_run_counts_the_seconds_of_its_earlier_process(tmp_path: Path) -> None:
     write_history(tmp_path, [{"epoch": e, "elapsed_s": 100.0 * e} for e in range(4)])
-    resumed, anew = RunClock(tmp_path), RunClock(tmp_path)
+    resumed, restarted = RunClock(tmp_path), RunClock(tmp_path)
     assert 200.0 <= resumed.at(3) < 250.0  # epochs 1 and 2 were done, 3 is made again
     assert 200.0 <= resumed.at(4) < 250.0
     assert 200.0 <= resumed.seconds() < 250.0
-    assert anew.at(0) < 50.0  # epoch 0 is the beginning: nothing is counted twice
+    assert restarted.at(0) < 50.0  # epoch 0 is the beginning: nothing is counted twice

@@ -77,7 +77,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def lay_out(root: Path, drawn: Path, shift: int = 0) -> None:
-    """Lay the scenes out by class, those of a class in the folder of another, and encode them."""
+    """Put the scenes into class folders, shifted by `shift` classes, and encode them."""
     names = scenes.class_names("food", 6, 0)
     with (drawn / "manifest.csv").open(newline="") as stream:
         for number, row in enumerate(csv.DictReader(stream)):
@@ -90,7 +90,7 @@ def lay_out(root: Path, drawn: Path, shift: int = 0) -> None:
 
 
 def publish(root: Path, top1_pct: float) -> None:
-    """Print an accuracy of CLIP for the dataset."""
+    """Make the paper print this accuracy of CLIP for the dataset."""
     folder = root / "config/published"
     (folder / "table1.csv").write_text(f"method,group,fruit\nCLIP,zero-shot,{top1_pct}\n")
     rows = {"icon-clip": {"table": "table1", "row": "CLIP / zero-shot"}}
@@ -101,17 +101,17 @@ def gate() -> int:
     return main.main(["check-zero-shot", "fruit", "--backbone", "icon-clip"])
 
 
-def told(path: Path = GATE) -> dict[str, Any]:
+def outcome(path: Path = GATE) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
 
 @pytest.fixture
 def measured(project: Path, drawn: Path) -> float:
-    """The accuracy of icon-clip where nothing is printed."""
+    """The accuracy of icon-clip where the paper prints nothing."""
     lay_out(project, drawn)
     assert gate() == 0
-    found = told()
+    found = outcome()
     assert (found["verdict"], found["printed"], found["n_test"]) == ("no figure", None, 60)
     return float(found["top1_pct"])
 
@@ -122,8 +122,8 @@ def test_an_accuracy_within_two_points_of_the_papers_passes(
     assert measured > 60  # six classes by chance: 17 %
     publish(project, measured - 1.9)
     assert gate() == 0
-    assert told()["verdict"] == "agrees"
-    assert told()["difference_points"] == pytest.approx(1.9)
+    assert outcome()["verdict"] == "agrees"
+    assert outcome()["difference_points"] == pytest.approx(1.9)
     assert f"printed: {measured - 1.9:.2f} %" in capsys.readouterr().err
 
 
@@ -138,8 +138,8 @@ def test_more_than_two_points_off_either_way_stops_and_shows_both_numbers(
     assert f"{measured - off:.2f} % (table1, CLIP / zero-shot): {off:+.2f} points" in line
     assert "the split: 60 test images, expected 61 in split 'paper' (made up)" in line
     assert "labels look permuted" not in line
-    assert not GATE.exists()  # a workflow must not take it for an agreement
-    assert told(REFUSAL)["verdict"] == "refused"
+    assert not GATE.exists()  # a workflow must not take it for a pass
+    assert outcome(REFUSAL)["verdict"] == "refused"
 
 
 def test_permuted_labels_are_recognised(
@@ -150,7 +150,7 @@ def test_permuted_labels_are_recognised(
     assert gate() == 6
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "Likely causes: the labels look permuted (class order): with the classes renamed" in line
-    found = told(REFUSAL)
+    found = outcome(REFUSAL)
     assert found["renamed"]["top1_pct"] - found["top1_pct"] > PERMUTED_POINTS
     names = scenes.class_names("food", 6, 0)
     moved = dict(found["renamed"]["seen_as"])
@@ -168,7 +168,7 @@ def test_the_gate_can_be_softened_to_a_warning(
     assert gate() == 6
     monkeypatch.setenv("MICROCLIP_ZERO_SHOT_GATE", "warn")
     assert gate() == 0
-    assert told()["verdict"] == "warned"
+    assert outcome()["verdict"] == "warned"
     assert not REFUSAL.exists()
     assert "-9.00 points" in caplog.text
     monkeypatch.setenv("MICROCLIP_ZERO_SHOT_GATE", "maybe")

@@ -105,11 +105,11 @@ def test_a_derived_average_is_marked_with_its_sentence() -> None:
 def test_counts_of_datasets_match_exactly_or_differ() -> None:
     write_passport("pets", classes=37, train=3680, test=3668)
     found = compared("table10", of_default({"pets": [90.0]}), datasets=["pets", "dtd"])
-    told = {column: found["pets", column] for column in ("classes", "train", "test")}
-    assert {column: cell.verdict for column, cell in told.items()} == {
+    counted = {column: found["pets", column] for column in ("classes", "train", "test")}
+    assert {column: cell.verdict for column, cell in counted.items()} == {
         "classes": "match", "train": "match", "test": "differs",
     }  # fmt: skip
-    assert told["test"].difference == "-1"
+    assert counted["test"].difference == "-1"
     assert found["pets", "descriptions_per_class"].reason == "descriptions not gathered"
     assert found["dtd", "train"].reason == "not fetched"
     assert found["cars", "train"].reason == "cars is not in this study"

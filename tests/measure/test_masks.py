@@ -1,4 +1,4 @@
-"""The dense CRF that refines masks for the eye."""
+"""The dense CRF that refines masks for display."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def workplace(project_source: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def figure(kind: str, **options: Any) -> Any:
-    """What a figure of this kind plots."""
+    """Plot settings for a figure of this kind."""
     declared = reports.FigureSettings(
         name="figure0", title="Figure 0", caption="None.", plot={"kind": kind, **options}
     )
@@ -48,7 +48,7 @@ def words(drawn: Figure) -> str:
 
 
 def variant(name: str, **settings: Any) -> None:
-    """Make a run whose network is that of the default run, with other settings."""
+    """Write a run with the default run's network and other settings."""
     target = MICROCLIP.parents[1] / name / "seed-0"
     shutil.copytree(MICROCLIP, target, dirs_exist_ok=True)
     values = yaml.safe_load((target / "settings.yaml").read_text())

@@ -19,7 +19,7 @@ def _project(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty `config/published` of a project of one's own."""
+    """An empty `config/published` of a test's own project."""
     monkeypatch.setenv("MICROCLIP_ROOT", str(tmp_path))
     target = tmp_path / "config" / "published"
     target.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""scores.csv: a row a run, in the study's order; what is stale or missing is refused by name."""
+"""scores.csv: one row per run in the study's order; stale and missing scores are refused."""
 
 from dataclasses import asdict
 from pathlib import Path

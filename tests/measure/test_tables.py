@@ -44,14 +44,14 @@ ONE_SEED = scores(
 
 
 def changed(**values: Any) -> TableSettings:
-    """The settings with other values."""
+    """The settings with some values changed."""
     return TableSettings.model_validate({**SETTINGS.model_dump(), **values})
 
 
 def build(
     frame: pd.DataFrame = ONE_SEED, table: TableSettings = SETTINGS, **selection: Any
 ) -> typesetting.Table:
-    """A table of the rows that were run, unless told otherwise."""
+    """A table of the rows that were run, unless `selection` says otherwise."""
     planned = plan("t", TITLES, **{"is_brief": True, **selection})
     return tables.build(table, frame, titles=TITLES, plan=planned)
 

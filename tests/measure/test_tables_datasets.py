@@ -33,7 +33,7 @@ def cells(table: Table, title: str) -> list[str]:
 def test_a_copy_in_its_publishers_layout_is_counted(
     name: str, own_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fetched, stored, examined, tabulated: classes in label order, sizes as the rule has them."""
+    """Fetch, store, examine and tabulate: classes in label order, sizes by the rule."""
     public_project.lay_out(own_project, name, monkeypatch=monkeypatch)
     for file in ("tables/table10.yaml", "published/table10.csv"):
         (own_project / "config" / file).parent.mkdir(exist_ok=True)
@@ -75,11 +75,11 @@ def test_a_dataset_that_was_not_fetched_shows_its_cards_counts_with_their_source
 def test_the_papers_slips_are_marked_and_explained(declared: Table) -> None:
     assert cells(declared, "FGVC")[2:4] == ["100*", "≠ 102"]
     assert cells(declared, "Caltech101")[4:] == ["3000*", "≠ 4403", "5242*", "≠ 6645"]
-    told = "\n".join(declared.notes)
-    assert "Table 10 prints 102 classes; the release has 100 variants" in told
-    assert "at least 2,806 must be in both sets" in told
-    assert "are CoOp's split, not VISSL's" in told
-    assert "Birdsnap: " in told
+    notes = "\n".join(declared.notes)
+    assert "Table 10 prints 102 classes; the release has 100 variants" in notes
+    assert "at least 2,806 must be in both sets" in notes
+    assert "are CoOp's split, not VISSL's" in notes
+    assert "Birdsnap: " in notes
     assert "\n| Caltech101 " in typesetting.to_markdown(declared)
 
 

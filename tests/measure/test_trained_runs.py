@@ -1,4 +1,4 @@
-"""Maps of tokens over the patches, and the steps of a cut."""
+"""Token maps over the patches, and the steps of a cut."""
 
 from __future__ import annotations
 

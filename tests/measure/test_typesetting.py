@@ -26,7 +26,7 @@ def table(
     groups: tuple[str | None, ...] = (None,),
     label: str = "A & B",
 ) -> Table:
-    """A table of two rows a group, the last cell of each group a hole."""
+    """A table with two rows per group; the last cell of each group is a hole."""
     columns = tuple(Column(f"Cars_{number}%") for number in range(n_columns))
     best = Cell("44.00", deviation, 1)
     rows = [

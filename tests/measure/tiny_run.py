@@ -1,4 +1,4 @@
-"""Complete runs of the tiny project, made once for a module of tests."""
+"""Complete runs of the tiny project, made once per test module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of its own for real Snakemake runs: the project's files linked, a tiny study."""
+"""A separate folder for real Snakemake runs, with links to the project's files and a tiny study."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ STUDY = {
 
 
 def write(folder: Path, **changes: Any) -> Path:
-    """Lay out a folder with the tiny study, some of its keys changed."""
+    """Set up a folder with the tiny study, with some keys changed."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in LINKED:
         (folder / name).symlink_to(ROOT / name)
@@ -49,13 +49,13 @@ def write(folder: Path, **changes: Any) -> Path:
 
 
 def write_study(folder: Path, **changes: Any) -> None:
-    """Write the study with some keys changed."""
+    """Write the study, with some keys changed."""
     text = yaml.safe_dump({**STUDY, **changes})
     (folder / "config" / "config.yaml").write_text(text)
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment without what would lead elsewhere."""
+    """This process's environment without variables that point elsewhere."""
     kept = {
         key: value
         for key, value in os.environ.items()

@@ -1,4 +1,4 @@
-"""The rule `describe` with a language model: what is missing is asked for, the bad stops W_LLM."""
+"""The rule `describe` with a language model: it asks for missing classes; bad ones stop W_LLM."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ W_LLM = "results/classifiers/icon-clip/asked/tiny.safetensors"
 
 
 def place_of(tmp_path: Path, server: Server) -> Path:
-    """Lay out a study whose descriptions are asked of the test's server."""
+    """Set up a study that gets its descriptions from the test's server."""
     place = folder.write(tmp_path / "study", descriptions=["asked"])
     values = {
         "title": "asked",

@@ -42,7 +42,7 @@ STUDY = {
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A study of one public dataset, for which an accuracy is printed that nobody has."""
+    """A study of one public dataset, with a printed accuracy that no run can reach."""
     place = folder.write(tmp_path / "study", **STUDY)
     (place / "resources").unlink()
     (place / "resources/classes").mkdir(parents=True)

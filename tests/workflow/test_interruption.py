@@ -32,7 +32,7 @@ def epochs(place: Path) -> list[int]:
 
 @contextlib.contextmanager
 def started(place: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start Snakemake as from a terminal of its own, and wait until it trains."""
+    """Start Snakemake in its own session, as a terminal does, and wait until it trains."""
     with (place / "terminal.txt").open("a") as terminal:
         job = subprocess.Popen(
             folder.command(*MACHINE),
@@ -58,7 +58,7 @@ def started(place: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def members(session: int) -> list[psutil.Process]:
-    """What lives in a session."""
+    """Processes that are alive in a session."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
@@ -68,7 +68,7 @@ def members(session: int) -> list[psutil.Process]:
 
 
 def check_continued(place: Path) -> None:
-    """Run the same again and see that nothing was trained twice, and nothing is mirrored twice."""
+    """Run the same command again and check that nothing is trained or mirrored twice."""
     from mlflow import MlflowClient
 
     before = epochs(place)
@@ -90,7 +90,7 @@ def check_continued(place: Path) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all is done but the training."""
+    """A folder in which everything but the training is done."""
     place = folder.write(tmp_path_factory.mktemp("prepared") / "study", **ONE)
     inputs = (
         "results/data/tiny/store.json",

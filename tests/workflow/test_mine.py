@@ -1,4 +1,4 @@
-"""A folder of one's own in a study: three lines of settings, then the whole chain for real."""
+"""Your own folder in a study: three lines of settings, then the whole chain for real."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STUDY = {
 
 
 def write_pictures(target: Path, scratch: Path) -> None:
-    """Write `<class>/<number>.<suffix>`: icon scenes of several kinds, and a note beside them."""
+    """Write `<class>/<number>.<suffix>`: icon scenes in several formats, and a text file."""
     write_dataset(SCENES, scratch)
     with (scratch / "manifest.csv").open() as stream:
         rows = list(csv.DictReader(stream))

@@ -1,4 +1,4 @@
-"""A dry run says which public datasets are missing, before anything is started."""
+"""A dry run names the missing public datasets before anything starts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The studies of the paper as planned: every run once, every hole said, in a few seconds.
+"""The paper's studies as planned: every run once, every hole listed, in a few seconds.
 
 The numbers are worked out by hand from the paper's tables. A method whose code comes turns from
 holes into runs: what is asked for (`WANTED`) stays the same.
@@ -93,7 +93,7 @@ ONCE = ("collect_scores", "typeset", "compare", "report", "mirror_study", "all")
 
 @dataclass(frozen=True)
 class Planned:
-    """What a dry run said, and the CPU time that it took."""
+    """A dry run's output, and its CPU time."""
 
     jobs: dict[str, int]
     seconds: float
@@ -186,5 +186,5 @@ def test_the_page_on_reproducing_the_paper_gives_these_numbers(studies: dict[str
     lines = (ROOT / "docs/reproduce-the-paper.md").read_text(encoding="utf-8").splitlines()
     for name, declared in studies.items():
         [row] = [line for line in lines if line.startswith(f"| `config/{name}.yaml`")]
-        told = [int(cell) for cell in row.strip("| ").split("|")[2:]]
-        assert told == [len(declared.runs), len(declared.expansion.holes)]
+        listed = [int(cell) for cell in row.strip("| ").split("|")[2:]]
+        assert listed == [len(declared.runs), len(declared.expansion.holes)]

@@ -1,4 +1,4 @@
-"""The whole chain for real, on four classes of icons: made once, and then only what changed."""
+"""The whole chain for real, on four classes of icons: first everything, then only changes."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""What a user types, what it would start, and the one spelling that Snakemake cannot read."""
+"""What users type, what it would start, and the one spelling that Snakemake cannot parse."""
 
 import subprocess
 import sys
