@@ -1,8 +1,8 @@
-"""Print how much faster images are decoded for the store by several processes than by one.
+"""Print how much faster several processes decode images for the store than one.
 
-`python benchmarks/decode_store.py [FOLDER]`: the images of a folder, or 1,000 JPEGs of 640 x 480
-that it makes. Each way decodes all of them in turn, three times; the fastest round of each counts,
-since others may use the machine. CPU seconds are those of this process and of those that decode.
+`python benchmarks/decode_store.py [FOLDER]` takes the images of a folder, or makes 1,000 JPEGs of
+640 x 480. Both ways decode all images three times, alternately; the fastest round of each counts,
+since other work may slow the machine. CPU seconds include those of the decoding processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ N_MADE = 1000
 
 
 def make(folder: Path) -> None:
-    """Write JPEGs whose content is soft noise, as large as photographs on the web."""
+    """Write JPEGs of soft noise, about as large as photographs on the web."""
     rng = np.random.default_rng(0)
     for number in range(N_MADE):
         noise = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -45,7 +45,7 @@ def measure(files: list[Path], n_processes: int) -> tuple[float, float, str]:
 
 
 def main() -> None:
-    """Measure both ways in turn and print their ratio."""
+    """Measure both ways alternately and print their ratio."""
     with tempfile.TemporaryDirectory() as name:
         if len(sys.argv) < 2:
             make(Path(name))

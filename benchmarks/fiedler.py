@@ -2,9 +2,9 @@
 
     python benchmarks/fiedler.py
 
-Graphs: tokens around three centres, dot product above 0.2, in float64 as `normalized_cut` solves
-them. Both are timed alternately in one process, on one thread; what is printed is the ratio of
-their medians, and how often their masks differ.
+Graphs: tokens around three centres, joined where the dot product is above 0.2, in float64 as in
+`normalized_cut`. Both are timed alternately in one process, on one thread. It prints the ratio of
+their medians and how often their masks differ.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def seconds(solve: Callable[[Tensor], Any], given: Tensor) -> float:
 
 
 def main() -> None:
-    """Print a row a size."""
+    """Print one row per size."""
     runtime.limit_threads(1)
     print(
         "| Patches | Batch | Squaring / eigensolver (time) | Masks that differ | Gap differs by |"

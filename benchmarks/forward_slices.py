@@ -1,4 +1,4 @@
-"""How much faster a CPU encodes images in slices than whole: one ratio, both timed in turn.
+"""Print how much faster a CPU encodes images in slices than all at once, timed alternately.
 
 Usage: python benchmarks/forward_slices.py [backbone] [images] [rounds]
 """

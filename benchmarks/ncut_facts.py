@@ -1,6 +1,6 @@
 """Print what the normalised cut finds on the icon sets, before any training, as Markdown tables.
 
-Run it where the sets are fetched and stored (`results/data/`), e.g. after `make run`:
+Run it where the sets are fetched and stored in `results/data/`, for example after `make run`:
 
     python benchmarks/ncut_facts.py [DATASET ...]
 """
