@@ -212,8 +212,8 @@ def _made_from(results: Results) -> Iterator[str]:
     yield "## Made from"
     yield ""
     yield (
-        f"- {len(results.files)} images ({survey.described() or 'kinds not counted'}); SHA-256 of their "
-        f"names and bytes `{materials.images_sha256}`; {len(survey.bad)} bad files skipped"
+        f"- {len(results.files)} images ({survey.described() or 'kinds not counted'}); SHA-256 of "
+        f"their names and bytes `{materials.images_sha256}`; {len(survey.bad)} bad files skipped"
     )
     yield (
         f"- {texts.n_sentences} sentences for {len(results.class_names)} classes, from "
