@@ -6,6 +6,7 @@ editors; a test keeps them up to date. Heavy imports are inside the verbs, so th
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -15,11 +16,6 @@ from typing import Annotated
 
 import typer
 
-# Importing a module of verbs adds them to the app.
-import microclip.cli.data
-import microclip.cli.describe
-import microclip.cli.own_images
-import microclip.cli.study  # noqa: F401
 from microclip import paths, processes, runtime, settings
 from microclip.cli import DEFAULT_CONFIG, ConfigOption, StudyOption, app, say
 from microclip.processes import INTERRUPTED, TERMINATED, Terminated
@@ -30,6 +26,10 @@ from microclip.settings.reports import FigureSettings, TableSettings
 from microclip.settings.study import BackboneSettings, MethodFile, StudySettings, VariantFile
 from microclip.study import Plan
 from microclip.text.prompts import PromptSet
+
+# Each module adds its verbs to the app as it is imported.
+for _group in ("data", "describe", "own_images", "study"):
+    importlib.import_module(f"microclip.cli.{_group}")
 
 _NAMED: dict[str, type[Frozen]] = {
     "backbones": BackboneSettings,

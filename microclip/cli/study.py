@@ -140,10 +140,10 @@ def check_zero_shot(
     device: DeviceOption = None,
 ) -> None:
     """Compare CLIP's accuracy on a dataset with the paper's; exit code 6 if it is far off."""
-    from microclip.measure import evaluation
+    from microclip.measure import zero_shot_gate
 
     runtime.use_all_cpus()
-    written = evaluation.check(
+    written = zero_shot_gate.check(
         settings.load_dataset(dataset),
         settings.load_backbone_settings(backbone),
         str(runtime.choose_device(device or "auto")),

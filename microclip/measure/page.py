@@ -20,8 +20,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from microclip import paths, runtime, settings
-from microclip.measure import ledger, scores, study_facts, tables
-from microclip.measure.study_facts import Run
+from microclip.measure import ledger, scores, tables
+from microclip.measure.scores import Run
 from microclip.measure.typesetting import Block, Table
 from microclip.settings import reports
 from microclip.settings.datasets import DatasetSettings, IconSource
@@ -93,7 +93,7 @@ def write(plan: Plan) -> Path:
         MissingDataError: the study has no scores yet.
     """
     study = plan.study
-    runs = study_facts.read_runs(plan, scores.read(study))
+    runs = scores.read_runs(plan, scores.read(study))
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -102,7 +102,7 @@ def write(plan: Plan) -> Path:
         lstrip_blocks=True,
     )
     beside = {"scores.csv": paths.STUDY_SCORES, "all.tex": paths.ALL_TABLES}
-    environment.filters["duration"] = study_facts.duration_text
+    environment.filters["duration"] = scores.duration_text
     text = environment.get_template("page.html").render(
         study=study,
         title=plan.title or f"Study {study}",
@@ -258,7 +258,7 @@ def _setting(plan: Plan, runs: list[Run]) -> dict[str, Any]:
         "seeds": sorted({run.spec.seed for run in runs}),
         "precisions": list(dict.fromkeys(run.precision for run in runs if run.precision)),
         "devices": list(dict.fromkeys(run.device for run in runs if run.device)),
-        "methods": study_facts.methods(runs),
+        "methods": scores.methods(runs),
     }
 
 
@@ -276,9 +276,9 @@ def _outcome(plan: Plan, runs: list[Run]) -> dict[str, Any]:
             if len({getattr(run.spec, field) for run in runs}) > 1
         ],
         "n_complete": sum(run.is_complete for run in runs),
-        "holes": study_facts.holes(plan),
-        "durations": study_facts.durations(runs),
-        "machines": study_facts.machines(runs),
+        "holes": scores.holes(plan),
+        "durations": scores.durations(runs),
+        "machines": scores.machines(runs),
     }
 
 

@@ -1,14 +1,19 @@
 """The scores of a study: collected in `scores.csv`, one row per run, and averaged over seeds.
 
 `collect` refuses a stale score. `runs_of` and `statistics` give what a row of a table shows, and
-`missing` says why it has nothing to show for a dataset.
+`missing` says why it has nothing to show for a dataset. `read_runs` and what follows it read the
+rest that run folders say, for the study's page: settings, durations, machines, versions.
+
+It is long because all of it reads the same run folders, and nothing else reads them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from microclip import paths, runtime, settings
+from microclip.methods.base import known_methods, settings_of
 from microclip.runtime import MissingDataError
 from microclip.settings.base import SettingsError
 from microclip.settings.reports import TableRow
@@ -203,3 +209,285 @@ def _is_of(spec: RunSpec, row: TableRow, dataset: str, selection: Selection) -> 
         and spec.backbone in backbones
         and spec.descriptions in descriptions
     )
+
+
+Changes = tuple[tuple[str, str], ...]  # changed settings and their values
+LOCAL_SERVER = "http://127.0.0.1:5000"  # where `make ui` shows a database that is a file
+
+
+@dataclass(frozen=True)
+class Run:
+    """A planned run and what its folder says; None throughout while it is not complete.
+
+    Attributes:
+        top1_pct: accuracy in `scores.csv`.
+        seconds: wall time of the whole run.
+        method: resolved settings of its method.
+        record: contents of `run.json`: versions, platform, commit.
+        folder: path relative to the study's folder.
+        gallery: path relative to the study's folder, if a gallery was drawn.
+        mlflow: address of the run in MLflow, if it is mirrored there.
+    """
+
+    spec: RunSpec
+    top1_pct: float | None = None
+    seconds: float | None = None
+    device: str = ""
+    method: Mapping[str, Any] | None = None
+    precision: str = ""
+    record: Mapping[str, Any] | None = None
+    folder: str | None = None
+    gallery: str | None = None
+    mlflow: str | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the study's scores include it."""
+        return self.top1_pct is not None
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds of the runs of one method."""
+
+    title: str
+    n_runs: int
+    total: float
+    mean: float
+    longest: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a variant's settings differ from the method's file, on some datasets or all."""
+
+    variant: str
+    changes: Changes
+    n_runs: int
+    datasets: tuple[str, ...]  # empty: all that the variant runs on
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """A method, and how its variants differ from `config/methods/<name>.yaml` in this study."""
+
+    name: str
+    title: str
+    source: str
+    shared: Changes  # of all its runs
+    by_dataset: tuple[tuple[str, Changes], ...]  # of all its runs there, the default's included
+    variants: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine with its versions, and the number of runs made on it."""
+
+    platform: str
+    device: str
+    cpus: str
+    python: str
+    packages: tuple[tuple[str, str], ...]
+    commits: tuple[str, ...]
+    n_runs: int
+
+
+def read_runs(plan: Plan, scores: pd.DataFrame) -> list[Run]:
+    """The planned runs in order, each with what its folder says."""
+    keyed = {RunSpec.of(row): row for row in scores.to_dict("records")}
+    page = Path(paths.PAGE.format(study=plan.study)).parent
+    return [_run(run.spec, keyed.get(run.spec), page) for run in plan.runs]
+
+
+def _run(spec: RunSpec, scored: Mapping[Any, Any] | None, page: Path) -> Run:
+    if scored is None:
+        return Run(spec)
+    folder = spec.folder
+    record = _json(folder / paths.RUN_RECORD)
+    used = record.get("settings", {})
+    gallery = Path(paths.RUN_GALLERY.format(**asdict(spec)))
+    return Run(
+        spec,
+        top1_pct=float(scored["top1_pct"]),
+        seconds=float(scored["seconds"]),
+        device=str(scored["device"]),
+        method=used.get("method"),
+        precision=str(used.get("precision", "")),
+        record=record or None,
+        folder=_relative(folder, page),
+        gallery=_relative(gallery, page),
+        mlflow=_mlflow(_json(folder / paths.RUN_MIRRORED)),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _relative(path: Path, page: Path) -> str | None:
+    return Path(os.path.relpath(path, page)).as_posix() if path.exists() else None
+
+
+def _mlflow(mirrored: Mapping[str, Any]) -> str | None:
+    run_id, uri = mirrored.get("run_id"), str(mirrored.get("uri", ""))
+    if not run_id:
+        return None
+    server = uri.rstrip("/") if uri.startswith(("http://", "https://")) else LOCAL_SERVER
+    return f"{server}/#/runs/{run_id}"
+
+
+def methods(runs: Sequence[Run]) -> list[MethodSettings]:
+    """The methods of complete runs, and how their settings differ from their files."""
+    found = []
+    for name in dict.fromkeys(run.spec.method for run in runs if run.method is not None):
+        declared = settings.load_method_file(name)
+        own = [run for run in runs if run.spec.method == name and run.method is not None]
+        changes = [_changes(run, _usual(name)) for run in own]
+        shared = _common(changes)
+        on = _by_dataset(own, [_without(one, shared) for one in changes])
+        rest = [
+            _without(one, shared + on.get(run.spec.dataset, ()))
+            for run, one in zip(own, changes, strict=True)
+        ]
+        found.append(
+            MethodSettings(
+                name=name,
+                title=declared.title,
+                source=declared.source,
+                shared=shared,
+                by_dataset=tuple(on.items()),
+                variants=tuple(_differences(own, rest)),
+            )
+        )
+    return found
+
+
+def _common(changes: Sequence[Changes]) -> Changes:
+    """The changes that all of them share."""
+    return tuple(part for part in changes[0] if all(part in one for one in changes))
+
+
+def _without(changes: Changes, known: Changes) -> Changes:
+    return tuple(part for part in changes if part not in known)
+
+
+def _by_dataset(runs: Sequence[Run], changes: Sequence[Changes]) -> dict[str, Changes]:
+    """By dataset, the changes that all runs on it share, if its default run is among them."""
+    grouped: dict[str, list[Changes]] = {}
+    with_default = {run.spec.dataset for run in runs if run.spec.variant == "default"}
+    for run, changed in zip(runs, changes, strict=True):
+        if run.spec.dataset in with_default:
+            grouped.setdefault(run.spec.dataset, []).append(changed)
+    found = {dataset: _common(parts) for dataset, parts in grouped.items()}
+    return {dataset: changed for dataset, changed in found.items() if changed}
+
+
+def _usual(method: str) -> dict[str, Any]:
+    """A method's complete settings from its file; empty if it has no code here."""
+    if method not in known_methods():
+        return {}
+    declared = settings.load_method_file(method).settings
+    where = f"config/methods/{method}.yaml"
+    return settings.validated(settings_of(method), declared, where).model_dump(mode="json")
+
+
+def _changes(run: Run, usual: Mapping[str, Any]) -> Changes:
+    used = run.method or {}
+    return tuple(
+        (key, _shown(used[key]))
+        for key in sorted(used)  # runs may list them in any order
+        if key not in usual or usual[key] != used[key]
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _differences(runs: Sequence[Run], changes: Sequence[Changes]) -> Iterable[Difference]:
+    grouped: dict[tuple[str, Changes], list[str]] = {}
+    for run, changed in zip(runs, changes, strict=True):
+        grouped.setdefault((run.spec.variant, changed), []).append(run.spec.dataset)
+    n_kinds = Counter(variant for variant, _ in grouped)
+    for (variant, changed), datasets in grouped.items():
+        where = tuple(dict.fromkeys(datasets)) if n_kinds[variant] > 1 else ()
+        yield Difference(variant, changed, len(datasets), where)
+
+
+def durations(runs: Iterable[Run]) -> list[Duration]:
+    """Durations by method, in order of first appearance; the last one covers all runs."""
+    taken: dict[str, list[float]] = {}
+    for run in runs:
+        if run.seconds is not None:
+            taken.setdefault(run.spec.method, []).append(run.seconds)
+    parts = {settings.load_method_file(name).title: times for name, times in taken.items()}
+    if taken:
+        parts["All runs"] = [one for times in taken.values() for one in times]
+    return [
+        Duration(title, len(times), sum(times), sum(times) / len(times), max(times))
+        for title, times in parts.items()
+    ]
+
+
+def machines(runs: Iterable[Run]) -> list[Machine]:
+    """The different machines and sets of versions, most used first."""
+    grouped: dict[tuple[Any, ...], list[str]] = {}
+    for run in runs:
+        if run.record is None:
+            continue
+        record = run.record
+        packages = tuple((k, str(v)) for k, v in record.get("packages", {}).items() if v)
+        device = record.get("gpu") or "CPU"
+        key = (record.get("platform"), device, record.get("cpus"), record.get("python"), packages)
+        changed = " with uncommitted changes" if record.get("dirty") else ""
+        commit = str(record.get("commit") or "unknown")[:12] + changed
+        grouped.setdefault(key, []).append(commit)
+    order = sorted(grouped.items(), key=lambda item: (-len(item[1]), str(item[0])))
+    return [
+        Machine(
+            platform=str(platform),
+            device=str(device),
+            cpus=str(cpus),
+            python=str(python),
+            packages=packages,
+            commits=tuple(dict.fromkeys(commits)),
+            n_runs=len(commits),
+        )
+        for (platform, device, cpus, python, packages), commits in order
+    ]
+
+
+def holes(plan: Plan) -> list[dict[str, str]]:
+    """What cannot run: one entry per method, variant and reason, with its datasets."""
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for hole in plan.holes:
+        key = (hole.spec.method, hole.spec.variant, hole.reason)
+        grouped.setdefault(key, []).append(hole.spec.dataset)
+    return [
+        {
+            "method": settings.load_method_file(method).title,
+            "variant": variant,
+            "reason": reason,
+            "datasets": ", ".join(
+                settings.load_dataset(name).title for name in dict.fromkeys(datasets)
+            ),
+            "n": str(len(datasets)),
+        }
+        for (method, variant, reason), datasets in grouped.items()
+    ]
+
+
+def duration_text(seconds: float) -> str:
+    """A time for people: "0.06 s", "4.2 s", "3 min 05 s", "2 h 13 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from microclip import settings
-from microclip.settings import study
+from microclip.settings import base
 from microclip.text import descriptions
 from tests.llm_server import Server
 from tests.text.asking import PRICES, server
@@ -65,10 +65,10 @@ def test_prompts_and_model_are_part_of_the_jobs_digest(
 ) -> None:
     place = place_of(tmp_path, server)
     monkeypatch.setenv("MICROCLIP_ROOT", str(place))
-    study._load.cache_clear()
+    base._load.cache_clear()
 
     def named() -> str:
-        study._load.cache_clear()
+        base._load.cache_clear()
         dataset = settings.load_dataset("tiny")
         return settings.digest(descriptions.identity(dataset, settings.load_descriptions("asked")))
 

@@ -15,8 +15,8 @@ import yaml
 from microclip import settings
 from microclip.cli import main
 from microclip.icons import scenes
-from microclip.measure.evaluation import PERMUTED_POINTS, best_renaming
 from microclip.measure.published import figure
+from microclip.measure.zero_shot_gate import PERMUTED_POINTS, best_renaming
 from microclip.settings import IconSource
 from tests.data import public_project
 
