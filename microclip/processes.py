@@ -1,4 +1,4 @@
-"""Processes that stop cleanly: signals, a worker that outlives its parent's end, orphans, locks.
+"""Processes that stop cleanly: signals, a worker that outlives its parent, orphans, locks.
 
 Python raises from a signal handler wherever the main thread happens to be. If that is in a
 finaliser or in a library's callback, the exception is dropped ("Exception ignored in ...") and the
@@ -6,8 +6,8 @@ work goes on. So the signal is remembered as well, and a loop that calls `raise_
 step stops at its next one.
 
 A command that pays for language models' answers works in a second process (`work`), while the one
-that was typed only waits. If the waiting process is killed, even by `kill -9`, the worker notices,
-sends no further request, saves the answers that are under way, and ends.
+that the user started only waits. If the waiting process is killed, even by `kill -9`, the worker
+notices, sends no further request, saves the answers in flight, and ends.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _RAISED: dict[int, type[BaseException]] = {
 def listen() -> None:
     """Make SIGTERM and Ctrl-C raise, once at the signal and again at each `raise_pending`.
 
-    A shell makes the jobs that it starts in the background ignore Ctrl-C; they still do.
+    A shell makes its background jobs ignore Ctrl-C; that stays so.
     """
     _pending.clear()
     for number in _RAISED:

@@ -192,7 +192,7 @@ def seeded_globals(seed: int) -> Iterator[None]:
 def choose_device(name: str) -> str:
     """Return "cpu" or "cuda"; a file lock reserves the GPU for this process.
 
-    Raises: ResourceError if "cuda" is asked for and there is no usable GPU, or all are taken.
+    Raises: ResourceError if "cuda" is requested but no GPU is usable, or all are taken.
     """
     if name == "cpu":
         return "cpu"
@@ -200,7 +200,7 @@ def choose_device(name: str) -> str:
     if not pool:
         if name == "auto":
             return "cpu"
-        raise ResourceError("device: cuda asked for, but no GPU is visible; set device: cpu")
+        raise ResourceError("device: cuda was requested, but no GPU is visible; set device: cpu")
     # CUDA reads the variable when it starts, so the GPU is chosen before torch touches it.
     os.environ["CUDA_VISIBLE_DEVICES"] = _lease(pool)
     import torch
@@ -380,7 +380,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"--out {out} already exists; delete it, or name another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside `out`, hence on the same file system: the final rename is atomic.
+    # Beside `out`, so on the same file system: the final rename is atomic.
     folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:
         yield folder

@@ -1,4 +1,4 @@
-"""A study: which runs it asks for, their resolved settings, and the plan that later stages read.
+"""A study: which runs it needs, their resolved settings, and the plan that later stages read.
 
 One subject in three steps, which is why it is one long module. `RunSpec` and `RunSettings` name a
 run and hold all it depends on. `expand` turns the study's lists, tables and figures into runs and
@@ -156,7 +156,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Hole:
-    """A run that a table or figure asks for but that cannot be made, and why."""
+    """A run that a table or figure needs but that cannot be made, and why."""
 
     spec: RunSpec
     reason: str
@@ -268,7 +268,7 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Expansion:
-    """What a study asks for.
+    """Everything that a study needs.
 
     Attributes:
         runs: all runs, in order of first mention.
@@ -314,7 +314,7 @@ def unavailable(method: str) -> str | None:
 
 
 def expand(study: StudySettings) -> Expansion:
-    """Collect everything that a study asks for.
+    """Collect everything that a study needs.
 
     Raises:
         SettingsError: names the method, variant, table or figure at fault.
@@ -360,7 +360,7 @@ def _add_figure(found: Expansion, selection: ReportSelection) -> None:
 
 
 def selected(study: StudySettings, asked: ReportSelection | RunGrid) -> Selection:
-    """The part of a study that is asked for; a list that is not given stands for all."""
+    """The requested part of a study; a list that is not given means everything."""
     return Selection(
         datasets=asked.datasets or study.datasets,
         backbones=asked.backbones or study.backbones,

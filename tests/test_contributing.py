@@ -76,7 +76,7 @@ def test_the_recipes_spell_out_a_method_a_dataset_a_table_and_a_figure() -> None
 
 
 def test_every_file_that_the_page_names_is_there() -> None:
-    """But for placeholders, and for the files that the recipes write."""
+    """Except placeholders, and the files that the recipes write."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = set(
         re.findall(r"`((?:microclip|config|tests|docs|workflow|resources)/[^`<*]*?)`", text)

@@ -43,7 +43,7 @@ def layer(module: str) -> int:
 
 
 def imports(module: str) -> Iterator[str]:
-    """Yield every module that is imported, wherever the statement stands but for type checking."""
+    """Yield every module that is imported, wherever the statement is, except for type checking."""
     tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
     skipped = {
         id(inner)

@@ -1,4 +1,4 @@
-"""How trained tensors move: the optimiser, its learning rate step by step, and for how long."""
+"""How trained tensors are updated: optimiser, learning rate of each step, number of steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Decay = Literal["all", "matrices", "weights"]
 
 @dataclass(frozen=True)
 class Position:
-    """Where a training is when it asks for a learning rate.
+    """How far a training has come when it needs a learning rate.
 
     Attributes:
         step: counted from 0 over all epochs; skipped steps count.
@@ -37,7 +37,7 @@ Schedule = Callable[[Position], float]
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """How the tensors of a model move, and for how long.
+    """How the tensors of a model are updated, and for how long.
 
     Attributes:
         schedule: learning rate of each step; see `cosine`.
@@ -45,7 +45,7 @@ class OptimizerRecipe:
         steps: a budget of steps instead of epochs (POUF, CLIP-LoRA); the last pass is cut short.
         kind: AdamW, or SGD with `momentum` and perhaps `nesterov`.
         decay: which tensors `weight_decay` shrinks: all, the matrices alone (LayerNorms exempt),
-            or all whose name does not hold "bias" (DPA, LaFTer).
+            or all whose name does not contain "bias" (DPA, LaFTer).
         factors: of the learning rate, by the beginning of a tensor's name; others have 1. Two
             copies of a network with an optimiser each are two such groups of one optimiser.
         gradient_clip: "l1" cuts the total L1 norm of all gradients to 1.
@@ -65,7 +65,7 @@ class OptimizerRecipe:
     gradient_clip: Literal["off", "l1"] = "off"
 
     def n_steps(self, n_batches: int) -> int:
-        """Steps of the whole training, with `n_batches` a pass."""
+        """Steps of the whole training, with `n_batches` per pass."""
         return self.epochs * n_batches if self.steps is None else self.steps
 
     def n_epochs(self, n_batches: int) -> int:

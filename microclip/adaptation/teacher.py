@@ -1,4 +1,4 @@
-"""What a training learns from: labels of a batch, made without gradient, and their memory."""
+"""What a training learns from: labels for each batch, without gradient, and a teacher's state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Batch(Protocol):
-    """What a trainer must know of a batch; teacher and losses know the rest."""
+    """What the trainer must know about a batch; the teacher and the losses know the rest."""
 
     @property
     def indices(self) -> Int[Tensor, " batch"]:
@@ -31,9 +31,9 @@ class Teaching:
 
     Attributes:
         labels: the classes to learn; None for a loss that needs none (POUF).
-        weights: what each label counts for, in [0, 1]; None: all the same.
-        parts: the labels that `labels` were mixed from, by the name that history gives them.
-        measures: one number per image, by column of history, which shows their means.
+        weights: how much each label counts, in [0, 1]; None: all the same.
+        parts: the labels that `labels` were mixed from, by their names in the history.
+        measures: one number per image, by column of the history, which shows their means.
     """
 
     labels: Int[Tensor, " batch"] | None = None
@@ -54,7 +54,7 @@ class Part:
         """Prepare epoch `epoch`, counted from 1."""
 
     def end_epoch(self, epoch: int) -> None:
-        """Look back on an epoch, after its last step and before it is saved."""
+        """Finish an epoch, after its last step and before it is saved."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what a resumed run needs at the start of an epoch."""
@@ -71,7 +71,7 @@ class Teacher(Part, ABC, Generic[BatchIn]):
     def teach(self, batch: BatchIn, generator: torch.Generator) -> Teaching | None:
         """Return what to learn from a batch, or None to skip it.
 
-        After None no weight, moment or decay moves (ReCLIP, where its two copies never agree).
+        After None nothing moves: no weight, momentum or decay (ReCLIP, if its copies never agree).
         `generator` belongs to the epoch; the losses draw from it after the teacher.
         """
 

@@ -33,7 +33,7 @@ from microclip.adaptation.schedules import (
 from microclip.adaptation.teacher import BatchOut, BatchT, Part, Teacher, Teaching
 from microclip.settings.base import digest
 
-CHECK_EVERY = 50  # steps between two looks at the guard, each of which waits for the device
+CHECK_EVERY = 50  # steps between checks of the guard, each of which waits for the device
 _LINE_EVERY_S = 15.0
 
 
@@ -58,11 +58,11 @@ class Batches(Protocol[BatchOut]):
 
     @property
     def n_items(self) -> int:
-        """Items of a pass, for the images a second of history."""
+        """Items per pass, for the images per second in the history."""
 
     @property
     def n_batches(self) -> int:
-        """Batches of a pass."""
+        """Batches per pass."""
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +81,7 @@ class Batches(Protocol[BatchOut]):
 
 @runtime_checkable
 class Watcher(Protocol):
-    """Hears how a training goes; it returns nothing, so it cannot change the training."""
+    """Follows a training; it returns nothing, so it cannot change the training."""
 
     def pseudo_labels(self, indices: Int[Tensor, " batch"], guesses: dict[str, Tensor]) -> None:
         """Record the labels guessed for some images."""
@@ -113,7 +113,7 @@ class Trainer(Generic[BatchT]):
     ) -> None:
         """Prepare a training; `precision` "bf16" is autocast, on a CPU too.
 
-        `settings` is everything the parts were built from; checkpoints of others are ignored.
+        `settings` is everything the parts were built from; other settings' checkpoints are ignored.
         """
         self.model = model
         self.views = views
@@ -161,7 +161,7 @@ class Trainer(Generic[BatchT]):
         started = time.perf_counter()
         before = (epoch - 1) * self.views.n_batches
         totals, guard = EpochTotals(), FiniteGuard(epoch)
-        # One generator an epoch, named by it, so that a resumed epoch draws the same numbers.
+        # One generator per epoch, seeded by its number: a resumed epoch draws the same values.
         generator = runtime.generator(self.views.seed, "query", epoch)
         for part in self._parts.values():
             part.start_epoch(epoch)
@@ -306,7 +306,7 @@ class EpochTotals:
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, n: int, terms: Mapping[str, Tensor], measures: Mapping[str, Tensor]) -> None:
-        """Add a batch of `n` images: loss terms are means over it, measures a number an image."""
+        """Add a batch of `n` images: terms are batch means, measures have a value per image."""
         for name, term in terms.items():
             self._add(f"loss_{name}", term.detach() * n, n)
         for name, values in measures.items():

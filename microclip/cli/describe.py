@@ -1,6 +1,6 @@
 """The verb `describe`: class descriptions from files or a language model, and the doctor.
 
-`--check` and `--fix` run the doctor on a file; otherwise descriptions are read or asked for. The
+`--check` and `--fix` run the doctor on a file; otherwise descriptions are read or requested. The
 module is long because this one verb has many options and says what it does at each step. Heavy
 imports are inside the functions, so that `--help` is quick.
 """
@@ -177,7 +177,7 @@ class _Options:
     allow_quarantined: bool = False
 
     def changed(self, written: DescriptionSettings) -> DescriptionSettings:
-        """Settings with the given options in place of their own."""
+        """Settings, with the given options replacing theirs."""
         values = written.model_dump(exclude_none=True)
         values |= _given(prompts=self.prompts, model=self.model)
         values["ask"] |= _given(

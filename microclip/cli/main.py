@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         return _explain(error)
-    # Typer turns Ctrl-C into an exit code. A worker stays silent: its parent says it.
+    # Typer turns Ctrl-C into an exit code. A worker stays silent: its parent reports it.
     if code in (INTERRUPTED, TERMINATED) and not processes.is_worker():
         say("microclip: interrupted; the same command continues")
     return code

@@ -1,4 +1,4 @@
-"""The verbs of a study: one per rule of the workflow, each of which also works by hand.
+"""The verbs of a study: one per rule of the workflow; each also works by hand.
 
 Heavy imports are inside the verbs, so that `--help` and the light verbs are quick.
 """

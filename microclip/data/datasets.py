@@ -1,6 +1,6 @@
 """Fetch a dataset: from icons, a public dataset or your own folder to a manifest of two splits.
 
-All of a dataset's files are looked at before a manifest is written.
+All of a dataset's files are checked before a manifest is written.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def folder_rows(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> l
 
     Three layouts are read: `<part>/<class>/` with the parts train and test; `<class>/`, from which
     `test_fraction` of each class is drawn as test images; and images in any folders with a list of
-    labels, where the listed images are tested and all others train without a label. Folders below
+    labels, where listed images are for testing, all others for training, unlabelled. Folders below
     a class's folder belong to that class. Links out of the folder and unreadable files are named in
     `listed`, and refused unless the source says to skip them.
 

@@ -3,8 +3,8 @@
 Limits are checked from the file's header, before anything is decoded. Colour profiles (ICC) are
 ignored, because CLIP was trained on pixels as they are stored.
 
-`decode_all` schedules the work with `concurrent.futures`, but its threads talk to processes of our
-own. A `ProcessPoolExecutor` would not do: forked from a process that runs torch's threads, it may
+`decode_all` schedules the work with `concurrent.futures`, but its threads talk to our own
+processes. A `ProcessPoolExecutor` would not do: forked from a process with torch's threads, it may
 hang; spawned, it runs the user's script again; and one image that crashes its decoder breaks the
 whole pool without saying which. Each of our processes is a fresh Python that reads paths from a
 pipe: a crash costs one file, which is named, and the process ends when its pipe closes, even after
@@ -100,8 +100,8 @@ def suffixes() -> frozenset[str]:
 def decode(path: Path) -> Decoded:
     """Return an image as RGB bytes.
 
-    EXIF orientation is applied. The first frame or page is taken (for an animated PNG, the picture
-    that other programs show). Modes: transparency (RGBA, LA, PA, a transparent colour) is composed
+    EXIF orientation is applied. The first frame or page is used (for an animated PNG, the picture
+    that other programs show). Modes: transparency (RGBA, LA, PA, transparent colour) is composited
     on white; 16-bit grey is divided by 257; 32-bit integer grey is clipped to [0, 255], or treated
     as 16-bit grey if a value is larger; float grey is clipped to [0, 255], or treated as a share of
     white if all values are in [0, 1]; of 16-bit colour, Pillow gives the upper byte; CMYK and YCCK
@@ -114,7 +114,7 @@ def decode(path: Path) -> Decoded:
     """
     try:
         with warnings.catch_warnings():
-            # About odd metadata, and about large images, which MAX_PIXELS limits already.
+            # These warn of odd metadata, and of large images, which MAX_PIXELS limits already.
             warnings.simplefilter("ignore")
             return _decode(path)
     except (UnreadableError, FileNotFoundError):

@@ -1,7 +1,7 @@
 """A stored dataset as methods see it: splits of images, few-shot examples, batches of views.
 
 `load` reads the manifest, the image store and the passport, and refuses them if they disagree. A
-method gets `UnlabelledImages`, from which there is no way to a label.
+method gets `UnlabelledImages`, from which no label can be reached.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from microclip.settings.datasets import DatasetSettings
 
 
 class UnlabelledImages:
-    """Images and nothing else: there is no way from here to a label, class or file name."""
+    """Images and nothing else: no label, class or file name can be reached from here."""
 
     __slots__ = ("_rows", "_store")
 
@@ -97,8 +97,8 @@ class Examples:
 def k_shot(labels: Sequence[int], shots: int, seed: int) -> list[int]:
     """Draw `shots` images per class without repetition and return their indices.
 
-    A class with fewer images gives all of them. Images without a label are left out. The classes
-    follow in the order in which they first appear.
+    A class with fewer images contributes all of them. Images without a label are left out. The
+    classes are in order of first appearance.
 
     Source: Dassl's few-shot draw, as in CoOp and MaPLe: the same seed gives the same images.
 

@@ -158,7 +158,7 @@ class PublicFiles(Frozen):
 
 
 class Origin(Frozen):
-    """`origin.json`: the route, split and seed by which a manifest's images came."""
+    """`origin.json`: the route, split and seed behind a manifest's images."""
 
     source: Source
     manifest_sha256: str = ""  # empty: there is no file, and `source` is from the settings

@@ -14,8 +14,8 @@ Measured on two icon sets (400 training and 480 test scenes of 96 px each, none 
 across the splits, and 97 to 100 % matches for training scenes saved again as JPEG of quality 60 to
 90 or at half or double size.
 
-One module of 500 lines, because the record, its check and the search for shared images have no
-other user than each other.
+This module is long because the record, its check and the search for shared images are used only by
+each other.
 """
 
 from __future__ import annotations
@@ -305,7 +305,7 @@ def issue(dataset: DatasetSettings, *, allow_overlap: bool | None = None) -> Pat
     Raises:
         MissingDataError: the dataset is not fetched or not stored.
         SettingsError: in your own folder, test images are also training images; or the files are
-            those of another split than the settings name.
+            those of a split that the settings do not name.
         VerificationError: more than 1 % of a published split's test images are training images.
     """
     path = Path(paths.PASSPORT.format(dataset=dataset.name))

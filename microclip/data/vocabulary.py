@@ -53,8 +53,8 @@ def subfolders(folder: Path) -> list[Path]:
 def label_of_folder(folder_name: str, class_names: Sequence[str]) -> int | None:
     """Label of the class that a folder is named for, or None.
 
-    The folder has the class's name, in which space, underscore, hyphen and slash may stand for each
-    other, because a folder's name cannot contain a slash and some copies have no spaces: `F-A-18`
+    The folder's name is the class's name, but spaces, underscores, hyphens and slashes are
+    interchangeable: a folder's name cannot contain a slash and some copies have no spaces. `F-A-18`
     is "F/A-18", `pink_primrose` is "pink primrose". If classes differ only in these characters, the
     folder must match exactly.
     """

@@ -3,7 +3,7 @@
 The numbers come first, as one tidy table per figure: means over seeds with their sample deviations,
 then the runs, the paper's points, and a row with the reason for each missing run. The drawing shows
 nothing that is not in that table. A line is the mean over seeds; with several seeds a band shows
-the sample deviation and faint dots the single runs. A panel without any run says so.
+the sample deviation and faint dots show the single runs. A panel without any run says so.
 """
 
 from __future__ import annotations

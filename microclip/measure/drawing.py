@@ -1,7 +1,7 @@
 """The house style of figures, and how they are saved: PNG, PDF and the plotted numbers.
 
 Figures are drawn at the size at which they are printed, so that 7 points are 7 points on paper.
-Lines differ by colour, marker and dash, so that grey print and colour-blind readers can follow.
+Lines differ by colour, marker and dash, so that grey prints and colour-blind readers lose nothing.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `ViewReader` reads the images in the form that a classifier wants, `collect_heads` collects its
 predictions and `evaluate` scores them. `LabelMonitor` does so while a method trains: it holds the
-labels, and the method gets none of them back.
+labels and never passes them to the method.
 """
 
 from __future__ import annotations

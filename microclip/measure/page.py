@@ -242,7 +242,7 @@ def ledger_part(plan: Plan) -> Ledger | None:
 
 
 def _setting(plan: Plan, runs: list[Run]) -> dict[str, Any]:
-    """Values for the templates, what was run: datasets, backbones, descriptions, seeds, methods."""
+    """Template values for what was run: datasets, backbones, descriptions, seeds, methods."""
 
     def named(field: str) -> list[str]:
         specs = [one.spec for part in (plan.runs, plan.holes) for one in part]
@@ -263,7 +263,7 @@ def _setting(plan: Plan, runs: list[Run]) -> dict[str, Any]:
 
 
 def _outcome(plan: Plan, runs: list[Run]) -> dict[str, Any]:
-    """Values for the templates, what came of it: runs, holes, durations, machines."""
+    """Template values for the outcome: runs, holes, durations, machines."""
     titles = {run.spec.method: settings.load_method_file(run.spec.method).title for run in runs}
     sets = {run.spec.dataset: settings.load_dataset(run.spec.dataset).title for run in runs}
     return {

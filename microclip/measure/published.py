@@ -88,7 +88,7 @@ class PublishedTable:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """All columns but the average."""
+        """All columns except the average."""
         return tuple(column for column in self.columns if column != AVERAGE)
 
     def row(self, key: str, where: str) -> Mapping[str, str]:

@@ -199,7 +199,7 @@ class FusedRun:
 
     @cached_property
     def before(self) -> FusionClassifier:
-        """The network before training, in a backbone of its own."""
+        """The network before training, in a separate backbone."""
         # Adapting for no epochs gives exactly the initial network, however the method builds it.
         # With the online prior, no logits of the training images are cached first.
         untouched = self._options.model_copy(update={"epochs": 0, "prior": "online"})

@@ -1,6 +1,6 @@
 """What a method is: it sees what its supervision allows, and returns a classifier.
 
-Each file of this folder is a method and its name is the key; nothing is registered. This module
+Each file of this folder is a method, found by its file name; there is no registry. This module
 imports no torch, so that a study can be planned without it.
 """
 
@@ -101,10 +101,10 @@ class Task:
     precision: str
     backbone: Backbone | None = None  # set if the method reads images
     images: UnlabelledImages | None = None  # if it reads images and its supervision allows it
-    embeddings: Float[Tensor, "image embedding"] | None = None  # frozen [CLS], likewise
+    embeddings: Float[Tensor, "image embedding"] | None = None  # frozen [CLS], if allowed
     examples: Examples | None = None  # the labelled images of a few-shot method, nothing else
     checkpoints: Path | None = None  # folder for epoch checkpoints; None: keep none
-    monitor: Monitor | None = None  # None: nobody measures
+    monitor: Monitor | None = None  # None: nothing is measured
 
 
 @runtime_checkable
@@ -152,7 +152,7 @@ class Method(Protocol[MethodSettings]):
     """A method: one file, one `METHOD` object.
 
     It may name settings that only change how a trained classifier is tested, in a class variable
-    `EVALUATION_FIELDS`. A few-shot method has a setting `shots`: labelled images a class.
+    `EVALUATION_FIELDS`. A few-shot method has a setting `shots`: labelled images per class.
     """
 
     supervision: ClassVar[Supervision]

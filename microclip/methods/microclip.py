@@ -122,7 +122,7 @@ class MicroClipSettings(Frozen):
     )
     temperature: float = Field(100.0, gt=0, description="factor of cosines before a softmax")
     epochs: int = Field(15, ge=0, description="passes over the training images")
-    batch_size: int = Field(64, ge=1, description="images a step; the last batch may be smaller")
+    batch_size: int = Field(64, ge=1, description="images per step; the last batch may be smaller")
     learning_rate: float = Field(1.0e-4, gt=0, description="peak of the cosine schedule")
     min_learning_rate: float = Field(
         1.0e-6, ge=0, description="half of the schedule's floor, which the code doubles"
@@ -439,6 +439,6 @@ def encode_prior(
 ) -> Float[Tensor, "image classes"]:
     """Return the frozen prior of all images, in order, on the backbone's device.
 
-    Source: section 3.3 of the paper ("fixed CLIP prior"); one draw of crops an image.
+    Source: section 3.3 of the paper ("fixed CLIP prior"); one draw of crops per image.
     """
     return torch.cat([prior_logits(backbone, batch, knowledge) for batch in batches])

@@ -12,7 +12,7 @@ class AttentionPooling(nn.Module):
     """Single-head attention of one query over the patches and an empty token.
 
     Source: Eq. 5, arXiv:2510.02270v1. The three maps have no bias and start as the identity. The
-    empty token is a constant zero vector: it scores 0 and adds nothing, hence it only shortens the
+    empty token is a constant zero vector: it scores 0 and adds nothing, so it only shortens the
     pooled vector. With `learnable_empty` it is trained.
 
     Departs: fidelity.md#empty-token.

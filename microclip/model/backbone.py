@@ -1,4 +1,4 @@
-"""The CLIP under everything: any open_clip vision transformer, from its YAML file to its tokens.
+"""The CLIP network: any open_clip vision transformer, from its YAML file to its tokens.
 
 One forward pass serves two purposes. In the last block the class token attends to all tokens (one
 query row instead of n+1), and each patch takes the value path: the block with its attention matrix
@@ -45,7 +45,7 @@ _SHOWN = 3  # names in an error
 def read_backbone(name: str) -> BackboneSettings:
     """Return `config/backbones/<name>.yaml`, or the YAML file whose path `name` is.
 
-    Relative paths in a file outside a `config/backbones` count from its own folder.
+    In a file outside `config/backbones`, relative paths start at the file's folder.
 
     Raises:
         FileNotFoundError: no such file.
@@ -156,7 +156,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             content.get("model_cfg") or content.get("open_clip") or content
         )
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is no JSON object ({_one_line(error)}); correct it") from error
+        raise ValueError(f"{path} is not a JSON object ({_one_line(error)}); correct it") from error
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
     if missing:
         raise ValueError(f"{path} lacks {sorted(missing)}; write an open_clip configuration there")
@@ -213,7 +213,7 @@ def _check_activation(path: Path, *, trained_with: str | None, built_with: bool)
 
 
 def _check_state(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Refuse weights of another network, or with values that are no numbers."""
+    """Refuse weights of another network, or values that are not numbers."""
     differing = sorted(state.keys() ^ expected.keys())
     if differing:
         raise ValueError(
@@ -240,7 +240,7 @@ _CPU_SLICE = 32  # images at a time without gradient: activations stay in the ca
 
 @dataclass(frozen=True, eq=False)
 class ImageTokens:
-    """What the image tower says about a batch.
+    """The image tower's output for a batch.
 
     Attributes:
         embedding: the projected class token, unit norm.
@@ -277,7 +277,7 @@ class Backbone(nn.Module):
         """Wrap `model`; without `tokenizer` it must use open_clip's own vocabulary.
 
         Raises:
-            ValueError: the image tower is no plain vision transformer with a class token.
+            ValueError: the image tower is not a plain vision transformer with a class token.
         """
         super().__init__()
         _check_tower(model)
@@ -433,7 +433,7 @@ def from_open_clip(model: nn.Module, tokenizer: Tokenizer | None = None) -> Back
     """Return a Backbone around any open_clip ViT CLIP, sharing its weights, in evaluation mode.
 
     Raises:
-        ValueError: the image tower is no plain vision transformer with a class token.
+        ValueError: the image tower is not a plain vision transformer with a class token.
     """
     return Backbone(model, tokenizer).eval()
 

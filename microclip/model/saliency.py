@@ -45,7 +45,7 @@ class Saliency:
 
 @dataclass(frozen=True)
 class NCutOptions:
-    """How a patch graph is built and cut; the defaults are the released code's but for `sign`.
+    """How a patch graph is built and cut; defaults as in the released code, except `sign`.
 
     Attributes:
         tau: similarity above which two patches are joined: of dot products, or of cosines in
@@ -155,7 +155,7 @@ def fiedler_vector(
     """Return the Laplacian's second eigenvector, unit norm, and its gap to the third eigenvalue.
 
     The known null vector is shifted to the far end of the spectrum first. Without that, rounding
-    mixes it into the wanted vector wherever clusters hang together by filler edges alone (an error
+    mixes it into the wanted vector wherever only filler edges connect the clusters (an error
     of 5e-3 in float32 on such a graph, 1e-6 with it).
     """
     matrix, null = laplacian(weights)
@@ -182,7 +182,7 @@ def salient_side(
     Raises:
         ValueError: `threshold` or `sign` is not one of the known words.
     """
-    # An eigenvector has no sign of its own: its largest entry decides, or the solver would.
+    # The sign of an eigenvector is arbitrary: the largest entry decides, not the solver.
     seed = fiedler.abs().argmax(dim=-1, keepdim=True)
     oriented = torch.where(fiedler.gather(-1, seed) < 0, -fiedler, fiedler)
     match sign:

@@ -23,7 +23,7 @@ _WORDS = {"query": Query, "pooling": Pooling, "train_head": TrainHead}
 
 @dataclass(frozen=True)
 class FusionOptions:
-    """Choices of TokenFusion; the defaults are those of the released code but for the cut's sign.
+    """Choices of TokenFusion; defaults as in the released code, except for the cut's sign.
 
     Attributes:
         query: the mean of the salient patches, of all patches, one random patch (a new draw for
@@ -46,7 +46,7 @@ class FusionOptions:
     ncut: NCutOptions = field(default_factory=NCutOptions)
 
     def __post_init__(self) -> None:
-        """Refuse words and combinations that have no meaning."""
+        """Refuse unknown words and meaningless combinations."""
         for name, words in _WORDS.items():
             if getattr(self, name) not in get_args(words):
                 raise ValueError(
@@ -171,7 +171,7 @@ class TokenFusion(nn.Module):
         return self.read(tokens, self._salient_patches(tokens, mask, generator))
 
     def read(self, tokens: ImageTokens, saliency: Saliency) -> FusionOutput:
-        """Return what `forward` does, of encoded images whose salient patches are known."""
+        """Return what `forward` does, for encoded images whose salient patches are known."""
         pooled, attention = self._pool(tokens, saliency.mask)
         local_embedding = unit_norm(self.backbone.project(pooled))
         local_logits = cosine_similarity(local_embedding, self.classifier)

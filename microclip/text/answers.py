@@ -407,7 +407,7 @@ class AnswerCache:
                 # The answer is paid for: it must survive a power cut once we say it is saved.
                 os.fsync(handle)
             except OSError:
-                # On a full disk, take the half-written line back for the next writer.
+                # On a full disk, remove the half-written line for the next writer.
                 os.ftruncate(handle, size)
                 raise
 

@@ -2,7 +2,7 @@
 
 A location is a path or a web address; `#sha256=<64 hex digits>` at its end gives the hash of its
 content. For files listed in `config/published/descriptions.yaml` the hash is known. The module is
-long because it is the whole way of a file: from its location to the sentences of a dataset.
+long because it follows a file all the way, from its location to the sentences of a dataset.
 """
 
 from __future__ import annotations

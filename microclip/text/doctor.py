@@ -146,7 +146,7 @@ KINDS: dict[str, Kind] = {  # in the order of the table
     "language": Kind("error", "not English", "dropped"),
     "too-long": Kind("error", "more tokens than the text tower reads", "depends on --long"),
     "repeat": Kind("warning", "a sentence that its class already has", "dropped"),
-    "same-words": Kind("warning", "the same but for case, spaces and marks", "dropped"),
+    "same-words": Kind("warning", "the same except for case, spaces and marks", "dropped"),
     "name-alone": Kind("warning", "nothing but the class's name", "dropped"),
     "count": Kind("warning", "not as many sentences as expected", "none"),
     "twins": Kind("warning", "two classes described nearly alike", "none"),
@@ -288,8 +288,8 @@ class Options:
         min_characters: a shorter sentence is a stub; spaces at the ends do not count.
         frame: the text that is encoded, made from {name} and {sentence}; `frame` in config/llms.
         expected: sentences per class; None: as many as most classes have.
-        same_words: two classes are twins from this cosine of their weighted words on, in [0, 1].
-        same_vectors: two classes are twins from this cosine of their vectors on, in [-1, 1].
+        same_words: least cosine of the weighted words of two classes to call them twins, in [0, 1].
+        same_vectors: least cosine of the vectors of two classes to call them twins, in [-1, 1].
         listed: key of a class in the file, for keys that are not spelling variants, by class.
     """
 
@@ -313,7 +313,7 @@ def check(
 ) -> Report:
     """Find every defect of descriptions by class name.
 
-    With `class_names`, keys are matched to classes, and descriptions of no class are not examined.
+    With `class_names`, keys are matched to classes, and keys without a class are not examined.
     Classes are compared by the vectors of `backbone`, or by their words if none is given.
     """
     options = options or Options()

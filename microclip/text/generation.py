@@ -1,7 +1,7 @@
 """Descriptions by a language model: from an order to questions, answers and files.
 
 The answer cache is the only state: everything written here follows from it and from the settings.
-The module goes the whole way of one order, from questions to the descriptions file and its usage
+The module follows one order all the way, from questions to the descriptions file and its usage
 file, because each step needs the order and the cache.
 """
 

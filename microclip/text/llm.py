@@ -337,9 +337,9 @@ def _retry_after(error: openai.APIStatusError) -> float | None:
 
 
 class Caller:
-    """Sends requests again after passing faults, and stops all requests after others.
+    """Repeats requests after passing faults, and stops all requests after other faults.
 
-    The SDK's own `max_retries` stays off, because we could not control its attempts. It sends again
+    The SDK's own `max_retries` stays off, because we could not control its attempts. It retries
     after the command was stopped, so that an answer is paid for and lost. It repeats a 429 that
     means "no money left". It ignores a Retry-After over a minute. It does not retry a status of 200
     with half an answer. Other threads keep sending after a 429. And neither the budget nor the

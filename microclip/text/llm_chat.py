@@ -208,7 +208,7 @@ class Keep(Protocol):
 class Crew:
     """Threads that send requests and store each answer as it arrives.
 
-    They are daemon threads of our own: at exit, Python waits for the threads of a
+    They are our own daemon threads: at exit, Python waits for the threads of a
     `concurrent.futures` pool, so that one hanging request would delay an interrupted command by
     `timeout_s` instead of the few seconds allowed here.
     """

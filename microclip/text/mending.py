@@ -91,7 +91,7 @@ def fix(
 def _renamed(
     descriptions: Sentences, class_names: Sequence[str] | None, options: Options
 ) -> tuple[dict[str, Sequence[str]], list[Change]]:
-    """Rename keys to class names, in label order; descriptions of no class come last."""
+    """Rename keys to class names, in label order; descriptions without a class come last."""
     if class_names is None:
         return dict(descriptions), []
     matches = match_keys(tuple(descriptions), class_names, options.listed)

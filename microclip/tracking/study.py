@@ -329,7 +329,7 @@ def mirror(plan: Plan) -> bool:
     """Show a study in MLflow and write its record; return whether the mirror is complete.
 
     The record lists the MLflow runs of the study and its sweeps, and what is missing. If MLflow
-    cannot be reached, everything is missing. That is no error: `microclip sync` adds it later.
+    cannot be reached, everything is missing. That is not an error: `microclip sync` adds it later.
 
     Raises:
         MissingDataError: the study has no scores.
@@ -490,7 +490,7 @@ _USAGE = ".usage.json"
 def mirror_usage(usage_file: Path) -> bool:
     """Show a usage file and its descriptions in MLflow; return whether that worked.
 
-    If MLflow cannot be reached, that is no error: `microclip sync` shows them later.
+    If MLflow cannot be reached, that is not an error: `microclip sync` shows them later.
     """
     usage: Usage = json.loads(usage_file.read_text(encoding="utf-8"))
     marker = usage_file.with_name(usage_file.name.removesuffix(_USAGE) + ".mirrored.json")

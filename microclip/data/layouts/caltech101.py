@@ -58,7 +58,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
 
 
 def _root(folder: Path) -> Path:
-    """The folder of the class folders, in the first place that has one."""
+    """The folder that contains the class folders, wherever the copy has it."""
     for place in _PLACES:
         found = inside(folder, *place.split("/")[:-1], _ROOT)
         if found.is_dir():

@@ -114,7 +114,7 @@ def get(
     """Return a dataset's files, fetched by the first route that works.
 
     `only` restricts it to one kind of route; `offline` (or MICROCLIP_OFFLINE) forbids the network;
-    `again` repeats the route that the files came by and restores what is gone.
+    `again` repeats the route that the files came by and restores what is missing.
 
     Raises:
         MissingDataError: every route needs the user; the message says what to do.

@@ -1,4 +1,4 @@
-"""Which images of a public dataset train and which are tested, by the rules of its card.
+"""Which images of a public dataset are for training or testing, by the rules of its card.
 
 The rules are declared per dataset in `config/datasets/*.yaml`; they follow the paper's Table 10,
 VISSL's scripts and CoOp's files (docs/datasets.md). A draw goes through the classes in label order
@@ -220,7 +220,7 @@ def _coop(listing: Listing, rule: CoopRule, *, folder: Path, seed: int) -> Split
 def _drawn(listing: Listing, rule: DrawnRule, seed: int) -> Split:
     """Draw from each class; of several draws, merge the training and the test images.
 
-    In each draw, the images that are neither training nor validation images are tested.
+    In each draw, the images that are neither training nor validation images are for testing.
     """
     seed = seed if rule.seed is None else rule.seed
     train: dict[str, Item] = {}
@@ -240,7 +240,7 @@ def _drawn(listing: Listing, rule: DrawnRule, seed: int) -> Split:
 
 
 def _sizes(n: int, rule: DrawnRule, key: str) -> tuple[int, int]:
-    """Number of a class's `n` images that train, and number that is left unused.
+    """Numbers of a class's `n` images that are for training, and that are left unused.
 
     The product is in floating point, as in the original scripts (`int(0.8 * n)`, `round`).
     """
