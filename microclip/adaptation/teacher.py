@@ -61,7 +61,16 @@ class Part:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            NotImplementedError: there is a state, and this part does not say how to restore it.
+        """
+        if state:
+            raise NotImplementedError(
+                f"{type(self).__name__} saves {sorted(state)} and cannot restore it; write its "
+                "load_state_dict, or a resumed run would differ"
+            )
 
 
 class Teacher(Part, ABC, Generic[BatchIn]):

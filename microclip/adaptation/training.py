@@ -199,7 +199,8 @@ class Trainer(Generic[BatchT]):
     ) -> tuple[Teaching, dict[str, Tensor]] | None:
         """Learn from one batch; None if the teacher skips it."""
         with torch.autocast(self.views.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-            teaching = self._teacher.teach(batch, generator)
+            with torch.no_grad():
+                teaching = self._teacher.teach(batch, generator)
             if teaching is None:
                 return None
             terms = self._losses.terms(batch, teaching, generator)

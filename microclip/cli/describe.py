@@ -60,8 +60,9 @@ def run_doctor(targets: Sequence[str], written: DescriptionSettings, wanted: Doc
     wrong = [target for target in targets if _examine(target, written, wanted).has_errors]
     if wrong:
         remedy = "write what is missing" if wanted.is_fix else "`--fix` writes a fixed copy"
+        verb = "has" if len(wrong) == 1 else "have"
         raise runtime.VerificationError(
-            f"{', '.join(wrong)} have errors that must not be embedded; {remedy}"
+            f"{', '.join(wrong)} {verb} errors that must not be embedded; {remedy}"
         )
 
 

@@ -218,7 +218,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _explain(error: Exception) -> int:
     usage = getattr(error, "format_message", None)
     if usage is not None:  # click's own errors: unknown option, missing argument
-        say(f"microclip: {usage()}")
+        if text := usage():  # without a verb click has printed the help, and has no more to say
+            say(f"microclip: {text}")
         return 2
     say(f"microclip: {' '.join(str(error).split()) or type(error).__name__}")
     for kind, code in EXIT_CODES:

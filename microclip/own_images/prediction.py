@@ -112,7 +112,11 @@ def usable(images: Images, *, skip_bad: bool = False) -> list[Path]:
     if found.bad and (not skip_bad or not found.images):
         shown = "; ".join(f"{bad.path} ({bad.reason})" for bad in found.bad[:_SHOWN])
         more = f"; and {len(found.bad) - _SHOWN} more" if len(found.bad) > _SHOWN else ""
-        advice = "name others" if skip_bad else "remove them, or skip them with --skip-bad"
+        advice = (
+            "name others"
+            if skip_bad
+            else "remove them, or skip them (predict --skip-bad, skip_bad=True)"
+        )
         raise SettingsError(
             f"{len(found.bad)} of {len(files)} images cannot be read: {shown}{more}; {advice}"
         )

@@ -88,7 +88,7 @@ def read_adapted(folder: Path) -> tuple[Record, embeddings.TextClassifiers, dict
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise SettingsError(
             f"{folder} holds no complete classifier ({' '.join(str(error).split())}); "
-            "expected the folder that Adapted.save wrote"
+            "expected a folder that `microclip adapt --out` or Adapted.save wrote"
         ) from error
     texts, described = embeddings.load_classifiers(folder / TEXTS)
     names = record.class_names

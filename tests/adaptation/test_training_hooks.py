@@ -179,6 +179,18 @@ def test_a_teacher_with_a_memory_resumes_with_the_same_bits(tmp_path: Path) -> N
         assert torch.equal(value, again.trained_state()[name]), name
 
 
+def test_a_part_that_saves_but_cannot_restore_is_refused(tmp_path: Path) -> None:
+    class Forgetful(SkippingTeacher):
+        def state_dict(self) -> dict[str, Tensor]:
+            return {"labels": torch.zeros(N)}
+
+    table = Table()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(Forgetful(table), Heads(), table).train(Journal(stop_after=1), tmp_path)
+    with pytest.raises(NotImplementedError, match="Forgetful saves .*labels.* write its"):
+        trainer(Forgetful(table), Heads(), table).train(Journal(), tmp_path)
+
+
 def test_a_skipped_batch_moves_neither_weights_nor_momentum_nor_decay() -> None:
     heads, table = Heads(), Table()
     journal = Journal()
