@@ -30,7 +30,7 @@ def test_the_gallery_filters_sorts_and_shows_attention_maps(browser: Browser, pl
             assert sure == sorted(sure)
             seen.page.get_by_text("[FG]", exact=True).click()
             assert seen.page.locator("canvas:visible").count() == N_IMAGES
-            assert seen.page.get_by_text("Attention of [FG] over the patches").is_visible()
+            assert seen.page.get_by_text("Attention of [FG] to the patches").is_visible()
             assert seen.errors == []
             assert seen.outside(("file", "data")) == []
             assert seen.overflow_px() <= 0
