@@ -4,6 +4,8 @@
 Verdicts compare numbers as printed. `match` and `differs` compare both numbers, `cannot run` is a
 hole of the plan, and `not run` is everything else without a score. A cell that is illegible in the
 paper has no verdict, because there is nothing to compare with. No number is ever filled in.
+
+Comparing, writing and verifying are one module because all three need the same entries.
 """
 
 from __future__ import annotations
