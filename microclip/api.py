@@ -20,6 +20,7 @@ from microclip.own_images.record import (
     RECORD,
     WEIGHTS,
     Record,
+    Resolved,
     read_adapted,
     resolve,
     task_of,
@@ -114,32 +115,11 @@ def adapt(
             that cannot be read.
     """
     skip_bad = bool(settings.pop("skip_bad", False))
-    where = "the arguments of microclip.adapt"
-    chosen, method_settings, options = resolve(method, settings, where)
+    chosen = resolve(method, settings, "the arguments of microclip.adapt")
     vocabulary = checked(list(class_names), "class_names")
-    sentences = _sentences(descriptions, vocabulary, options.templates)
+    sentences = _sentences(descriptions, vocabulary, chosen.options.templates)
     files = prediction.usable(images, skip_bad=skip_bad)
-    device = str(runtime.choose_device(options.device))
-    declared = load_backbone_settings(backbone)
-    tower = load_backbone(declared, device)
-    texts = embeddings.classifiers(tower, sentences, options.templates).to(device)
-    record = Record(
-        class_names=vocabulary.class_names,
-        backbone=backbone,
-        backbone_key=embeddings.backbone_key(declared),
-        method=method,
-        settings=method_settings.model_dump(mode="json"),
-        seed=options.seed,
-    )
-    start = training.Start(
-        record=record,
-        backbone=declared,
-        texts=texts,
-        tower=tower,
-        method=chosen,
-        settings=method_settings,
-        precision=options.precision,
-    )
+    start = _start(sentences, backbone, method, chosen)
     place = training.Place(_LogTracker(), RunClock())
     with prediction.stored(files) as unlabelled:
         outcome = training.adapt_images(start, unlabelled, place)
@@ -147,7 +127,39 @@ def adapt(
     if outcome.verdict.keeps_zero_shot:
         logger.warning("adaptation %s; zero-shot is kept", outcome.verdict.line())
     about = {"images": {"n": len(files)}, **outcome.verdict.as_dict(), "asked_method": method}
-    return Adapted(replace(outcome.record, about=about), texts, outcome.tower, outcome.classifier)
+    record = replace(outcome.record, about=about)
+    return Adapted(record, start.texts, outcome.tower, outcome.classifier)
+
+
+def _start(
+    sentences: Mapping[str, Sequence[str]],
+    backbone: str,
+    method: str,
+    chosen: Resolved,
+) -> training.Start:
+    """Load the backbone and encode the sentences, in the order of the classes."""
+    adapter, method_settings, options = chosen
+    device = str(runtime.choose_device(options.device))
+    declared = load_backbone_settings(backbone)
+    tower = load_backbone(declared, device)
+    texts = embeddings.classifiers(tower, sentences, options.templates).to(device)
+    record = Record(
+        class_names=tuple(sentences),
+        backbone=backbone,
+        backbone_key=embeddings.backbone_key(declared),
+        method=method,
+        settings=method_settings.model_dump(mode="json"),
+        seed=options.seed,
+    )
+    return training.Start(
+        record=record,
+        backbone=declared,
+        texts=texts,
+        tower=tower,
+        method=adapter,
+        settings=method_settings,
+        precision=options.precision,
+    )
 
 
 def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:

@@ -64,10 +64,10 @@ class Part:
         """Restore what `state_dict` returned.
 
         Raises:
-            NotImplementedError: there is a state, and this part does not say how to restore it.
+            TypeError: there is a state, and this part does not say how to restore it.
         """
         if state:
-            raise NotImplementedError(
+            raise TypeError(
                 f"{type(self).__name__} saves {sorted(state)} and cannot restore it; write its "
                 "load_state_dict, or a resumed run would differ"
             )

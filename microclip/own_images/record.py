@@ -58,7 +58,7 @@ class Record:
 def write_adapted(
     folder: Path, record: Record, texts: embeddings.TextClassifiers, classifier: Classifier
 ) -> None:
-    """Write the classifier into `folder`, without the backbone's own weights."""
+    """Write the classifier into `folder`, without CLIP's unchanged weights."""
     # The classes are in every file, so that files of two folders cannot be mixed unnoticed.
     classes = list(record.class_names)
     own = {"method": record.method, "classes": classes}

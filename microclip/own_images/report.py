@@ -273,7 +273,7 @@ def _limits(results: Results) -> Iterator[str]:
             "- The backbone icon-clip is small and was trained on drawings of icons; for "
             "photographs, use `--backbone vit-b-32`."
         )
-    yield "- The backbone's own weights are not in this folder; loading needs the same ones."
+    yield "- CLIP's unchanged weights are not included; loading needs the same backbone."
     yield ""
 
 

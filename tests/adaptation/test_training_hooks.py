@@ -187,7 +187,7 @@ def test_a_part_that_saves_but_cannot_restore_is_refused(tmp_path: Path) -> None
     table = Table()
     with pytest.raises(KeyboardInterrupt):
         trainer(Forgetful(table), Heads(), table).train(Journal(stop_after=1), tmp_path)
-    with pytest.raises(NotImplementedError, match="Forgetful saves .*labels.* write its"):
+    with pytest.raises(TypeError, match="Forgetful saves .*labels.* write its"):
         trainer(Forgetful(table), Heads(), table).train(Journal(), tmp_path)
 
 

@@ -36,7 +36,7 @@ _BROKEN = (  # what readers raise for files that are cut short or damaged
     EOFError,
     zlib.error,
     lzma.LZMAError,
-    NotImplementedError,  # a zip's compression that Python cannot undo
+    NotImplementedError,  # zipfile's own error for a compression that it cannot read
 )
 
 
