@@ -393,3 +393,16 @@ def whole_folder(out: Path) -> Iterator[Path]:
 def version() -> str:
     """Version of the installed package."""
     return importlib.metadata.version("microclip")
+
+
+def duration(seconds: float, *, decimals: bool = False) -> str:
+    """A time for people: "45 s" (with decimals "44.8 s", "0.06 s"), "3 min 05 s", "2 h 13 min"."""
+    if decimals and seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"

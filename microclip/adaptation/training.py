@@ -343,11 +343,5 @@ class Progress:
         left = (now - self._started) / done * (total - done)
         return (
             f"epoch {epoch}/{self._n_epochs}, step {step + 1}/{self._n_steps}, "
-            f"{duration(left)} left"
+            f"{runtime.duration(left)} left"
         )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `45 s` or `3 min 20 s`."""
-    whole = round(seconds)
-    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"

@@ -19,7 +19,6 @@ import yaml
 
 from microclip import paths, processes, runtime, settings
 from microclip.cli import BackboneOption, DeviceOption, app, say
-from microclip.processes import Terminated
 
 if TYPE_CHECKING:
     from microclip.api import Adapted
@@ -226,14 +225,8 @@ def _run(prepared: Prepared, out: Path) -> Results:
     named = prepared.settings
     run.init(record.STUDY)
     tracker = run.open_tracker(named, out, record.STUDY, report.OwnMirror)
-    try:
+    with tracker.recording_failure():
         return report.run(prepared, out, tracker)
-    except (Terminated, KeyboardInterrupt):
-        tracker.fail("KILLED", "interrupted")
-        raise
-    except Exception as error:
-        tracker.fail("FAILED", " ".join(str(error).split()))
-        raise
 
 
 def _confirmed() -> bool:

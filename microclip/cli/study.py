@@ -25,7 +25,6 @@ from microclip.cli import (
     app,
     say,
 )
-from microclip.processes import Terminated
 from microclip.settings import reports
 from microclip.settings.base import SettingsError
 from microclip.study import Plan, RunSettings
@@ -191,14 +190,8 @@ def _run(resolved: RunSettings, out: Path, study: str, weights_from: Path | None
     from microclip.tracking import run as tracking_run
 
     tracker = tracking_run.open_tracker(resolved, out, study)
-    try:
+    with tracker.recording_failure():
         scores = runner.run(resolved, out, tracker, weights_from)
-    except (Terminated, KeyboardInterrupt):
-        tracker.fail("KILLED", "interrupted")
-        raise
-    except Exception as error:
-        tracker.fail("FAILED", " ".join(str(error).split()))
-        raise
     tracker.finish(scores.as_dict())
     took = f"{scores.top1_pct:.2f} % in {scores.seconds:.0f} s"
     tracker.message(f"{resolved.spec.name}: {took}")

@@ -13,6 +13,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def write(plan: Plan) -> Path:
         lstrip_blocks=True,
     )
     beside = {"scores.csv": paths.STUDY_SCORES, "all.tex": paths.ALL_TABLES}
-    environment.filters["duration"] = scores.duration_text
+    environment.filters["duration"] = partial(runtime.duration, decimals=True)
     text = environment.get_template("page.html").render(
         study=study,
         title=plan.title or f"Study {study}",

@@ -480,14 +480,3 @@ def holes(plan: Plan) -> list[dict[str, str]]:
         }
         for (method, variant, reason), datasets in grouped.items()
     ]
-
-
-def duration_text(seconds: float) -> str:
-    """A time for people: "0.06 s", "4.2 s", "3 min 05 s", "2 h 13 min"."""
-    if seconds < 59.95:
-        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min"

@@ -19,8 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microclip import paths
-from microclip.adaptation.training import duration
+from microclip import paths, runtime
 from microclip.measure.evaluation import CONFIDENCE_SCALE, Evaluation, evaluate
 from microclip.model.embeddings import TextClassifiers
 from microclip.own_images.inputs import Materials, Request, Texts, closest_classes
@@ -303,7 +302,7 @@ def plan_lines(request: Request, estimate: Estimate | None, device: str) -> Iter
     if estimate is None:
         yield f"{task}; continuing where it was interrupted"
     else:
-        seconds = duration(max(1.0, estimate.seconds))
+        seconds = runtime.duration(max(1.0, estimate.seconds))
         yield (
             f"{task}; about {seconds} (measured on {estimate.n_measured} "
             f"images), {estimate.peak_memory_mib / 1024:.1f} GiB memory, "
@@ -325,7 +324,7 @@ def done_lines(results: Results, out: Path) -> Iterator[str]:
         "collapsed": "the adapted model is discarded, ZERO-SHOT IS KEPT",
         "untrained": "nothing was trained",
     }[verdict.kind]
-    took = duration(results.seconds)
+    took = runtime.duration(results.seconds)
     yield f"done in {took}; {verdict.kind}: {'; '.join(verdict.reasons)} -> {kept}"
     if verdict.numbers:
         shown = ", ".join(f"{name} {value:.3g}" for name, value in verdict.numbers.items())

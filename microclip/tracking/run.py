@@ -21,6 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -29,6 +30,7 @@ import yaml
 
 from microclip import paths, runtime, settings
 from microclip.methods.base import settings_of
+from microclip.processes import Terminated
 from microclip.study import RunSettings
 
 if TYPE_CHECKING:
@@ -462,6 +464,18 @@ class RunTracker:
         """Record that the run ended early."""
         self._journal({"event": status.lower(), "reason": reason})
         self._mirror.fail(status, reason)
+
+    @contextmanager
+    def recording_failure(self) -> Iterator[None]:
+        """Record how the block ended if an error or a signal ended it, and raise that again."""
+        try:
+            yield
+        except (Terminated, KeyboardInterrupt):
+            self.fail("KILLED", "interrupted")
+            raise
+        except Exception as error:
+            self.fail("FAILED", " ".join(str(error).split()))
+            raise
 
     def _journal(self, line: Mapping[str, Any]) -> None:
         with (self._folder / paths.RUN_JOURNAL).open("a", encoding="utf-8") as stream:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from microclip import runtime
 from microclip.adaptation import training
 from microclip.adaptation.training import (
     EpochTotals,
     FiniteGuard,
     NonFiniteLossError,
     Progress,
-    duration,
 )
 
 
@@ -72,7 +72,7 @@ def test_time_left_counts_from_the_epoch_that_was_resumed(
 
 
 def test_durations_read_well() -> None:
-    assert [duration(s) for s in (0.0, 59.4, 60.0, 200.0)] == [
+    assert [runtime.duration(s) for s in (0.0, 59.4, 60.0, 200.0)] == [
         "0 s",
         "59 s",
         "1 min 00 s",

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from microclip import paths, runtime, settings, study
-from microclip.measure import ledger, page, scores, tables
+from microclip.measure import ledger, page, tables
 from microclip.measure.scores import COLUMNS
 from microclip.methods.base import SHARED_RECIPE
 from microclip.settings import reports
@@ -350,7 +350,7 @@ def test_durations_are_added_up_by_method(plan: Plan) -> None:
     ],
 )
 def test_a_duration_is_written_for_people(seconds: float, text: str) -> None:
-    assert scores.duration_text(seconds) == text
+    assert runtime.duration(seconds, decimals=True) == text
 
 
 def test_machines_and_versions_are_those_of_the_runs(plan: Plan) -> None:
