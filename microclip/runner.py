@@ -251,12 +251,12 @@ class _Training:
         return self.method.adapt(granted, self.options, reporter)
 
     def _sight(self, split: str) -> Sight:
-        def embeddings() -> Tensor:
+        def frozen() -> Tensor:
             found = self.inputs.features
             assert found is not None
             return (found.train if split == "train" else found.test).to(self.inputs.device)
 
-        return Sight(self.inputs.splits[split].images, embeddings)
+        return Sight(self.inputs.splits[split].images, frozen)
 
     def _draw(self) -> list[int]:
         """Indices of the training images whose labels the method sees."""
@@ -266,8 +266,9 @@ class _Training:
                 f"few-shot method {self.settings.spec.method!r} needs an integer setting 'shots', "
                 f"got {shots!r}; add it to its Settings"
             )
-        seed = runtime.derive_seed(self.settings.spec.seed, "shots")
-        return k_shot(self.inputs.splits["train"].labels.tolist(), shots, seed)
+        # Not a derived seed: seed 1 then draws the images that the papers' seed 1 draws.
+        labels = self.inputs.splits["train"].labels.tolist()
+        return k_shot(labels, shots, self.settings.spec.seed)
 
     def _examples(self, drawn: Sequence[int]) -> Examples:
         train = self._sight("train")

@@ -28,7 +28,7 @@ from microclip.methods.base import Supervision, Task, Tracker
 from microclip.methods.clip import ClipSettings, LinearClassifier
 from microclip.model import embeddings
 from microclip.model.backbone import load_backbone, read_backbone, unit_norm
-from microclip.runtime import MissingDataError, derive_seed, sha256
+from microclip.runtime import MissingDataError, sha256
 from microclip.settings import Frozen, SettingsError
 from microclip.study import RunSettings
 from microclip.tracking.run import open_tracker
@@ -179,7 +179,7 @@ def test_a_few_shot_method_sees_only_its_examples(
     settings = few_shot(monkeypatch, method)
     scores = runner.run(settings, Path("run"), Journal())
     train = loading.load(settings.dataset)["train"]
-    drawn = loading.k_shot(train.labels.tolist(), 2, derive_seed(settings.spec.seed, "shots"))
+    drawn = loading.k_shot(train.labels.tolist(), 2, settings.spec.seed)
     given = method.task
     assert given.examples is not None
     assert (given.images, given.embeddings) == (None, None)
@@ -206,7 +206,7 @@ def test_permuted_labels_outside_the_draw_change_nothing(
     settings = few_shot(monkeypatch, method)
     runner.run(settings, Path("first"), Journal())
     labels = loading.load(settings.dataset)["train"].labels.tolist()
-    drawn = loading.k_shot(labels, 2, derive_seed(settings.spec.seed, "shots"))
+    drawn = loading.k_shot(labels, 2, settings.spec.seed)
     permute_labels(settings, kept=drawn)
     assert loading.load(settings.dataset)["train"].labels.tolist() != labels
     # other labels would give another draw; the question is what a given draw lets through

@@ -69,11 +69,14 @@ class NCutOptions:
 
     def __post_init__(self) -> None:
         """Refuse unknown words."""
-        for name, words in (("threshold", Threshold), ("sign", SignRule)):
-            if getattr(self, name) not in get_args(words):
-                raise ValueError(
-                    f"{name} must be one of {get_args(words)}, got {getattr(self, name)!r}"
-                )
+        refuse_unknown_words(self, threshold=Threshold, sign=SignRule)
+
+
+def refuse_unknown_words(options: object, **words: Any) -> None:
+    """Raise ValueError if an attribute of `options` is not one of its Literal's words."""
+    for name, literal in words.items():
+        if (word := getattr(options, name)) not in get_args(literal):
+            raise ValueError(f"{name} must be one of {get_args(literal)}, got {word!r}")
 
 
 @torch.no_grad()

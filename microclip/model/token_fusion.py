@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,13 +12,11 @@ from torch.nn import functional
 
 from microclip.model.attention_pooling import AttentionPooling
 from microclip.model.backbone import Backbone, ImageTokens, difference, unit_norm
-from microclip.model.saliency import NCutOptions, Saliency, normalized_cut
+from microclip.model.saliency import NCutOptions, Saliency, normalized_cut, refuse_unknown_words
 
 Query = Literal["ncut", "mean", "random", "cls"]
 Pooling = Literal["attention", "query-average"]
 TrainHead = Literal["fusion", "cls"]
-
-_WORDS = {"query": Query, "pooling": Pooling, "train_head": TrainHead}
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,7 @@ class FusionOptions:
 
     def __post_init__(self) -> None:
         """Refuse unknown words and meaningless combinations."""
-        for name, words in _WORDS.items():
-            if getattr(self, name) not in get_args(words):
-                raise ValueError(
-                    f"{name} must be one of {get_args(words)}, got {getattr(self, name)!r}"
-                )
+        refuse_unknown_words(self, query=Query, pooling=Pooling, train_head=TrainHead)
         if not 0 <= self.global_weight <= 1:
             raise ValueError(f"global_weight must lie in [0, 1], got {self.global_weight}")
         if self.pooling == "query-average" and self.query == "cls":
