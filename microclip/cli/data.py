@@ -1,4 +1,7 @@
-"""The commands `microclip data get|verify|list`: public datasets on this machine."""
+"""The commands `microclip data get|verify|list`: public datasets on this machine.
+
+Heavy imports are inside the functions, so that `--help` is quick.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ import typer
 
 from microclip import runtime, settings
 from microclip.cli import app, say
-from microclip.data.public import sources
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import DatasetCard, DatasetSettings, PublicSource
 
@@ -85,6 +87,8 @@ def get(
         )
     chosen = _public(names)
     if route == "local":
+        from microclip.data.public import sources
+
         for dataset, card in chosen:
             print("\n".join(sources.recipe_lines(_files_of(dataset), card)))
         return
@@ -107,6 +111,8 @@ def verify(names: NamesArgument = None) -> None:
 
     Without names, checks all public datasets that are here.
     """
+    from microclip.data.public import sources
+
     chosen = _public(names or None)
     if not names:
         chosen = [(d, c) for d, c in chosen if sources.locate(_files_of(d), c) is not None]
@@ -136,6 +142,8 @@ class _Wishes:
 
 
 def _get(dataset: DatasetSettings, card: DatasetCard, wishes: _Wishes) -> None:
+    from microclip.data.public import sources
+
     name = _files_of(dataset)
     found = sources.get(
         name, card, only=wishes.route, offline=wishes.is_offline, again=wishes.is_again
@@ -192,6 +200,8 @@ def _files_of(dataset: DatasetSettings) -> str:
 
 
 def _row(dataset: DatasetSettings, card: DatasetCard) -> Row:
+    from microclip.data.public import sources
+
     assert isinstance(dataset.source, PublicSource)
     split = dataset.source.split
     expected = card.counts.get(split)
@@ -213,6 +223,7 @@ def _row(dataset: DatasetSettings, card: DatasetCard) -> Row:
 def _differences(name: str, files: str, card: DatasetCard) -> tuple[str, ...]:
     """Known problems of a dataset's files, found without reading them."""
     from microclip.data import passport
+    from microclip.data.public import sources
 
     try:
         found = list(passport.differences(name))
