@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from microclip import paths, processes, runtime, settings
-from microclip.cli import app, say
+from microclip.cli import DescriptionsOption, app, say
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import TEMPLATES, DatasetSettings, IconSource
 from microclip.settings.llms import DescriptionSettings
@@ -207,7 +207,6 @@ class _Job:
 TargetsArgument = Annotated[
     list[str], typer.Argument(help="datasets in config/datasets, or a file with one class per line")
 ]
-AuthorOption = Annotated[str, typer.Option(help="name of a file in config/llms")]
 LlmOption = Annotated[str, typer.Option(help="the same, for your own classes")]
 PromptsOption = Annotated[str, typer.Option(help="name of a file in config/prompts")]
 DomainOption = Annotated[str, typer.Option(help='what the classes are: "a kind of bird"')]
@@ -249,7 +248,7 @@ CancelFlag = Annotated[
 @app.command()
 def describe(
     targets: TargetsArgument,
-    descriptions: AuthorOption = "shipped",
+    descriptions: DescriptionsOption = "shipped",
     llm: LlmOption = "",
     prompts: PromptsOption = "",
     domain: DomainOption = "",
@@ -269,14 +268,13 @@ def describe(
     cancel: CancelFlag = False,
 ) -> None:
     """Describe the classes of a dataset, or of your own list, in sentences."""
-    name = llm or descriptions
-    written = settings.load_descriptions(name)
+    written = settings.load_descriptions(llm or descriptions)
     if check or fix:
         run_doctor(targets, written, DoctorOptions(fix, long, backbone, out))
         return
     options = _Options(prompts, model, domain, base_url, allow_quarantined)
     if not written.asks:
-        _refuse_options(_given(**vars(options), max_cost=max_cost, cancel=cancel), name)
+        _refuse_options(_given(**vars(options), max_cost=max_cost, cancel=cancel), written.name)
         for target in targets:
             _gather(target, written, dry_run=dry_run)
         return
@@ -286,10 +284,7 @@ def describe(
         _show_estimates(jobs, [work.estimate() for work in works])
         return
     for job, work in zip(jobs, works, strict=True):
-        if cancel:
-            say(f"cancelled {work.cancel(say)} batches of {_title(job)}; their answers are saved")
-        else:
-            _generate(job, work, max_cost)
+        _carry_out(job, work, max_cost, cancel=cancel)
 
 
 def _gather(target: str, written: DescriptionSettings, *, dry_run: bool) -> None:
@@ -367,6 +362,13 @@ def _work(job: _Job, answers: Path, *, retry_quarantined: bool) -> Generation:
 
 def _title(job: _Job) -> str:
     return job.order.dataset or f"{len(job.order.class_names)} classes"
+
+
+def _carry_out(job: _Job, work: Generation, max_cost: float | None, *, cancel: bool) -> None:
+    if cancel:
+        say(f"cancelled {work.cancel(say)} batches of {_title(job)}; their answers are saved")
+    else:
+        _generate(job, work, max_cost)
 
 
 def _generate(job: _Job, work: Generation, max_cost: float | None) -> None:

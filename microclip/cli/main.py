@@ -180,8 +180,9 @@ def doctor() -> None:
     for name in settings.known("backbones"):
         backbone = settings.load_backbone_settings(name)
         lacking = [path for path in backbone.files.values() if not path.is_file()]
-        fault = f": no {lacking[0]}" if lacking else ""
-        found.append((f"backbone {name}{fault}", not lacking))
+        note = ", whose weights open_clip fetches at first use" if backbone.pretrained else ""
+        note = f": no {lacking[0]}" if lacking else note
+        found.append((f"backbone {name}{note}", not lacking))
     for text, there in found:
         print(f"{'ok' if there else 'missing':8} {text}".rstrip())
     print(f"{'ok':8} python {record['python']}, {record['cpus']} CPUs, {gpu}")

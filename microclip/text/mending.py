@@ -286,12 +286,14 @@ class Examination:
     fixed: FixedFile | None = None
 
     def text(self) -> str:
-        """Text for people: the table, then the changes and the table of the fixed copy."""
+        """The table, then the changes, the classes left out, and the table of the fixed copy."""
         if self.fixed is None:
             return self.report.table()
         numbers = Counter(change.kind for change in self.fixed.content.changes)
         changed = ", ".join(f"{n} {kind}" for kind, n in numbers.most_common()) or "nothing"
         head = f"fixed: {changed}; every change is in {self.fixed.changes}"
+        if emptied := self.fixed.content.emptied:
+            head += f"\nleft out, with no usable sentence: {', '.join(map(repr, emptied))}"
         return f"{self.report.table()}\n{head}\n\n{self.fixed.report.table()}"
 
 

@@ -36,6 +36,15 @@ def test_a_fixed_copy_without_errors_exits_with_0_and_so_does_its_check(
     assert main.main(["describe", str(out), "--check"]) == 0
 
 
+def test_fix_names_the_classes_that_it_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "shapes.json"
+    path.write_text(json.dumps({"disc": ["A disc is as round as a coin."], "bar": ["."]}))
+    assert main.main(["describe", str(path), "--fix"]) == 0
+    assert "left out, with no usable sentence: 'bar'\n" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("own_project")
 def test_a_dataset_is_checked_against_its_classes_and_reported_in_results(
     capsys: pytest.CaptureFixture[str],

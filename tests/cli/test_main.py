@@ -239,7 +239,18 @@ def test_doctor_lists_versions_and_backbones(
     assert main.main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert "torch" in said
-    assert "backbone tiny" in said
+    assert "backbone tiny\n" in said
+
+
+def test_doctor_says_which_weights_are_fetched_at_first_use(
+    own_project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own_project / "config/backbones/public.yaml").write_text(
+        "{title: Public, model: ViT-B-32, pretrained: openai}\n"
+    )
+    assert main.main(["doctor"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "ok       backbone public, whose weights open_clip fetches at first use" in said
 
 
 def test_unlock_is_silent_if_there_is_nothing_to_clean_up(
