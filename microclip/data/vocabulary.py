@@ -60,12 +60,13 @@ def label_of_folder(folder_name: str, class_names: Sequence[str]) -> int | None:
     """
     if folder_name in class_names:
         return class_names.index(folder_name)
-    wanted = _one_separator(folder_name)
-    same = [label for label, name in enumerate(class_names) if _one_separator(name) == wanted]
+    wanted = one_separator(folder_name)
+    same = [label for label, name in enumerate(class_names) if one_separator(name) == wanted]
     return same[0] if len(same) == 1 else None
 
 
-def _one_separator(name: str) -> str:
+def one_separator(name: str) -> str:
+    """A name with hyphens in place of spaces, underscores and slashes."""
     return re.sub("[ _/-]", "-", name)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from microclip import runtime
+from microclip.data.vocabulary import one_separator
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import HubRoute
 from microclip.text.prompts import letters
@@ -221,25 +222,13 @@ def check_order(official: Sequence[str], class_names: Sequence[str], what: str) 
 
 
 def _label_of(name: str, class_names: Sequence[str]) -> int | None:
-    """Label of the one class with this name: as written, else by its letters and digits alone."""
-    for fold in (str, lambda text: re.sub("[ _/-]", "-", text), letters):
-        same = [label for label, own in enumerate(class_names) if fold(own) == fold(name)]
+    """Label of the one class with this name: as written, by any separator, or by letters alone."""
+    for fold in (str, one_separator, letters):
+        wanted = fold(name)
+        same = [label for label, own in enumerate(class_names) if fold(own) == wanted]
         if same:
             return same[0] if len(same) == 1 else None
     return None
-
-
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write a decoded image losslessly, whole or not at all."""
-    with runtime.atomic_path(path) as temporary:
-        image.save(temporary, format="PNG")
-
-
-def inside(folder: Path, *names: str) -> Path:
-    """Path of nested names below a folder, ignoring case."""
-    for name in names:
-        folder = any_case(folder, name)
-    return folder
 
 
 def part_of_each(lists: Mapping[str, Sequence[str]], where: Path) -> dict[str, str]:

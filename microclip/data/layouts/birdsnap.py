@@ -13,13 +13,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from microclip import runtime
-from microclip.data.layouts.base import Item, Listing, images_below, labels_by_name, lines, place
+from microclip.data.layouts.base import (
+    SHOWN,
+    Item,
+    Listing,
+    images_below,
+    labels_by_name,
+    lines,
+    place,
+)
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import HubRoute
 
 ROOT = "birdsnap"
 NEEDS = tuple(f"{ROOT}/{name}" for name in ("images", "species.txt", "images.txt"))
-_SHOWN = 3
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
@@ -91,5 +98,5 @@ def _notes(
         if counts and empty:
             yield (
                 f"{len(empty)} species have no photograph in the official {part} part: "
-                f"{', '.join(empty[:_SHOWN])}"
+                f"{', '.join(empty[:SHOWN])}"
             )

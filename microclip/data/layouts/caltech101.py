@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from microclip import runtime
-from microclip.data.layouts.base import Item, Listing, images_below, inside, labels_by_name
+from microclip.data.layouts.base import Item, Listing, images_below, labels_by_name, place
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import HubRoute
 
@@ -22,7 +22,7 @@ _CLASSES = {  # folders whose names are not the class names of OpenAI and the pa
 _WRITTEN = {name.casefold(): name for name in (*_LEFT_OUT, *_CLASSES)}  # all others: lower case
 _NUMBERED = re.compile(r"image_(\d{4})\.jpg", re.IGNORECASE)
 _PLACES = ("", "caltech-101/", "caltech101/")  # as unpacked here, by hand, by torchvision
-NEEDS = ("|".join(f"{place}{_ROOT}" for place in _PLACES),)
+NEEDS = ("|".join(f"{where}{_ROOT}" for where in _PLACES),)
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
@@ -59,8 +59,8 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
 
 def _root(folder: Path) -> Path:
     """The folder that contains the class folders, wherever the copy has it."""
-    for place in _PLACES:
-        found = inside(folder, *place.split("/")[:-1], _ROOT)
+    for where in _PLACES:
+        found = place(folder, f"{where}{_ROOT}")
         if found.is_dir():
             return found
     raise runtime.MissingDataError(f"{folder} has no folder {_ROOT}; unpack {_ROOT}.tar.gz there")

@@ -15,10 +15,10 @@ from microclip.data.layouts.base import (
     Item,
     Listing,
     check_order,
-    inside,
     labels_of_ids,
     listing,
     matlab_variable,
+    place,
 )
 from microclip.settings.datasets import HubRoute
 
@@ -40,18 +40,18 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
         MissingDataError: a file or a listed image is missing or damaged.
         SettingsError: the official order of names is not ours, or an id has no class.
     """
-    root = inside(folder, _ROOT)
-    devkit = inside(root, "devkit")
-    meta = inside(devkit, "cars_meta.mat")
+    root = place(folder, _ROOT)
+    devkit = place(root, "devkit")
+    meta = place(devkit, "cars_meta.mat")
     official = [str(name) for name in matlab_variable(meta, "class_names")]
     check_order(official, class_names, str(meta))
-    test_labels = inside(root, _TEST_LABELS)
+    test_labels = place(root, _TEST_LABELS)
     if not test_labels.is_file():
-        test_labels = inside(devkit, _TEST_LABELS)
+        test_labels = place(devkit, _TEST_LABELS)
     items: list[Item] = []
     files = []
     for part, labelled in (
-        ("train", inside(devkit, "cars_train_annos.mat")),
+        ("train", place(devkit, "cars_train_annos.mat")),
         ("test", test_labels),
     ):
         images = ImageFiles.below(_images(root, part))
@@ -62,8 +62,8 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
 
 def _images(root: Path, part: str) -> Path:
     """The folder of a part's images, which is one deeper in some copies."""
-    folder = inside(root, f"cars_{part}")
-    deeper = inside(folder, f"cars_{part}")
+    folder = place(root, f"cars_{part}")
+    deeper = place(folder, f"cars_{part}")
     return deeper if deeper.is_dir() else folder
 
 

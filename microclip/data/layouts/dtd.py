@@ -9,11 +9,11 @@ from microclip.data.layouts.base import (
     ImageFiles,
     Item,
     Listing,
-    inside,
     labels_by_name,
     lines,
     listing,
     part_of_each,
+    place,
 )
 from microclip.settings.datasets import HubRoute
 
@@ -28,11 +28,11 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
         MissingDataError: a list or a listed image is missing.
         SettingsError: an image is in two parts, or the classes are not ours.
     """
-    root = inside(folder, "dtd")
-    lists = inside(root, "labels")
-    parts = part_of_each({part: lines(inside(lists, f"{part}1.txt")) for part in _PARTS}, lists)
+    root = place(folder, "dtd")
+    lists = place(root, "labels")
+    parts = part_of_each({part: lines(place(lists, f"{part}1.txt")) for part in _PARTS}, lists)
     labels = labels_by_name((name.split("/")[0] for name in parts), class_names, str(lists))
-    images = ImageFiles.below(inside(root, "images"))
+    images = ImageFiles.below(place(root, "images"))
     return listing(
         (
             Item(images.path(name), name, labels[key], key, part)

@@ -16,10 +16,10 @@ from microclip.data.layouts.base import (
     Listing,
     check_order,
     check_same,
-    inside,
     lines,
     listing,
     part_of_each,
+    place,
 )
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import HubRoute
@@ -40,14 +40,14 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
         MissingDataError: a list or a listed image is missing, or a list was cut short.
         SettingsError: variants in another order than ours, or an image in two parts.
     """
-    data = inside(folder, *_DATA.split("/"))
-    variants = inside(data, "variants.txt")
+    data = place(folder, _DATA)
+    variants = place(data, "variants.txt")
     official = lines(variants)
     check_order(official, class_names, str(variants))
     labels = {name: label for label, name in enumerate(official)}
-    rows = {part: _rows(inside(data, f"images_variant_{part}.txt"), labels) for part in _PARTS}
+    rows = {part: _rows(place(data, f"images_variant_{part}.txt"), labels) for part in _PARTS}
     parts = part_of_each({part: list(keys) for part, keys in rows.items()}, data)
-    joined = inside(data, "images_variant_trainval.txt")
+    joined = place(data, "images_variant_trainval.txt")
     if joined.is_file():
         check_same(
             rows["train"] | rows["val"],
@@ -55,7 +55,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
             of="the train and val lists",
             other=joined,
         )
-    images = ImageFiles.below(inside(data, "images"))
+    images = ImageFiles.below(place(data, "images"))
     return listing(
         (
             Item(images.path(f"{image}.jpg"), f"{image}.jpg", labels[key], key, part)

@@ -14,11 +14,11 @@ from microclip.data.layouts.base import (
     Item,
     Listing,
     check_same,
-    inside,
     labels_of_ids,
     listing,
     matlab_variable,
     part_of_each,
+    place,
 )
 from microclip.settings.datasets import HubRoute
 
@@ -34,8 +34,8 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
         MissingDataError: a file or a listed image is missing or damaged.
         SettingsError: an image is in two parts, or the ids are not those of our classes.
     """
-    root = inside(folder, _ROOT)
-    label_file, part_file = inside(root, "imagelabels.mat"), inside(root, "setid.mat")
+    root = place(folder, _ROOT)
+    label_file, part_file = place(root, "imagelabels.mat"), place(root, "setid.mat")
     ids = matlab_variable(label_file, "labels")
     labels = {
         _file(number): label
@@ -49,7 +49,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
         part_file,
     )
     check_same(labels, parts, of=str(label_file), other=part_file)
-    images = ImageFiles.below(inside(root, "jpg"))
+    images = ImageFiles.below(place(root, "jpg"))
     return listing(
         (
             Item(images.path(name), name, labels[name], str(labels[name] + 1), part)

@@ -13,11 +13,11 @@ from microclip.data.layouts.base import (
     Listing,
     check_order,
     check_same,
-    inside,
     labels_by_name,
     lines,
     listing,
     part_of_each,
+    place,
 )
 from microclip.settings.datasets import HubRoute
 
@@ -37,13 +37,13 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
         MissingDataError: a list or a listed image is missing, or a list was cut short.
         SettingsError: classes other than ours or in another order, or an image in two parts.
     """
-    root = inside(folder, _ROOT)
-    meta = inside(root, "meta")
-    classes = inside(meta, "classes.txt")
+    root = place(folder, _ROOT)
+    meta = place(root, "meta")
+    classes = place(meta, "classes.txt")
     check_order(lines(classes), class_names, str(classes))
     parts = part_of_each({part: _images(meta, part) for part in _PARTS}, meta)
     labels = labels_by_name((name.split("/")[0] for name in parts), class_names, str(meta))
-    images = ImageFiles.below(inside(root, "images"))
+    images = ImageFiles.below(place(root, "images"))
     return listing(
         (
             Item(images.path(f"{name}.jpg"), f"{name}.jpg", labels[key], key, part)
@@ -57,7 +57,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
 
 def _images(meta: Path, part: str) -> list[str]:
     """Names of a part's images, such as "apple_pie/1005649"; its two lists must agree."""
-    as_text, as_json = inside(meta, f"{part}.txt"), inside(meta, f"{part}.json")
+    as_text, as_json = place(meta, f"{part}.txt"), place(meta, f"{part}.json")
     if not as_json.is_file():
         return lines(as_text)
     names = _of_json(as_json)

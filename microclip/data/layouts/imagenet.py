@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from microclip import runtime
-from microclip.data.layouts.base import SUFFIXES, Item, Listing, place
+from microclip.data.layouts.base import SHOWN, SUFFIXES, Item, Listing, place
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import HubRoute
 
@@ -24,7 +24,6 @@ _SOLUTION = "LOC_val_solution.csv"  # columns ImageId, PredictionString: "n01751
 _WNID = re.compile(r"n\d{8}")
 _N_CLASSES = 1000
 _ANCHORS = {0: ("n01440764", "tench"), 999: ("n15075141", "toilet paper")}
-_SHOWN = 3
 
 
 def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> Listing:
@@ -94,13 +93,13 @@ def _check_images(there: Sequence[str], wnids: Sequence[str], where: Path) -> No
     if lacking:
         raise runtime.MissingDataError(
             f"{where} has no image of {len(lacking)} of {len(wnids)} classes: "
-            f"{', '.join(lacking[:_SHOWN])}; get it again, or sort val into folders by id"
+            f"{', '.join(lacking[:SHOWN])}; get it again, or sort val into folders by id"
         )
     unknown = sorted(set(there) - set(wnids))
     if unknown:
         raise SettingsError(
             f"{where} has {len(unknown)} classes that are not in train: "
-            f"{', '.join(unknown[:_SHOWN])}; get the dataset again"
+            f"{', '.join(unknown[:SHOWN])}; get the dataset again"
         )
 
 

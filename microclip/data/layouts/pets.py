@@ -16,10 +16,10 @@ from microclip.data.layouts.base import (
     Listing,
     check_order,
     check_same,
-    inside,
     lines,
     listing,
     part_of_each,
+    place,
 )
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import HubRoute
@@ -37,16 +37,16 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
         SettingsError: an image in two parts, a breed with two ids, or ids in another order than
             our names.
     """
-    root = inside(folder, _ROOT)
-    annotations = inside(root, "annotations")
-    rows = {part: _rows(inside(annotations, name)) for part, name in _LISTS.items()}
+    root = place(folder, _ROOT)
+    annotations = place(root, "annotations")
+    rows = {part: _rows(place(annotations, name)) for part, name in _LISTS.items()}
     parts = part_of_each({part: list(ids) for part, ids in rows.items()}, annotations)
     ids = rows["train"] | rows["test"]
-    whole = inside(annotations, "list.txt")
+    whole = place(annotations, "list.txt")
     if whole.is_file():
         check_same(parts, _rows(whole), of="trainval.txt with test.txt", other=whole)
     labels = _labels(ids, class_names, annotations)
-    images = ImageFiles.below(inside(root, "images"))
+    images = ImageFiles.below(place(root, "images"))
     return listing(
         (
             Item(images.path(f"{image}.jpg"), f"{image}.jpg", labels[key], key, part)

@@ -21,6 +21,7 @@ from PIL import Image
 from microclip import runtime
 from microclip.data.layouts.base import (
     IMAGES,
+    SHOWN,
     SUFFIXES,
     Item,
     Listing,
@@ -44,7 +45,6 @@ NEEDS = (
 )
 _VIDEO_SUFFIXES = frozenset({".avi"})
 _REPORT_EVERY = 500
-_SHOWN = 3
 _RIFF_HEADER = 8  # bytes that the size in an AVI's header does not count
 
 
@@ -86,7 +86,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
     if gone:
         raise runtime.MissingDataError(
             f"{len(gone)} of {len(clips)} clips of split 1 are not below {root}: "
-            f"{', '.join(gone[:_SHOWN])}; the archive was cut short or files were removed, get it "
+            f"{', '.join(gone[:SHOWN])}; the archive was cut short or files were removed, get it "
             "again"
         )
     if suffixes is _VIDEO_SUFFIXES:
@@ -180,7 +180,7 @@ def _write(clips: Sequence[_Clip], videos: Mapping[str, Path], folder: Path) -> 
         frames[clip.fold] = path
     if cut:
         raise runtime.MissingDataError(
-            f"{len(cut)} of {len(clips)} videos cannot be used: {', '.join(cut[:_SHOWN])}; get "
+            f"{len(cut)} of {len(clips)} videos cannot be used: {', '.join(cut[:SHOWN])}; get "
             "them again, what was written is kept"
         )
     return frames
