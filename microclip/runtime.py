@@ -147,11 +147,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, as 64 hex digits."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+            found.update(chunk)
+    return found.hexdigest()
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:

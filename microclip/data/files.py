@@ -211,9 +211,8 @@ class Survey:
 
     images: tuple[Path, ...]  # those that can be read
     bad: tuple[BadFile, ...] = ()
-    modes: Mapping[str, int] = field(
-        default_factory=dict
-    )  # "RGB", "CMYK", then "rotated", "animated", "other suffix" (counted again) -> how many
+    # "RGB", "CMYK", then "rotated", "animated", "other suffix" (counted again) -> how many
+    modes: Mapping[str, int] = field(default_factory=dict)
     others: Mapping[str, int] = field(default_factory=dict)  # suffix of other files -> how many
     duplicates: int = 0  # images with the same bytes as an earlier one
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microclip import paths, runtime
-from microclip.settings.base import Frozen, SettingsError, validated
+from microclip.settings.base import Frozen, SettingsError, read_record
 from microclip.settings.datasets import DatasetSettings, PublicSource, Source, SplitRule
 
 if TYPE_CHECKING:
@@ -191,12 +190,7 @@ def read_origin(dataset: DatasetSettings) -> Origin:
                 f"run `microclip fetch-dataset {dataset.name}`"
             )
         return Origin(source=dataset.source)
-    try:
-        found = validated(Origin, dict(json.loads(path.read_text(encoding="utf-8"))), str(path))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise SettingsError(
-            f"{path} is damaged ({' '.join(str(error).split())}); {again}"
-        ) from None
+    found = read_record(Origin, path, remedy=again)
     if found.manifest_sha256 != manifest_sha256(dataset.name):
         raise SettingsError(f"{path} belongs to another manifest; {again}")
     if other := source_difference(found.source, dataset):

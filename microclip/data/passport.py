@@ -21,7 +21,6 @@ each other.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections import Counter
@@ -48,7 +47,7 @@ from microclip.data.manifest import (
 )
 from microclip.data.store import ImageStore, open_store
 from microclip.data.vocabulary import load_vocabulary
-from microclip.settings.base import Frozen, SettingsError, validated
+from microclip.settings.base import Frozen, SettingsError, read_record
 from microclip.settings.datasets import (
     Counts,
     DatasetSettings,
@@ -132,12 +131,10 @@ def read(dataset_name: str) -> Passport | None:
     path = Path(paths.PASSPORT.format(dataset=dataset_name))
     if not path.is_file():
         return None
-    found = _parsed(path, dataset_name)
+    again = f"run `microclip store-images {dataset_name}` again"
+    found = read_record(Passport, path, remedy=again)
     if found.format != FORMAT:
-        raise SettingsError(
-            f"{path} has format {found.format}, expected {FORMAT}; run "
-            f"`microclip store-images {dataset_name}` again"
-        )
+        raise SettingsError(f"{path} has format {found.format}, expected {FORMAT}; {again}")
     return found
 
 
@@ -239,17 +236,6 @@ def names_sha256(names: Sequence[str]) -> str:
 def pairs(examples: Sequence[tuple[str, str]]) -> str:
     """Pairs of the same training and test file, on one line."""
     return "; ".join(f"{train} = {test}" for train, test in examples)
-
-
-def _parsed(path: Path, dataset_name: str) -> Passport:
-    try:
-        said = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise SettingsError(
-            f"{path} is damaged ({' '.join(str(error).split())}); run "
-            f"`microclip store-images {dataset_name}` again"
-        ) from error
-    return validated(Passport, said, str(path))
 
 
 def _first_difference(today: Sequence[str], then: Sequence[str]) -> str:

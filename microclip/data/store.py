@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microclip import paths, runtime
-from microclip.data.decoding import RULE, UnreadableError, decode_all
-from microclip.data.decoding import Pixels as Pixels
+from microclip.data.decoding import RULE, Pixels, UnreadableError, decode_all
 from microclip.data.files import BadFile, complaint, write_bad_files
 from microclip.data.manifest import check_left, read_manifest
 from microclip.settings.base import Frozen, SettingsError, known

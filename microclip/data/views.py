@@ -129,7 +129,7 @@ def _cubic(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 Crop = Literal["center", "random"]
 
-# Source: sathiiii/microCLIP:utils/build_dataset.py with its arguments (card, section 3).
+# Source: sathiiii/microCLIP:utils/build_dataset.py with its arguments.
 STRONG_SCALE = (0.3, 1.0)  # area of the random resized crop
 STRONG_POLICY = "rand-m9-mstd0.5-inc1"
 

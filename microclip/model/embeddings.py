@@ -22,12 +22,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from microclip import paths, runtime
-from microclip.data.loading import image_embeddings
-from microclip.data.loading import load as load_splits
+from microclip.data import loading
 from microclip.data.manifest import SPLITS, read_manifest
 from microclip.model.backbone import Backbone, encode_classes, load_backbone
-from microclip.settings.base import SettingsError
-from microclip.settings.base import digest as settings_digest
+from microclip.settings.base import SettingsError, digest
 from microclip.settings.datasets import DatasetSettings
 from microclip.settings.llms import DescriptionSettings
 from microclip.settings.study import BackboneSettings
@@ -91,14 +89,14 @@ def backbone_key(backbone: BackboneSettings) -> str:
                 f"make it or correct config/backbones/{backbone.name}.yaml"
             )
         parts[field] = runtime.sha256(path)
-    return settings_digest(parts)
+    return digest(parts)
 
 
 def input_key(
     backbone: str, sentences: Mapping[str, Sequence[str]], templates: Sequence[str]
 ) -> str:
     """Key of a set of class vectors: backbone, tokenizer, classes and all their text."""
-    return settings_digest(
+    return digest(
         {
             "format": FORMAT,
             "backbone": backbone,
@@ -223,12 +221,12 @@ def _damaged(path: Path, reason: str) -> SettingsError:
 
 def _tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the tensors' names, types, shapes and bytes."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for name in sorted(tensors):
         values = tensors[name].contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        found.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        found.update(values.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _target(
@@ -260,8 +258,8 @@ def encode_images(
     """
     key = _key(dataset, backbone)
     tower = load_backbone(backbone, device)
-    splits = load_splits(dataset)
-    tensors = {name: image_embeddings(tower, splits[name].images) for name in SPLITS}
+    splits = loading.load(dataset)
+    tensors = {name: loading.image_embeddings(tower, splits[name].images) for name in SPLITS}
     target = _features_target(dataset, backbone)
     with runtime.atomic_path(target) as path:
         path.write_bytes(save(tensors, metadata={"microclip": json.dumps({"key": key})}))
@@ -299,12 +297,13 @@ def load_features(dataset: DatasetSettings, backbone: BackboneSettings) -> Featu
 
 
 def _key(dataset: DatasetSettings, backbone: BackboneSettings) -> str:
-    return settings_digest(
+    manifest = read_manifest(dataset.name)
+    return digest(
         {
             "format": FORMAT,
             "backbone": backbone_key(backbone),
-            "images": read_manifest(dataset.name).images_sha256,
-            "splits": read_manifest(dataset.name).splits,
+            "images": manifest.images_sha256,
+            "splits": manifest.splits,
             "view": "center",
         }
     )

@@ -58,6 +58,21 @@ def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Mode
         raise explain(error, model, where) from error
 
 
+def read_record(model: type[Model], path: Path, *, remedy: str) -> Model:
+    """Read a JSON file that the project wrote.
+
+    Raises:
+        SettingsError: it is damaged (the message ends in `remedy`), or has other fields.
+    """
+    try:
+        values = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise SettingsError(
+            f"{path} is damaged ({' '.join(str(error).split())}); {remedy}"
+        ) from error
+    return validated(model, values, str(path))
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping. Raises SettingsError if the file is missing, broken or not a mapping."""
     try:

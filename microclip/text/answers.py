@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from microclip import runtime
+from microclip.settings.llms import AnswerMode
 
 logger = logging.getLogger(__name__)
 
@@ -169,9 +170,7 @@ class AnswerError(ValueError):
         self.reason: Reason = reason
 
 
-def parse(
-    text: str | None, *, items: int, mode: Literal["strict", "official", "single"]
-) -> list[str]:
+def parse(text: str | None, *, items: int, mode: AnswerMode) -> list[str]:
     """Read the sentences of one answer.
 
     "strict": lines numbered 1, 2, … as `strict_items` reads them, exactly `items` of them.
@@ -259,9 +258,7 @@ _READERS: dict[str, Callable[[str], list[str]]] = {
 }
 
 
-_OFFSET_DIGITS = (
-    15  # hex digits of a key that give its byte in the claims file; an offset has 63 bits
-)
+_OFFSET_DIGITS = 15  # hex digits of a key: its byte in the claims file; an offset has 63 bits
 # Kept open: POSIX drops a process's locks on a file as soon as it closes any handle to it.
 _claims: dict[Path, int] = {}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -253,7 +252,7 @@ class Report:
     def write(self, stem: Path) -> tuple[Path, Path]:
         """Write `<stem>.report.json` and `<stem>.report.csv`; return both paths."""
         as_json, as_lines = (stem.with_name(f"{stem.name}.report.{e}") for e in ("json", "csv"))
-        runtime.write_text(as_json, json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n")
+        runtime.write_json(as_json, self.as_dict())
         runtime.write_text(as_lines, self.csv())
         return as_json, as_lines
 

@@ -18,6 +18,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from microclip.settings.base import Frozen, Name, SettingsError, load_named, validated
+from microclip.settings.llms import AnswerMode
+
+Article = Literal["upper-case-vowel", "vowel", "none"]
 
 
 def readable(class_name: str) -> str:
@@ -213,7 +216,7 @@ class PromptSet(Frozen):
     name: Name
     title: str
     source: str = Field(description="who asked these questions, and where they are published")
-    parser: Literal["strict", "official", "single"] = Field(
+    parser: AnswerMode = Field(
         "strict",
         description="how an answer is read; strict: numbered items, checked; official: numbered "
         "items as microCLIP reads them; single: one sentence",
@@ -224,7 +227,7 @@ class PromptSet(Frozen):
     sampling: Sampling = Sampling.model_validate({})
     system: str | None = Field(None, description="system message; may contain {items}")
     append: str | None = Field(None, description="added to each question; may contain {name}")
-    article: Literal["upper-case-vowel", "vowel", "none"] = Field(
+    article: Article = Field(
         "vowel",
         description="'an' only before A E I O U (CuPL: 'a alley'), before vowels of either case "
         "(microCLIP: 'an alley'), or no article",
@@ -332,7 +335,7 @@ class PromptSet(Frozen):
         return template.format(name=name, article=article, domain=domain)
 
 
-def article_of(name: str, rule: Literal["upper-case-vowel", "vowel", "none"]) -> str:
+def article_of(name: str, rule: Article) -> str:
     """The article before a class name: "a", "an" or nothing.
 
     Source: "upper-case-vowel" as in sarahpratt/CuPL, "vowel" as in sathiiii/microCLIP.

@@ -195,11 +195,11 @@ def _take(folder: Path, route: ArchiveRoute | HubRoute, how: _How) -> str:
 
 
 def _take_archives(folder: Path, route: ArchiveRoute, *, offline: bool) -> str:
-    hashes = {
+    fetched = {
         file.name: downloads.fetch(file, place_of(folder, file), is_offline=offline)
         for file in route.files
     }
-    return ", ".join(f"{name} sha256 {digest}" for name, digest in hashes.items())
+    return ", ".join(f"{name} sha256 {sha256}" for name, sha256 in fetched.items())
 
 
 def _unpack(folder: Path, route: ArchiveRoute, *, again: bool) -> None:
@@ -345,8 +345,7 @@ def verify_passport(dataset: DatasetSettings) -> Iterator[Finding]:
 
 
 def _archives(folder: Path, card: DatasetCard) -> Iterator[Finding]:
-    files = [f for route in card.routes if isinstance(route, ArchiveRoute) for f in route.files]
-    for file in files:
+    for file in _files(card):
         place = place_of(folder, file)
         if not place.is_file():
             continue

@@ -225,8 +225,8 @@ def unpack(archive: Path, into: Path, inner: Sequence[str] = (), *, again: bool 
     """
     into.mkdir(parents=True, exist_ok=True)
     record = archive.with_name(f"{archive.name}.unpacked.json")
-    stat = archive.stat()
-    sign = {"into": str(into), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    status = archive.stat()
+    sign = {"into": str(into), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     if not again and _is_done(record, sign, into):
         return
     temporary = temporary_of(archive.name, into)
