@@ -14,13 +14,12 @@ from microclip.data.vocabulary import Vocabulary, checked
 from microclip.methods.base import Classifier, load_method
 from microclip.model import embeddings
 from microclip.model.backbone import Backbone, difference, load_backbone
-from microclip.own_images import prediction, training
+from microclip.own_images import inputs, prediction, training
 from microclip.own_images.prediction import Images, Prediction
 from microclip.own_images.record import (
     RECORD,
     WEIGHTS,
     Record,
-    Resolved,
     read_adapted,
     resolve,
     task_of,
@@ -29,7 +28,6 @@ from microclip.own_images.record import (
 from microclip.settings.base import SettingsError, validated
 from microclip.settings.study import load_backbone_settings
 from microclip.text import descriptions as description_files
-from microclip.text.prompts import fill
 from microclip.tracking.run import RunClock
 
 __all__ = ["Adapted", "Prediction", "adapt", "load"]
@@ -119,7 +117,8 @@ def adapt(
     vocabulary = checked(list(class_names), "class_names")
     sentences = _sentences(descriptions, vocabulary, chosen.options.templates)
     files = prediction.usable(images, skip_bad=skip_bad)
-    start = _start(sentences, backbone, method, chosen)
+    device = runtime.choose_device(chosen.options.device)
+    start = training.load_start(sentences, load_backbone_settings(backbone), chosen, device)
     place = training.Place(_LogTracker(), RunClock())
     with prediction.stored(files) as unlabelled:
         outcome = training.adapt_images(start, unlabelled, place)
@@ -129,37 +128,6 @@ def adapt(
     about = {"images": {"n": len(files)}, **outcome.verdict.as_dict(), "asked_method": method}
     record = replace(outcome.record, about=about)
     return Adapted(record, start.texts, outcome.tower, outcome.classifier)
-
-
-def _start(
-    sentences: Mapping[str, Sequence[str]],
-    backbone: str,
-    method: str,
-    chosen: Resolved,
-) -> training.Start:
-    """Load the backbone and encode the sentences, in the order of the classes."""
-    adapter, method_settings, options = chosen
-    device = str(runtime.choose_device(options.device))
-    declared = load_backbone_settings(backbone)
-    tower = load_backbone(declared, device)
-    texts = embeddings.classifiers(tower, sentences, options.templates).to(device)
-    record = Record(
-        class_names=tuple(sentences),
-        backbone=backbone,
-        backbone_key=embeddings.backbone_key(declared),
-        method=method,
-        settings=method_settings.model_dump(mode="json"),
-        seed=options.seed,
-    )
-    return training.Start(
-        record=record,
-        backbone=declared,
-        texts=texts,
-        tower=tower,
-        method=adapter,
-        settings=method_settings,
-        precision=options.precision,
-    )
 
 
 def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
@@ -178,7 +146,7 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
             f"{source} was made with backbone {record.backbone!r} of key {record.backbone_key}, "
             f"got key {key}; restore those weights or adapt again"
         )
-    chosen_device = str(runtime.choose_device(device))
+    chosen_device = runtime.choose_device(device)
     texts, tower = texts.to(chosen_device), load_backbone(backbone, chosen_device)
     method = load_method(record.method)
     settings = validated(method.Settings, record.settings, str(source / RECORD))
@@ -217,8 +185,7 @@ def _sentences(
     """The sentences of every class."""
     match descriptions:
         case None:
-            prompts = fill(templates, vocabulary.class_names)
-            return dict(zip(vocabulary.class_names, map(tuple, prompts), strict=True))
+            return inputs.template_texts(vocabulary, templates).sentences
         case Mapping():
             found = description_files.checked(descriptions, "descriptions")
         case _:

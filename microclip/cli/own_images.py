@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from microclip.api import Adapted
     from microclip.own_images.inputs import Materials, Request, Texts
     from microclip.own_images.prediction import Prediction
-    from microclip.own_images.record import Options, OwnSettings
+    from microclip.own_images.record import Options, OwnSettings, Resolved
     from microclip.own_images.report import Prepared
     from microclip.own_images.results import Results
 
-
 _WHERE = "the options of adapt"
+EXPERIMENT = "exports"  # MLflow's experiment for registered models
 
 FolderArgument = Annotated[Path, typer.Argument(help="folder of images, nested or not")]
 ClassesOption = Annotated[Path | None, typer.Option(help="text file with one class name per line")]
@@ -64,6 +64,14 @@ DuplicatesFlag = Annotated[
 ]
 YesFlag = Annotated[bool, typer.Option("--yes", help="start without asking")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="print the results as JSON at the end")]
+AdaptedArgument = Annotated[Path, typer.Argument(help="folder of an adapted classifier")]
+
+
+class Format(StrEnum):
+    """Formats of an exported classifier."""
+
+    ONNX = "onnx"
+    MLFLOW = "mlflow"
 
 
 @app.command()
@@ -129,17 +137,17 @@ def _adapt(request: Request, *, is_asked: bool) -> dict[str, Any]:
     """Run a command unless its folder is complete already; return its results for JSON."""
     from microclip.own_images import inputs, record, results
 
-    _, method_settings, options = record.resolve(request.method, request.settings, _WHERE)
+    chosen = record.resolve(request.method, request.settings, _WHERE)
     given = inputs.gather(request)
-    named = record.run_settings(request, given, method_settings, options)
+    named = record.run_settings(request, given, chosen)
     if record.is_complete(request.out, named):
         about = json.loads((request.out / record.RECORD).read_text(encoding="utf-8"))["about"]
         say(f"{request.out} is already complete ({about['verdict']}); nothing to do")
         say(f"next: `microclip predict {request.out} IMAGES`")
         return dict(about)
-    texts = _texts(request, given, options)
+    texts = _texts(request, given, chosen.options)
     with processes.exclusive(request.out):
-        prepared = _prepare(request, given, texts, named)
+        prepared = _prepare(request, given, texts, named, chosen)
         if is_asked and not _confirmed():
             say("nothing was started")
             raise typer.Exit(0)
@@ -175,44 +183,20 @@ def _described(request: Request, given: Materials) -> Path:
     return target
 
 
-def _prepare(request: Request, given: Materials, texts: Texts, named: OwnSettings) -> Prepared:
+def _prepare(
+    request: Request, given: Materials, texts: Texts, named: OwnSettings, chosen: Resolved
+) -> Prepared:
     """Load and encode what training needs, and print the plan."""
-    from microclip.model import embeddings
-    from microclip.model.backbone import load_backbone
-    from microclip.own_images import record, results, training
-    from microclip.own_images.record import Record
+    from microclip.own_images import results, training
     from microclip.own_images.report import Prepared
-    from microclip.own_images.training import Start
 
-    method, method_settings, options = record.resolve(request.method, request.settings, _WHERE)
-    names = given.vocabulary.class_names
     _say_all(results.survey_lines(given, request.out))
-    device = str(runtime.choose_device(options.device))
-    tower = load_backbone(named.backbone, device)
-    vectors = embeddings.classifiers(tower, texts.sentences, options.templates).to(device)
-    _say_all(results.text_lines(texts, vectors, names))
-    _say_all(results.warning_lines(given, method_settings))
-    described = Record(
-        class_names=names,
-        backbone=request.backbone,
-        backbone_key=named.inputs["backbone_key"],
-        method=request.method,
-        settings=named.method,
-        seed=options.seed,
-    )
-    start = Start(
-        record=described,
-        backbone=named.backbone,
-        texts=vectors,
-        tower=tower,
-        method=method,
-        settings=method_settings,
-        precision=options.precision,
-    )
+    device = runtime.choose_device(chosen.options.device)
+    start = training.load_start(texts.sentences, named.backbone, chosen, device)
+    _say_all(results.text_lines(texts, start.texts, given.vocabulary.class_names))
+    _say_all(results.warning_lines(given, chosen.settings))
     is_begun = (request.out / paths.RUN_CHECKPOINT).is_dir()
-    estimate = None
-    if not is_begun:
-        estimate = training.estimate(given.images, start)
+    estimate = None if is_begun else training.estimate(given.images, start)
     _say_all(results.plan_lines(request, estimate, device))
     return Prepared(start, given, texts, replace(named, device=device))
 
@@ -262,17 +246,6 @@ def _value(text: str) -> Any:
         raise settings.SettingsError(
             f"--set value {text!r} is not YAML ({' '.join(str(error).split())}); quote it"
         ) from None
-
-
-EXPERIMENT = "exports"  # MLflow's experiment for registered models
-AdaptedArgument = Annotated[Path, typer.Argument(help="folder of an adapted classifier")]
-
-
-class Format(StrEnum):
-    """Formats of an exported classifier."""
-
-    ONNX = "onnx"
-    MLFLOW = "mlflow"
 
 
 @app.command()

@@ -124,8 +124,9 @@ class Options(Frozen):
 
 
 class Resolved(NamedTuple):
-    """A method, its settings, and the options that belong to no method."""
+    """A method by its name, its settings, and the options that belong to no method."""
 
+    name: str
     method: Method[BaseModel]
     settings: BaseModel
     options: Options
@@ -142,7 +143,7 @@ def resolve(method: str, settings: Mapping[str, Any], where: str) -> Resolved:
     rest = {name: value for name, value in settings.items() if name not in own}
     options = validated(Options, own, where)
     chosen_settings = validated(chosen.Settings, rest, f"{where} for method {method!r}")
-    return Resolved(chosen, chosen_settings, options)
+    return Resolved(method, chosen, chosen_settings, options)
 
 
 def task_of(
@@ -188,13 +189,11 @@ class OwnSettings(RunSettings):
         return {**values, "inputs": self.inputs}
 
 
-def run_settings(
-    request: Request, materials: Materials, method_settings: BaseModel, options: Options
-) -> OwnSettings:
+def run_settings(request: Request, materials: Materials, chosen: Resolved) -> OwnSettings:
     """The settings that identify a command; equal ones give equal weights and predictions."""
     backbone = settings.load_backbone_settings(request.backbone)
     texts = _texts_identity(request)
-    method = method_settings.model_dump(mode="json")
+    method, options = chosen.settings.model_dump(mode="json"), chosen.options
     inputs = {
         "images": materials.images_sha256,
         "n_images": len(materials.images),
@@ -209,7 +208,7 @@ def run_settings(
         dataset=dataset.name,
         backbone=request.backbone,
         descriptions=texts["kind"],
-        method=request.method,
+        method=chosen.name,
         variant=settings.digest([inputs, method, options.model_dump(mode="json")])[:8],
         seed=options.seed,
     )
@@ -221,7 +220,7 @@ def run_settings(
         method=method,
         device=options.device,
         precision=options.precision,
-        recipe=recipe_of(request.method),
+        recipe=recipe_of(chosen.name),
         inputs=inputs,
     )
 

@@ -21,9 +21,9 @@ from microclip.adaptation.training import NonFiniteLossError
 from microclip.data.loading import UnlabelledImages
 from microclip.methods.base import Classifier, Method, Silence, Task, Tracker, load_method
 from microclip.model.backbone import Backbone, load_backbone
-from microclip.model.embeddings import TextClassifiers
+from microclip.model.embeddings import TextClassifiers, backbone_key, classifiers
 from microclip.own_images import prediction
-from microclip.own_images.record import Record, task_of, with_images
+from microclip.own_images.record import Record, Resolved, task_of, with_images
 from microclip.own_images.verdict import MAX_LOOKED_AT, Verdict, Watch, judge
 from microclip.settings.study import BackboneSettings
 from microclip.tracking.run import EpochReporter, RunClock
@@ -42,6 +42,34 @@ class Start:
     method: Method[BaseModel]
     settings: BaseModel
     precision: str = "fp32"
+
+
+def load_start(
+    sentences: Mapping[str, Sequence[str]],
+    backbone: BackboneSettings,
+    chosen: Resolved,
+    device: str,
+) -> Start:
+    """Load the backbone on `device` and encode the sentences, in the order of the classes."""
+    tower = load_backbone(backbone, device)
+    texts = classifiers(tower, sentences, chosen.options.templates).to(device)
+    record = Record(
+        class_names=tuple(sentences),
+        backbone=backbone.name,
+        backbone_key=backbone_key(backbone),
+        method=chosen.name,
+        settings=chosen.settings.model_dump(mode="json"),
+        seed=chosen.options.seed,
+    )
+    return Start(
+        record=record,
+        backbone=backbone,
+        texts=texts,
+        tower=tower,
+        method=chosen.method,
+        settings=chosen.settings,
+        precision=chosen.options.precision,
+    )
 
 
 @dataclass(frozen=True, eq=False)
