@@ -15,7 +15,6 @@ from pathlib import Path, PurePath
 
 import torch
 from jaxtyping import Float
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from microclip.data.decoding import Pixels
 from microclip.data.loading import spread
 from microclip.measure.evaluation import CONFIDENCE_SCALE
 from microclip.measure.trained_runs import FusedRun, TestedRun, TokenMaps, min_max, read, token_maps
+from microclip.measure.typesetting import template
 
 MAX_IMAGES = 800  # a larger test set is thinned to every k-th image
 MAX_BYTES = 2_900_000  # of the whole page
@@ -33,7 +33,6 @@ _SIZES = ((128, 80), (112, 75), (96, 70), (80, 65), (64, 60), (48, 50), (32, 40)
 _BATCH = 64
 _TOP = 3
 _LEVELS = "0123456789abcdef"  # a map's values, one digit per patch
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -185,18 +184,6 @@ def _data_uri(picture: Pixels, size: int, quality: int) -> str:
     stream = io.BytesIO()
     image.save(stream, "WEBP", quality=quality, method=6)
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
-
-
-def template(name: str) -> Template:
-    """A template from this folder; values are HTML-escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)
 
 
 def _render(tested: TestedRun, cards: Sequence[Card], n_columns: int) -> str:

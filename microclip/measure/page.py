@@ -13,28 +13,23 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from microclip import paths, runtime, settings
 from microclip.measure import ledger, scores, tables
 from microclip.measure.scores import Run
-from microclip.measure.typesetting import Block, Table
+from microclip.measure.typesetting import Block, Table, template
 from microclip.settings import reports
 from microclip.settings.datasets import DatasetSettings, IconSource
 from microclip.study import Plan
 
 PICTURES_BYTES = 5_500_000  # of all figures together; base64 adds a third
-_SCREEN_DPI = (
-    150  # figures are made for print; a screen shows them at one and a half times the size
-)
+_SCREEN_DPI = 150  # figures are made for print; a screen shows them half as large again
 _LARGEST_PX = 2000  # width of a picture that has to be shrunk
 _NUMBERS_ROWS = 80  # a figure's numbers are shown if there are no more rows
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -95,16 +90,8 @@ def write(plan: Plan) -> Path:
     """
     study = plan.study
     runs = scores.read_runs(plan, scores.read(study))
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     beside = {"scores.csv": paths.STUDY_SCORES, "all.tex": paths.ALL_TABLES}
-    environment.filters["duration"] = partial(runtime.duration, decimals=True)
-    text = environment.get_template("page.html").render(
+    text = template("page.html").render(
         study=study,
         title=plan.title or f"Study {study}",
         tables=[table_part(name, plan) for name in plan.tables],

@@ -1,10 +1,10 @@
 r"""Tables and texts as structures, and as CSV, Markdown and LaTeX.
 
 A `Table` has headings, rows in groups and cells; a text is a sequence of `Block`s. Every format is
-written from these structures, HTML included (`templates/parts.html`); nothing parses what another
-format wrote. In LaTeX each table is a file to `\input`, and `write` makes one document of all
-tables. A table needs the package booktabs; a wide one is set sideways and needs rotating too. The
-same table gives the same bytes.
+written from these structures, HTML included (`template` and `templates/parts.html`); nothing parses
+what another format wrote. In LaTeX each table is a file to `\input`, and `write` makes one document
+of all tables. A table needs the package booktabs; a wide one is set sideways and needs rotating
+too. The same table gives the same bytes.
 """
 
 from __future__ import annotations
@@ -15,13 +15,60 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from microclip import paths, runtime
 from microclip.study import Plan
 
 HOLE = "—"
+_TEMPLATES = Path(__file__).parent / "templates"
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≠": r"$\neq$",
+    "γ": r"$\gamma$",
+    "—": "---",
+    "–": "--",
+    "…": r"\dots{}",
+}
+_SPECIAL = re.compile("|".join(map(re.escape, _TEX)))
+_MAX_UPRIGHT_COLUMNS = 9  # the row labels' column included
+_UPRIGHT_PT, _SIDEWAYS_PT = 455.0, 700.0  # text width and height of A4 with margins of 25 mm
+_FONTS = {  # widths in Computer Modern, pt: an average letter, a bold digit, a digit
+    "small": (4.5, 5.35, 4.65),
+    "footnotesize": (4.15, 4.9, 4.3),
+    "scriptsize": (3.85, 4.6, 4.0),
+    "tiny": (3.2, 4.0, 3.45),
+}
+_LAYOUTS = (  # environment, text width, font of numbers, font of deviations; the first fit is used
+    ("table", _UPRIGHT_PT, "small", "scriptsize"),
+    ("table", _UPRIGHT_PT, "footnotesize", "scriptsize"),
+    ("table", _UPRIGHT_PT, "footnotesize", "tiny"),
+    ("sidewaystable", _SIDEWAYS_PT, "small", "scriptsize"),
+    ("sidewaystable", _SIDEWAYS_PT, "footnotesize", "scriptsize"),
+    ("sidewaystable", _SIDEWAYS_PT, "footnotesize", "tiny"),
+    ("sidewaystable", _SIDEWAYS_PT, "scriptsize", "tiny"),
+)
+_POINT, _PLUS_MINUS = 0.6, 2.4  # widths in digits, the sign with its spaces
+_GAP_PT = 6.0  # between columns, twice \tabcolsep
 
 
 @dataclass(frozen=True)
@@ -214,49 +261,17 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     return [shown[0], rule, *shown[1:]]
 
 
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': "''",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "≠": r"$\neq$",
-    "γ": r"$\gamma$",
-    "—": "---",
-    "–": "--",
-    "…": r"\dots{}",
-}
-_SPECIAL = re.compile("|".join(map(re.escape, _TEX)))
-_MAX_UPRIGHT_COLUMNS = 9  # the row labels' column included
-_UPRIGHT_PT, _SIDEWAYS_PT = 455.0, 700.0  # text width and height of A4 with margins of 25 mm
-_FONTS = {  # widths in Computer Modern, pt: an average letter, a bold digit, a digit
-    "small": (4.5, 5.35, 4.65),
-    "footnotesize": (4.15, 4.9, 4.3),
-    "scriptsize": (3.85, 4.6, 4.0),
-    "tiny": (3.2, 4.0, 3.45),
-}
-_LAYOUTS = (  # environment, text width, font of numbers, font of deviations; the first fit is used
-    ("table", _UPRIGHT_PT, "small", "scriptsize"),
-    ("table", _UPRIGHT_PT, "footnotesize", "scriptsize"),
-    ("table", _UPRIGHT_PT, "footnotesize", "tiny"),
-    ("sidewaystable", _SIDEWAYS_PT, "small", "scriptsize"),
-    ("sidewaystable", _SIDEWAYS_PT, "footnotesize", "scriptsize"),
-    ("sidewaystable", _SIDEWAYS_PT, "footnotesize", "tiny"),
-    ("sidewaystable", _SIDEWAYS_PT, "scriptsize", "tiny"),
-)
-_POINT, _PLUS_MINUS = 0.6, 2.4  # widths in digits, the sign with its spaces
-_GAP_PT = 6.0  # between columns, twice \tabcolsep
+def template(name: str) -> Template:
+    """A template from this folder; values are HTML-escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["duration"] = partial(runtime.duration, decimals=True)
+    return environment.get_template(name)
 
 
 def escape(text: str) -> str:

@@ -23,8 +23,9 @@ from microclip.data.files import write_bad_files
 from microclip.data.loading import UnlabelledImages, ViewRecipe, evaluation_views
 from microclip.data.store import open_store, write_store
 from microclip.measure.evaluation import CONFIDENCE_SCALE
-from microclip.measure.gallery import as_text, encoded, template
+from microclip.measure.gallery import as_text, encoded
 from microclip.measure.trained_runs import as_pixels, min_max, token_maps
+from microclip.measure.typesetting import template
 from microclip.methods.microclip import FusionClassifier
 from microclip.own_images.inputs import Materials, Texts, closest_classes
 from microclip.own_images.record import RECORD, TEXTS, WEIGHTS, OwnSettings, write_adapted
