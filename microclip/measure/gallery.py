@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import astuple, dataclass
 from pathlib import Path, PurePath
 
 import torch
@@ -32,16 +32,25 @@ _FIXED_BYTES = 40_000  # the rest of the page
 _SIZES = ((128, 80), (112, 75), (96, 70), (80, 65), (64, 60), (48, 50), (32, 40))  # px, quality
 _BATCH = 64
 _TOP = 3
+TopClasses = tuple[tuple[str, float], ...]  # names and probabilities, the likeliest first
 _LEVELS = "0123456789abcdef"  # a map's values, one digit per patch
 
 
 @dataclass(frozen=True)
-class Card:
-    """One test image; `top` and the maps are empty for a run without tokens.
+class Look:
+    """An image's maps as text, one character per patch, row by row; empty without tokens.
 
-    A map has one character per patch, row by row: 16 levels from its least to its greatest value,
-    or 0 and 1 for the mask.
+    A map has 16 levels from its least to its greatest value, the mask 0 and 1.
     """
+
+    global_map: str = ""
+    local_map: str = ""
+    mask: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One test image; `top` and `look` are empty for a run without tokens."""
 
     index: int
     file: str
@@ -50,20 +59,8 @@ class Card:
     confidence: float
     is_correct: bool
     picture: str  # data URI
-    top: tuple[tuple[str, float], ...] = ()
-    global_map: str = ""
-    local_map: str = ""
-    mask: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class _Looks:
-    """Top classes and maps of some images, in the cards' form."""
-
-    top: list[tuple[tuple[str, float], ...]]
-    global_map: list[str]
-    local_map: list[str]
-    mask: list[str]
+    top: TopClasses = ()
+    look: Look = Look()
 
 
 def write(run_folder: Path) -> Path:
@@ -84,11 +81,11 @@ def page(tested: TestedRun) -> str:
     largest = _SIZES[0][0]
     if tested.has_tokens:
         fused = FusedRun(tested)
-        looks = _looks(fused, indices)
-        cards = _cards(tested, indices, fused.pictures(indices, largest), looks)
+        seen = list(_seen(fused, indices))
+        cards = _cards(tested, indices, fused.pictures(indices, largest), seen)
         return _render(tested, cards, n_columns=fused.after.fusion.backbone.patch_grid[1])
     drawn = tested.pictures(indices, min(largest, tested.shorter_side(indices)))
-    cards = _cards(tested, indices, [drawn[index] for index in indices], None)
+    cards = _cards(tested, indices, [drawn[index] for index in indices], [])
     return _render(tested, cards, n_columns=0)
 
 
@@ -106,15 +103,19 @@ def encoded(pictures: Sequence[Pixels], budget: int) -> list[str]:
 
 
 def _cards(
-    tested: TestedRun, indices: Sequence[int], pictures: Sequence[Pixels], looks: _Looks | None
+    tested: TestedRun,
+    indices: Sequence[int],
+    pictures: Sequence[Pixels],
+    seen: Sequence[tuple[TopClasses, Look]],
 ) -> list[Card]:
-    """The cards, in test-set order."""
-    n_marks = 0 if looks is None else sum(len(text[0]) for text in _maps_of(looks))
+    """The cards, in test-set order; `seen` is empty for a run without tokens."""
+    n_marks = sum(map(len, astuple(seen[0][1]))) if seen else 0
     budget = MAX_BYTES - _FIXED_BYTES - len(indices) * (_CARD_BYTES + n_marks)
     addresses = encoded(pictures, budget)
     cards = []
     for place, index in enumerate(indices):
         row = tested.predictions.iloc[index]
+        top, look = seen[place] if seen else ((), Look())
         card = Card(
             index=index,
             file="/".join(PurePath(tested.test.files[index]).parts[-2:]),
@@ -123,47 +124,38 @@ def _cards(
             confidence=float(row["confidence"]),
             is_correct=bool(row["correct"]),
             picture=addresses[place],
+            top=top,
+            look=look,
         )
-        cards.append(card if looks is None else _with_look(card, looks, place))
+        cards.append(card)
     return cards
 
 
-def _maps_of(looks: _Looks) -> tuple[list[str], ...]:
-    return looks.global_map, looks.local_map, looks.mask
-
-
-def _with_look(card: Card, looks: _Looks, place: int) -> Card:
-    return replace(
-        card,
-        top=looks.top[place],
-        global_map=looks.global_map[place],
-        local_map=looks.local_map[place],
-        mask=looks.mask[place],
-    )
-
-
-def _looks(run: FusedRun, indices: Sequence[int]) -> _Looks:
-    """Top classes and maps of the test images, from the trained network."""
-    looks = _Looks([], [], [], [])
+def _seen(run: FusedRun, indices: Sequence[int]) -> Iterator[tuple[TopClasses, Look]]:
+    """Yield top classes and maps of the test images, from the trained network."""
     for images in _batches(run.each_view(indices)):
         maps = token_maps(run.after.fusion, images, run.generator())
-        looks.top.extend(_top_classes(maps, run.tested.class_names))
-        looks.global_map.extend(as_text(min_max(maps.global_map)))
-        looks.local_map.extend(as_text(min_max(maps.local_map)))
-        looks.mask.extend(as_text(maps.mask.float(), n_levels=2))
-    return looks
+        yield from zip(_top_classes(maps, run.tested.class_names), looks(maps), strict=True)
+
+
+def looks(maps: TokenMaps) -> Iterator[Look]:
+    """The maps of each image of a batch as text."""
+    texts = (
+        _as_text(min_max(maps.global_map)),
+        _as_text(min_max(maps.local_map)),
+        _as_text(maps.mask.float(), n_levels=2),
+    )
+    return itertools.starmap(Look, zip(*texts, strict=True))
 
 
 def _batches(views: Iterable[Tensor]) -> Iterator[Float[Tensor, "batch 3 size size"]]:
     """Yield single views in batches."""
     rest = iter(views)
-    while batch := list(islice(rest, _BATCH)):
+    while batch := list(itertools.islice(rest, _BATCH)):
         yield torch.cat(batch)
 
 
-def _top_classes(
-    maps: TokenMaps, class_names: Sequence[str]
-) -> Iterator[tuple[tuple[str, float], ...]]:
+def _top_classes(maps: TokenMaps, class_names: Sequence[str]) -> Iterator[TopClasses]:
     """Yield the likeliest classes of each image with their probabilities."""
     likely = (CONFIDENCE_SCALE * maps.output.logits.double()).softmax(dim=-1)
     values, labels = likely.topk(min(_TOP, len(class_names)), dim=-1)
@@ -172,7 +164,9 @@ def _top_classes(
         yield tuple(zip(names, own_values, strict=True))
 
 
-def as_text(maps: Float[Tensor, "batch row column"], n_levels: int = len(_LEVELS)) -> Iterator[str]:
+def _as_text(
+    maps: Float[Tensor, "batch row column"], n_levels: int = len(_LEVELS)
+) -> Iterator[str]:
     """Yield maps with values in [0, 1] as text, one character per patch."""
     for levels in ((n_levels - 1) * maps).round().long().flatten(1).tolist():
         yield "".join(_LEVELS[level] for level in levels)

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from microclip import paths, runtime
 from microclip.data.decoding import Pixels
@@ -23,8 +21,8 @@ from microclip.data.files import write_bad_files
 from microclip.data.loading import UnlabelledImages, ViewRecipe, evaluation_views
 from microclip.data.store import open_store, write_store
 from microclip.measure.evaluation import CONFIDENCE_SCALE
-from microclip.measure.gallery import as_text, encoded
-from microclip.measure.trained_runs import as_pixels, min_max, token_maps
+from microclip.measure.gallery import Look, TopClasses, encoded, looks
+from microclip.measure.trained_runs import as_pixels, token_maps
 from microclip.measure.typesetting import template
 from microclip.methods.microclip import FusionClassifier
 from microclip.own_images.inputs import Materials, Texts, closest_classes
@@ -317,15 +315,6 @@ _TOP = 3
 
 
 @dataclass(frozen=True)
-class Look:
-    """Attention maps of an image, one character per patch; see `measure.gallery.Card`."""
-
-    global_map: str = ""
-    local_map: str = ""
-    mask: str = ""
-
-
-@dataclass(frozen=True)
 class Card:
     """One image on the page."""
 
@@ -334,11 +323,9 @@ class Card:
     zero_shot: str
     confidence: float
     kinds: str  # "unsure", "changed", both or neither
-    top: tuple[tuple[str, float], ...]
+    top: TopClasses
     picture: str = ""  # data URI
-    global_map: str = ""
-    local_map: str = ""
-    mask: str = ""
+    look: Look = Look()
 
 
 def chosen_images(
@@ -363,14 +350,12 @@ def gallery(results: Results, images: UnlabelledImages) -> str:
     """The page as HTML; the template escapes every text."""
     outcome, found = results.outcome, results.found
     indices = chosen_images(found, results.unsure)
-    looks = list(_looks(outcome, images.part(indices)))
+    seen = list(_looks(outcome, images.part(indices)))
     pictures = encoded(_pictures(images.part(indices)), _PICTURE_BYTES)
+    shown = zip(indices, pictures, seen or [Look()] * len(indices), strict=True)
     cards = [
-        replace(_card(results, image), picture=picture)
-        for image, picture in zip(indices, pictures, strict=True)
+        replace(_card(results, image), picture=picture, look=look) for image, picture, look in shown
     ]
-    if looks:
-        cards = [replace(c, **vars(look)) for c, look in zip(cards, looks, strict=True)]
     record, verdict = outcome.record, outcome.verdict
     is_kept = not verdict.keeps_zero_shot
     return template("own_gallery.html").render(
@@ -383,7 +368,7 @@ def gallery(results: Results, images: UnlabelledImages) -> str:
         verdict=f"{verdict.kind}:" if is_kept else "Adaptation collapsed, this is zero-shot:",
         reasons="; ".join(verdict.reasons),
         classes=sorted({card.prediction for card in cards}, key=str.casefold),
-        grid_columns=outcome.tower.patch_grid[1] if looks else 0,
+        grid_columns=outcome.tower.patch_grid[1] if seen else 0,
     )
 
 
@@ -427,17 +412,5 @@ def _looks(outcome: Outcome, images: UnlabelledImages) -> Iterator[Look]:
     for batch in evaluation_views(
         images, recipe, crop="center", batch_size=_BATCH, device=tower.device
     ):
-        yield from _batch_looks(classifier, batch, seed)
-
-
-def _batch_looks(
-    classifier: FusionClassifier, batch: Float[Tensor, "batch 3 size size"], seed: int
-) -> Iterator[Look]:
-    maps = token_maps(classifier.fusion, batch, runtime.generator(seed, "test-query"))
-    texts = (
-        as_text(min_max(maps.global_map)),
-        as_text(min_max(maps.local_map)),
-        as_text(maps.mask.float(), n_levels=2),
-    )
-    for global_map, local_map, mask in zip(*texts, strict=True):
-        yield Look(global_map, local_map, mask)
+        maps = token_maps(classifier.fusion, batch, runtime.generator(seed, "test-query"))
+        yield from looks(maps)

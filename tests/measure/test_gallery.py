@@ -93,15 +93,15 @@ def test_every_test_image_is_a_card_with_prediction_maps_and_picture() -> None:
 
 def test_maps_have_sixteen_levels_from_least_to_greatest() -> None:
     run = FusedRun(read(MICROCLIP))
-    looks = gallery._looks(run, [3])
-    assert "0" in looks.local_map[0]
-    assert "f" in looks.local_map[0]
+    ((top, look),) = gallery._seen(run, [3])
+    assert "0" in look.local_map
+    assert "f" in look.local_map
     with_attention = run.after.fusion(run.views([3])).attention[0, :-1]
-    assert looks.local_map[0].index("f") == int(with_attention.argmax())
-    shares = [share for _, share in looks.top[0]]
+    assert look.local_map.index("f") == int(with_attention.argmax())
+    shares = [share for _, share in top]
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(1)  # three classes in all
-    assert looks.top[0][0][0] == run.tested.class_of("prediction", 3)
+    assert top[0][0] == run.tested.class_of("prediction", 3)
 
 
 def test_a_run_without_tokens_has_only_pictures_and_confidence() -> None:
