@@ -39,6 +39,13 @@ from microclip.settings.base import SettingsError
 # After 20 squarings, exp(-2**20 * gap / 2) of the third eigenvector remains: 1e-228 at a gap of
 # 1e-3, below which no cut is defined, and still 1e-16 at a gap of 7e-5.
 STEPS = 20
+MODEL, PREPROCESS, SCRIPT = "model.onnx", "preprocess.json", "onnx_predict.py"
+OPSET = 20  # the first with Gelu and everything else the exporter emits for these networks
+_SAME = 1e-4  # cosines closer than this differ only by rounding
+# Where two patches tie for the seed of the cut, or a similarity equals the threshold, rounding
+# decides the mask, in every solver. More than a few such images mean a different classifier.
+_LEAST_AGREEMENT = 0.9
+_BATCH = 64
 
 
 def fiedler_by_squaring(
@@ -188,14 +195,6 @@ def probabilities(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batc
 
 def _refused(reason: str) -> SettingsError:
     return SettingsError(f"this classifier cannot be exported: {reason}")
-
-
-MODEL, PREPROCESS, SCRIPT = "model.onnx", "preprocess.json", "onnx_predict.py"
-OPSET = 20  # the first with Gelu and everything else the exporter emits for these networks
-_SAME = 1e-4  # cosines closer than this differ only by rounding
-# Where two patches tie for the seed of the cut, or a similarity equals the threshold, rounding
-# decides the mask, in every solver. More than a few such images mean a different classifier.
-_LEAST_AGREEMENT = 0.9
 
 
 @dataclass(frozen=True)
@@ -360,9 +359,6 @@ def _write_model(
     program.model.metadata_props.update(described)
     program.save(str(path))
     onnx.checker.check_model(str(path), full_check=True)
-
-
-_BATCH = 64
 
 
 def to_onnx(adapted: Adapted, out: Path, check_on: Images | None = None) -> str:

@@ -75,6 +75,37 @@ SETS = {  # benchmark set -> emojibase group, or subgroup for flags
 }
 REDISTRIBUTABLE = {"Apache-2.0", "MIT", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0"}
 _SKIN = re.compile(r"skin-tone|-(light|medium|dark|medium-light|medium-dark)$")
+SINGLE_COLOUR = ("fluent-emoji-high-contrast", "emojione-monotone", "game-icons")
+KEYWORD_WEIGHT = 0.35  # of a keyword; a word of the name has weight 1
+_STOP = {"a", "an", "and", "of", "the", "with", "in", "on", "to", "for", "flat", "fill", "duo"}
+FRAMES = (
+    "{}",
+    "a {}",
+    "the {}",
+    "a picture of a {}",
+    "a picture of the {}",
+    "an icon of a {}",
+    "a drawing of a {}",
+    "a photo of a {}",
+    "this is a {}",
+    "an emoji of a {}",
+    "an image that shows a {}",
+    "one can see a {} here",
+    "{} in the middle of a picture",
+)
+_WORDS = """
+    a an the of with and or in on at from to by for as its it is are has have shows showing seen
+    looks like drawn usually often typically against between above below under over near around
+    along across into out up down left right side top bottom front back middle centre end edge
+    small large big long short tall wide thin thick round curved straight flat sharp soft bright
+    dark light pale deep bold simple plain clear distinct visible main single two three several
+    many few some each both all other another unlike than rather instead while whose which that
+    this these those not no without only also more most very slightly mostly almost fully partly
+    shape outline form line lines part parts body face head colour color coloured colored shade
+    tone surface pattern detail details feature features design style view picture image drawing
+    icon artwork recognise recognised identified characteristic typical marked set placed facing
+    standing sitting held made filled covered surrounded topped"""
+FUNCTION_WORDS = tuple(_WORDS.split())
 
 
 def slug(text: str) -> str:
@@ -225,11 +256,6 @@ class Catalogue:
         return chosen
 
 
-SINGLE_COLOUR = ("fluent-emoji-high-contrast", "emojione-monotone", "game-icons")
-KEYWORD_WEIGHT = 0.35  # of a keyword; a word of the name has weight 1
-_STOP = {"a", "an", "and", "of", "the", "with", "in", "on", "to", "for", "flat", "fill", "duo"}
-
-
 def words(text: str) -> list[str]:
     """Lower-case words of a name or keyword, without numbers and stop words."""
     found = re.findall(r"[a-zà-ÿ]+", text.lower().replace("-", " "))
@@ -341,36 +367,6 @@ def _sampling(concept: Tensor, tint: Tensor) -> Tensor:
     weight = torch.full((len(concept),), 0.25)
     weight[(concept >= 0) & ~tint] = 1.0
     return weight / weight.sum()
-
-
-FRAMES = (
-    "{}",
-    "a {}",
-    "the {}",
-    "a picture of a {}",
-    "a picture of the {}",
-    "an icon of a {}",
-    "a drawing of a {}",
-    "a photo of a {}",
-    "this is a {}",
-    "an emoji of a {}",
-    "an image that shows a {}",
-    "one can see a {} here",
-    "{} in the middle of a picture",
-)
-_WORDS = """
-    a an the of with and or in on at from to by for as its it is are has have shows showing seen
-    looks like drawn usually often typically against between above below under over near around
-    along across into out up down left right side top bottom front back middle centre end edge
-    small large big long short tall wide thin thick round curved straight flat sharp soft bright
-    dark light pale deep bold simple plain clear distinct visible main single two three several
-    many few some each both all other another unlike than rather instead while whose which that
-    this these those not no without only also more most very slightly mostly almost fully partly
-    shape outline form line lines part parts body face head colour color coloured colored shade
-    tone surface pattern detail details feature features design style view picture image drawing
-    icon artwork recognise recognised identified characteristic typical marked set placed facing
-    standing sitting held made filled covered surrounded topped"""
-FUNCTION_WORDS = tuple(_WORDS.split())
 
 
 def keyword_caption(name: str, keywords: Sequence[str], rng: random.Random) -> str:

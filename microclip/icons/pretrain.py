@@ -4,7 +4,7 @@
 (1) which emoji it is, a softmax over all emoji of the pretraining artists; (2) which words its
 name and keywords contain, a softmax over the vocabulary with multi-hot targets. Both are predicted
 from the [CLS] embedding and, with half the weight, from the mean value-path token over the
-drawing's patches. Every random draw derives from `SEED`; `catalogue.PACKAGES` pins the data.
+drawing's patches. Every random draw derives from `Recipe.seed`; `catalogue.PACKAGES` pins the data.
 
 Scenes are composed in batches of tensors (`Compositor`), not by the benchmark's renderer in
 `scenes`: pretraining never sees a benchmark image, and the two differ in code, backgrounds and
@@ -185,9 +185,6 @@ class Compositor:
         return Scenes(recolour(canvas, generator), alpha)
 
 
-SEED = 0
-
-
 @dataclass(frozen=True)
 class Recipe:
     """Everything that determines the weights, besides the drawings."""
@@ -201,7 +198,7 @@ class Recipe:
     value_path_weight: float = 0.5
     dropped_until: float = 0.65  # share of training during which half of the patches are dropped
     hardest_from: float = 0.5  # share of training after which clutter is at its maximum
-    seed: int = SEED
+    seed: int = 0
 
 
 def build_model(config: Path) -> nn.Module:

@@ -22,6 +22,7 @@ from microclip.model.backbone import Backbone
 CONFIDENCE_SCALE = 100.0  # CLIP's logit scale: from cosines to probabilities
 _BATCH = 128
 _KEPT_BYTES = 256 * 2**20  # image views up to this size are kept in memory
+TestBatches = Callable[[ViewPlan], Iterable[Views]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,9 +153,6 @@ def collect_heads(
     if not parts:
         raise ValueError("expected at least one batch to predict, got none; pass some images")
     return {name: torch.cat(found) for name, found in parts.items()}
-
-
-TestBatches = Callable[[ViewPlan], Iterable[Views]]
 
 
 class LabelMonitor:

@@ -45,6 +45,20 @@ Verdict = Literal["match", "differs", "not run", "cannot run", ""]
 VERDICTS: tuple[Verdict, ...] = ("match", "differs", "not run", "cannot run")
 ELSEWHERE = "no dataset of the paper in this study"
 ILLEGIBLE = "illegible in the paper"
+_LEGEND = Paragraph(
+    (
+        "A cell is the published number, ours, and ours minus published. Bold: beyond the "
+        "tolerance. ",
+        Code("*"),
+        ": derived from the paper's text. ",
+        Code("?"),
+        f": {ILLEGIBLE}. ",
+        Code(HOLE),
+        ": no score. ",
+        Code("[n]"),
+        ": footnote.",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -229,22 +243,6 @@ def _counted(
             else:
                 entry = replace(entry, reason=f"{dataset} is not in this study")
             yield _judged(entry)
-
-
-_LEGEND = Paragraph(
-    (
-        "A cell is the published number, ours, and ours minus published. Bold: beyond the "
-        "tolerance. ",
-        Code("*"),
-        ": derived from the paper's text. ",
-        Code("?"),
-        f": {ILLEGIBLE}. ",
-        Code(HOLE),
-        ": no score. ",
-        Code("[n]"),
-        ": footnote.",
-    )
-)
 
 
 def write(plan: Plan) -> Path:

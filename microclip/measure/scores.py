@@ -47,6 +47,8 @@ COLUMNS = (
     "shared_recipe",
 )
 ACCURACIES = {"fused": "top1_pct", "global": "top1_global_pct", "local": "top1_local_pct"}
+Changes = tuple[tuple[str, str], ...]  # changed settings and their values
+LOCAL_SERVER = "http://127.0.0.1:5000"  # where `make ui` shows a database that is a file
 
 
 def read(study: str) -> pd.DataFrame:
@@ -209,10 +211,6 @@ def _is_of(spec: RunSpec, row: TableRow, dataset: str, selection: Selection) -> 
         and spec.backbone in backbones
         and spec.descriptions in descriptions
     )
-
-
-Changes = tuple[tuple[str, str], ...]  # changed settings and their values
-LOCAL_SERVER = "http://127.0.0.1:5000"  # where `make ui` shows a database that is a file
 
 
 @dataclass(frozen=True)

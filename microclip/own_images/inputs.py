@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from microclip.model.embeddings import TextClassifiers
 
 _SHOWN = 3  # duplicate names listed in an error
+BLOCKING = ("missing", "empty", "key-twice", "stub", "url", "refused")  # defects never encoded
+# People write short sentences ("It is red."); the doctor's default is meant for language models.
+STUB_CHARACTERS = 8
+_TWINS = 0.999  # cosine above which texts cannot distinguish two classes
 _NEEDED = (
     "class names are needed because CLIP compares images with names; give --classes FILE (one name "
     "per line), --classes-from-folders, or --labels FILE"
@@ -59,9 +63,8 @@ class Request:
     domain: str = ""
     backbone: str = "icon-clip"
     method: str = "microclip"
-    settings: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # the method's, and those in `record.Options`
+    # Those of the method and those in `record.Options`.
+    settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     n_label_first: int = 50
     skip_bad: bool = False
@@ -264,12 +267,6 @@ def _duplicates_message(duplicates: Sequence[str], where: str) -> str:
         "(for example 'missile (weapon)') or remove one; --allow-duplicates keeps both, but "
         "zero-shot then only ever predicts the first"
     )
-
-
-BLOCKING = ("missing", "empty", "key-twice", "stub", "url", "refused")  # defects never encoded
-# People write short sentences ("It is red."); the doctor's default is meant for language models.
-STUB_CHARACTERS = 8
-_TWINS = 0.999  # cosine above which texts cannot distinguish two classes
 
 
 @dataclass(frozen=True)

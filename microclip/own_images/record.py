@@ -36,6 +36,7 @@ from microclip.settings.llms import DescriptionSettings
 from microclip.study import RunSettings, RunSpec
 
 RECORD, WEIGHTS, TEXTS = "adapted.json", "adapted.safetensors", "class_vectors.safetensors"
+STUDY = "own-images"  # MLflow's experiment
 
 
 @dataclass(frozen=True)
@@ -170,9 +171,6 @@ def with_images(
     """
     seen = Sight(images, lambda: image_embeddings(tower, images).to(task.device))
     return grant(task, method, train=seen, test=seen)
-
-
-STUDY = "own-images"  # MLflow's experiment
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,26 @@ from microclip.tracking.run import Mirror, RunClock, RunTracker, read_history
 PREDICTIONS, LABEL_FIRST = "predictions.csv", "label_these_first.csv"
 GALLERY, CARD = "gallery.html", "README.md"
 _STORE = "images"  # folder of decoded images, beside the checkpoint
+_SHOWN = 20  # classes listed in the card's table
+
+FILES = (  # what the card says of each file
+    (PREDICTIONS, "one row per image: class, confidence, runner-up, zero-shot's class"),
+    (LABEL_FIRST, "the most uncertain images, spread over the classes"),
+    (GALLERY, "images with predictions and attention maps; works offline"),
+    (WEIGHTS, "trained tensors: the image tower's LayerNorms, class vectors, pooling"),
+    (TEXTS, "the encoded texts"),
+    (RECORD, "description of the classifier, for `microclip.load` and `microclip predict`"),
+    (paths.RUN_SETTINGS, "all settings, and the digest that identifies them"),
+    (paths.RUN_HISTORY, "one row per epoch: losses and the signs behind the verdict"),
+    ("journal.jsonl", "what happened when"),
+    (paths.BAD_FILES, "files that were skipped, and why; absent if there were none"),
+    (paths.RUN_SCORES, "accuracy on the labelled images; absent without labels"),
+)
+MAX_IMAGES = 240  # a third uncertain, a third unlike zero-shot, the rest spread over the classes
+_PICTURE_BYTES = 2_400_000  # all pictures together, so that the page opens quickly
+_LARGEST_PX = 160
+_BATCH = 64
+_TOP = 3
 
 
 class OwnMirror(Mirror):
@@ -132,26 +152,6 @@ def _mlflow_numbers(results: Results) -> dict[str, object]:
         **signs,
         **{name: value for name, value in scores.items() if isinstance(value, int | float)},
     }
-
-
-_SHOWN = 20  # classes listed in the card's table
-
-FILES = (  # what the card says of each file
-    ("predictions.csv", "one row per image: class, confidence, runner-up, zero-shot's class"),
-    ("label_these_first.csv", "the most uncertain images, spread over the classes"),
-    ("gallery.html", "images with predictions and attention maps; works offline"),
-    (
-        "adapted.safetensors",
-        "trained tensors: the image tower's LayerNorms, class vectors, pooling",
-    ),
-    ("class_vectors.safetensors", "the encoded texts"),
-    ("adapted.json", "description of the classifier, for `microclip.load` and `microclip predict`"),
-    ("settings.yaml", "all settings, and the digest that identifies them"),
-    ("history.csv", "one row per epoch: losses and the signs behind the verdict"),
-    ("journal.jsonl", "what happened when"),
-    ("bad_files.csv", "files that were skipped, and why; absent if there were none"),
-    ("scores.json", "accuracy on the labelled images; absent without labels"),
-)
 
 
 def model_card(results: Results) -> str:
@@ -305,13 +305,6 @@ def _plain(text: str) -> str:
     for sign in "\\`*_[]<>|#":
         text = text.replace(sign, f"\\{sign}")
     return text
-
-
-MAX_IMAGES = 240  # a third uncertain, a third unlike zero-shot, the rest spread over the classes
-_PICTURE_BYTES = 2_400_000  # all pictures together, so that the page opens quickly
-_LARGEST_PX = 160
-_BATCH = 64
-_TOP = 3
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ from microclip.settings.study import BackboneSettings
 from microclip.tracking.run import EpochReporter, RunClock
 
 ZERO_SHOT = "cupl"  # classifies by the mean vector of a class's sentences; trains nothing
+_ENOUGH_S = 1.5  # a shorter measurement is dominated by start-up costs: repeat with more images
+_FIRST, _MOST = 2, 64  # images in the first measurement, and at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,10 +159,6 @@ def _kept_zero_shot(start: Start, untrained: prediction.Heads, verdict: Verdict)
 def _zero_shot(task: Task) -> Classifier:
     method = load_method(ZERO_SHOT)
     return method.restore(task, method.Settings(), {})
-
-
-_ENOUGH_S = 1.5  # a shorter measurement is dominated by start-up costs: repeat with more images
-_FIRST, _MOST = 2, 64  # images in the first measurement, and at most
 
 
 @dataclass(frozen=True)

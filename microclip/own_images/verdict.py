@@ -61,6 +61,14 @@ crops alone change 8 to 15 % per epoch on icon scenes; in a collapsing network i
 LAST = 3
 """Final epochs over which churn is averaged."""
 
+_SIGNS = (
+    *("churn_pct", "entropy", "agreement_pct", "confidence"),
+    *("classes_seen_pct", "kept_pct", "moved_pct"),
+)
+MAX_LOOKED_AT = 2048  # images classified after each epoch; of larger folders, an even sample
+GUESSES = "guesses.safetensors"  # pseudo-labels of the last two epochs, beside the checkpoint
+_START = -1  # epoch key for the predictions before training
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -115,12 +123,6 @@ def judge(
     return Verdict("healthy", (settled,), numbers)
 
 
-_SIGNS = (
-    *("churn_pct", "entropy", "agreement_pct", "confidence"),
-    *("classes_seen_pct", "kept_pct", "moved_pct"),
-)
-
-
 def _signs_of_collapse(first: Mapping[str, float], last: Mapping[str, float]) -> list[str]:
     """The signs that fell too far, in words."""
     limits = {
@@ -159,11 +161,6 @@ def _doubts(
     if (moved := last.get("moved_pct", 100.0)) < MIN_MOVED_PCT:
         found.append(f"training changed the class of {moved:.1f} % of the images")
     return found
-
-
-MAX_LOOKED_AT = 2048  # images classified after each epoch; of larger folders, an even sample
-GUESSES = "guesses.safetensors"  # pseudo-labels of the last two epochs, beside the checkpoint
-_START = -1  # epoch key for the predictions before training
 
 
 @dataclass(frozen=True)
