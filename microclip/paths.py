@@ -45,6 +45,8 @@ RUN_CHECKPOINT = "checkpoint"  # folder, removed when the run is complete
 RUN_JOURNAL = "journal.jsonl"
 RUN_MIRRORED = "mirrored.json"  # present once MLflow has these scores
 
+BAD_FILES = "bad_files.csv"  # of a dataset or a folder of images: files that could not be used
+
 
 def project_root() -> Path:
     """The folder that contains `config/` and `resources/`.
@@ -59,6 +61,3 @@ def project_root() -> Path:
     if (here / "config" / "datasets").is_dir() and (here / "resources").is_dir():
         return here
     return Path(__file__).resolve().parents[1]
-
-
-BAD_FILES = "bad_files.csv"  # of a dataset or a folder of images: files that could not be used

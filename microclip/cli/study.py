@@ -9,11 +9,11 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from microclip import paths, runtime, settings
+from microclip import paths, processes, runtime, settings
 from microclip.cli import (
     DEFAULT_CONFIG,
     BackboneOption,
@@ -31,6 +31,7 @@ from microclip.study import Plan, RunSettings
 
 if TYPE_CHECKING:
     from microclip.measure.drawing import Drawn
+    from microclip.methods.base import Tracker
 
 
 @app.command()
@@ -177,10 +178,7 @@ def run(
     resolved = _read_run_settings(settings_)
     if device is not None:
         resolved = replace(resolved, device=device)
-    from microclip import processes
-
     runtime.use_all_cpus()
-
     with processes.exclusive(out):
         _run(resolved, out, study, weights_from)
 
@@ -198,7 +196,7 @@ def _run(resolved: RunSettings, out: Path, study: str, weights_from: Path | None
     _show_progress(study, tracker)
 
 
-def _show_progress(study: str, tracker: Any) -> None:
+def _show_progress(study: str, tracker: Tracker) -> None:
     from microclip.measure.scores import progress
 
     if Path(paths.STUDY_PLAN.format(study=study)).is_file():
@@ -292,10 +290,10 @@ def write_figure(figure: reports.FigureSettings, plan: Plan) -> Path:
         SettingsError: the study does not list the figure.
         MissingDataError: a file that the figure is drawn from is missing.
     """
-    file = paths.FIGURE.format(study=plan.study, figure=figure.name, format="png")
-    stem = Path(file).with_suffix("")
     from microclip.measure import drawing
 
+    file = paths.FIGURE.format(study=plan.study, figure=figure.name, format="png")
+    stem = Path(file).with_suffix("")
     with drawing.house_style():
         drawing.save(draw_figure(figure, plan), stem)
     return stem

@@ -40,6 +40,7 @@ _BLOCK_ENTRIES = 1 << 22  # entries of the bilateral kernel computed at a time, 
 _LEAST_EXPONENT = -80.0  # exp(-80) = 1e-35 adds nothing, and denormal floats are slow
 _REFERENCE_PX = 224  # image side that the kernels' widths refer to
 _VECTOR_COLOURS = "PuOr"  # diverging, and readable to colour-blind people
+_TITLES = ("Image", "Fiedler vector", "Mask", "Mask, refined")
 _LINE = 21  # characters per line of the text beside a row
 
 
@@ -273,20 +274,16 @@ def _rows(run: FusedRun, plot: MasksPlot) -> list[_Row]:
 def _picture(rows: Sequence[_Row]) -> Figure:
     """All rows, one below the other."""
     names_dataset = len({row.dataset for row in rows}) > 1
-    board = pictures.empty_board(len(rows), 4, text=1.75, head=0.2, foot=0.32)
+    board = pictures.empty_board(len(rows), len(_TITLES), text=1.75, head=0.2, foot=0.32)
     for place, row in enumerate(rows):
-        axes = [board.picture(place, column) for column in range(4)]
+        axes = board.pictures(place, _TITLES)
         mask = enlarge_mask(row.mask[None], len(row.picture))[0]
         largest = float(row.shown.abs().max()) or 1.0
         pictures.show(axes[0], row.picture)
         pictures.show(axes[1], row.shown, cmap=_VECTOR_COLOURS, vmin=-largest, vmax=largest)
         pictures.show_mask(axes[2], row.picture, mask)
         pictures.show_mask(axes[3], row.picture, refine(row.picture, mask))
-        if place == 0:
-            titles = ("Image", "Fiedler vector", "Mask", "Mask, refined")
-            for own, title in zip(axes, titles, strict=True):
-                own.set_title(title, pad=3)
-        _describe(board.text(place, 4), row, names_dataset=names_dataset)
+        _describe(board.text(place, len(_TITLES)), row, names_dataset=names_dataset)
     step = board.side + board.gap
     pictures.scale_bar(
         board.place(step, board.height - 0.29, board.side, 0.08),

@@ -70,6 +70,14 @@ class Board:
         step = self.side + self.gap
         return self.place(column * step, self.head + row * step, self.side, self.side)
 
+    def pictures(self, row: int, titles: Sequence[str]) -> list[Axes]:
+        """Axes for a row of pictures; the first row has the titles above it."""
+        axes = [self.picture(row, column) for column in range(len(titles))]
+        if row == 0:
+            for own, title in zip(axes, titles, strict=True):
+                own.set_title(title, pad=3)
+        return axes
+
     def text(self, row: int, column: int) -> Axes:
         """Empty axes from a column to the right edge, for `write_lines`."""
         step = self.side + self.gap
@@ -226,19 +234,16 @@ def _maps_rows(run: FusedRun, plot: MapsPlot) -> list[_MapsRow]:
 
 def _maps_picture(rows: Sequence[_MapsRow]) -> Figure:
     """All rows, one below the other, and one colour bar."""
-    n_columns = 1 + len(_MAPS)
+    titles = ("Image", *_MAPS)
     names_dataset = len({row.dataset for row in rows}) > 1
-    board = empty_board(len(rows), n_columns, text=1.3, head=0.2, foot=0.32)
+    board = empty_board(len(rows), len(titles), text=1.3, head=0.2, foot=0.32)
     for place, row in enumerate(rows):
-        axes = [board.picture(place, column) for column in range(n_columns)]
+        axes = board.pictures(place, titles)
         show(axes[0], row.picture)
         for own, values in zip(axes[1:], row.maps.values(), strict=True):
             scaled = enlarge(min_max(values[None]), len(row.picture))[0]
             show(own, heat_over(row.picture, scaled))
-        if place == 0:
-            for own, title in zip(axes, ("Image", *_MAPS), strict=True):
-                own.set_title(title, pad=3)
-        _write_classes(board.text(place, n_columns), row, names_dataset=names_dataset)
+        _write_classes(board.text(place, len(titles)), row, names_dataset=names_dataset)
     step = board.side + board.gap
     scale = board.place(step, board.height - 0.3, 4 * step - board.gap, 0.09)
     scale_bar(scale, HEAT, ("least of the map", "greatest"))

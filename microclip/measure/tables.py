@@ -25,6 +25,7 @@ from microclip.settings.base import SettingsError
 from microclip.settings.datasets import DatasetCard, PublicSource
 from microclip.settings.reports import TableSettings
 from microclip.study import Plan, Selection
+from microclip.text import descriptions
 
 MEAN = "Mean"
 HEADINGS = {  # by column of the published CSV
@@ -174,20 +175,19 @@ class Declared:
     source: str
 
 
-def count(dataset: str, descriptions: str) -> Numbers:
+def count(dataset: str, author: str) -> Numbers:
     """Smallest and largest number of each column that can be counted.
 
-    The two differ only where classes have different numbers of descriptions.
+    The two differ only where classes have different numbers of descriptions; `author` names the
+    set of descriptions.
 
     Raises:
         SettingsError: a passport or a file of descriptions is damaged.
     """
     found: Numbers = {}
-    text = Path(paths.DESCRIPTIONS.format(descriptions=descriptions, dataset=dataset))
+    text = Path(paths.DESCRIPTIONS.format(descriptions=author, dataset=dataset))
     if text.is_file():
-        from microclip.text.descriptions import read as descriptions_read
-
-        numbers = [len(sentences) for sentences in descriptions_read(text).sentences.values()]
+        numbers = [len(own) for own in descriptions.read(text).sentences.values()]
         found["descriptions_per_class"] = (min(numbers), max(numbers))
     passport = passports.read(dataset)
     if passport is not None:
@@ -248,15 +248,8 @@ def count_table(
         shown.append((dataset, title))
         for reason in {why_not(column) for column in HEADINGS if column not in known}:
             lacking[reason].append(title)
-        theirs = {} if printed is None else printed.rows.get(dataset, {})
-        cells = [
-            cell
-            for column in HEADINGS
-            for cell in _count_cells(column, known, theirs, is_counted=column in found)[
-                : len(groups)
-            ]
-        ]
-        rows.append(Row(title, tuple(cells)))
+        theirs = None if printed is None else printed.rows.get(dataset, {})
+        rows.append(Row(title, tuple(_count_cells(found, known, theirs))))
     where = f"results/data and results/descriptions/{author}"
     return Table(
         title=table.title,
@@ -298,13 +291,19 @@ def _count_notes(shown: list[tuple[str, str]]) -> Iterator[str]:
 
 
 def _count_cells(
-    column: str, known: Numbers, theirs: Mapping[str, str], *, is_counted: bool
-) -> tuple[Cell, Cell]:
-    """Our cell, and the paper's with a mark if it differs."""
-    text = theirs.get(column, "")
-    if column not in known:
-        return Cell(hole=why_not(column)), Cell(text)
-    ours = text_of(known[column])
-    differs = text not in ("", ours)
-    mark = "" if is_counted else DECLARED
-    return Cell(f"{ours}{mark}"), Cell(f"≠ {text}" if differs else text)
+    counted: Numbers, known: Numbers, theirs: Mapping[str, str] | None
+) -> Iterator[Cell]:
+    """Yield our cell of each column and, beside the paper's numbers, theirs.
+
+    `known` has the counted and the declared numbers; the latter are marked as such.
+    """
+    for column in HEADINGS:
+        ours = text_of(known[column]) if column in known else None
+        if ours is None:
+            yield Cell(hole=why_not(column))
+        else:
+            yield Cell(ours if column in counted else f"{ours}{DECLARED}")
+        if theirs is not None:
+            text = theirs.get(column, "")
+            differs = ours is not None and text not in ("", ours)
+            yield Cell(f"≠ {text}" if differs else text)

@@ -80,7 +80,7 @@ def check(dataset: DatasetSettings, backbone: BackboneSettings, device: str = "c
         VerificationError: more than 2 points off, with the likely causes.
         MissingDataError, SettingsError: as in `logits`; the variable has an unknown value.
     """
-    is_softened = _is_softened()
+    is_softened = _is_softened()  # first, so that a wrong value stops before the work
     target = Path(paths.ZERO_SHOT.format(dataset=dataset.name, backbone=backbone.name))
     refusal = target.with_suffix(".refused.json")
     for path in (target, refusal):

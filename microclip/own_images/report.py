@@ -52,7 +52,7 @@ FILES = (  # what the card says of each file
     (RECORD, "description of the classifier, for `microclip.load` and `microclip predict`"),
     (paths.RUN_SETTINGS, "all settings, and the digest that identifies them"),
     (paths.RUN_HISTORY, "one row per epoch: losses and the signs behind the verdict"),
-    ("journal.jsonl", "what happened when"),
+    (paths.RUN_JOURNAL, "what happened when"),
     (paths.BAD_FILES, "files that were skipped, and why; absent if there were none"),
     (paths.RUN_SCORES, "accuracy on the labelled images; absent without labels"),
 )
