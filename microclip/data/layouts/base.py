@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import numpy as np
 from PIL import Image
 
 from microclip import runtime
@@ -29,6 +28,9 @@ from microclip.data.vocabulary import one_separator
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import HubRoute
 from microclip.text.prompts import letters
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SHOWN = 3  # names in an error
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
@@ -399,7 +401,9 @@ def matlab_variable(path: Path, name: str) -> np.ndarray[Any, Any]:
 
     Raises: MissingDataError if the file is missing or cut short, or has no such variable.
     """
-    from scipy.io import loadmat  # not at the top: it takes a second to import
+    # Not at the top: the command line imports this module, and scipy takes a second.
+    import numpy as np
+    from scipy.io import loadmat
 
     if not path.is_file():
         raise runtime.MissingDataError(f"{path} is missing; get the dataset again")

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 from microclip import paths, runtime
-from microclip.data import passport
 from microclip.data.layouts.base import lacking, load_layout
 from microclip.data.manifest import read_manifest
 from microclip.data.public import downloads, hub, unpacking
@@ -331,6 +330,9 @@ def verify(name: str, dataset: str, card: DatasetCard) -> Iterator[Finding]:
 
 def verify_passport(dataset: DatasetSettings) -> Iterator[Finding]:
     """Check class list, split and manifest against the passport, if there is one."""
+    # Here and not above: it needs numpy, and every verb of the command line imports this module.
+    from microclip.data import passport
+
     path = Path(paths.PASSPORT.format(dataset=dataset.name))
     if not path.is_file():
         return
