@@ -364,15 +364,16 @@ def _known_hash(dataset: DatasetSettings, descriptions: DescriptionSettings) -> 
 def identity(dataset: DatasetSettings, descriptions: DescriptionSettings) -> list[Any]:
     """Everything that decides the texts of a dataset, as plain values.
 
-    These are its templates, the author of its descriptions, and the content of their file. For a
-    language model they include the prompts and the classes instead of a file; for filled templates,
-    only the classes.
+    These are its templates, the author of its descriptions, the content of their file, and which
+    key of a published file stands for which class. For a language model they include the prompts
+    and the classes instead of a file; for filled templates, only the classes.
     """
     author = {"title": descriptions.title, **descriptions.identity()}
     if descriptions.reads_file:
         is_fetched = is_remote(dataset, descriptions)  # its path already contains its hash
         read_from = "" if is_fetched else runtime.content(source_file(dataset, descriptions))
-        return [dataset.templates, author, read_from]
+        listed = published_list().keys.get(dataset.name)
+        return [dataset.templates, author, read_from, *([listed] if listed else [])]
     prompts = paths.project_root() / "config" / "prompts"
     ends = ("", ".yaml") if descriptions.asks else ()
     written = [runtime.content(prompts / f"{descriptions.prompts}{end}") for end in ends]

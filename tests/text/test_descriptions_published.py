@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -239,6 +240,60 @@ def test_the_list_of_published_files_names_only_existing_classes_and_datasets() 
         assert not set(keys.values()) & set(names)
     for name in ("cupl-gpt3", "gpt-4o-published"):
         assert settings.load_descriptions(name).prompts in known.files
+
+
+# Keys of CuPL's file for Caltech101 that are no class names, and those that no class uses.
+CALTECH_KEYS = {
+    "car side": "side of a car",
+    "cougar body": "body of a cougar cat",
+    "cougar face": "face of a cougar cat",
+    "crocodile head": "head of a crocodile",
+    "face": "centered face",
+    "flamingo head": "head of a flamingo",
+    "snoopy": "snoopy (cartoon beagle)",
+    "yin yang": "yin and yang symbol",
+}
+CALTECH_UNUSED = ("background", "off-center face")
+
+
+@pytest.mark.usefixtures("own_project")
+def test_caltechs_classes_take_the_sentences_that_the_released_code_gives_them(
+    own_project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for folder in ("datasets/caltech101.yaml", "published/descriptions.yaml"):
+        target = own_project / "config" / folder
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / "config" / folder, target)
+    names = (ROOT / "resources/classes/caltech101.txt").read_text().splitlines()
+    (own_project / "resources/classes").mkdir(exist_ok=True)
+    (own_project / "resources/classes/caltech101.txt").write_text("\n".join(names) + "\n")
+    descriptions._read_list.cache_clear()
+    keys = [CALTECH_KEYS.get(name, name) for name in names]
+    theirs = {key: [f"A sentence of {key}."] for key in (*keys, *CALTECH_UNUSED)}
+    assert len(theirs) == 102  # as in the published file
+    (own_project / "data").mkdir()
+    (own_project / "data/caltech101.json").write_text(json.dumps(theirs))
+    dataset = settings.load_dataset("caltech101")
+    written = descriptions.write(dataset, llm("data/{published}", "cupl-full"))
+    values = json.loads(written.read_text())
+    assert values["descriptions"] == {
+        name: [f"A sentence of {key}."] for name, key in zip(names, keys, strict=True)
+    }
+    assert {name: match["key"] for name, match in values["keys"].items()} == CALTECH_KEYS
+    assert "belong to no class" not in caplog.text
+
+
+def test_another_key_of_a_class_makes_the_workflow_describe_again(
+    listed: Path, own_project: Path
+) -> None:
+    place(own_project, "s.json")
+    dataset, theirs = settings.load_dataset("shapes"), llm("data/{published}")
+    before = descriptions.identity(dataset, theirs)
+    values = yaml.safe_load(listed.read_text())
+    values["keys"]["shapes"] = {"red_disc": "background"}
+    listed.write_text(yaml.safe_dump(values))
+    descriptions._read_list.cache_clear()
+    assert descriptions.identity(dataset, theirs) != before
 
 
 def test_select_logs_other_spellings_quietly(caplog: pytest.LogCaptureFixture) -> None:

@@ -189,15 +189,15 @@ def test_a_sentence_of_two_classes_is_shared_but_a_stub_is_not() -> None:
 
 
 def test_a_listed_key_is_a_note_and_with_a_wrong_one_the_class_is_missing() -> None:
-    listed = Options(listed={"face": "off-center face"})
-    given = {"off-center face": ["A face off center has two eyes."], "ears": ["Ears are two."]}
+    listed = Options(listed={"face": "centered face"})
+    given = {"centered face": ["A centered face has two eyes."], "ears": ["Ears are two."]}
     report = check(given, ["face", "ears"], options=listed)
     assert [(f.class_name, f.detail) for f in report.of_kind("key")] == [
-        ("face", "off-center face (listed)")
+        ("face", "centered face (listed)")
     ]
     report = check(given, ["face", "ears"])
     assert [f.class_name for f in report.of_kind("missing")] == ["face"]
-    assert [f.class_name for f in report.of_kind("unknown")] == ["off-center face"]
+    assert [f.class_name for f in report.of_kind("unknown")] == ["centered face"]
 
 
 def test_the_table_has_one_line_per_check_and_names_its_file() -> None:

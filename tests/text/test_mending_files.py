@@ -120,7 +120,7 @@ def test_expected_counts_come_from_table_10_for_the_papers_datasets() -> None:
     assert (table_10("cars"), table_10("fgvc"), table_10("icons-food")) == (90, 20, None)
     known = options_for("caltech101")
     assert known.expected == 30
-    assert known.listed["face"] == "off-center face"
+    assert known.listed["face"] == "centered face"
     assert options_for("cars", Options(expected=100)).expected == 100
 
 
