@@ -429,20 +429,17 @@ class Study:
 
     def resolve(self, spec: RunSpec) -> RunSettings:
         """Resolve the settings of one run: method file -> dataset -> study -> variant."""
+        overrides = self.expansion.overrides(spec.method, spec.variant)
+        method = resolve_method(self.expansion, spec.method, spec.dataset, overrides)
         return RunSettings(
             spec=spec,
             dataset=settings.load_dataset(spec.dataset),
             backbone=settings.load_backbone_settings(spec.backbone),
             descriptions=settings.load_descriptions(spec.descriptions),
-            method=resolve_method(
-                self.expansion,
-                spec.method,
-                spec.dataset,
-                self.expansion.overrides(spec.method, spec.variant),
-            ),
+            method=method,
             device=self.settings.device,
             precision=self.settings.precision,
-            recipe=recipe_of(spec.method),
+            recipe=recipe_of(spec.method, method),
         )
 
     def trained_by(self, spec: RunSpec) -> RunSpec | None:

@@ -30,7 +30,7 @@ from microclip.data.decoding import Pixels
 from microclip.measure import pictures
 from microclip.measure.drawing import Drawn, house_style
 from microclip.measure.trained_runs import FusedRun, enlarge_mask, selected
-from microclip.model.saliency import NCutOptions, Saliency, affinity, fiedler_vector, normalized_cut
+from microclip.model.saliency import NCutOptions, Saliency, affinity, cut_vector, normalized_cut
 from microclip.settings.base import SettingsError
 from microclip.settings.reports import MasksPlot
 from microclip.study import FigureSelection
@@ -67,8 +67,7 @@ class Cut:
 def examine(tokens: Float[Tensor, "batch patch width"], options: NCutOptions) -> Cut:
     """Cuts of the images' value-path patch tokens, with every step that led to them."""
     weights = affinity(tokens, tau=options.tau, eps=options.eps, normalize=options.normalize)
-    # Float64 as in normalized_cut: with a small eigenvalue gap, float32 gives another mask.
-    vector, _ = fiedler_vector(weights.double())
+    vector, _ = cut_vector(weights, options.sign)
     seed = vector.gather(-1, vector.abs().argmax(dim=-1, keepdim=True))[:, 0]
     level = vector.std(dim=-1) if options.threshold == "std" else vector.mean(dim=-1)
     saliency = normalized_cut(tokens, options)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -152,7 +152,8 @@ class Method(Protocol[MethodSettings]):
     """A method: one file, one `METHOD` object.
 
     It may name settings that only change how a trained classifier is tested, in a class variable
-    `EVALUATION_FIELDS`. A few-shot method has a setting `shots`: labelled images per class.
+    `EVALUATION_FIELDS`, and values of settings that came to mean other numbers, in `REVISED`. A
+    few-shot method has a setting `shots`: labelled images per class.
     """
 
     supervision: ClassVar[Supervision]
@@ -230,9 +231,14 @@ def settings_of(name: str) -> type[BaseModel]:
     return load_method(name).Settings
 
 
-def recipe_of(name: str) -> int:
-    """Return the method's RECIPE."""
-    return load_method(name).RECIPE
+def recipe_of(name: str, settings: Mapping[str, Any]) -> int:
+    """Return the recipe of a method with these settings: its RECIPE, one more for each revised one.
+
+    So only the runs with a revised value are made again, not all runs of the method.
+    """
+    method = load_method(name)
+    revised: Mapping[str, Any] = getattr(method, "REVISED", {})
+    return method.RECIPE + sum(settings.get(key) == value for key, value in revised.items())
 
 
 def reads_of(name: str) -> Literal["embeddings", "images"]:

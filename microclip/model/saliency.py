@@ -20,6 +20,7 @@ SignRule = Literal["seed", "as-computed"]
 
 # Eigenvalues of a normalised Laplacian are in [0, 2]; the shift moves the null vector past them.
 _DEFLATION_SHIFT = 3.0
+_RELEASED_GUARD = 1e-6  # the released code adds it to the root of each degree
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,8 @@ class NCutOptions:
         threshold: salient above the deviation (N-1 divisor) or the mean of the Fiedler vector.
         normalize: cosines instead of dot products (TokenCut).
         sign: "seed" orients the vector so that its largest entry is positive, then thresholds it;
-            "as-computed" thresholds the solver's vector and complements a mask without that entry.
+            "as-computed" solves as the released code does, in float32 and without the shift,
+            thresholds that vector and complements a mask without its largest entry.
         min_gap: eigenvalue gap below which the Fiedler vector is one of many and all patches are
             salient. 1e-3 is where masks of float32 and float64 solvers start to disagree; 0 turns
             the rule off.
@@ -92,9 +94,9 @@ def normalized_cut(
 
     Source: Eq. 3, Appendix D, arXiv:2510.02270v1; sathiiii/microCLIP:engine_self_training.py.
     `choices` are fields of NCutOptions that replace those of `options`: `tau`, `eps`, `threshold`,
-    `normalize`, `sign`, `min_gap`. A comparison with NaN is false, so the graph and the result are
-    finite for any tokens; `check_finite` refuses broken tokens by image number, at the price of a
-    host sync.
+    `normalize`, `sign`, `min_gap`. `solver_dtype` is for sign "seed"; "as-computed" is float32. A
+    comparison with NaN is false, so the graph and the result are finite for any tokens;
+    `check_finite` refuses broken tokens by image number, at the price of a host sync.
 
     Raises:
         ValueError: fewer than two patches; non-finite tokens if `check_finite`; unknown word.
@@ -107,13 +109,24 @@ def normalized_cut(
     # bf16 dot products move edges across tau, and the eigenvector with them: never autocast here.
     with torch.autocast(device_type=tokens.device.type, enabled=False):
         weights = affinity(tokens, tau=options.tau, eps=options.eps, normalize=options.normalize)
-        # float64: in float32 the mask of two close eigenvalues depends on the maths library.
-        fiedler, gap = fiedler_vector(weights.to(solver_dtype))
+        fiedler, gap = cut_vector(weights, options.sign, solver_dtype)
         mask, fiedler = salient_side(fiedler, threshold=options.threshold, sign=options.sign)
     degenerate = gap < options.min_gap
     fiedler = fiedler.to(torch.promote_types(tokens.dtype, torch.float32))
     density = (weights == 1).float().mean(dim=(1, 2))
     return Saliency(mask | degenerate[:, None], fiedler, gap.float(), degenerate, density)
+
+
+def cut_vector(
+    weights: Float[Tensor, "batch patch patch"],
+    sign: SignRule,
+    solver_dtype: torch.dtype = torch.float64,
+) -> tuple[Float[Tensor, "batch patch"], Float[Tensor, " batch"]]:
+    """Return the vector that a sign rule cuts by, with its solver's sign, and the eigenvalue gap."""
+    if sign == "as-computed":
+        return released_vector(weights)
+    # float64: in float32 the mask of two close eigenvalues depends on the maths library.
+    return fiedler_vector(weights.to(solver_dtype))
 
 
 def affinity(
@@ -168,6 +181,27 @@ def fiedler_vector(
     if weights.shape[-1] == 2:  # the other vector is the shifted one: nothing to be confused with
         return eigenvectors[..., 0], torch.full_like(eigenvalues[:, 0], torch.inf)
     return eigenvectors[..., 0], eigenvalues[:, 1] - eigenvalues[:, 0]
+
+
+def released_vector(
+    weights: Float[Tensor, "batch patch patch"],
+) -> tuple[Float[Tensor, "batch patch"], Float[Tensor, " batch"]]:
+    """Return the second eigenvector as the released code computes it, and the gap.
+
+    Float32, one batched `eigh`, no shift of the null vector, and 1e-6 added to each root. Where the
+    second eigenvalue is a multiple one, the result is whatever the solver meets first: on a CPU,
+    equal matrices in one batch get different vectors, by where in memory each of them starts.
+
+    Source: sathiiii/microCLIP:engine_self_training.py.
+    """
+    weights = weights.float()
+    degrees = weights.sum(dim=-1)
+    roots = 1 / (degrees.sqrt() + _RELEASED_GUARD)
+    matrix = roots[:, :, None] * (torch.diag_embed(degrees) - weights) * roots[:, None, :]
+    eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
+    if weights.shape[-1] == 2:
+        return eigenvectors[..., 1], torch.full_like(eigenvalues[:, 0], torch.inf)
+    return eigenvectors[..., 1], eigenvalues[:, 2] - eigenvalues[:, 1]
 
 
 def salient_side(

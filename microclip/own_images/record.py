@@ -218,7 +218,7 @@ def run_settings(request: Request, materials: Materials, chosen: Resolved) -> Ow
         method=method,
         device=options.device,
         precision=options.precision,
-        recipe=recipe_of(chosen.name),
+        recipe=recipe_of(chosen.name, method),
         inputs=inputs,
     )
 

@@ -13,6 +13,7 @@ from microclip.model.saliency import (
     fiedler_vector,
     laplacian,
     normalized_cut,
+    released_vector,
     salient_side,
 )
 
@@ -118,6 +119,38 @@ def test_float32_solver_agrees_where_the_cut_is_defined() -> None:
     exact, single = normalized_cut(tokens), normalized_cut(tokens, solver_dtype=torch.float32)
     assert torch.equal(exact.mask, single.mask)
     torch.testing.assert_close(exact.fiedler, single.fiedler, atol=1e-5, rtol=0)
+
+
+def test_as_computed_is_the_released_solver() -> None:
+    """Written out as in the released code: float32, no shift, 1e-6 beside each root."""
+    tokens = random_tokens(8)
+    weights = torch.where(tokens @ tokens.mT > 0.2, 1.0, 1e-6)
+    degrees = weights.sum(dim=-1)
+    half = torch.diag_embed(1 / (degrees.sqrt() + 1e-6))
+    _, vectors = torch.linalg.eigh(half @ (torch.diag_embed(degrees) - weights) @ half)
+    second = vectors[:, :, 1]
+    mask = second > second.std(dim=-1, keepdim=True)
+    mask ^= ~mask.gather(-1, second.abs().argmax(dim=-1, keepdim=True))
+    cut = normalized_cut(tokens, sign="as-computed", min_gap=0)
+    assert torch.equal(cut.mask, mask)
+    for dtype in (torch.float32, torch.float64):  # it has its own
+        same = normalized_cut(tokens, sign="as-computed", min_gap=0, solver_dtype=dtype)
+        assert torch.equal(same.fiedler, cut.fiedler)
+
+
+def test_a_complete_graph_has_no_second_vector_of_its_own() -> None:
+    """Its second eigenvalue has multiplicity 48: which vector comes out is the solver's affair.
+
+    The masks recorded for the released code have 1, 45, 47 and 47 of 49 patches, for four equal
+    graphs in one batch. Ours of the rule "seed" keeps all patches.
+    """
+    tokens = torch.ones(4, 49, 8)
+    vector, gap = released_vector(affinity(tokens, tau=0.2, eps=1e-6, normalize=False))
+    assert gap.abs().max() < 1e-5
+    torch.testing.assert_close(vector.norm(dim=-1), torch.ones(4))
+    torch.testing.assert_close(vector.sum(dim=-1), torch.zeros(4), atol=1e-5, rtol=0)
+    assert normalized_cut(tokens, sign="as-computed", min_gap=0).mask.any(dim=-1).all()
+    assert normalized_cut(tokens).mask.all()
 
 
 def test_cosine_graph_ignores_lengths() -> None:
