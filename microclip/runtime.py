@@ -210,7 +210,19 @@ def choose_device(name: str) -> str:
             "a GPU is listed, but torch cannot use it (driver or build); set device: cpu to run "
             "without it"
         )
+    full_float32()
     return "cuda"
+
+
+def full_float32() -> None:
+    """Keep float32 at its 23 bits on a GPU; by default torch uses TF32's 10 in convolutions.
+
+    A ViT's first layer is a convolution: TF32 there would move edges of the patch graph.
+    """
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def visible_gpus() -> list[str]:
@@ -301,7 +313,14 @@ class Machine(TypedDict):
     platform: str
     cpus: int | None
     gpu: str | None
+    tf32: bool | None  # may a GPU shorten float32? None without a GPU
     packages: dict[str, str | None]  # name -> version, None if not installed
+
+
+def _allows_tf32() -> bool:
+    import torch
+
+    return bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
 
 
 def record() -> Machine:
@@ -315,6 +334,7 @@ def record() -> Machine:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch is not None and on_gpu else None,
+        "tf32": _allows_tf32() if on_gpu else None,
         "packages": {name: _version(name) for name in _RECORDED},
     }
 

@@ -122,6 +122,17 @@ def test_a_listed_gpu_that_torch_cannot_use_is_an_error(
         runtime.choose_device("auto")
 
 
+def test_a_gpu_computes_float32_in_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    assert runtime.choose_device("auto") == "cuda"
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    assert runtime.record()["tf32"] is None  # nothing ran on a GPU
+
+
 LEASE = """
 import os, sys, tempfile, torch
 tempfile.tempdir = sys.argv[1]
@@ -227,5 +238,5 @@ def test_the_record_names_code_versions_and_machine() -> None:
     assert record["packages"]["torch"] == torch.__version__.partition("+")[0] or "+" in str(
         record["packages"]["torch"]
     )
-    assert set(record) >= {"commit", "dirty", "python", "platform", "cpus", "gpu"}
+    assert set(record) >= {"commit", "dirty", "python", "platform", "cpus", "gpu", "tf32"}
     assert runtime.peak_memory_mib() > 10

@@ -345,3 +345,12 @@ def test_a_file_that_is_not_a_plan_is_refused_in_one_line(tmp_path: Path, text: 
     path.write_text(text)
     with pytest.raises(SettingsError, match=r"plan\.json is not a study's plan .*microclip plan"):
         Plan.from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("variant", "recipe"),
+    [("default", 1), ("test-random", 1), ("ncut-as-computed", 2), ("released", 2)],
+)
+def test_only_runs_with_a_revised_setting_have_a_higher_recipe(variant: str, recipe: int) -> None:
+    grid = {"methods": ["microclip"], "variants": [variant]}
+    assert one("microclip", runs=[grid]).recipe == recipe

@@ -238,7 +238,7 @@ def recipe_of(name: str, settings: Mapping[str, Any]) -> int:
     """
     method = load_method(name)
     revised: Mapping[str, Any] = getattr(method, "REVISED", {})
-    return method.RECIPE + sum(settings.get(key) == value for key, value in revised.items())
+    return method.RECIPE + sum(1 for key in revised if settings.get(key) == revised[key])
 
 
 def reads_of(name: str) -> Literal["embeddings", "images"]:

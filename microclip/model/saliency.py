@@ -122,7 +122,7 @@ def cut_vector(
     sign: SignRule,
     solver_dtype: torch.dtype = torch.float64,
 ) -> tuple[Float[Tensor, "batch patch"], Float[Tensor, " batch"]]:
-    """Return the vector that a sign rule cuts by, with its solver's sign, and the eigenvalue gap."""
+    """Return the vector that a sign rule cuts by, with its solver's sign, and the gap."""
     if sign == "as-computed":
         return released_vector(weights)
     # float64: in float32 the mask of two close eigenvalues depends on the maths library.

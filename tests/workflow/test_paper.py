@@ -26,35 +26,38 @@ ABLATIONS = 4 + 4 + 5 + 2 + 4
 # On DTD gammas but 0, 1 (rows of Table 4) and 0.5 (the default), 8 of 11; crops but 8, 6 of 7;
 # rates but 1e-4, 6 of 7. On Cars crops but 8, 6 of 7. Other figures show runs of tables.
 SWEEPS = 8 + 6 + 6 + 6
+RULES = 3  # test-random, ncut-as-computed and released, beside the default run
+SEEDS = 3  # of `six` and `paper`; CLIP and CuPL draw nothing, so one is enough
 WANTED = {
     "paper": {
         "clip": 13 + 6,  # Table 1; Table 6
         "cupl": 13 + 6 + 6 + 2 * 6,  # Table 1 (and 8); Table 6; Table 9; both MetaCLIPs of Table 12
-        "microclip": 13 + 6 + 6 + 2 * 6 + 6 * ABLATIONS + SWEEPS,  # the same; Tables 2 to 7
-        "wca": 13 + 6,  # Table 1 (and 8); Table 9
-        "upl": 13 + 6,  # Table 1; Table 6
-        "pouf": 13 + 6,
-        "lafter": 13 + 6 + 6,  # Table 1 (and 8); Table 6; Table 9
-        "reclip": 13,  # Table 1
-        "dpa": 13 + 6 + 6 + 2 * 6,  # Table 1 (and 8); Table 6; Table 9; Table 12
-        "coop": 2 * 6,  # Table 11: one and two shots
-        "maple": 2 * 6,
-        "clip_lora": 2 * 6,
+        # the same, Tables 2 to 7, and the released rules
+        "microclip": SEEDS * (13 + 6 + 6 + 2 * 6 + 6 * ABLATIONS + SWEEPS + 13 * RULES),
+        "wca": SEEDS * (13 + 6),  # Table 1 (and 8); Table 9
+        "upl": SEEDS * (13 + 6),  # Table 1; Table 6
+        "pouf": SEEDS * (13 + 6),
+        "lafter": SEEDS * (13 + 6 + 6),  # Table 1 (and 8); Table 6; Table 9
+        "reclip": SEEDS * 13,  # Table 1
+        "dpa": SEEDS * (13 + 6 + 6 + 2 * 6),  # Table 1 (and 8); Table 6; Table 9; Table 12
+        "coop": SEEDS * 2 * 6,  # Table 11: one and two shots
+        "maple": SEEDS * 2 * 6,
+        "clip_lora": SEEDS * 2 * 6,
     },
     "six": {  # as above for six datasets, without Table 1 and the figures
         "clip": 6,
         "cupl": 6 + 6 + 6 + 2 * 6,  # Table 8; Table 6; Table 9; Table 12
-        "microclip": 6 + 6 + 6 + 2 * 6 + 6 * ABLATIONS,
-        "wca": 6 + 6,
-        "upl": 6,
-        "pouf": 6,
-        "lafter": 6 + 6 + 6,
-        "dpa": 6 + 6 + 6 + 2 * 6,
-        "coop": 2 * 6,
-        "maple": 2 * 6,
-        "clip_lora": 2 * 6,
+        "microclip": SEEDS * (6 + 6 + 6 + 2 * 6 + 6 * ABLATIONS + 6 * RULES),
+        "wca": SEEDS * (6 + 6),
+        "upl": SEEDS * 6,
+        "pouf": SEEDS * 6,
+        "lafter": SEEDS * (6 + 6 + 6),
+        "dpa": SEEDS * (6 + 6 + 6 + 2 * 6),
+        "coop": SEEDS * 2 * 6,
+        "maple": SEEDS * 2 * 6,
+        "clip_lora": SEEDS * 2 * 6,
     },
-    "pets": {"clip": 1, "cupl": 1, "microclip": 3},  # gamma 0, 0.5 (the default) and 1
+    "pets": {"clip": 1, "cupl": 1, "microclip": 3 + RULES},  # gamma 0, 0.5 (the default) and 1
 }
 # Jobs that do not depend on how many methods have code.
 JOBS = {
@@ -65,7 +68,7 @@ JOBS = {
         "embed_descriptions": 13 + 6 + 6 + 2 * 6,  # B/32; B/16; GPT-4o; both MetaCLIPs
         "encode_images": 13 + 6 + 2 * 6,  # by backbone and dataset: authors share the images
         "check_zero_shot": 13 + 6,  # printed for B/32 (Table 1) and B/16 (Table 6)
-        "tabulate": 12,
+        "tabulate": 13,
         "plot": 9,  # Figures 1, 3, 4, 5, 6a, 6b, 8, 9 and 11
     },
     "six": {
@@ -75,7 +78,7 @@ JOBS = {
         "embed_descriptions": 6 + 6 + 6 + 2 * 6,
         "encode_images": 6 + 6 + 2 * 6,
         "check_zero_shot": 6 + 6,
-        "tabulate": 10,  # all but 1 and 10
+        "tabulate": 11,  # all but 1 and 10
     },
     "pets": {
         "fetch_dataset": 1,
@@ -84,7 +87,7 @@ JOBS = {
         "embed_descriptions": 1,
         "encode_images": 1,
         "check_zero_shot": 1,
-        "tabulate": 1,
+        "tabulate": 2,
         "plot": 1,
     },
 }
@@ -130,14 +133,14 @@ def test_every_distinct_run_is_planned_once(name: str, studies: dict[str, Study]
     assert wanted == WANTED[name]
 
 
-def test_with_three_methods_the_papers_401_runs_are_233_runs_and_168_holes() -> None:
+def test_with_three_methods_the_papers_1208_runs_are_704_runs_and_504_holes() -> None:
     """Six methods to come in Table 1 (78), four in Table 6 (24), three in Table 9 (18), three with
-    two shots each in Table 11 (36), DPA on two MetaCLIPs in Table 12 (12).
+    two shots each in Table 11 (36), DPA on two MetaCLIPs in Table 12 (12), all with three seeds.
     """
     wanted = WANTED["paper"]
     runs = sum(count for method, count in wanted.items() if method in HERE)
-    assert runs == 19 + 37 + 177 == 233
-    assert sum(wanted.values()) - runs == 78 + 24 + 18 + 36 + 12 == 168
+    assert runs == 19 + 37 + SEEDS * (177 + 39) == 704
+    assert sum(wanted.values()) - runs == SEEDS * (78 + 24 + 18 + 36 + 12) == 504
 
 
 @pytest.mark.parametrize("name", WANTED)
@@ -168,7 +171,10 @@ def test_a_dry_run_is_quick(name: str, planned: dict[str, Planned]) -> None:
 
 def test_the_paper_study_shows_every_table_and_figure() -> None:
     declared = settings.load_study(settings.read_yaml(Path(ROOT / "config/paper.yaml")))
-    assert [table.name for table in declared.tables] == [f"table{n}" for n in range(1, 13)]
+    assert [table.name for table in declared.tables] == [
+        *(f"table{n}" for n in range(1, 13)),
+        "rules",
+    ]
     shown = [figure.name.removeprefix("figure") for figure in declared.figures]
     assert shown == ["1", "3", "4", "5", "6a", "6b", "8", "9", "11"]
 
