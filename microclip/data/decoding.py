@@ -38,7 +38,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from microclip import runtime
 
 RULE = 1  # raise it with any change to the bytes: stores made by another rule are refused
-MAX_SHORTER_SIDE_PX = 448
 MAX_PIXELS = 120_000_000  # 360 MB as RGB; phones reach 108 megapixels, decompression bombs far more
 MIN_SIDE_PX = 8
 MAX_PROPORTION = 40  # of the sides; a crop of a 30000 x 20 image would be nothing but interpolation
@@ -97,8 +96,8 @@ def suffixes() -> frozenset[str]:
     return frozenset(own | HEIF_SUFFIXES)
 
 
-def decode(path: Path) -> Decoded:
-    """Return an image as RGB bytes.
+def decode(path: Path, canvas_px: int | None = None) -> Decoded:
+    """Return an image as RGB bytes; a shorter side above `canvas_px` is reduced to it, bicubic.
 
     EXIF orientation is applied. The first frame or page is used (for an animated PNG, the picture
     that other programs show). Modes: transparency (RGBA, LA, PA, transparent colour) is composited
@@ -106,7 +105,7 @@ def decode(path: Path) -> Decoded:
     as 16-bit grey if a value is larger; float grey is clipped to [0, 255], or treated as a share of
     white if all values are in [0, 1]; of 16-bit colour, Pillow gives the upper byte; CMYK and YCCK
     are read as Adobe writes them, inverted in a JPEG; all others (L, P, 1, YCbCr, LAB, HSV) are
-    Pillow's conversion. A shorter side above 448 px is reduced to it, bicubic.
+    Pillow's conversion.
 
     Raises:
         FileNotFoundError: the file is gone.
@@ -116,7 +115,7 @@ def decode(path: Path) -> Decoded:
         with warnings.catch_warnings():
             # These warn of odd metadata, and of large images, which MAX_PIXELS limits already.
             warnings.simplefilter("ignore")
-            return _decode(path)
+            return _decode(path, canvas_px)
     except (UnreadableError, FileNotFoundError):
         raise
     except Exception as error:  # given any bytes, decoders may raise anything: the file is unusable
@@ -145,7 +144,7 @@ def _grey(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
-def _decode(path: Path) -> Decoded:
+def _decode(path: Path, canvas_px: int | None) -> Decoded:
     if path.exists() and not path.is_file():  # opening a pipe would block forever
         raise UnreadableError("a folder" if path.is_dir() else "a pipe or a device, not a file")
     with Image.open(path, formats=formats()) as opened:
@@ -155,8 +154,8 @@ def _decode(path: Path) -> Decoded:
         image = to_rgb(_upright(opened))
         traits = (("rotated",) if is_rotated else ()) + _traits(path, opened)
     shorter = min(image.size)
-    if shorter > MAX_SHORTER_SIDE_PX:
-        size = [max(1, round(side * MAX_SHORTER_SIDE_PX / shorter)) for side in image.size]
+    if canvas_px is not None and shorter > canvas_px:
+        size = [max(1, round(side * canvas_px / shorter)) for side in image.size]
         image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
     return Decoded(np.asarray(image), mode, traits)
 
@@ -248,7 +247,11 @@ def n_processes_for(n_files: int) -> int:
 
 
 def decode_all(
-    files: Sequence[Path], *, n_processes: int | None = None, has_pixels: bool = True
+    files: Sequence[Path],
+    *,
+    canvas_px: int | None = None,
+    n_processes: int | None = None,
+    has_pixels: bool = True,
 ) -> Results:
     """Yield each file decoded (see `decode`), or why it cannot be, in order.
 
@@ -261,20 +264,41 @@ def decode_all(
     """
     n = n_processes_for(len(files)) if n_processes is None else n_processes
     if n == 0:
-        return (_decode_here(path) for path in files)
-    return _decode_in_processes(files, n, has_pixels=has_pixels)
+        return (_decode_here(path, canvas_px) for path in files)
+    return _decode_in_processes(files, n, _Order(canvas_px, has_pixels=has_pixels))
 
 
-def _decode_here(path: Path) -> Result:
+def _decode_here(path: Path, canvas_px: int | None) -> Result:
     try:
-        return decode(path)
+        return decode(path, canvas_px)
     except UnreadableError as error:
         return error
     except FileNotFoundError:
         raise _gone(path) from None
 
 
-def _decode_in_processes(files: Sequence[Path], n: int, *, has_pixels: bool) -> Results:
+@dataclass(frozen=True)
+class _Order:
+    """What a process shall do with its files: sent as two words before each path."""
+
+    canvas_px: int | None
+    has_pixels: bool
+
+    def line(self, path: Path) -> bytes:
+        """A line of a process's standard input; the path is in hexadecimal."""
+        canvas = "-" if self.canvas_px is None else str(self.canvas_px)
+        words = ("d" if self.has_pixels else "v", canvas, os.fsencode(path.absolute()).hex())
+        return " ".join(words).encode() + b"\n"
+
+    @classmethod
+    def read(cls, line: bytes) -> tuple[_Order, Path]:
+        """Read back what `line` returned."""
+        kind, canvas, path = line.decode().split()
+        order = cls(None if canvas == "-" else int(canvas), has_pixels=kind == "d")
+        return order, Path(os.fsdecode(bytes.fromhex(path)))
+
+
+def _decode_in_processes(files: Sequence[Path], n: int, order: _Order) -> Results:
     """Yield results in order; at most `_AHEAD` images per process are being decoded or waiting."""
     idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
     decoders = [_Decoder() for _ in range(n)]
@@ -284,7 +308,7 @@ def _decode_in_processes(files: Sequence[Path], n: int, *, has_pixels: bool) -> 
     def ask(path: Path) -> Result:
         decoder = idle.get()
         try:
-            return decoder.decode(path, has_pixels=has_pixels)
+            return decoder.decode(path, order)
         finally:
             idle.put(decoder)
 
@@ -325,14 +349,13 @@ class _Decoder:
     def __init__(self) -> None:
         self._process = _start()
 
-    def decode(self, path: Path, *, has_pixels: bool) -> Result:
+    def decode(self, path: Path, order: _Order) -> Result:
         """Return the process's answer for a file. Raises as `decode_all`."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        order = b"d" if has_pixels else b"v"
         try:
-            process.stdin.write(order + os.fsencode(path.absolute()).hex().encode() + b"\n")
+            process.stdin.write(order.line(path))
             process.stdin.flush()
             line = process.stdout.readline()
             answer = _Answer(**json.loads(line)) if line.endswith(b"\n") else None
@@ -389,26 +412,26 @@ def _gone(path: Path) -> runtime.MissingDataError:
 def _serve() -> None:
     """Decode the files named on standard input until it is closed.
 
-    A line is "d" (decode) or "v" (verify: no pixels are sent back) and a path in hexadecimal.
+    A line is "d" (decode) or "v" (verify: no pixels are sent back), the canvas, and a path.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the asking process, which ends us
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)  # a library that prints must not corrupt an answer
         for line in sys.stdin.buffer:
-            path = Path(os.fsdecode(bytes.fromhex(line[1:].decode())))
-            _reply(answers, path, has_pixels=line[:1] == b"d")
+            order, path = _Order.read(line)
+            _reply(answers, path, order)
 
 
-def _reply(answers: BinaryIO, path: Path, *, has_pixels: bool) -> None:
+def _reply(answers: BinaryIO, path: Path, order: _Order) -> None:
     pixels = np.empty((0, 0, 3), np.uint8)
     try:
-        decoded = decode(path)
+        decoded = decode(path, order.canvas_px)
     except FileNotFoundError:
         answer = _Answer(is_gone=True)
     except UnreadableError as error:
         answer = _Answer(reason=str(error))
     else:
-        if has_pixels:
+        if order.has_pixels:
             pixels = np.ascontiguousarray(decoded.pixels)
         height, width = pixels.shape[:2]
         answer = _Answer(mode=decoded.mode, traits=decoded.traits, height=height, width=width)

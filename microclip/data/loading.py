@@ -24,7 +24,7 @@ from microclip import runtime
 from microclip.data import passport
 from microclip.data.decoding import Pixels
 from microclip.data.manifest import SPLITS, UNKNOWN, check_labels, check_left, read_manifest
-from microclip.data.store import ImageStore, open_store
+from microclip.data.store import ImageStore, StoreRules, open_store
 from microclip.data.views import (
     Crop,
     StrongTransform,
@@ -129,7 +129,7 @@ def load(dataset: DatasetSettings) -> dict[str, LabelledImages]:
     """
     manifest = read_manifest(dataset.name)
     check_labels(manifest, load_vocabulary(dataset))
-    store = open_store(manifest.folder, manifest.images_sha256)
+    store = open_store(manifest.folder, manifest.images_sha256, StoreRules.of(dataset))
     check_left(manifest, store.skipped)
     passport.check(dataset)
     skipped = set(store.skipped)

@@ -45,7 +45,7 @@ from microclip.data.manifest import (
     read_origin,
     source_difference,
 )
-from microclip.data.store import ImageStore, open_store
+from microclip.data.store import ImageStore, StoreRules, open_store
 from microclip.data.vocabulary import load_vocabulary
 from microclip.settings.base import Frozen, SettingsError, read_record
 from microclip.settings.datasets import (
@@ -346,7 +346,7 @@ def _passport(
 
 def _examined(dataset: DatasetSettings) -> _Examined:
     manifest = read_manifest(dataset.name)
-    store = open_store(manifest.folder, manifest.images_sha256)
+    store = open_store(manifest.folder, manifest.images_sha256, StoreRules.of(dataset))
     left_out = set(store.skipped)  # images that could not be read keep their rows, without pixels
     rows: dict[str, list[int]] = {split: [] for split in SPLITS}
     for row, split in enumerate(manifest.splits):

@@ -2,6 +2,7 @@
 
 `pixels.bin` has the images one after another, `index.npy` where each begins and its size, and
 `store.json`, written last, the hashes of both and of the list of images that they were made from.
+An image larger than the dataset's canvas is reduced to it, so that the file fits on a disk.
 The store has no file names and no classes, so no label can be read from it. Images that cannot be
 read are named in `bad_files.csv` beside it; skipped ones stay as rows without pixels, so that
 labels never shift. A deleted store is rebuilt with the same bytes.
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +29,25 @@ from microclip.data.decoding import RULE, Pixels, UnreadableError, decode_all
 from microclip.data.files import BadFile, complaint, write_bad_files
 from microclip.data.manifest import check_left, read_manifest
 from microclip.settings.base import Frozen, SettingsError, known
-from microclip.settings.datasets import BadImages
+from microclip.settings.datasets import CANVAS_PX, BadImages, DatasetSettings
 from microclip.settings.study import load_dataset
 
 logger = logging.getLogger(__name__)
 
 _PIXELS, _INDEX, _RECORD, _LOCK = "pixels.bin", "index.npy", "store.json", ".store.lock"
 _verified: set[tuple[str, int, int]] = set()  # stores whose bytes this process has hashed
+
+
+class StoreRules(NamedTuple):
+    """How a store is made; `canvas_px` None keeps the pixels of images of any size."""
+
+    bad_images: BadImages = "error"
+    canvas_px: int | None = CANVAS_PX
+
+    @classmethod
+    def of(cls, dataset: DatasetSettings) -> StoreRules:
+        """The rules that a dataset's settings name."""
+        return cls(dataset.source.bad_images, dataset.source.canvas_px)
 
 
 class SkippedImage(Frozen):
@@ -53,6 +66,7 @@ class StoreRecord(Frozen):
     index_sha256: str
     source_sha256: str  # of the list of images
     rule: int | None = None  # None: written before rules had numbers, when there was only rule 1
+    canvas_px: int | None = 448  # what all stores had before it was a setting
     modes: dict[str, int] = {}
     traits: dict[str, int] = {}
     skipped: tuple[SkippedImage, ...] = ()
@@ -73,6 +87,11 @@ class ImageStore:
     def skipped(self) -> tuple[int, ...]:
         """Rows without pixels: their images could not be read."""
         return tuple(int(row) for row in np.flatnonzero(self._index[:, 1] == 0))
+
+    @property
+    def largest_shorter_side(self) -> int:
+        """The greatest shorter side of all images, in pixels."""
+        return int(self._index[:, 1:].min(axis=1).max(initial=0))
 
     def pixels(self, row: int) -> Pixels:
         """One image, as a read-only view of the file."""
@@ -109,30 +128,30 @@ def build(dataset_name: str, bad_images: BadImages | None = None) -> Path:
     """
     manifest = read_manifest(dataset_name)
     folder = Path(paths.STORE.format(dataset=dataset_name)).parent
-    policy = bad_images or _policy(dataset_name)
+    rules = _rules(dataset_name)
+    if bad_images is not None:
+        rules = rules._replace(bad_images=bad_images)
     remedy = (
         f"all are named in {folder / paths.BAD_FILES}: replace or remove them and fetch the "
         "dataset again, or set `bad_images: skip` in its source"
     )
-    record = write_store(
-        manifest.files, folder, manifest.images_sha256, bad_images=policy, remedy=remedy
-    )
+    record = write_store(manifest.files, folder, manifest.images_sha256, rules, remedy=remedy)
     check_left(manifest, open_store(folder).skipped)
     return record
 
 
-def _policy(dataset_name: str) -> BadImages:
-    source = load_dataset(dataset_name).source if dataset_name in known("datasets") else None
-    policy: BadImages = getattr(source, "bad_images", "error")
-    return policy
+def _rules(dataset_name: str) -> StoreRules:
+    if dataset_name in known("datasets"):
+        return StoreRules.of(load_dataset(dataset_name))
+    return StoreRules()
 
 
 def write_store(
     files: Sequence[Path],
     folder: Path,
     source_sha256: str,
+    rules: StoreRules = StoreRules(),  # noqa: B008  immutable
     *,
-    bad_images: BadImages = "error",
     remedy: str = "replace or remove them",
 ) -> Path:
     """Decode `files` in order into a store in `folder`; `source_sha256` identifies their list.
@@ -146,15 +165,15 @@ def write_store(
         ResourceError: the disk is full, or a decoding process was killed.
     """
     with _one_writer(folder):
-        if _is_whole(folder, source_sha256, bad_images):
+        if _is_whole(folder, source_sha256, rules):
             logger.info("image store %s is complete", folder)
             return folder / _RECORD
         _clear(folder)
         try:
-            done, pixels_sha256 = _write_pixels(files, folder, bad_images, remedy)
+            done, pixels_sha256 = _write_pixels(files, folder, rules, remedy)
             with runtime.atomic_path(folder / _INDEX) as target, target.open("wb") as stream:
                 np.save(stream, np.array(done.index, dtype=np.int64).reshape(-1, 3))
-            return _record(folder, source_sha256, done, pixels_sha256)
+            return _record(folder, source_sha256, rules, done, pixels_sha256)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -175,12 +194,13 @@ class _Progress:
 
 
 def _write_pixels(
-    files: Sequence[Path], folder: Path, bad_images: BadImages, remedy: str
+    files: Sequence[Path], folder: Path, rules: StoreRules, remedy: str
 ) -> tuple[_Progress, str]:
     """Write the pixels; return what was decoded and the pixels' hash."""
     done, sha256 = _Progress(), hashlib.sha256()
     with runtime.atomic_path(folder / _PIXELS) as target:
-        with target.open("wb") as stream, contextlib.closing(decode_all(files)) as results:
+        decoding = decode_all(files, canvas_px=rules.canvas_px)
+        with target.open("wb") as stream, contextlib.closing(decoding) as results:
             for row, result in enumerate(results):
                 if isinstance(result, UnreadableError):
                     done.bad.append((row, BadFile(files[row], str(result))))
@@ -188,7 +208,7 @@ def _write_pixels(
                     continue
                 done.modes[result.mode] += 1
                 done.traits.update(result.traits)
-                if done.bad and bad_images == "error":
+                if done.bad and rules.bad_images == "error":
                     continue  # the store will be refused; go on only to find all bad files
                 data = result.pixels.tobytes()
                 done.index.append((done.n_bytes, *result.pixels.shape[:2]))
@@ -196,12 +216,14 @@ def _write_pixels(
                 sha256.update(data)
         bad = [file for _, file in done.bad]
         write_bad_files(bad, folder / paths.BAD_FILES, step="decode")
-        if bad and bad_images == "error":
+        if bad and rules.bad_images == "error":
             raise SettingsError(f"{complaint(bad, len(files))}; {remedy}")
     return done, sha256.hexdigest()
 
 
-def _record(folder: Path, source_sha256: str, done: _Progress, pixels_sha256: str) -> Path:
+def _record(
+    folder: Path, source_sha256: str, rules: StoreRules, done: _Progress, pixels_sha256: str
+) -> Path:
     """Write `store.json`, which marks the store as complete."""
     logger.info(
         "decoded %d images (%.1f MiB), modes %s%s",
@@ -217,6 +239,7 @@ def _record(folder: Path, source_sha256: str, done: _Progress, pixels_sha256: st
         index_sha256=runtime.sha256(folder / _INDEX),
         source_sha256=source_sha256,
         rule=RULE,
+        canvas_px=rules.canvas_px,
         modes=dict(sorted(done.modes.items())),
         traits=dict(sorted(done.traits.items())),
         skipped=tuple(SkippedImage(row=row, reason=file.reason) for row, file in done.bad),
@@ -233,14 +256,14 @@ def _one_writer(folder: Path) -> Iterator[None]:
         yield
 
 
-def _is_whole(folder: Path, source_sha256: str, bad_images: BadImages) -> bool:
+def _is_whole(folder: Path, source_sha256: str, rules: StoreRules) -> bool:
     """Is the store what would be written now? Checks its bytes."""
     try:
-        open_store(folder, source_sha256)
+        open_store(folder, source_sha256, rules)
         said = _read(folder / _RECORD)
     except (runtime.MissingDataError, SettingsError):
         return False
-    return said.rule is not None and (bad_images == "skip" or not said.skipped)
+    return said.rule is not None and (rules.bad_images == "skip" or not said.skipped)
 
 
 def _clear(folder: Path) -> None:
@@ -251,12 +274,15 @@ def _clear(folder: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-def open_store(folder: Path, source_sha256: str | None = None) -> ImageStore:
+def open_store(
+    folder: Path, source_sha256: str | None = None, rules: StoreRules | None = None
+) -> ImageStore:
     """Open a store; its size and source are checked each time, its bytes once per process.
 
     Raises:
         MissingDataError: there is no store, or its pixels were deleted.
-        SettingsError: made from another list of images or by another rule, cut short or altered.
+        SettingsError: made from another list of images, by another rule or on another canvas than
+            that of `rules`; cut short or altered.
     """
     record, pixels = folder / _RECORD, folder / _PIXELS
     for path in (record, pixels, folder / _INDEX):
@@ -279,7 +305,24 @@ def open_store(folder: Path, source_sha256: str | None = None) -> ImageStore:
         raise _damaged(pixels, f"{said.bytes} bytes", f"{pixels.stat().st_size} bytes")
     _verify_once(pixels, said.pixels_sha256)
     _verify_once(folder / _INDEX, said.index_sha256)
-    return ImageStore(folder, said.pixels_sha256)
+    store = ImageStore(folder, said.pixels_sha256)
+    if rules is not None and not _is_on(store, said.canvas_px, rules.canvas_px):
+        raise SettingsError(
+            f"image store {folder} was made with canvas_px {_shown(said.canvas_px)}, the settings "
+            f"say {_shown(rules.canvas_px)}; run `microclip store-images {folder.name}` again"
+        )
+    return store
+
+
+def _is_on(store: ImageStore, made: int | None, wanted: int | None) -> bool:
+    """Would a store made on one canvas have the same pixels on another?"""
+    largest = store.largest_shorter_side
+    is_untouched = made is None or largest < made
+    return made == wanted or (is_untouched and (wanted is None or largest <= wanted))
+
+
+def _shown(canvas_px: int | None) -> str:
+    return "null" if canvas_px is None else str(canvas_px)
 
 
 def _read(record: Path) -> StoreRecord:

@@ -12,12 +12,14 @@ with a = -0.5, its support widened by the scale and cut at the region's edge).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
@@ -27,6 +29,8 @@ from microclip import runtime
 from microclip.data.decoding import Pixels
 
 _SUPPORT = 2.0  # of the cubic, in output pixels
+PIECE_BYTES = 512 * 2**20  # for the intermediate results of windows that are resized together
+_STEP = 64  # px; boxes are padded to a multiple, so that a batch has few shapes
 
 
 class Window(NamedTuple):
@@ -53,9 +57,34 @@ def resize_windows(
 
     Every image must have the same number of windows, at least one.
     """
-    if torch.device(device).type == "cpu":
-        return one_by_one(images, windows, size)
-    return by_matrices(images, windows, size, device=device)
+    return prepare(images, windows, size, device=device).views()
+
+
+def prepare(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    windows: Sequence[Sequence[Window]],
+    size: int,
+    *,
+    device: torch.device | str,
+) -> OnHost | Packed:
+    """Do the host's part of `resize_windows`, which may be done ahead in another thread."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        return OnHost(images, windows, size)
+    return pack(images, windows, size, device=device)
+
+
+@dataclass(frozen=True, eq=False)
+class OnHost:
+    """Images to be resized on the CPU; nothing is prepared."""
+
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]]
+    windows: Sequence[Sequence[Window]]
+    size: int
+
+    def views(self) -> Float[Tensor, "batch view 3 size size"]:
+        """Resize them."""
+        return one_by_one(self.images, self.windows, self.size)
 
 
 def one_by_one(
@@ -80,22 +109,139 @@ def by_matrices(
     size: int,
     *,
     device: torch.device | str,
+    piece_bytes: int = PIECE_BYTES,
 ) -> Float[Tensor, "batch view 3 size size"]:
-    """Like `resize_windows`, but as rows @ (image @ columns) for the whole batch."""
-    height = max(image.shape[0] for image in images)
-    width = max(image.shape[1] for image in images)
-    padded = torch.zeros((len(images), height, width, 3), dtype=torch.uint8)
-    for row, image in enumerate(images):
-        padded[row, : image.shape[0], : image.shape[1]] = torch.from_numpy(np.array(image))
-    planes = padded.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
-    table = torch.tensor(windows, dtype=torch.float32).to(device)  # batch, view, 8
-    # Float32 even under autocast: half precision is too coarse for resampling weights.
-    with torch.autocast(device_type=torch.device(device).type, enabled=False):
-        rows = axis_weights(table[..., [0, 2, 4, 6]], n_in=height, n_out=size)
-        columns = axis_weights(table[..., [1, 3, 5, 7]], n_in=width, n_out=size)
-        across = torch.einsum("b c h w, b v p w -> b v c h p", planes, columns)
-        views = torch.einsum("b v o h, b v c h p -> b v c o p", rows, across.clamp(0, 1))
-    return views.clamp(0, 1)  # after each step, because Pillow stores both in bytes
+    """Like `resize_windows`, but as rows @ (pixels @ columns), many windows at a time."""
+    return pack(images, windows, size, device=torch.device(device)).views(piece_bytes)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """The pixels that a batch's windows read, in one buffer that a device can fetch by itself.
+
+    Attributes:
+        pixels: of all images, one after another; pinned if the device is a GPU.
+        table: by window, sorted by `shapes`: its place in the result; the first pixel of the box
+            that it reads, and the pixels to the next row; and for rows and columns its first pixel
+            in that box, its length, resized length and first output.
+        shapes: of the boxes, in `_STEP`s of pixels.
+        n_views: windows of an image.
+    """
+
+    pixels: UInt8[Tensor, "pixel 3"]
+    table: Int[Tensor, "window 11"]
+    shapes: Int[np.ndarray, "window 2"]
+    n_views: int
+    size: int
+    device: torch.device
+
+    def views(self, piece_bytes: int = PIECE_BYTES) -> Float[Tensor, "batch view 3 size size"]:
+        """Compute the windows, in pieces whose intermediate results fit in `piece_bytes`.
+
+        Boxes of a piece have one shape, which depends on their own windows only, so that a view
+        does not change with the batch that it is in, nor with the size of the pieces.
+        """
+        pixels = self.pixels.to(self.device, non_blocking=True)
+        table = self.table.to(self.device, non_blocking=True)
+        out = torch.empty((len(table), 3, self.size, self.size), device=self.device)
+        # Float32 even under autocast: half precision is too coarse for resampling weights.
+        with torch.autocast(device_type=self.device.type, enabled=False):
+            for begin, end, height, width in self._pieces(piece_bytes):
+                own = table[begin:end]
+                out[own[:, 0]] = _resized(pixels, own, (height, width), self.size)
+        return out.unflatten(0, (-1, self.n_views))
+
+    def _pieces(self, piece_bytes: int) -> Iterator[tuple[int, int, int, int]]:
+        """Runs of windows with boxes of one shape: begin, end, height, width."""
+        changes = np.flatnonzero((np.diff(self.shapes, axis=0) != 0).any(axis=1)) + 1
+        for begin, end in pairwise((0, *changes.tolist(), len(self.shapes))):
+            height, width = (_STEP * int(n) for n in self.shapes[begin])
+            at_once = max(1, piece_bytes // _bytes_a_window(height, width, self.size))
+            for first in range(begin, end, at_once):
+                yield first, min(end, first + at_once), height, width
+
+
+def _bytes_a_window(height: int, width: int, size: int) -> int:
+    """Memory that `_resized` needs for a window, rounded up: indices, planes, products, weights."""
+    read = height * width * (8 + 3 + 3 * 4)
+    products = 4 * 3 * size * (height + 2 * size)
+    return read + products + 4 * size * 8 * max(height, width)
+
+
+def pack(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    windows: Sequence[Sequence[Window]],
+    size: int,
+    *,
+    device: torch.device,
+) -> Packed:
+    """Copy the pixels that the windows read into one buffer for `device`."""
+    drawn = np.array(windows, dtype=np.int64)  # batch, view, 8
+    boxes = np.stack([_read(drawn[..., axis::2], size) for axis in (0, 1)], axis=-1)
+    begins, ends = boxes[..., 0, :], boxes[..., 1, :]  # batch, view, (row, column)
+    corners, spans = begins.min(axis=1), ends.max(axis=1) - begins.min(axis=1)  # of an image
+    areas = spans.prod(axis=1)
+    firsts = np.concatenate([[0], areas.cumsum()])
+    is_pinned = device.type == "cuda"
+    pixels = torch.empty((int(firsts[-1]), 3), dtype=torch.uint8, pin_memory=is_pinned)
+    buffer = pixels.numpy()
+    for image, (top, left), (height, width), first in zip(
+        images, corners, spans, firsts[:-1], strict=True
+    ):
+        target = buffer[first : first + height * width].reshape(height, width, 3)
+        np.copyto(target, image[top : top + height, left : left + width])
+    inside = begins - corners[:, None]
+    starts = firsts[:-1, None] + inside[..., 0] * spans[:, None, 1] + inside[..., 1]
+    strides = np.broadcast_to(spans[:, None, 1], starts.shape)
+    drawn[..., :2] -= begins
+    shapes = (-(-(ends - begins) // _STEP)).reshape(-1, 2)
+    order = np.lexsort(shapes.T)
+    table = np.concatenate(
+        [np.stack([starts, strides], axis=-1), drawn[..., 0::2], drawn[..., 1::2]], axis=-1
+    ).reshape(len(shapes), -1)[order]
+    host = torch.from_numpy(np.concatenate([order[:, None], table], axis=1))
+    return Packed(
+        pixels,
+        host.pin_memory() if is_pinned else host,
+        shapes[order],
+        n_views=drawn.shape[1],
+        size=size,
+        device=device,
+    )
+
+
+def _read(windows: Int[np.ndarray, "batch view 4"], size: int) -> Int[np.ndarray, "batch view 2"]:
+    """First pixel that windows read along an axis, and the one after the last."""
+    first, length, resized, kept = np.moveaxis(windows, -1, 0)
+    scale = length / resized
+    reach = _SUPPORT * np.maximum(scale, 1.0) + 1.0  # one more, for what float32 rounds elsewhere
+    begin = np.floor((kept + 0.5) * scale - reach).astype(np.int64)
+    end = np.ceil((kept + size - 0.5) * scale + reach).astype(np.int64)
+    return np.stack([first + np.maximum(begin, 0), first + np.minimum(end, length)], axis=-1)
+
+
+def _resized(
+    pixels: UInt8[Tensor, "pixel 3"],
+    table: Int[Tensor, "window 11"],
+    shape: tuple[int, int],
+    size: int,
+) -> Float[Tensor, "window 3 size size"]:
+    """The views of windows whose boxes fit in `shape`."""
+    height, width = shape
+    starts, strides = table[:, 1, None, None], table[:, 2, None, None]
+    down = torch.arange(height, device=pixels.device)[:, None]
+    across = torch.arange(width, device=pixels.device)
+    # Outside its box a window reads some other pixel, whose weight is zero.
+    places = (starts + down * strides + across).clamp_(max=len(pixels) - 1)
+    planes = pixels[places].permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    del places
+    numbers = table.to(torch.float32)
+    columns = axis_weights(numbers[:, 7:], n_in=width, n_out=size)
+    half = torch.einsum("b c h w, b p w -> b c h p", planes, columns).clamp_(0, 1)
+    del planes, columns
+    rows = axis_weights(numbers[:, 3:7], n_in=height, n_out=size)
+    views = torch.einsum("b o h, b c h p -> b c o p", rows, half)
+    return views.clamp_(0, 1)  # after each step, because Pillow stores both in bytes
 
 
 def axis_weights(

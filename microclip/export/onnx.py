@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from microclip import runtime
 from microclip.api import Adapted
-from microclip.data.decoding import MAX_SHORTER_SIDE_PX
 from microclip.data.loading import ViewRecipe, evaluation_views
 from microclip.measure.evaluation import CONFIDENCE_SCALE
 from microclip.methods.base import Views
@@ -35,6 +34,7 @@ from microclip.model.token_fusion import TokenFusion, cosine_similarity, uncut_m
 from microclip.own_images.prediction import Images, stored, usable
 from microclip.own_images.record import RECORD
 from microclip.settings.base import SettingsError
+from microclip.settings.datasets import CANVAS_PX
 
 # After 20 squarings, exp(-2**20 * gap / 2) of the third eigenvector remains: 1e-228 at a gap of
 # 1e-3, below which no cut is defined, and still 1e-16 at a gap of 7e-5.
@@ -282,7 +282,7 @@ def preprocessing(adapted: Adapted, outputs: Iterable[str]) -> dict[str, Any]:
         "outputs": list(outputs),
         "orientation": "exif",
         "transparency": "on white",
-        "max_shorter_side": MAX_SHORTER_SIDE_PX,  # larger images are first reduced to this
+        "max_shorter_side": CANVAS_PX,  # larger images are first reduced to this
         "resize": "shorter side to size, longer side cut down to whole pixels",
         "size": tower.image_size,
         "interpolation": "bicubic, antialiased",

@@ -298,6 +298,9 @@ def load_features(dataset: DatasetSettings, backbone: BackboneSettings) -> Featu
 
 def _key(dataset: DatasetSettings, backbone: BackboneSettings) -> str:
     manifest = read_manifest(dataset.name)
+    canvas = dataset.source.canvas_px
+    # Left out where every image is kept as it is, so that the keys of icons stay what they were.
+    reduced = {} if canvas is None else {"canvas_px": canvas}
     return digest(
         {
             "format": FORMAT,
@@ -305,6 +308,7 @@ def _key(dataset: DatasetSettings, backbone: BackboneSettings) -> str:
             "images": manifest.images_sha256,
             "splits": manifest.splits,
             "view": "center",
+            **reduced,
         }
     )
 

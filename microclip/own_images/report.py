@@ -19,7 +19,7 @@ from microclip import paths, runtime
 from microclip.data.decoding import Pixels
 from microclip.data.files import write_bad_files
 from microclip.data.loading import UnlabelledImages, ViewRecipe, evaluation_views
-from microclip.data.store import open_store, write_store
+from microclip.data.store import StoreRules, open_store, write_store
 from microclip.measure.evaluation import CONFIDENCE_SCALE
 from microclip.measure.gallery import Look, TopClasses, encoded, looks
 from microclip.measure.trained_runs import as_pixels, token_maps
@@ -114,7 +114,7 @@ def run(prepared: Prepared, out: Path, tracker: RunTracker) -> Results:
 def _stored(materials: Materials, folder: Path) -> UnlabelledImages:
     """The decoded images, kept on disk until the command is complete."""
     try:
-        store = open_store(folder, materials.images_sha256)
+        store = open_store(folder, materials.images_sha256, StoreRules())
     except (SettingsError, runtime.MissingDataError):
         write_store(materials.images, folder, materials.images_sha256)
         store = open_store(folder, materials.images_sha256)

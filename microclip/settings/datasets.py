@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,12 +11,19 @@ from microclip.settings.base import Frozen, Name
 
 BadImages = Literal["error", "skip"]
 TEMPLATES = ("a photo of a {}.",)
+CANVAS_PX = 672  # three times CLIP's 224 px; benchmarks/canvas.py measures what crops lose
+_CANVAS = (
+    "larger images are stored with this shorter side, and views are drawn from that; null: as they "
+    "are"
+)
 
 
 class IconSource(Frozen):
     """Scenes rendered from the shipped drawings (`resources/icons/<drawings>`)."""
 
     kind: Literal["icons"] = "icons"
+    bad_images: ClassVar[BadImages] = "error"
+    canvas_px: ClassVar[int | None] = None  # scenes are stored as they are drawn
     drawings: Name = Field(description="icon set, a folder in resources/icons")
     classes: int | None = Field(None, ge=2, description="number of classes used; None: all")
     train_scenes: int = Field(ge=1, description="training scenes per class")
@@ -48,6 +55,7 @@ class FolderSource(Frozen):
     )
     seed: int = Field(0, ge=0, description="seed of that split")
     bad_images: BadImages = Field("error", description="skip: leave out unreadable images")
+    canvas_px: int | None = Field(CANVAS_PX, ge=224, description=_CANVAS)
 
 
 class PublicSource(Frozen):
@@ -58,6 +66,7 @@ class PublicSource(Frozen):
     split: Name = Field("paper", description="one of the card's splits")
     seed: int = Field(0, ge=0, description="seed of a randomly drawn split")
     bad_images: BadImages = Field("error", description="skip: leave out unreadable images")
+    canvas_px: int | None = Field(CANVAS_PX, ge=224, description=_CANVAS)
 
 
 Source = Annotated[IconSource | FolderSource | PublicSource, Field(discriminator="kind")]

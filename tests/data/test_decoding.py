@@ -143,9 +143,11 @@ def test_black_and_white_and_lab_keep_their_colours(tmp_path: Path) -> None:
     assert flat(tmp_path / "lab.tif").min() >= 250
 
 
-def test_a_shorter_side_above_448_is_reduced(tmp_path: Path) -> None:
+def test_a_shorter_side_above_the_canvas_is_reduced(tmp_path: Path) -> None:
     Image.new("RGB", (900, 600)).save(tmp_path / "big.png")
-    assert decode(tmp_path / "big.png").pixels.shape == (448, 672, 3)
+    assert decode(tmp_path / "big.png", 448).pixels.shape == (448, 672, 3)
+    assert decode(tmp_path / "big.png", 600).pixels.shape == (600, 900, 3)
+    assert decode(tmp_path / "big.png").pixels.shape == (600, 900, 3)
 
 
 def test_an_image_with_a_wrong_suffix_is_read_and_noted(tmp_path: Path) -> None:

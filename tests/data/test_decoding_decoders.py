@@ -16,6 +16,7 @@ from microclip.data.decoding import (
     Decoded,
     UnreadableError,
     _Decoder,
+    _Order,
     decode_all,
     n_processes_for,
 )
@@ -35,8 +36,8 @@ def write_many(folder: Path, n: int) -> list[Path]:
 
 def test_processes_give_the_same_results_in_the_same_order(tmp_path: Path) -> None:
     files = write_many(tmp_path / "images", 30)
-    here = list(decode_all(files, n_processes=0))
-    there = list(decode_all(files, n_processes=2))
+    here = list(decode_all(files, canvas_px=30, n_processes=0))
+    there = list(decode_all(files, canvas_px=30, n_processes=2))
     assert len(here) == len(there) == len(files)
     for one, other in zip(here, there, strict=True):
         assert type(one) is type(other)
@@ -92,18 +93,18 @@ def test_a_process_that_dies_names_its_file(
     """A process killed from outside is the machine's fault; a crash is the file's."""
     for name in "abc":
         picture().save(tmp_path / f"{name}.png")
-    decoder = _Decoder()
+    decoder, order = _Decoder(), _Order(None, has_pixels=True)
     try:
-        assert isinstance(decoder.decode(tmp_path / "a.png", has_pixels=True), Decoded)
+        assert isinstance(decoder.decode(tmp_path / "a.png", order), Decoded)
         decoder._process.send_signal(number)
         decoder._process.wait(10)
         if error is ResourceError:
             with pytest.raises(ResourceError, match=r"b\.png ended by signal 9; if memory"):
-                decoder.decode(tmp_path / "b.png", has_pixels=True)
+                decoder.decode(tmp_path / "b.png", order)
         else:
-            said = decoder.decode(tmp_path / "b.png", has_pixels=True)
+            said = decoder.decode(tmp_path / "b.png", order)
             assert str(said) == "crashes its decoder (SIGSEGV)"
-            assert isinstance(decoder.decode(tmp_path / "c.png", has_pixels=True), Decoded)
+            assert isinstance(decoder.decode(tmp_path / "c.png", order), Decoded)
     finally:
         decoder.kill()
         decoder.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -15,9 +16,9 @@ from PIL import Image
 
 from microclip.data import datasets, loading, passport, store
 from microclip.data.decoding import FILES_A_PROCESS, n_processes_for
-from microclip.data.store import open_store, write_store
+from microclip.data.store import StoreRules, open_store, write_store
 from microclip.runtime import MissingDataError
-from microclip.settings import SettingsError, load_dataset
+from microclip.settings import SettingsError, base, load_dataset
 from tests.data import odd_files
 
 
@@ -91,7 +92,7 @@ def test_the_record_counts_modes(tmp_path: Path) -> None:
 def test_skipped_images_are_empty_rows_and_named_beside_the_store(tmp_path: Path) -> None:
     good, bad = odd_files.write_all(tmp_path / "odd")
     files = sorted([*good, *bad])
-    record = write_store(files, tmp_path / "store", "made", bad_images="skip")
+    record = write_store(files, tmp_path / "store", "made", StoreRules(bad_images="skip"))
     opened = open_store(tmp_path / "store", "made")
     assert len(opened) == len(files)
     assert {files[row] for row in opened.skipped} == set(bad)
@@ -123,10 +124,10 @@ def test_with_error_all_bad_images_are_found_and_the_first_three_shown(tmp_path:
 def test_the_list_of_bad_files_is_removed_once_they_are_fixed(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     file.touch()
-    write_store([file], tmp_path / "store", "empty", bad_images="skip")
+    write_store([file], tmp_path / "store", "empty", StoreRules(bad_images="skip"))
     assert (tmp_path / "store" / "bad_files.csv").is_file()
     write_noise(file, (30, 30))
-    write_store([file], tmp_path / "store", "fixed", bad_images="skip")
+    write_store([file], tmp_path / "store", "fixed", StoreRules(bad_images="skip"))
     assert not (tmp_path / "store" / "bad_files.csv").exists()
     assert open_store(tmp_path / "store", "fixed").skipped == ()
 
@@ -134,7 +135,7 @@ def test_the_list_of_bad_files_is_removed_once_they_are_fixed(tmp_path: Path) ->
 def test_a_store_with_skipped_images_is_rebuilt_where_they_are_errors(tmp_path: Path) -> None:
     files = [write_noise(tmp_path / "a.png", (30, 30)), tmp_path / "b.png"]
     files[1].touch()
-    write_store(files, tmp_path / "store", "made", bad_images="skip")
+    write_store(files, tmp_path / "store", "made", StoreRules(bad_images="skip"))
     with pytest.raises(SettingsError, match="1 of 2 images cannot be read"):
         write_store(files, tmp_path / "store", "made")
 
@@ -232,6 +233,53 @@ def damage(folder: Path, *places: str) -> None:
     for place in places:
         path = folder / place
         path.write_bytes(path.read_bytes()[:60])
+
+
+def test_a_store_on_another_canvas_is_refused_and_made_again(tmp_path: Path) -> None:
+    folder, file = tmp_path / "store", write_noise(tmp_path / "a.png", (50, 40))
+    write_store([file], folder, "made", StoreRules(canvas_px=30))
+    assert open_store(folder, "made", StoreRules(canvas_px=30)).pixels(0).shape == (30, 38, 3)
+    with pytest.raises(SettingsError) as said:
+        open_store(folder, "made", StoreRules(canvas_px=None))
+    assert "made with canvas_px 30, the settings say null; run `microclip store" in str(said.value)
+    write_store([file], folder, "made", StoreRules(canvas_px=None))
+    assert open_store(folder, "made", StoreRules(canvas_px=None)).pixels(0).shape == (40, 50, 3)
+    with pytest.raises(SettingsError, match="made with canvas_px null, the settings say 30"):
+        open_store(folder, "made", StoreRules(canvas_px=30))
+
+
+def test_a_store_of_smaller_images_is_the_same_on_every_canvas(tmp_path: Path) -> None:
+    record = write_store([write_noise(tmp_path / "a.png", (50, 40))], tmp_path / "store", "made")
+    before = record.stat().st_mtime_ns
+    said = json.loads(record.read_text())
+    for canvas in (40, 448, 672, None):
+        open_store(tmp_path / "store", "made", StoreRules(canvas_px=canvas))
+    del said["canvas_px"]  # as written when all stores had 448 px
+    record.write_text(json.dumps(said))
+    os.utime(record, ns=(before, before))
+    for canvas in (41, 672, None):
+        write_store([tmp_path / "a.png"], tmp_path / "store", "made", StoreRules(canvas_px=canvas))
+    assert record.stat().st_mtime_ns == before
+    with pytest.raises(SettingsError, match="canvas_px 448, the settings say 39"):
+        open_store(tmp_path / "store", "made", StoreRules(canvas_px=39))
+
+
+def test_the_canvas_of_a_dataset_is_a_setting_and_part_of_its_identity(own_project: Path) -> None:
+    dataset = load_dataset("shapes")
+    assert dataset.identity()["source"]["canvas_px"] == 672
+    path = own_project / "config" / "datasets" / "shapes.yaml"
+    path.write_text(path.read_text().replace("kind: folder", "kind: folder\n  canvas_px: 224"))
+    write_noise(own_project / "images" / "train" / "red_disc" / "large.png", (400, 300))
+    base._load.cache_clear()
+    smaller = load_dataset("shapes")
+    assert smaller.identity() != dataset.identity()
+    datasets.fetch(smaller)
+    store.build("shapes")
+    passport.issue(smaller)
+    train = loading.load(smaller)["train"].images
+    assert (224, 299, 3) in {train.pixels(index).shape for index in range(len(train))}
+    with pytest.raises(SettingsError, match="made with canvas_px 224, the settings say 672"):
+        loading.load(dataset)
 
 
 def set_policy(root: Path, policy: str) -> None:
