@@ -17,6 +17,7 @@ ZERO_SHOT = "results/data/{dataset}/zero-shot-{backbone}.json"
 DESCRIPTIONS = "results/descriptions/{descriptions}/{dataset}.json"
 PUBLISHED_DESCRIPTIONS = "results/downloads/{sha256}.json"
 CLASSIFIER = "results/classifiers/{backbone}/{descriptions}/{dataset}.safetensors"
+SENTENCES = "results/sentences/{backbone}/{key}"  # a store that may be deleted
 FEATURES = "results/features/{backbone}/{dataset}.safetensors"
 RUN = "results/runs/{dataset}/{backbone}/{descriptions}/{method}/{variant}/seed-{seed}"
 SCORES = RUN + "/scores.json"

@@ -102,6 +102,7 @@ def embed_descriptions(
     dataset: DatasetArgument,
     backbone: BackboneOption = "icon-clip",
     descriptions: DescriptionsOption = "shipped",
+    device: DeviceOption = None,
 ) -> None:
     """Encode class descriptions into class vectors, W_LLM."""
     from microclip.model import embeddings
@@ -111,6 +112,7 @@ def embed_descriptions(
         settings.load_dataset(dataset),
         settings.load_backbone_settings(backbone),
         settings.load_descriptions(descriptions),
+        device=str(runtime.choose_device(device or "auto")),
     )
     say(f"wrote {written}")
 

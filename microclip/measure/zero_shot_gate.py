@@ -22,8 +22,9 @@ from microclip.data import loading, passport
 from microclip.data.vocabulary import load_vocabulary
 from microclip.measure.evaluation import evaluate
 from microclip.measure.published import Figure, figure
-from microclip.model.backbone import encode_classes, load_backbone
-from microclip.model.embeddings import load_features
+from microclip.model.backbone import load_backbone
+from microclip.model.embeddings import load_features, sentence_store
+from microclip.model.sentences import encode_classes
 from microclip.model.token_fusion import cosine_similarity
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import DatasetSettings
@@ -66,8 +67,10 @@ def logits(
     labels = loading.load(dataset)["test"].labels
     embeddings = load_features(dataset, backbone).test
     names = load_vocabulary(dataset).class_names
-    prompts, _ = encode_classes(load_backbone(backbone, device), fill(dataset.templates, names))
-    return cosine_similarity(embeddings, template_classifier(prompts).cpu()), labels
+    tower = load_backbone(backbone, device)
+    filled = fill(dataset.templates, names)
+    prompts, _ = encode_classes(tower, filled, sentence_store(backbone, tower))
+    return cosine_similarity(embeddings, template_classifier(prompts)), labels
 
 
 def check(dataset: DatasetSettings, backbone: BackboneSettings, device: str = "cpu") -> Path:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -38,8 +38,9 @@ from microclip.settings.study import BackboneSettings
 
 Tokenizer = Callable[[list[str]], Tensor]
 
-_TEXT_BATCH = 256  # texts at a time
 _SHOWN = 3  # names in an error
+# Few lengths rather than each text's own, so that batches have few shapes.
+_TEXT_LENGTHS = (16, 24, 32, 48)  # tokens
 
 
 def read_backbone(name: str) -> BackboneSettings:
@@ -352,9 +353,25 @@ class Backbone(nn.Module):
         self, tokens: Int[Tensor, "text context"], *, normalize: bool = True
     ) -> Float[Tensor, "text embedding"]:
         """Return embeddings of token ids, normalised or as the tower returns them."""
+        length = int(self.text_lengths(tokens).max()) if len(tokens) else tokens.shape[1]
         model: Any = self.model
-        raw: Tensor = model.encode_text(tokens.to(self.device))
+        given = tokens[:, :length].to(self.device)
+        raw: Tensor = (
+            model.encode_text(given) if length == tokens.shape[1] else _encode_start(model, given)
+        )
         return unit_norm(raw) if normalize else raw
+
+    def text_lengths(self, tokens: Int[Tensor, "text context"]) -> Int[Tensor, " text"]:
+        """Return how many tokens the text tower reads of each row: one of a few lengths.
+
+        CLIP's tower is causal and pools at the end-of-text token, so what follows that token
+        cannot change the embedding. Any other tower reads its whole context.
+        """
+        context = tokens.shape[1]
+        if not _ends_at_end_of_text(self.model):
+            return torch.full((len(tokens),), context)
+        lengths = torch.tensor([*(n for n in _TEXT_LENGTHS if n < context), context])
+        return lengths[torch.bucketize(tokens.argmax(dim=-1).cpu() + 1, lengths)]
 
     def layer_norms(self) -> dict[str, nn.Parameter]:
         """Gains and biases of the image tower's LayerNorms, by name."""
@@ -453,6 +470,29 @@ def load_backbone(backbone: str | BackboneSettings, device: str | torch.device =
     return from_open_clip(model, tokenizer).to(device)
 
 
+def _ends_at_end_of_text(model: nn.Module) -> bool:
+    """True for CLIP's own text tower: causal, pooled at the token of the highest number."""
+    return (
+        isinstance(model, CLIP)
+        and model.text_pool_type == "argmax"
+        and isinstance(model.attn_mask, Tensor)
+    )
+
+
+def _encode_start(model: Any, tokens: Tensor) -> Tensor:
+    """Return what `model.encode_text` returns for texts that end within these first tokens."""
+    length, kind = tokens.shape[1], model.transformer.get_cast_dtype()
+    place = model.positional_embedding[:length].to(kind)
+    hidden = model.token_embedding(tokens).to(kind) + place
+    hidden = model.transformer(hidden, attn_mask=model.attn_mask[:length, :length])
+    rows = torch.arange(len(tokens), device=tokens.device)
+    pooled = model.ln_final(hidden)[rows, tokens.argmax(dim=-1)]
+    projection = model.text_projection
+    if projection is None:
+        return cast(Tensor, pooled)
+    return cast(Tensor, projection(pooled) if callable(projection) else pooled @ projection)
+
+
 def _packed(attention: Any, tokens: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
     """Return the maps `first` to `last` of (query, key, value), from the packed projection."""
     width = tokens.shape[-1]
@@ -543,16 +583,3 @@ def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> s
 def _named(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return " ".join(f"'{name}'" for name in names[:_SHOWN]) + more
-
-
-def encode_classes(
-    backbone: Backbone, texts: Sequence[Sequence[str]]
-) -> tuple[list[Float[Tensor, "_ embedding"]], int]:
-    """Return each class's text embeddings, not normalised, and how many texts were cut."""
-    flat = [text for own in texts for text in own]
-    raw, n_cut = [], 0
-    for start in range(0, len(flat), _TEXT_BATCH):
-        tokens = backbone.tokenize(flat[start : start + _TEXT_BATCH])
-        n_cut += int((tokens[:, -1] != 0).sum())  # padded with 0: the last place is taken
-        raw.append(backbone.encode_tokens(tokens, normalize=False))
-    return list(torch.split(torch.cat(raw), [len(own) for own in texts])), n_cut

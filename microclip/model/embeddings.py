@@ -6,7 +6,6 @@ Features are the frozen [CLS] embeddings of the images, for all methods that tra
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,10 @@ from torch import Tensor
 from microclip import paths, runtime
 from microclip.data import loading
 from microclip.data.manifest import SPLITS, read_manifest
-from microclip.model.backbone import Backbone, encode_classes, load_backbone
+from microclip.model.backbone import Backbone, load_backbone
+from microclip.model.sentences import FORMAT as SENTENCE_FORMAT
+from microclip.model.sentences import SentenceStore, encode_classes
+from microclip.model.weights import tensors_sha256
 from microclip.settings.base import SettingsError, digest
 from microclip.settings.datasets import DatasetSettings
 from microclip.settings.llms import DescriptionSettings
@@ -100,24 +102,51 @@ def input_key(
         {
             "format": FORMAT,
             "backbone": backbone,
-            "tokenizer": f"open_clip {metadata.version('open_clip_torch')}",
+            "tokenizer": _tokenizer_version(),
             "sentences": [[name, list(texts)] for name, texts in sentences.items()],
             "templates": list(templates),
         }
     )
 
 
+def _tokenizer_version() -> str:
+    return f"open_clip {metadata.version('open_clip_torch')}"
+
+
+def sentence_store(backbone: BackboneSettings, tower: Backbone) -> SentenceStore:
+    """Return the store of a backbone's sentence embeddings, made on this kind of device.
+
+    Everything that may move their last bit is in the folder's name.
+    """
+    device = tower.device
+    on_cpu = device.type == "cpu"
+    own = {
+        "format": SENTENCE_FORMAT,
+        "backbone": backbone_key(backbone),
+        "tokenizer": _tokenizer_version(),
+        "torch": str(torch.__version__),
+        "device": torch.backends.cpu.get_cpu_capability()
+        if on_cpu
+        else torch.cuda.get_device_name(device),
+    }
+    return SentenceStore(Path(paths.SENTENCES.format(backbone=backbone.name, key=digest(own))))
+
+
 @torch.no_grad()
 def classifiers(
-    backbone: Backbone, sentences: Mapping[str, Sequence[str]], templates: Sequence[str]
+    backbone: Backbone,
+    sentences: Mapping[str, Sequence[str]],
+    templates: Sequence[str],
+    *,
+    store: SentenceStore | None = None,
 ) -> TextClassifiers:
-    """Make class vectors from sentences by class name, and from the filled templates.
+    """Make class vectors on the CPU from sentences by class name, and from the filled templates.
 
     Sentences that fill the text tower's context count as cut; their number is recorded and logged
-    as a warning.
+    as a warning. Sentences in `store` are not encoded again.
     """
-    described, cut_sentences = encode_classes(backbone, list(sentences.values()))
-    prompts, cut_prompts = encode_classes(backbone, fill(templates, list(sentences)))
+    described, cut_sentences = encode_classes(backbone, list(sentences.values()), store)
+    prompts, cut_prompts = encode_classes(backbone, fill(templates, list(sentences)), store)
     anchors = template_classifier(prompts, norm="joint")
     n_truncated = cut_sentences + cut_prompts
     if n_truncated:
@@ -132,9 +161,16 @@ def classifiers(
 
 
 def embed_descriptions(
-    dataset: DatasetSettings, backbone: BackboneSettings, descriptions: DescriptionSettings
+    dataset: DatasetSettings,
+    backbone: BackboneSettings,
+    descriptions: DescriptionSettings,
+    *,
+    device: str = "cpu",
 ) -> Path:
     """Embed a dataset's descriptions and templates, and return the file of class vectors.
+
+    Each sentence is encoded once for all datasets and descriptions, on `device`; the class vectors
+    are computed from the embeddings on the CPU, where sums keep their order.
 
     Raises:
         MissingDataError: descriptions or weights do not exist.
@@ -142,7 +178,9 @@ def embed_descriptions(
     """
     sentences = description_files.load(dataset, descriptions)
     key = input_key(backbone_key(backbone), sentences, dataset.templates)
-    found = classifiers(load_backbone(backbone), sentences, dataset.templates)
+    tower = load_backbone(backbone, device)
+    store = sentence_store(backbone, tower)
+    found = classifiers(tower, sentences, dataset.templates, store=store)
     target = _target(dataset, backbone, descriptions)
     save_classifiers(target, found, {"key": key, "classes": list(sentences)})
     return target
@@ -184,7 +222,7 @@ def file_sha256(
 def save_classifiers(path: Path, texts: TextClassifiers, record: Origin) -> None:
     """Write class vectors, their record and their hash; equal inputs give equal bytes."""
     tensors = {name: getattr(texts, name).cpu().contiguous() for name in _TENSORS}
-    own = Origin(n_truncated=texts.n_truncated, tensors_sha256=_tensor_hash(tensors))
+    own = Origin(n_truncated=texts.n_truncated, tensors_sha256=tensors_sha256(tensors))
     text = json.dumps({**record, **own}, sort_keys=True)
     with runtime.atomic_path(path) as target:
         target.write_bytes(save(tensors, metadata={"microclip": text}))
@@ -204,7 +242,7 @@ def load_classifiers(path: Path) -> tuple[TextClassifiers, Origin]:
         texts = TextClassifiers(**tensors, n_truncated=record["n_truncated"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise _damaged(path, " ".join(str(error).split())) from error
-    if record.get("tensors_sha256", _tensor_hash(tensors)) != _tensor_hash(tensors):
+    if record.get("tensors_sha256", tensors_sha256(tensors)) != tensors_sha256(tensors):
         raise _damaged(path, "its vectors are not those that were written")
     # In float64, so that the check adds no rounding of its own.
     for name, vectors in tensors.items():
@@ -217,16 +255,6 @@ def _damaged(path: Path, reason: str) -> SettingsError:
     return SettingsError(
         f"class vectors {path} are damaged ({reason}); delete the file and embed again"
     )
-
-
-def _tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the tensors' names, types, shapes and bytes."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        values = tensors[name].contiguous()
-        found.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        found.update(values.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def _target(

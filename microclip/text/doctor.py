@@ -22,7 +22,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from scipy import sparse
 
 from microclip import runtime
-from microclip.model.backbone import Backbone, encode_classes
+from microclip.model.backbone import Backbone
+from microclip.model.sentences import encode_classes
 from microclip.text import answers
 from microclip.text.answers import is_foreign, words
 from microclip.text.classifier import description_classifier

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from microclip.model import backbone, embeddings
-from microclip.model.backbone import load_backbone
+from microclip.model import embeddings
+from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.embeddings import backbone_key, classifiers, input_key
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError, load_backbone_settings
@@ -151,16 +151,38 @@ def test_a_file_from_before_hashes_is_read_and_its_vectors_must_have_length_one(
         embeddings.load_classifiers(path)
 
 
-@pytest.mark.usefixtures("project")
-def test_batches_give_what_one_text_at_a_time_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("own_project")
+def test_class_vectors_are_the_same_with_and_without_stored_sentences() -> None:
+    settings = settings_of("cupl")
+    parts = (settings.dataset, settings.backbone, settings.descriptions)
+    descriptions.write(settings.dataset, settings.descriptions)
+    path = embeddings.embed_descriptions(*parts)
+    cold = path.read_bytes()
+    assert list(Path("results/sentences/tiny").glob("*/*.safetensors"))
+    assert embeddings.embed_descriptions(*parts).read_bytes() == cold
     tower = load_backbone("tiny")
-    texts = [["A disc.", "It is round."], ["A long bar."], ["One.", "Two.", "Three."]]
-    whole, _ = backbone.encode_classes(tower, texts)
-    monkeypatch.setattr(backbone, "_TEXT_BATCH", 1)
-    parts, _ = backbone.encode_classes(tower, texts)
-    assert [tuple(own.shape) for own in whole] == [(2, 16), (1, 16), (3, 16)]
-    for one, other in zip(whole, parts, strict=True):
-        torch.testing.assert_close(one, other)
+    sentences = descriptions.load(settings.dataset, settings.descriptions)
+    alone = classifiers(tower, sentences, settings.dataset.templates)
+    assert torch.equal(alone.similarity, embeddings.load_classifiers(path)[0].similarity)
+
+
+@pytest.mark.usefixtures("own_project")
+def test_sentences_are_encoded_on_the_device_and_class_vectors_made_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = settings_of("cupl")
+    asked = []
+
+    def load(backbone: object, device: str) -> Backbone:
+        asked.append(device)
+        return load_backbone("tiny")
+
+    monkeypatch.setattr(embeddings, "load_backbone", load)
+    descriptions.write(settings.dataset, settings.descriptions)
+    embeddings.embed_descriptions(
+        settings.dataset, settings.backbone, settings.descriptions, device="cuda"
+    )
+    assert asked == ["cuda"]
 
 
 def test_another_tokenizer_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.main import get_command
 
+from microclip.cli import main
 from tests.workflow import folder
 from tests.workflow.folder import MACHINE, ROOT
 
@@ -171,3 +173,18 @@ def test_every_rule_calls_one_existing_verb_and_logs_under_its_own_name() -> Non
             assert verb == ("run" if name == "adapt" else name.replace("_", "-"))
             assert f'"logs/{name}' in rule
             assert "conda:" in rule
+
+
+def test_every_rule_whose_verb_takes_a_device_takes_a_gpu_slot() -> None:
+    verbs = get_command(main.app).commands  # type: ignore[attr-defined]
+    takers = {
+        verb for verb, command in verbs.items() if "device" in (p.name for p in command.params)
+    }
+    text = "".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
+    found = {}
+    for rule in text.split("\nrule ")[1:]:
+        _, calls, given = rule.partition('"python -m microclip ')
+        if calls:
+            found[given.split()[0].strip('"')] = "gpu=gpu_slots," in rule
+    assert {verb for verb, has_slot in found.items() if has_slot} == takers & found.keys()
+    assert {"run", "encode-images", "embed-descriptions", "check-zero-shot"} <= takers

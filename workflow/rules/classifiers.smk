@@ -10,6 +10,8 @@ rule embed_descriptions:
         "logs/embed_descriptions/{backbone}.{descriptions}.{dataset}.log",
     conda:
         "../../environment.yml"
+    resources:
+        gpu=gpu_slots,
     params:
         digest=description_digest,
         backbone=backbone_digest,
