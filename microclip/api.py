@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from microclip import runtime
+from microclip.adaptation.first_batch import FirstBatch
 from microclip.data.vocabulary import Vocabulary, checked
 from microclip.methods.base import Classifier, load_method
 from microclip.model import embeddings
@@ -168,6 +169,10 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
 
 class _LogTracker:
     """Writes progress to the log."""
+
+    def first_batch(self, found: FirstBatch) -> None:
+        for line in found.warnings:
+            logger.warning("%s", line)
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items())

@@ -37,6 +37,7 @@ RUN_GALLERY = RUN + "/gallery.html"
 
 RUN_SETTINGS = "settings.yaml"
 RUN_HISTORY = "history.csv"
+RUN_FIRST_BATCH = "first_batch.json"  # of a method that trains
 RUN_PREDICTIONS = "predictions.parquet"
 RUN_WEIGHTS = "adapted.safetensors"
 RUN_RECORD = "run.json"

@@ -88,6 +88,31 @@ def test_zero_shot_is_the_same_from_cached_features_and_from_images() -> None:
     assert found["cupl"].top1_pct == found["cupl"].top1_zero_shot_pct
 
 
+@pytest.mark.usefixtures("project")
+def test_a_trained_run_leaves_a_description_of_its_first_batch(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = settings_of("microclip")
+    prepare(settings)
+    folder, journal = settings.spec.folder, Journal()
+    tracker = open_tracker(settings, folder, "study")
+    runner.run(settings, folder, tracker)
+    written = json.loads((folder / "first_batch.json").read_text())
+    assert set(written["tensors"]) == {"weak", "crops", "strong"}
+    assert set(written["losses"]) == {"ce", "fairness"}
+    assert written["precision"]["autocast"] is None
+    runner.run(settings, Path("again"), journal)
+    (found,) = journal.first
+    same = json.loads(json.dumps(found.as_dict()))
+    assert {**same, "seconds": 0} == {**written, "seconds": 0}
+    tracker.first_batch(replace(found, warnings=("most images have no defined cut",)))
+    assert "most images have no defined cut" in caplog.text
+    trained_by_nothing = settings_of("clip")
+    open_tracker(trained_by_nothing, Path("clip"), "study")
+    runner.run(trained_by_nothing, Path("clip"), Journal())
+    assert not (Path("clip") / "first_batch.json").exists()
+
+
 def permute_labels(settings: RunSettings, kept: Sequence[int] = ()) -> None:
     """Reverse the labels of the training images, except those at `kept`."""
     manifest = Path("results/data/shapes/manifest.csv")
@@ -329,6 +354,8 @@ from microclip import runner
 from tests.fixtures.project import settings_of
 
 class Tracker:
+    def first_batch(self, found):
+        pass
     def epoch(self, epoch, row):
         print("epoch", epoch, flush=True)
     def message(self, text):

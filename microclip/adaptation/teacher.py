@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -26,6 +26,14 @@ BatchOut = TypeVar("BatchOut", bound=Batch, covariant=True)
 
 
 @dataclass(frozen=True, eq=False)
+class Look:
+    """What a teacher can show of the batch it taught: measurements of any shape, and warnings."""
+
+    measures: Mapping[str, Tensor] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Teaching:
     """What the teacher says about a batch.
 
@@ -34,12 +42,15 @@ class Teaching:
         weights: how much each label counts, in [0, 1]; None: all the same.
         parts: the labels that `labels` were mixed from, by their names in the history.
         measures: one number per image, by column of the history, which shows their means.
+        look: measures the batch more closely, for `first_batch.json`; draws nothing. The trainer
+            drops it before the losses run, because it may hold on to activations.
     """
 
     labels: Int[Tensor, " batch"] | None = None
     weights: Float[Tensor, " batch"] | None = None
     parts: Mapping[str, Int[Tensor, " batch"]] = field(default_factory=dict)
     measures: Mapping[str, Float[Tensor, " batch"]] = field(default_factory=dict)
+    look: Callable[[], Look] | None = None
 
     def guesses(self) -> dict[str, Int[Tensor, " batch"]]:
         """All labels by the name that history gives them; "mix" is what is learned."""

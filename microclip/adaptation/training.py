@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, Protocol, runtime_checkable
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from microclip import processes, runtime
 from microclip.adaptation import checkpoint
+from microclip.adaptation.first_batch import Examination, FirstBatch
 from microclip.adaptation.losses import Losses
 from microclip.adaptation.schedules import (
     OptimizerRecipe,
@@ -86,6 +87,9 @@ class Watcher(Protocol):
     def pseudo_labels(self, indices: Int[Tensor, " batch"], guesses: dict[str, Tensor]) -> None:
         """Record the labels guessed for some images."""
 
+    def first_batch(self, found: FirstBatch) -> None:
+        """Record what the first batch of a run looks like; a resumed run does not repeat it."""
+
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         """Record the end of an epoch; epoch 0 is the network before training."""
 
@@ -124,6 +128,7 @@ class Trainer(Generic[BatchT]):
         self._optimizer = recipe.build(self._parameters)
         self._n_epochs = recipe.n_epochs(views.n_batches)
         self._n_steps = recipe.n_steps(views.n_batches)
+        self._is_started = False
         self._key = digest(
             {
                 "settings": dict(settings),
@@ -141,6 +146,7 @@ class Trainer(Generic[BatchT]):
             SettingsError: the checkpoint is damaged.
         """
         done = self._resume(checkpoints)
+        self._is_started = done > 0
         if done == 0:
             watcher.epoch(0, {})
         else:
@@ -172,7 +178,7 @@ class Trainer(Generic[BatchT]):
             processes.raise_pending()
             rate = self._set_rate(before + step, epoch)
             totals.n_seen += len(batch.indices)
-            found = self._step(batch, generator)
+            found = self._learn(batch, generator, watcher)
             if found is not None:
                 teaching, terms = found
                 watcher.pseudo_labels(batch.indices, teaching.guesses())
@@ -194,19 +200,37 @@ class Trainer(Generic[BatchT]):
             "peak_memory_mib": runtime.peak_memory_mib(),
         }
 
+    def _learn(
+        self, batch: BatchT, generator: torch.Generator, watcher: Watcher
+    ) -> tuple[Teaching, dict[str, Tensor]] | None:
+        """Learn from one batch, and report the first one that a run learns from."""
+        if self._is_started:
+            return self._step(batch, generator)
+        seen = Examination(self.views.device, torch.bfloat16 if self._autocast else None)
+        found = self._step(batch, generator, seen)
+        if found is not None:
+            self._is_started = True
+            watcher.first_batch(seen.record(batch, *found))
+        return found
+
     def _step(
-        self, batch: BatchT, generator: torch.Generator
+        self, batch: BatchT, generator: torch.Generator, seen: Examination | None = None
     ) -> tuple[Teaching, dict[str, Tensor]] | None:
         """Learn from one batch; None if the teacher skips it."""
         with torch.autocast(self.views.device.type, dtype=torch.bfloat16, enabled=self._autocast):
             with torch.no_grad():
                 teaching = self._teacher.teach(batch, generator)
-            if teaching is None:
-                return None
+                if teaching is None:
+                    return None
+                if seen is not None:
+                    seen.teaching(teaching)
+            teaching = replace(teaching, look=None)
             terms = self._losses.terms(batch, teaching, generator)
         # None instead of zeros: a tensor without gradient then keeps its weight, decay included.
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward([total(terms)])
+        if seen is not None:
+            seen.gradients(self._parameters)
         if self._recipe.gradient_clip == "l1":
             clip_total_l1(self._parameters.values())
         self._optimizer.step()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+    from microclip.adaptation.first_batch import FirstBatch
     from microclip.data.loading import Examples, UnlabelledImages
     from microclip.model.backbone import Backbone
     from microclip.model.embeddings import TextClassifiers
@@ -42,7 +43,10 @@ class Supervision(StrEnum):
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Where a run reports: one row per epoch, and lines for people."""
+    """Where a run reports: its first batch, one row per epoch, and lines for people."""
+
+    def first_batch(self, found: FirstBatch) -> None:
+        """Record what the first batch looks like, and show its warnings."""
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         """Record one row of history; the same epoch written again replaces the row."""
@@ -53,6 +57,9 @@ class Tracker(Protocol):
 
 class Silence:
     """A tracker that records and shows nothing."""
+
+    def first_batch(self, found: FirstBatch) -> None:
+        """Record nothing."""
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         """Record nothing."""
@@ -135,6 +142,10 @@ class Watching:
         """Pass on the labels guessed for some images."""
         if self.task.monitor is not None:
             self.task.monitor.pseudo_labels(indices, guesses)
+
+    def first_batch(self, found: FirstBatch) -> None:
+        """Pass on what the first batch looks like."""
+        self.tracker.first_batch(found)
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         """Measure the classifier in its present state, then record the row."""

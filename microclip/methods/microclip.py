@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -25,9 +26,13 @@ from microclip.adaptation.losses import (
     self_training_loss,
 )
 from microclip.adaptation.multi_view import aggregate_views
-from microclip.adaptation.pseudo_labels import aggregate_knowledge, fused_similarity
+from microclip.adaptation.pseudo_labels import (
+    aggregate_knowledge,
+    fused_similarity,
+    mix_knowledge,
+)
 from microclip.adaptation.schedules import OptimizerRecipe, cosine
-from microclip.adaptation.teacher import Teacher, Teaching
+from microclip.adaptation.teacher import Look, Teacher, Teaching
 from microclip.adaptation.training import Trainer
 from microclip.data.loading import TrainingViews, ViewBatch, ViewRecipe
 from microclip.methods.base import (
@@ -42,6 +47,7 @@ from microclip.model.backbone import Backbone
 from microclip.model.saliency import NCutOptions, Saliency, SignRule, Threshold
 from microclip.model.token_fusion import (
     FusionOptions,
+    FusionOutput,
     Pooling,
     Query,
     TokenFusion,
@@ -51,6 +57,8 @@ from microclip.model.token_fusion import (
 from microclip.settings.base import Frozen
 
 _PRIOR_BATCH = 64
+_ENOUGH_IMAGES = 16  # in a batch, before a share of them is worth a warning
+_MOST_UNDEFINED = 0.5  # share of images without a defined cut
 _FAIRNESS_FACTOR = {"official": 2.0, "paper": 1.0}
 _NCUT = NCutOptions()
 
@@ -238,8 +246,10 @@ class KnowledgeTeacher(Teacher[ViewBatch]):
     def teach(self, batch: ViewBatch, generator: torch.Generator | None = None) -> Teaching:
         """Return the pseudo-labels of a batch."""
         if self._settings.pseudo_label != "mix":
-            prior = self._prior(batch, None).argmax(dim=-1)
-            return Teaching(prior, parts={"prior": prior})
+            prior_logits = self._prior(batch, None)
+            prior = prior_logits.argmax(dim=-1)
+            look = partial(self._look, {"prior": prior_logits})
+            return Teaching(prior, parts={"prior": prior}, look=look)
         seen = self._fusion(batch.weak, generator=generator)
         prior_logits = self._prior(batch, seen.global_embedding)
         own_logits = fused_similarity(
@@ -252,7 +262,28 @@ class KnowledgeTeacher(Teacher[ViewBatch]):
             aggregate_knowledge(prior_logits, own_logits, self._settings.gamma).labels,
             parts={"prior": prior_logits.argmax(dim=-1), "fusion": own_logits.argmax(dim=-1)},
             measures=_measures(seen.saliency),
+            look=partial(self._look, {"prior": prior_logits, "fusion": own_logits}, seen),
         )
+
+    def _look(self, logits: dict[str, Tensor], seen: FusionOutput | None = None) -> Look:
+        """Return confidences and, if the teacher made them, the patch tokens and their cuts."""
+        if seen is not None:
+            gamma = self._settings.gamma
+            logits = {**logits, "mix": mix_knowledge(logits["prior"], logits["fusion"], gamma)}
+        scale = self._settings.temperature
+        measures = {
+            f"confidence_{name}": (scale * each.float()).softmax(dim=-1).amax(dim=-1)
+            for name, each in logits.items()
+        }
+        if seen is None:
+            return Look(measures)
+        patches = seen.patches.float()
+        measures["patch_norm"] = patches.norm(dim=-1)
+        # The mean dot product of an image's patches: what ncut_tau is compared with.
+        measures["patch_similarity"] = patches.mean(dim=1).square().sum(dim=-1)
+        if seen.saliency.gap is not None:
+            measures["eigenvalue_gap"] = seen.saliency.gap
+        return Look(measures, _undefined_cuts(seen.saliency, measures, self._fusion.options.ncut))
 
     def _prior(
         self, batch: ViewBatch, whole: Float[Tensor, "batch embedding"] | None
@@ -417,6 +448,25 @@ def _measures(saliency: Saliency) -> dict[str, Float[Tensor, " batch"]]:
     if saliency.density is not None:
         found["edge_density"] = saliency.density
     return found
+
+
+def _undefined_cuts(
+    saliency: Saliency, measures: Mapping[str, Tensor], options: NCutOptions
+) -> tuple[str, ...]:
+    """Return a warning if most images of a batch have no defined cut."""
+    if saliency.degenerate is None or len(saliency.degenerate) < _ENOUGH_IMAGES:
+        return ()
+    n, of = int(saliency.degenerate.sum()), len(saliency.degenerate)
+    if n <= _MOST_UNDEFINED * of:
+        return ()
+    typical = float(measures["patch_similarity"].median())
+    return (
+        f"{n} of {of} images of the first batch have no defined cut (eigenvalue gap below "
+        f"{options.min_gap:g}): all their patches count as salient, and [FG] starts from their "
+        "plain average; check ncut_tau, which joins patches above a dot product of "
+        f"{options.tau:g}, against the scale of the patch tokens (mean dot product {typical:.3g}), "
+        "and the backbone's weights",
+    )
 
 
 def prior_logits(

@@ -85,6 +85,7 @@ class FusionOutput:
         saliency: the patches behind the query.
         attention: weights of the patches, then of the empty token; rows sum to one (without
             attention: the query's average; all zero for an empty mask).
+        patches: the tokens that were cut and pooled.
     """
 
     logits: Float[Tensor, "batch classes"]
@@ -94,6 +95,7 @@ class FusionOutput:
     global_embedding: Float[Tensor, "batch embedding"]
     saliency: Saliency
     attention: Float[Tensor, "batch slot"]
+    patches: Float[Tensor, "batch patch width"]
 
 
 def cosine_similarity(
@@ -178,6 +180,7 @@ class TokenFusion(nn.Module):
             global_embedding=tokens.embedding,
             saliency=saliency,
             attention=attention,
+            patches=tokens.patches,
         )
 
     def global_similarity(

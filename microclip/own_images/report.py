@@ -52,6 +52,7 @@ FILES = (  # what the card says of each file
     (RECORD, "description of the classifier, for `microclip.load` and `microclip predict`"),
     (paths.RUN_SETTINGS, "all settings, and the digest that identifies them"),
     (paths.RUN_HISTORY, "one row per epoch: losses and the signs behind the verdict"),
+    (paths.RUN_FIRST_BATCH, "what training saw first: pixels, tokens, labels, losses, gradients"),
     (paths.RUN_JOURNAL, "what happened when"),
     (paths.BAD_FILES, "files that were skipped, and why; absent if there were none"),
     (paths.RUN_SCORES, "accuracy on the labelled images; absent without labels"),
@@ -68,7 +69,7 @@ class OwnMirror(Mirror):
 
     files: ClassVar[Sequence[str]] = (
         *(CARD, GALLERY, PREDICTIONS, LABEL_FIRST, paths.BAD_FILES, paths.RUN_SCORES),
-        *(RECORD, WEIGHTS, TEXTS, paths.RUN_SETTINGS, paths.RUN_HISTORY),
+        *(RECORD, WEIGHTS, TEXTS, paths.RUN_SETTINGS, paths.RUN_HISTORY, paths.RUN_FIRST_BATCH),
     )
     hint: ClassVar[str] = "the run continues, and its folder will be complete without MLflow"
 

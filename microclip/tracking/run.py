@@ -34,6 +34,7 @@ from microclip.processes import Terminated
 from microclip.study import RunSettings
 
 if TYPE_CHECKING:
+    from microclip.adaptation.first_batch import FirstBatch
     from microclip.methods.base import Tracker
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,10 @@ class EpochReporter:
     def rows(self) -> list[dict[str, float]]:
         """The history, epoch by epoch."""
         return [self._rows[epoch] for epoch in sorted(self._rows)]
+
+    def first_batch(self, found: FirstBatch) -> None:
+        """Pass on what the first batch looks like."""
+        self._tracker.first_batch(found)
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         """Record a row with the measurements; it replaces this epoch's row and all later ones."""
@@ -247,6 +252,7 @@ def _listed(values: dict[str, Any]) -> str:
 _FILES = (
     paths.RUN_SETTINGS,
     paths.RUN_HISTORY,
+    paths.RUN_FIRST_BATCH,
     paths.RUN_PREDICTIONS,
     paths.RUN_WEIGHTS,
     paths.RUN_RECORD,
@@ -438,6 +444,12 @@ class RunTracker:
         self._folder = folder
         self._mirror = mirror
         self._rows = {int(row["epoch"]): row for row in read_history(folder)}
+
+    def first_batch(self, found: FirstBatch) -> None:
+        """Write `first_batch.json`, and show its warnings."""
+        runtime.write_json(self._folder / paths.RUN_FIRST_BATCH, found.as_dict())
+        for line in found.warnings:
+            log.warning("%s", line)
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         """Record a row of history; it replaces an earlier row of the epoch and all later rows."""

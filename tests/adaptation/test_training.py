@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
+from microclip.adaptation.first_batch import FirstBatch
 from microclip.adaptation.training import NonFiniteLossError, Trainer
 from microclip.data.loading import TrainingViews, UnlabelledImages, ViewBatch, ViewRecipe
 from microclip.methods.microclip import KnowledgeTeacher, MicroClipSettings, SelfTrainingLosses
@@ -47,7 +48,11 @@ class Journal:
         self.rows: dict[int, dict[str, float]] = {}
         self.labels: list[dict[str, Tensor]] = []
         self.indices: list[int] = []
+        self.first: list[FirstBatch] = []
         self._stop_after = stop_after
+
+    def first_batch(self, found: FirstBatch) -> None:
+        self.first.append(found)
 
     def pseudo_labels(self, indices: Tensor, guesses: dict[str, Tensor]) -> None:
         if self._stop_after is not None and self._stop_after in self.rows:
