@@ -20,7 +20,7 @@ LAYERS = (
     ("tracking", "measure"),
     ("runner",),
     ("icons",),
-    ("own_images", "api"),
+    ("own_images", "api", "bundle"),
     ("export",),
     ("cli",),
     ("__main__",),

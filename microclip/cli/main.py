@@ -134,6 +134,40 @@ def _failed(folder: Path) -> bool:
 
 
 @app.command()
+def bundle(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="folders of runs, or that adapt wrote; none: the whole study"),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help=f"the study's YAML file [{DEFAULT_CONFIG}]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="archive to write [microclip-NAME.tar.gz]")
+    ] = None,
+) -> None:
+    """Pack settings, logs, versions and hashes for a report; no images, weights or keys."""
+    from microclip import bundle as reports
+    from microclip import study
+
+    if runs and config is not None:
+        raise settings.SettingsError("give --config or folders of runs, not both; drop one")
+    if runs:
+        scope, name = reports.of_runs(runs), "runs"
+    else:
+        chosen = config or DEFAULT_CONFIG
+        declared = study.load(settings.read_yaml(chosen))
+        scope, name = reports.of_study(declared, chosen), declared.settings.study
+    target = out or Path(f"microclip-{name}.tar.gz")
+    members = reports.gather(scope)
+    reports.write(members, target)
+    for line in reports.listing(members):
+        print(line, flush=True)
+    size = target.stat().st_size / 1024
+    say(f"wrote {target}, {len(members)} files, {size:.1f} KiB; look through it before you send it")
+
+
+@app.command()
 def unlock() -> None:
     """Clean up after an interrupted workflow in this folder."""
     for line in processes.release(Path.cwd()):
