@@ -62,7 +62,7 @@ logs/, snakemake/
 identity.json
     hashes of descriptions, class vectors and trained tensors; settings and keys of the backbones
 machine.json, packages.txt, torch.txt, nvidia-smi.txt, environment.txt, changes.txt
-    commit, platform, GPU, precision; versions; how torch was built; the driver's view; variables
+    commit, platform, GPU; versions; how torch was built; the driver's view; variables
     that change how microclip runs; which committed files were changed
 
 Left out: images, weights, checkpoints, predictions. In all texts, keys and passwords are replaced
@@ -355,20 +355,18 @@ def _machine() -> dict[str, str]:
     """Facts about the machine, the packages and the code, by file of the report."""
     import torch
 
-    from microclip.adaptation.first_batch import Precision
-
     is_usable = torch.cuda.is_available()
     n_gpus = torch.cuda.device_count() if is_usable else 0
     gpus = [str(torch.cuda.get_device_properties(gpu)) for gpu in range(n_gpus)]
-    facts = {
+    facts: dict[str, Any] = {
         **runtime.record(),  # after the properties: it names the GPU only if CUDA is in use
         "microclip": runtime.version(),
         "torch_cuda": torch.version.cuda,
         "torch_sees_gpus": gpus,
         "cudnn": torch.backends.cudnn.version() if is_usable else None,  # type: ignore[no-untyped-call]
         "threads": torch.get_num_threads(),
-        "precision": asdict(Precision.now(None)),
     }
+    del facts["tf32"]  # of this process; a run's own is in its run.json and first_batch.json
     installed = {f"{each.name}=={each.version}" for each in importlib.metadata.distributions()}
     shown = [
         f"{name}={HIDDEN if _SECRET_NAME.search(name) else value}"

@@ -122,7 +122,8 @@ def test_a_report_of_a_study_has_its_texts_and_no_image_or_weight(
     (vectors,) = identity["class_vectors"].values()
     assert {"sha256", "key", "tensors_sha256"} <= set(vectors)
     assert list(identity["trained"]) == [FOLDER]
-    assert json.loads(found["machine.json"])["precision"]["float32_matmul"] == "highest"
+    first = json.loads(found[f"{FOLDER}/first_batch.json"])
+    assert first["precision"]["float32_matmul"] == "highest"
     assert f"torch=={json.loads(found['machine.json'])['packages']['torch']}" in found[
         "packages.txt"
     ].split("\n")
