@@ -100,6 +100,12 @@ def test_a_runs_digest_includes_precision_but_not_the_device() -> None:
     assert one("microclip").digest() != one("microclip", precision="bf16").digest()
 
 
+def test_the_gate_of_a_study_changes_no_run() -> None:
+    assert bare(runs=THREE, gate="warn").plan() == bare(runs=THREE).plan()
+    with pytest.raises(SettingsError, match="gate in the study"):
+        bare(runs=THREE, gate="off")
+
+
 def test_writing_out_a_default_changes_nothing() -> None:
     assert one("microclip", methods={"microclip": {"gamma": 0.5}}) == one("microclip")
 

@@ -129,6 +129,9 @@ class StudySettings(Frozen):
     figures: tuple[ReportSelection, ...] = Field((), description="files in config/figures")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPU only")
+    gate: Literal["stop", "warn"] = Field(
+        "stop", description="if CLIP's zero-shot accuracy is too far from the paper's"
+    )
 
 
 def load_dataset(name: str) -> DatasetSettings:

@@ -67,7 +67,7 @@ JOBS = {
         "describe": 13 + 6,  # GPT-3 for all; GPT-4o for six
         "embed_descriptions": 13 + 6 + 6 + 2 * 6,  # B/32; B/16; GPT-4o; both MetaCLIPs
         "encode_images": 13 + 6 + 2 * 6,  # by backbone and dataset: authors share the images
-        "check_zero_shot": 13 + 6,  # printed for B/32 (Table 1) and B/16 (Table 6)
+        "check_zero_shot": 13 + 6 + 2 * 6,  # B/32 (Table 1), B/16 (Table 6), MetaCLIPs (Table 12)
         "tabulate": 13,
         "plot": 9,  # Figures 1, 3, 4, 5, 6a, 6b, 8, 9 and 11
     },
@@ -77,7 +77,7 @@ JOBS = {
         "describe": 6 + 6,
         "embed_descriptions": 6 + 6 + 6 + 2 * 6,
         "encode_images": 6 + 6 + 2 * 6,
-        "check_zero_shot": 6 + 6,
+        "check_zero_shot": 6 + 6 + 2 * 6,
         "tabulate": 11,  # all but 1 and 10
     },
     "pets": {

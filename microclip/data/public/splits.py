@@ -163,11 +163,16 @@ _NUMPY_SEEDS = 2**32
 
 @dataclass(frozen=True)
 class Split:
-    """The images of `train` and `test`, each sorted by name, and notes about them."""
+    """The images of `train` and `test`, each sorted by name, and notes about them.
+
+    Attributes:
+        drawn_by: the rule that was applied in place of the declared one, whose file is missing.
+    """
 
     train: tuple[Item, ...]
     test: tuple[Item, ...]
     notes: tuple[str, ...] = ()
+    drawn_by: DrawnRule | None = None
 
 
 def divide(listing: Listing, rule: SplitRule, *, folder: Path, seed: int) -> Split:
@@ -214,7 +219,7 @@ def _coop(listing: Listing, rule: CoopRule, *, folder: Path, seed: int) -> Split
         f"{path.name} is not in {folder}: 50/20/30 of each class were drawn with seed {seed}, as "
         "many images as in CoOp's split, but not the same ones"
     )
-    return Split(drawn.train, drawn.test, (note,))
+    return Split(drawn.train, drawn.test, (note,), _COOP_DRAW)
 
 
 def _drawn(listing: Listing, rule: DrawnRule, seed: int) -> Split:
@@ -347,4 +352,4 @@ def read_public(dataset: DatasetSettings) -> PublicImages:
     notes += split.notes
     for note in notes:
         logger.info("%s: %s", dataset.name, note)
-    return PublicImages(split, found, rule, notes)
+    return PublicImages(split, found, split.drawn_by or rule, notes)

@@ -286,6 +286,7 @@ def test_without_coops_file_a_draw_replaces_it_only_if_the_card_says_so(
         coop(tmp_path)
     split = coop(tmp_path, CoopRule(rule="coop", file=COOP.file, otherwise_drawn=True))
     assert sizes(split) == (6, 3)  # of four: round(2.0), round(0.8), and what is left
+    assert split.drawn_by == drawn(0.5, 0.2, rounding="half-even")
     assert "50/20/30 of each class were drawn with seed 0" in split.notes[0]
     assert "not the same ones" in split.notes[0]
 
