@@ -26,7 +26,7 @@ from microclip.own_images.record import (
     task_of,
     write_adapted,
 )
-from microclip.settings.base import SettingsError, validated
+from microclip.settings.base import SettingsError, check_device, validated
 from microclip.settings.study import load_backbone_settings
 from microclip.text import descriptions as description_files
 from microclip.tracking.run import RunClock
@@ -134,10 +134,14 @@ def adapt(
 def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
     """Load a classifier that `Adapted.save` or `microclip adapt` wrote.
 
+    `device` is "auto", "cpu" or "cuda".
+
     Raises:
-        SettingsError: incomplete, damaged or pickled files; files that do not belong together
-            (different classes, tensors or shapes); the backbone's weights have changed since.
+        SettingsError: another device; incomplete, damaged or pickled files; files that do not
+            belong together (different classes, tensors or shapes); the backbone's weights have
+            changed since.
     """
+    check_device(device, "the arguments of microclip.load")
     source = Path(folder)
     record, texts, state = read_adapted(source)
     backbone = load_backbone_settings(record.backbone)

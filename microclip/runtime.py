@@ -1,4 +1,7 @@
-"""What a run needs from the machine: atomic files, locks, seeds, devices and provenance."""
+"""What a run needs from the machine: atomic files, locks, seeds, devices and provenance.
+
+Every layer uses some of it, and its parts use each other: a GPU is a lock, a lock is a file.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,26 @@ import contextlib
 import errno
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import random
+import re
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from microclip import paths
-from microclip.settings.base import SettingsError, digest
+from microclip.settings.base import SettingsError, check_device, digest
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -31,8 +38,11 @@ if TYPE_CHECKING:
 
 
 _CHUNK = 1 << 20
+_NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # NFS without lockd, some FUSE and SMB
-_leases: list[FileLock] = []  # kept referenced: a collected lock would free its GPU
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_lease: _Lease | None = None  # this process's GPU
+_choosing = threading.Lock()  # so that two threads do not choose two GPUs
 _RECORDED = (
     "torch",
     "torchvision",
@@ -77,14 +87,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         temporary.replace(path)
-        # The rename itself is safe on disk only once its folder is.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(path: Path) -> None:
+    """Flush a folder: a rename in it is safe on disk only once the folder is."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        # Some network disks cannot: the file is there all the same, so the writing has not failed.
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(folder)
 
 
 @contextlib.contextmanager
@@ -190,26 +208,26 @@ def seeded_globals(seed: int) -> Iterator[None]:
 
 
 def choose_device(name: str) -> str:
-    """Return "cpu" or "cuda"; a file lock reserves the GPU for this process.
+    """Return "cpu" or "cuda"; a file lock reserves one GPU for this process until it ends.
 
-    Raises: ResourceError if "cuda" is requested but no GPU is usable, or all are taken.
+    A process that has a GPU keeps it: every further call gives the same one. So does a process that
+    it starts, such as `!microclip predict` in a notebook, unless another of its GPUs is free.
+
+    Raises:
+        SettingsError: another name than "auto", "cpu" and "cuda".
+        ResourceError: "cuda" is requested but no GPU is usable, or all are taken.
     """
-    if name == "cpu":
+    if check_device(name, "the device to run on") == "cpu":
         return "cpu"
-    pool = visible_gpus()
-    if not pool:
-        if name == "auto":
-            return "cpu"
-        raise ResourceError("device: cuda was requested, but no GPU is visible; set device: cpu")
-    # CUDA reads the variable when it starts, so the GPU is chosen before torch touches it.
-    os.environ["CUDA_VISIBLE_DEVICES"] = _lease(pool)
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ResourceError(
-            "a GPU is listed, but torch cannot use it (driver or build); set device: cpu to run "
-            "without it"
-        )
+    global _lease
+    with _choosing:
+        if _lease is None:
+            pool = visible_gpus()
+            if not pool and name == "auto":
+                return "cpu"
+            _lease = _take_gpu(pool)
+        elif _lease.index:
+            _use(_lease.index)  # torch keeps the current GPU by thread, and this may be another one
     full_float32()
     return "cuda"
 
@@ -227,9 +245,12 @@ def full_float32() -> None:
 
 def visible_gpus() -> list[str]:
     """Indices or ids of the GPUs that this process may use; none without a driver."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = os.environ.get(_VISIBLE)
     if named is not None:
-        return [part for part in named.split(",") if part and part != "-1"]
+        # As CUDA reads it: the first entry that names no GPU ends the list. A cluster's scheduler
+        # writes "NoDevFiles" for a job without one.
+        parts = (part.strip() for part in named.split(","))
+        return list(itertools.takewhile(re.compile(r"\d+|(GPU|MIG)-.+").fullmatch, parts))
     try:
         listed = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
@@ -243,17 +264,108 @@ def visible_gpus() -> list[str]:
     return listed.stdout.split()
 
 
-def _lease(pool: list[str]) -> str:
+@dataclass(frozen=True)
+class _Lease:
+    """The GPU of this process.
+
+    Attributes:
+        index: its number in this process; 0 unless CUDA had started before the GPU was chosen.
+        lock: kept referenced, as a collected lock would free the GPU; None if it is the parent's.
+    """
+
+    gpu: str
+    index: int
+    lock: FileLock | None
+
+
+def _forget_lease() -> None:
+    """Start anew in a forked child: filelock has closed its copy, and the lock is the parent's."""
+    global _lease, _choosing
+    _lease, _choosing = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_lease)
+
+
+def _take_gpu(pool: list[str]) -> _Lease:
+    """Lock a GPU of `pool` and make it torch's "cuda"; after an error nothing is locked."""
+    if not pool:
+        why = f"{_VISIBLE} is {os.environ[_VISIBLE]!r}" if _VISIBLE in os.environ else "no driver"
+        raise ResourceError(
+            f"device: cuda was requested, but no GPU is visible ({why}); set device: cpu"
+        )
+    import torch
+
+    mine = pool
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        # The caller's own code already computes on one of them.
+        mine = pool[torch.cuda.current_device() :][:1] or pool
+    gpu, lock = _lock_gpu(mine)
+    before = os.environ.get(_VISIBLE)
+    try:
+        # CUDA reads the variable when it starts, so it is set before torch touches the GPU.
+        os.environ[_VISIBLE] = gpu
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        # More than one: CUDA had started before, if only for `torch.cuda.is_available()`, and has
+        # not read the variable. The GPU then has the number of its place among those visible.
+        index = pool.index(gpu) if torch.cuda.device_count() > 1 else 0
+        if index:
+            _use(index)
+    except (RuntimeError, AssertionError) as error:
+        _restore_visible(before)
+        if lock is not None:
+            lock.release()
+        raise ResourceError(
+            f"a GPU is listed, but torch cannot use it ({' '.join(str(error).split())}); set "
+            "device: cpu to run without it"
+        ) from error
+    return _Lease(gpu, index, lock)
+
+
+def _use(index: int) -> None:
+    import torch
+
+    torch.cuda.set_device(index)
+
+
+def _restore_visible(before: str | None) -> None:
+    if before is None:
+        del os.environ[_VISIBLE]
+    else:
+        os.environ[_VISIBLE] = before
+
+
+def _lock_gpu(pool: list[str]) -> tuple[str, FileLock | None]:
+    """Lock the first free GPU; if none is free, share the one that a parent process holds."""
     folder = Path(tempfile.gettempdir()) / f"microclip-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True, mode=0o700)
-    for device in pool:
-        lease = _lock(folder / f"{device.replace('/', '_')}.lock", is_waiting=False)
-        if lease is not None:
-            _leases.append(lease)
-            return device
+    holders = {}
+    for gpu in pool:
+        path = folder / f"{gpu.replace('/', '_')}.lock"
+        lock = _lock(path, is_waiting=False)
+        if lock is not None:
+            path.write_text(str(os.getpid()), encoding="utf-8")
+            return gpu, lock
+        holders[gpu] = path.read_text(encoding="utf-8").strip()
+    import psutil
+
+    parents = {str(parent.pid) for parent in psutil.Process().parents()}
+    for gpu, holder in holders.items():
+        if holder in parents:
+            return gpu, None
+    taken = ", ".join(f"GPU {gpu} by process {holder}" for gpu, holder in holders.items())
     raise ResourceError(
-        f"all {len(pool)} GPUs are in use by other runs; wait, or lower --resources gpu="
+        f"all {len(pool)} GPUs are in use by other runs ({taken}); wait for one to end, or set "
+        "device: cpu; with Snakemake, lower --resources gpu="
     )
+
+
+def n_cpus() -> int:
+    """CPUs to compute on: MICROCLIP_THREADS, or those that this process may use."""
+    if named := os.environ.get("MICROCLIP_THREADS"):
+        return int(named)
+    # Linux alone limits a process to some CPUs.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def limit_threads(n: int | None) -> None:
@@ -270,8 +382,7 @@ def use_all_cpus() -> None:
     Snakemake sets OMP_NUM_THREADS to a job's cores, but the documented `--cores 1` means one job
     at a time, not one CPU.
     """
-    named = os.environ.get("MICROCLIP_THREADS")
-    limit_threads(int(named) if named else len(os.sched_getaffinity(0)))
+    limit_threads(n_cpus())
 
 
 def peak_memory_mib() -> float:
@@ -279,7 +390,8 @@ def peak_memory_mib() -> float:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_allocated()) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def _git(*arguments: str) -> str | None:

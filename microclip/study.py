@@ -24,7 +24,7 @@ from microclip.methods.base import (
     settings_of,
 )
 from microclip.settings import reports
-from microclip.settings.base import SettingsError
+from microclip.settings.base import SettingsError, check_device
 from microclip.settings.study import ReportSelection, RunGrid, StudySettings
 
 __all__ = ["Plan", "RunSettings", "RunSpec", "Study", "load", "reads_of"]
@@ -114,7 +114,7 @@ class RunSettings:
             spec=RunSpec(**values["spec"]),
             **parts,
             method=dict(values["method"]),
-            device=str(values.get("device", "auto")),
+            device=check_device(values.get("device", "auto"), where),
             precision=str(values.get("precision", "fp32")),
             recipe=int(values["recipe"]),
         )

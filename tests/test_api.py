@@ -11,7 +11,10 @@ import pytest
 
 import microclip
 from microclip.settings import SettingsError
+from tests.fixtures.gpus import gpus, one_gpu
 from tests.fixtures.project import CLASSES, SENTENCES
+
+__all__ = ["gpus", "one_gpu"]
 
 SHORT: dict[str, Any] = {"epochs": 1, "batch_size": 8, "n_crops": 2, "device": "cpu"}
 
@@ -115,6 +118,28 @@ def test_a_folder_that_save_did_not_write_is_refused(folder: Path, tmp_path: Pat
         (saved / f"{name}.safetensors").write_bytes(b"")
         with pytest.raises(SettingsError, match=word):
             microclip.load(saved)
+
+
+def test_one_process_adapts_loads_and_predicts_on_its_only_gpu(
+    folder: Path, tmp_path: Path, one_gpu: list[str]
+) -> None:
+    given = {**SHORT, "device": "auto", "backbone": "tiny"}
+    adapted = microclip.adapt(folder, CLASSES, **given)
+    found = adapted.predict(folder)
+    assert microclip.load(adapted.save(tmp_path / "own")).predict(folder) == found
+    again = microclip.adapt(folder, CLASSES, **{**given, "device": "cuda"})
+    assert again.predict(folder) == found
+    assert one_gpu == ["auto", "auto", "cuda"]
+
+
+@pytest.mark.parametrize("name", ["mps", "cuda:1", "gpu"])
+def test_a_device_is_refused_before_any_work(folder: Path, name: str) -> None:
+    for use, where in (
+        (lambda: microclip.adapt(folder, CLASSES, backbone="tiny", device=name), "adapt"),
+        (lambda: microclip.load("nowhere", device=name), "load"),
+    ):
+        with pytest.raises(SettingsError, match=f"device in .*{where}.*got '{name}'"):
+            use()
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

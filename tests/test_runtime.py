@@ -1,4 +1,4 @@
-"""Atomic files, seeds by purpose, and devices that are leased and never silently replaced."""
+"""Atomic files, seeds by purpose, and locks that end with their process."""
 
 import errno
 import fcntl
@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from microclip import runtime
-from microclip.runtime import ResourceError
 
 
 def test_a_file_is_written_whole(tmp_path: Path) -> None:
@@ -102,87 +101,6 @@ def test_global_generators_are_seeded_and_restored() -> None:
     assert draw() == expected
     with runtime.seeded_globals(11):
         assert draw() == inside
-
-
-def test_cuda_without_a_gpu_is_an_error_not_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(ResourceError, match="set device: cpu"):
-        runtime.choose_device("cuda")
-    assert runtime.choose_device("auto") == "cpu"
-    assert runtime.choose_device("cpu") == "cpu"
-
-
-def test_a_listed_gpu_that_torch_cannot_use_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ResourceError, match="cannot use it"):
-        runtime.choose_device("auto")
-
-
-def test_a_gpu_computes_float32_in_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    assert runtime.choose_device("auto") == "cuda"
-    assert not torch.backends.cuda.matmul.allow_tf32
-    assert not torch.backends.cudnn.allow_tf32
-    assert runtime.record()["tf32"] is None  # nothing ran on a GPU
-
-
-LEASE = """
-import os, sys, tempfile, torch
-tempfile.tempdir = sys.argv[1]
-torch.cuda.is_available = lambda: True
-from microclip import runtime
-try:
-    runtime.choose_device("cuda")
-    print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
-    sys.stdin.read()
-except runtime.ResourceError as error:
-    print(error, flush=True)
-"""
-
-
-def test_each_job_leases_its_own_gpu(tmp_path: Path) -> None:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "3,5"}
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-c", LEASE, str(tmp_path)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    said = [job.stdout.readline().strip() for job in jobs if job.stdout]
-    assert sorted(said) == ["3", "5"]
-    third = subprocess.run(
-        [sys.executable, "-c", LEASE, str(tmp_path)],
-        env=environment,
-        input="",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "all 2 GPUs are in use" in third.stdout
-    jobs[0].kill()  # a crash frees the device
-    jobs[0].wait()
-    again = subprocess.run(
-        [sys.executable, "-c", LEASE, str(tmp_path)],
-        env=environment,
-        input="",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert again.stdout.strip() == said[0]
-    jobs[1].communicate("")
-    jobs[0].communicate()
 
 
 HOLD = """

@@ -173,6 +173,12 @@ def test_a_jobs_settings_leave_out_the_device() -> None:
     assert RunSettings.from_dict(given).digest() == declared.resolve(declared.runs[0]).digest()
 
 
+def test_a_runs_settings_with_an_unknown_device_are_refused() -> None:
+    values = {**one("clip").as_dict(), "device": "mps"}
+    with pytest.raises(SettingsError, match="device in the run's settings: mps.*write 'cpu'"):
+        RunSettings.from_dict(values)
+
+
 def test_the_rows_of_a_table_and_the_lines_of_a_figure_are_runs() -> None:
     declared = bare(tables=["table5"], figures=["figure3"])
     assert variants(declared) == [

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from microclip.settings.base import check_device
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -21,8 +23,15 @@ BackboneOption = Annotated[str, typer.Option(help="name of a file in config/back
 DescriptionsOption = Annotated[str, typer.Option(help="name of a file in config/llms")]
 ConfigOption = Annotated[Path, typer.Option("--config", help="the study's YAML file")]
 StudyOption = Annotated[str, typer.Option(help="name of a planned study", envvar="MICROCLIP_STUDY")]
+
+
+def _known_device(name: str | None) -> str | None:
+    return None if name is None else check_device(name, "--device, or MICROCLIP_DEVICE")
+
+
 DeviceOption = Annotated[
-    str | None, typer.Option(help="auto, cpu or cuda", envvar="MICROCLIP_DEVICE")
+    str | None,
+    typer.Option(help="auto, cpu or cuda", envvar="MICROCLIP_DEVICE", callback=_known_device),
 ]
 DEFAULT_CONFIG = Path("config/config.yaml")
 

@@ -87,6 +87,7 @@ def adapt(
     method: MethodOption = "microclip",
     set_: SetOption = None,
     seed: SeedOption = 0,
+    device: DeviceOption = None,
     label_first: LabelFirstOption = 50,
     *,
     classes_from_folders: FromFoldersFlag = False,
@@ -98,7 +99,8 @@ def adapt(
     """Adapt to a folder of unlabelled images; repeat the command to continue an interrupted one."""
     from microclip.own_images.inputs import Request
 
-    given = {"seed": seed, **_templates(domain), **_pairs(set_ or [])}
+    named = {} if device is None else {"device": device}
+    given = {"seed": seed, **named, **_templates(domain), **_pairs(set_ or [])}
     request = Request(
         folder=folder,
         out=out,

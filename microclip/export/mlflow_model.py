@@ -53,9 +53,10 @@ class ServedClassifier(PythonModel):
     """Classifies the images of a request; `signature` describes input and output."""
 
     def load_context(self, context: Any) -> None:
-        """Load the classifier, with the backbone from the same folder."""
+        """Load the classifier, with the backbone from the same folder, on MICROCLIP_DEVICE."""
+        device = os.environ.get("MICROCLIP_DEVICE") or "auto"
         with _project(Path(context.artifacts["project"])):
-            self._adapted = load(context.artifacts["adapted"])
+            self._adapted = load(context.artifacts["adapted"], device)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None

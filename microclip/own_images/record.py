@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
@@ -30,7 +30,7 @@ from microclip.model.backbone import Backbone
 from microclip.model.embeddings import TextClassifiers, backbone_key
 from microclip.own_images.inputs import Materials, Request
 from microclip.runtime import refuse_pickle, sha256
-from microclip.settings.base import Frozen, SettingsError, validated
+from microclip.settings.base import Device, Frozen, SettingsError, validated
 from microclip.settings.datasets import TEMPLATES, DatasetSettings
 from microclip.settings.llms import DescriptionSettings
 from microclip.study import RunSettings, RunSpec
@@ -119,8 +119,8 @@ class Options(Frozen):
     """Settings of `adapt` that belong to no method."""
 
     seed: int = Field(0, ge=0)
-    device: str = "auto"
-    precision: str = "fp32"
+    device: Device = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
     templates: tuple[str, ...] = TEMPLATES
 
 

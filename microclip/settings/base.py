@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
+from pydantic_core import PydanticCustomError
 
 from microclip import paths
 
@@ -22,6 +24,25 @@ class Frozen(BaseModel):
     """Base of all settings: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _known_device(name: Any) -> Any:
+    if name in ("auto", "cpu", "cuda"):
+        return name
+    reason = "must be 'auto', 'cpu' or 'cuda'"
+    if numbered := re.fullmatch(r"cuda:(\d+)", str(name)):
+        number = numbered[1]
+        reason = f"choose a GPU by its number in CUDA_VISIBLE_DEVICES={number}, and write 'cuda'"
+    elif str(name).partition(":")[0] == "mps":
+        reason = "mps, Apple's GPU, is not offered, as no parity test has run on it; write 'cpu'"
+    raise PydanticCustomError("device", "{reason}", {"reason": reason})
+
+
+Device = Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(_known_device)]
+
+
+class _DeviceName(Frozen):
+    device: Device
 
 
 SECRET = "secret"  # the type of a pydantic error whose input must not be shown
@@ -56,6 +77,11 @@ def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Mode
         return model.model_validate(dict(values))
     except ValidationError as error:
         raise explain(error, model, where) from error
+
+
+def check_device(name: Any, where: str) -> str:
+    """Return the name of a device: auto, cpu or cuda. Raises SettingsError for any other."""
+    return validated(_DeviceName, {"device": name}, where).device
 
 
 def read_record(model: type[Model], path: Path, *, remedy: str) -> Model:

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from microclip import paths
 from microclip.settings.base import (
+    Device,
     Frozen,
     Name,
     SettingsError,
@@ -127,7 +128,7 @@ class StudySettings(Frozen):
     )
     tables: tuple[ReportSelection, ...] = Field((), description="files in config/tables")
     figures: tuple[ReportSelection, ...] = Field((), description="files in config/figures")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPU only")
     gate: Literal["stop", "warn"] = Field(
         "stop", description="if CLIP's zero-shot accuracy is too far from the paper's"

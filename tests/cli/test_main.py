@@ -233,6 +233,34 @@ def test_a_misspelt_setting_of_adapt_is_refused(
     assert "write it as key=value" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["adapt", "photos", "--out", "out"],
+        ["predict", "adapted", "photos"],
+        ["run", "--settings", "{}", "--out", "out"],
+        ["encode-images", "icons-food"],
+        ["check-zero-shot", "icons-food"],
+    ],
+)
+@pytest.mark.parametrize("is_variable", [False, True])
+def test_every_verb_refuses_an_unknown_device_first(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    is_variable: bool,
+) -> None:
+    if is_variable:
+        monkeypatch.setenv("MICROCLIP_DEVICE", "cuda:1")
+    assert main.main([*command, *([] if is_variable else ["--device", "cuda:1"])]) == 2
+    assert capsys.readouterr().err == (
+        "microclip: device in --device, or MICROCLIP_DEVICE: choose a GPU by its number in "
+        "CUDA_VISIBLE_DEVICES=1, and write 'cuda' (got 'cuda:1')\n"
+    )
+    assert list(project.iterdir()) == []
+
+
 def test_doctor_lists_versions_and_backbones(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,14 +11,20 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+import microclip
 from microclip.cli import main
 from tests.export.conftest import Icons
+from tests.fixtures.gpus import gpus, one_gpu
+from tests.fixtures.project import CLASSES
 from tests.fixtures.tracking import free_port
+
+__all__ = ["gpus", "one_gpu"]
 
 
 @contextlib.contextmanager
@@ -109,6 +115,28 @@ def test_a_registered_model_is_served_from_the_store(
         (row,) = ask(address, [file.read_bytes()])
         assert row["class"] == icons.adapted.predict(file)[0].class_name
         assert len(row["top"]) == 5
+
+
+@pytest.mark.parametrize(("named", "asked"), [(None, "auto"), ("", "auto"), ("cuda", "cuda")])
+def test_a_served_model_runs_on_the_device_of_its_environment(
+    project: Path,
+    project_source: Path,
+    one_gpu: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    named: str | None,
+    asked: str,
+) -> None:
+    from microclip.export import mlflow_model
+
+    photos = project_source / "images" / "test"
+    folder = microclip.adapt(photos, CLASSES, backbone="tiny", method="clip").save(project / "own")
+    context = SimpleNamespace(artifacts={"project": str(project_source), "adapted": str(folder)})
+    monkeypatch.delenv("MICROCLIP_DEVICE", raising=False)
+    if named is not None:
+        monkeypatch.setenv("MICROCLIP_DEVICE", named)
+    for _ in range(2):  # a second model in one process, as the server's reload
+        mlflow_model.ServedClassifier().load_context(context)
+    assert one_gpu == ["auto", asked, asked]
 
 
 def test_the_model_declares_its_input_output_and_pinned_packages(

@@ -72,6 +72,8 @@ def test_a_study_lists_a_table_by_name_or_with_a_part_of_the_study() -> None:
         ({"datasets": []}, ["datasets in the study", "at least 1"]),
         ({"seeds": [-1]}, ["seeds.0 in the study", "got -1"]),
         ({"device": "gpu"}, ["device in the study", "'auto', 'cpu' or 'cuda'", "'gpu'"]),
+        ({"device": "mps"}, ["device in the study", "Apple's GPU", "write 'cpu' (got 'mps')"]),
+        ({"device": "cuda:1"}, ["device in the study", "CUDA_VISIBLE_DEVICES=1", "'cuda:1'"]),
         ({"runs": [{"method": ["clip"]}]}, ["runs.0"]),
         ({"study": "a/../b"}, ["study in the study"]),
     ],
