@@ -240,9 +240,7 @@ Results = Generator[Result, None, None]
 
 def n_processes_for(n_files: int) -> int:
     """Number of decoding processes: MICROCLIP_THREADS or the CPUs; none for a few files."""
-    named = os.environ.get("MICROCLIP_THREADS")
-    cpus = int(named) if named else len(os.sched_getaffinity(0))
-    n = min(cpus, n_files // FILES_A_PROCESS)
+    n = min(runtime.n_cpus(), n_files // FILES_A_PROCESS)
     return n if n > 1 and sys.executable else 0
 
 

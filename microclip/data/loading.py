@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import os
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -323,17 +324,18 @@ def evaluation_views(
 def default_workers(device: torch.device) -> int:
     """Number of processes that draw strong views: none if the CPU does the training.
 
-    `MICROCLIP_WORKERS` overrides it. There are none on systems without fork, where each process
-    would run a user's script again. The views do not depend on the number.
+    `MICROCLIP_WORKERS` overrides it. There are none where processes cannot be forked, as each would
+    then run a user's script again; macOS has fork, but its own libraries crash after one. The views
+    do not depend on the number.
     """
     named = os.environ.get("MICROCLIP_WORKERS")
-    if "fork" not in multiprocessing.get_all_start_methods():
+    if sys.platform == "darwin" or "fork" not in multiprocessing.get_all_start_methods():
         return 0
     if named is not None:
         return int(named)
     if device.type == "cpu":
         return 0
-    return min(_MAX_WORKERS, max(1, (os.cpu_count() or 1) - 1))
+    return min(_MAX_WORKERS, max(1, runtime.n_cpus() - 1))
 
 
 def _chunks(items: list[int], size: int) -> list[list[int]]:

@@ -22,10 +22,9 @@ PLANNED = PLAN.as_dict()  # plain values, for digests
 PUBLISHED = runtime.content(paths.project_root() / "config" / "published")
 HAS_GPU = STUDY.settings.device != "cpu" and bool(runtime.visible_gpus())
 N_JOBS = 1 if HAS_GPU else workflow.cores or 1
-N_CPUS = len(os.sched_getaffinity(0))
 # Environment variables rather than parameters: they do not change results, so they must not
 # make Snakemake repeat a job.
-os.environ.setdefault("MICROCLIP_THREADS", str(max(1, N_CPUS // N_JOBS)))
+os.environ.setdefault("MICROCLIP_THREADS", str(max(1, runtime.n_cpus() // N_JOBS)))
 os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
     MICROCLIP_STUDY=STUDY_NAME,
