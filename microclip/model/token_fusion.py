@@ -21,7 +21,7 @@ TrainHead = Literal["fusion", "cls"]
 
 @dataclass(frozen=True)
 class FusionOptions:
-    """Choices of TokenFusion; defaults as in the released code, except for the cut's sign.
+    """Choices of TokenFusion; defaults as in the released code, except for two of the cut's.
 
     Attributes:
         query: the mean of the salient patches, of all patches, one random patch (a new draw for
