@@ -10,14 +10,15 @@ CONFIG ?=
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ "$$n" -ge 2 ] && echo 2 || echo 1)
 SNAKEMAKE_FLAGS ?= --cores $(JOBS) --resources gpu=1
 
-# All programs, and those that Snakemake starts, come from the project's environment.
+# All programs that Snakemake starts come from the project's environment, too. Recipes name the folder
+# themselves: macOS's make 3.81 may look for a recipe's program on the PATH that it was started with.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test check format report verify ui status sync schema icons icon-clip clean-environment
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/' | expand -t 26
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## create .venv with everything in it (once)
 
@@ -30,51 +31,51 @@ $(READY): pyproject.toml
 	@touch $@
 
 run: setup  ## run the study: descriptions, self-training, scores, tables, figures, page
-	@python -m microclip unlock
-	@snakemake $(SNAKEMAKE_FLAGS) $(if $(CONFIG),--configfile $(CONFIG))
-	@python -m microclip show $(if $(CONFIG),--config $(CONFIG))
+	@$(BIN)/python -m microclip unlock
+	@$(BIN)/snakemake $(SNAKEMAKE_FLAGS) $(if $(CONFIG),--configfile $(CONFIG))
+	@$(BIN)/python -m microclip show $(if $(CONFIG),--config $(CONFIG))
 
 test: setup  ## run the whole test suite, on two CPUs if there are two
-	@OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: setup  ## check lint, types, formatting and spelling
-	ruff check .
-	ruff format --check .
-	mypy
-	snakefmt --check Snakefile workflow/rules
-	codespell
-	snakemake --lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/codespell
+	$(BIN)/snakemake --lint
 
 format: setup  ## format all code
-	ruff check --fix-only .
-	ruff format .
-	snakefmt Snakefile workflow/rules
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow/rules
 
 report: setup  ## Snakemake's own report of the study, results/report.html
-	@snakemake $(SNAKEMAKE_FLAGS) $(if $(CONFIG),--configfile $(CONFIG)) --report results/report.html
+	@$(BIN)/snakemake $(SNAKEMAKE_FLAGS) $(if $(CONFIG),--configfile $(CONFIG)) --report results/report.html
 
 verify: setup  ## compare the study with the paper's numbers
-	@python -m microclip verify $(if $(CONFIG),--config $(CONFIG))
+	@$(BIN)/python -m microclip verify $(if $(CONFIG),--config $(CONFIG))
 
 ui: setup  ## serve MLflow on 127.0.0.1
-	@python -m microclip ui
+	@$(BIN)/python -m microclip ui
 
 status: setup  ## list runs as done, failed or pending
-	@python -m microclip status $(if $(CONFIG),--config $(CONFIG))
+	@$(BIN)/python -m microclip status $(if $(CONFIG),--config $(CONFIG))
 
 sync: setup  ## copy to MLflow the runs that it lacks
-	@python -m microclip sync
+	@$(BIN)/python -m microclip sync
 
 schema: setup  ## write config/schema, JSON schemas of all config files
-	@python -m microclip export-schema
+	@$(BIN)/python -m microclip export-schema
 
 icons: setup  ## maintainers: redraw resources/icons (needs npm and a network)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[icons]'
-	@python -m microclip.icons.render
+	@$(BIN)/python -m microclip.icons.render
 
 icon-clip: setup  ## maintainers: retrain icon-clip, after `make icons` (75 minutes on 2 CPUs)
-	@python -m microclip.icons.pretrain
-	@python -m microclip.icons.align
+	@$(BIN)/python -m microclip.icons.pretrain
+	@$(BIN)/python -m microclip.icons.align
 
 clean-environment:  ## remove .venv
 	rm -rf $(VENV)
