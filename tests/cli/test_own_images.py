@@ -17,7 +17,11 @@ import microclip
 from microclip.cli import main
 from microclip.runtime import refuse_pickle
 from microclip.settings import SettingsError
+from tests.fixtures.gpus import gpus, one_gpu
 from tests.fixtures.project import CLASSES
+from tests.own_images.folder import place
+
+__all__ = ["gpus", "one_gpu", "place"]
 
 CONFIRMED: list[str] = []  # what a pickle of `Bomb` would have run
 
@@ -251,3 +255,22 @@ def test_the_same_number_of_different_classes_is_refused_too(own: Path, photos: 
     (own / "adapted.safetensors").write_bytes((other / "adapted.safetensors").read_bytes())
     with pytest.raises(SettingsError, match="class 0: 'x' and 'red_disc'"):
         microclip.load(own)
+
+
+def test_adapt_and_predict_take_the_device_that_is_named(place: Path, one_gpu: list[str]) -> None:
+    command = [
+        "adapt",
+        "photos",
+        "--classes",
+        "names.txt",
+        "--backbone",
+        "tiny",
+        "--method",
+        "clip",
+    ]
+    assert main.main([*command, "--out", "one", "--device", "cuda"]) == 0
+    assert main.main([*command, "--out", "two", "--device", "cpu", "--set", "device=auto"]) == 0
+    assert main.main(["predict", "one", "photos"]) == 0
+    assert one_gpu == ["cuda", "auto", "auto"]
+    assert main.main([*command, "--out", "three", "--set", "device=mps"]) == 2
+    assert not Path("three").exists()
