@@ -385,8 +385,18 @@ def use_all_cpus() -> None:
     limit_threads(n_cpus())
 
 
+def reset_peak_memory() -> None:
+    """Begin to measure the GPU's peak memory anew; the process's cannot be reset."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory_mib() -> float:
-    """Peak memory so far, in MiB: the GPU's if CUDA is in use, else the process's."""
+    """Peak memory in MiB: the GPU's since its reset if CUDA is in use, else the process's.
+
+    The process's is its greatest resident memory since it started, loading and testing included.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_allocated()) / 2**20

@@ -42,6 +42,13 @@ def test_the_installed_version_is_the_pinned_one(pin: str) -> None:
     assert importlib.metadata.version(name).partition("+")[0] == version
 
 
+def test_torch_solves_a_batch_of_eigenproblems_at_once() -> None:
+    """Older ones are reported to loop over a batch on a GPU; 2.15 calls cusolverDnXsyevBatched."""
+    pin = next(pin for pin in project()["dependencies"] if pin.startswith("torch=="))
+    major, minor = (int(part) for part in pin.removeprefix("torch==").split(".")[:2])
+    assert (major, minor) >= (2, 12)
+
+
 def test_no_registry_is_named_anywhere() -> None:
     named = re.compile(r"index-url|extra-index|registry=|\[\[tool\.uv\.index")
     for name in ("pyproject.toml", "environment.yml", "Makefile", ".ci/run"):

@@ -158,3 +158,16 @@ def test_the_record_names_code_versions_and_machine() -> None:
     )
     assert set(record) >= {"commit", "dirty", "python", "platform", "cpus", "gpu", "tf32"}
     assert runtime.peak_memory_mib() > 10
+
+
+def test_peak_memory_is_reset_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = [300 * 2**20]
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: max(peaks))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peaks.clear())
+    runtime.reset_peak_memory()
+    assert peaks  # CUDA is not in use: there is nothing to reset
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert runtime.peak_memory_mib() == 300
+    runtime.reset_peak_memory()
+    peaks.append(2**20)
+    assert runtime.peak_memory_mib() == 1

@@ -5,7 +5,9 @@ NaN and infinity, exact resume, and reports. A method supplies the parts: a mode
 losses, an optimiser recipe and batches. `docs/add-a-method.md` sketches every method of the paper's
 tables in these parts.
 
-No step waits for a value on the host; a loss that is not finite is noticed every few steps.
+On a GPU a step does not wait for its results, but for two things: the cut's eigensolver checks its
+own status, and a run's first batch is described. A loss that is not finite is noticed every few
+steps.
 """
 
 from __future__ import annotations
@@ -165,6 +167,7 @@ class Trainer(Generic[BatchT]):
     ) -> dict[str, float]:
         """Train one epoch and return its row of history."""
         started = time.perf_counter()
+        runtime.reset_peak_memory()  # so that the row has the training's peak, not a test's
         before = (epoch - 1) * self.views.n_batches
         totals, guard = EpochTotals(), FiniteGuard(epoch)
         # One generator per epoch, seeded by its number: a resumed epoch draws the same values.

@@ -11,9 +11,12 @@ import multiprocessing
 import os
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -28,10 +31,12 @@ from microclip.data.manifest import SPLITS, UNKNOWN, check_labels, check_left, r
 from microclip.data.store import ImageStore, StoreRules, open_store
 from microclip.data.views import (
     Crop,
+    OnHost,
+    Packed,
     StrongTransform,
     Window,
     normalise,
-    resize_windows,
+    prepare,
     square_windows,
     strong_view,
     whole_window,
@@ -152,6 +157,9 @@ if TYPE_CHECKING:
 
 _MAX_WORKERS = 8
 _ENCODED_TOGETHER = 256  # images
+_AHEAD = 2  # batches of packed pixels that may wait for the GPU; some 100 MB each for photographs
+Key = TypeVar("Key")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -233,6 +241,8 @@ class TrainingViews:
         """Yield the batches of the epochs `first_epoch` to `last_epoch`, reshuffled in each.
 
         One loader serves all epochs, so that its workers draw ahead while an epoch is evaluated.
+        For a GPU, a thread packs the pixels of the next batches into pinned memory, from which the
+        GPU fetches them on its own: nothing here waits for it.
         """
         keys = [
             [(epoch, index) for index in chunk]
@@ -247,23 +257,28 @@ class TrainingViews:
             # Fork, because spawn would run a user's script again in every worker.
             multiprocessing_context="fork" if self._n_workers else None,
         )
-        for key, strong in zip(keys, loader, strict=True):
-            epoch, indices = key[0][0], [index for _, index in key]
-            batch = self.weak_and_crops(epoch, indices)
+        # The loader comes first: it forks its workers before the thread starts.
+        both = zip(keys, loader, _ahead(self._prepared, keys, self.device), strict=True)
+        for key, strong, prepared in both:
+            views = self._normalised(prepared.views())
             moved = strong.to(self.device, non_blocking=True).float() / 255
-            yield ViewBatch(batch.indices, batch.weak, batch.crops, self._normalised(moved))
+            indices = torch.tensor([index for _, index in key])
+            yield ViewBatch(indices, views[:, 0], views[:, 1:], self._normalised(moved))
 
     def weak_and_crops(self, epoch: int, indices: Sequence[int]) -> ViewBatch:
         """The weak views and crops of some images, as drawn in `epoch`."""
-        pixels = [self.images.pixels(index) for index in indices]
+        prepared = self._prepared([(epoch, index) for index in indices])
+        views = self._normalised(prepared.views())
+        return ViewBatch(torch.tensor(indices), weak=views[:, 0], crops=views[:, 1:])
+
+    def _prepared(self, key: Sequence[tuple[int, int]]) -> OnHost | Packed:
+        """The host's part of the weak views and crops of (epoch, index) pairs."""
+        pixels = [self.images.pixels(index) for _, index in key]
         windows = [
             self._windows(epoch, index, (image.shape[0], image.shape[1]))
-            for index, image in zip(indices, pixels, strict=True)
+            for (epoch, index), image in zip(key, pixels, strict=True)
         ]
-        views = self._normalised(
-            resize_windows(pixels, windows, self.recipe.size, device=self.device)
-        )
-        return ViewBatch(torch.tensor(indices), weak=views[:, 0], crops=views[:, 1:])
+        return prepare(pixels, windows, self.recipe.size, device=self.device)
 
     def _windows(self, epoch: int, index: int, shape: tuple[int, int]) -> list[Window]:
         recipe = self.recipe
@@ -304,7 +319,9 @@ def evaluation_views(
     device: str | torch.device = "cpu",
 ) -> Iterator[Float[Tensor, "batch 3 size size"]]:
     """Yield the normalised test views of all images, in order; the same ones at each call."""
-    for indices in _chunks(list(range(len(images))), batch_size):
+    place = torch.device(device)
+
+    def prepared(indices: list[int]) -> OnHost | Packed:
         pixels = [images.pixels(index) for index in indices]
         windows = [
             [
@@ -317,8 +334,34 @@ def evaluation_views(
             ]
             for index, image in zip(indices, pixels, strict=True)
         ]
-        views = resize_windows(pixels, windows, recipe.size, device=device)[:, 0]
-        yield normalise(views, recipe.mean, recipe.std)
+        return prepare(pixels, windows, recipe.size, device=place)
+
+    for ready in _ahead(prepared, _chunks(list(range(len(images))), batch_size), place):
+        yield normalise(ready.views()[:, 0], recipe.mean, recipe.std)
+
+
+def _ahead(
+    make: Callable[[Key], Made], keys: Iterable[Key], device: torch.device
+) -> Iterator[Made]:
+    """Yield `make(key)` for each key; for a GPU, a thread makes the next ones meanwhile.
+
+    A CPU gets each when it is asked for, since a thread would only take turns with the training.
+    """
+    if device.type == "cpu":
+        yield from map(make, keys)
+        return
+    rest = iter(keys)
+    waiting: deque[Future[Made]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="pixels") as pool:
+        try:
+            waiting.extend(pool.submit(make, key) for key in islice(rest, _AHEAD))
+            while waiting:
+                made = waiting.popleft().result()
+                waiting.extend(pool.submit(make, key) for key in islice(rest, 1))
+                yield made
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def default_workers(device: torch.device) -> int:

@@ -5,15 +5,17 @@ process that computes it. Values are in [0, 1]; `normalise` applies the backbone
 
 A `Window` says: resize this region of the image to that size, and keep a square of the result. Both
 a crop and the usual resize-then-crop are windows. They are computed in two ways: on the CPU one by
-one, on bytes, by `torch.nn.functional.interpolate`; on another device for the whole batch, by two
-matrix products. Both are bicubic and antialiased, and within two grey levels of Pillow (the cubic
-with a = -0.5, its support widened by the scale and cut at the region's edge).
+one, on bytes, by `torch.nn.functional.interpolate`; on another device many at a time, by two matrix
+products, from only the pixels that a window reads, in pieces that bound memory. Both are bicubic
+and antialiased, and within two grey levels of Pillow (the cubic with a = -0.5, its support widened
+by the scale and cut at the region's edge).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -149,7 +151,7 @@ class Packed:
             for begin, end, height, width in self._pieces(piece_bytes):
                 own = table[begin:end]
                 out[own[:, 0]] = _resized(pixels, own, (height, width), self.size)
-        return out.unflatten(0, (-1, self.n_views))
+        return out.reshape(-1, self.n_views, *out.shape[1:])
 
     def _pieces(self, piece_bytes: int) -> Iterator[tuple[int, int, int, int]]:
         """Runs of windows with boxes of one shape: begin, end, height, width."""
@@ -382,8 +384,13 @@ def normalise(
     images: Float[Tensor, "*lead 3 height width"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "*lead 3 height width"]:
     """(images - mean) / std, per channel."""
-    shift = torch.tensor(mean, device=images.device)[:, None, None]
-    return (images - shift) / torch.tensor(std, device=images.device)[:, None, None]
+    shift, scale = (_by_channel(tuple(values), images.device) for values in (mean, std))
+    return (images - shift) / scale
+
+
+@cache  # a new copy for each batch would make the host wait for the GPU
+def _by_channel(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "channel 1 1"]:
+    return torch.tensor(values, device=device)[:, None, None]
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:

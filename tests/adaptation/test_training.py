@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
+from microclip import runtime
 from microclip.adaptation.first_batch import FirstBatch
 from microclip.adaptation.training import NonFiniteLossError, Trainer
 from microclip.data.loading import TrainingViews, UnlabelledImages, ViewBatch, ViewRecipe
@@ -253,6 +254,16 @@ def test_no_epoch_leaves_the_network_as_it_was() -> None:
     before = fusion_of(built).trained_state()
     built.train(Journal())
     assert all(torch.equal(before[k], v) for k, v in fusion_of(built).trained_state().items())
+
+
+def test_each_epoch_measures_its_own_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(runtime, "reset_peak_memory", lambda: events.append("reset"))
+    monkeypatch.setattr(runtime, "peak_memory_mib", lambda: events.append("read") or 1.0)
+    journal = Journal()
+    monkeypatch.setattr(journal, "epoch", lambda epoch, row: events.append(f"test {epoch}"))
+    trainer(epochs=2).train(journal)
+    assert events == ["test 0", "reset", "read", "test 1", "reset", "read", "test 2"]
 
 
 @pytest.mark.gpu

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from microclip.data import loading
 from microclip.data.loading import (
     TrainingViews,
     UnlabelledImages,
     ViewBatch,
     ViewRecipe,
+    _ahead,
     evaluation_views,
 )
 from microclip.data.store import open_store, write_store
+from microclip.data.views import Packed, pack
 
 RECIPE = ViewRecipe(seed=0, size=16, mean=(0.5,) * 3, std=(0.25,) * 3, n_crops=3)
 N = 7
@@ -92,3 +97,70 @@ def test_test_views_are_the_same_at_each_call(images: UnlabelledImages) -> None:
         ]
         assert drawn[0].shape == (N, 3, 16, 16)
         assert torch.equal(*drawn)
+
+
+GPU = torch.device("cuda")  # nothing is put on it
+
+
+def test_batches_for_a_gpu_are_packed_ahead_and_are_the_same(
+    images: UnlabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU's way, on the CPU: packed by a thread, resized by matrices, in the same order."""
+    ahead, threads = loading._ahead, set()
+
+    def prepare(*given: Any, device: torch.device) -> Packed:
+        threads.add(threading.current_thread().name)
+        return pack(*given, device=device)
+
+    plain = TrainingViews(images, RECIPE, batch_size=3)
+    expected = list(plain.batches(1, 2))
+    tests = list(evaluation_views(images, RECIPE, crop="center", batch_size=2))
+    monkeypatch.setattr(loading, "prepare", prepare)
+    monkeypatch.setattr(loading, "_ahead", lambda make, keys, _: ahead(make, keys, GPU))
+    found = list(TrainingViews(images, RECIPE, batch_size=3).batches(1, 2))
+    assert [batch.indices.tolist() for batch in found] == [b.indices.tolist() for b in expected]
+    level = 2 / 255 / 0.25 + 1e-5  # two grey levels, normalised
+    for batch, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(batch.weak, other.weak, atol=level, rtol=0)
+        torch.testing.assert_close(batch.crops, other.crops, atol=level, rtol=0)
+        assert torch.equal(some(batch.strong), some(other.strong))
+    again = list(evaluation_views(images, RECIPE, crop="center", batch_size=2))
+    torch.testing.assert_close(torch.cat(again), torch.cat(tests), atol=level, rtol=0)
+    assert threads == {"pixels_0"}
+
+
+def some(views: torch.Tensor | None) -> torch.Tensor:
+    assert views is not None
+    return views
+
+
+def test_the_thread_stays_a_little_ahead_and_ends_with_its_reader() -> None:
+    made: list[int] = []
+    is_made = threading.Semaphore(0)
+
+    def make(key: int) -> int:
+        made.append(key)
+        is_made.release()
+        return key
+
+    reader = _ahead(make, range(100), GPU)
+    assert next(reader) == 0
+    for _ in range(3):
+        assert is_made.acquire(timeout=60)
+    reader.close()
+    assert made == [0, 1, 2]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pixels")]
+
+
+def test_an_error_in_the_thread_reaches_the_reader() -> None:
+    reader = _ahead(lambda key: 1 // key, [1, 0], GPU)
+    assert next(reader) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(reader)
+
+
+def test_for_a_cpu_a_batch_is_made_when_it_is_asked_for() -> None:
+    made: list[int] = []
+    reader = _ahead(lambda key: made.append(key), range(3), torch.device("cpu"))
+    next(reader)
+    assert made == [0]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import accumulate
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.profiler import ProfilerActivity, profile
 
 from microclip.data.views import (
     Window,
     axis_weights,
     by_matrices,
     one_by_one,
+    pack,
     resize_windows,
     square_windows,
     whole_window,
@@ -85,6 +91,90 @@ def test_a_window_of_the_output_size_changes_nothing() -> None:
         by_matrices([image], [[window]], SIZE, device="cpu"),
     ):
         torch.testing.assert_close(view[0, 0], expected, atol=1e-6, rtol=0)
+
+
+def whole_images(images: list[np.ndarray], windows: list[list[Window]]) -> torch.Tensor:
+    """All windows of a batch at once, from images padded to one size."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    padded = torch.zeros((len(images), 3, height, width))
+    for row, image in enumerate(images):
+        padded[row, :, : image.shape[0], : image.shape[1]] = torch.from_numpy(image).movedim(2, 0)
+    table = torch.tensor(windows, dtype=torch.float32)
+    rows = axis_weights(table[..., [0, 2, 4, 6]], n_in=height, n_out=SIZE)
+    columns = axis_weights(table[..., [1, 3, 5, 7]], n_in=width, n_out=SIZE)
+    across = torch.einsum("b c h w, b v p w -> b v c h p", padded / 255, columns).clamp(0, 1)
+    return torch.einsum("b v o h, b v c h p -> b v c o p", rows, across).clamp(0, 1)
+
+
+def test_what_a_window_does_not_read_does_not_matter() -> None:
+    images, windows = example()
+    found = by_matrices(images, windows, SIZE, device="cpu")
+    torch.testing.assert_close(found, whole_images(images, windows), atol=1e-6, rtol=0)
+
+
+def test_a_view_depends_neither_on_its_batch_nor_on_the_pieces() -> None:
+    images, windows = example()
+    together = by_matrices(images, windows, SIZE, device="cpu")
+    for piece_bytes in (1, 300_000):
+        pieces = by_matrices(images, windows, SIZE, device="cpu", piece_bytes=piece_bytes)
+        assert torch.equal(pieces, together)
+    for row, (image, own) in enumerate(zip(images, windows, strict=True)):
+        assert torch.equal(by_matrices([image], [own], SIZE, device="cpu")[0], together[row])
+
+
+def peak_bytes(compute: Callable[[], object]) -> int:
+    """The most memory that torch had allocated on the CPU at a time."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        compute()
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes))
+
+
+def test_one_long_image_in_a_batch_does_not_enlarge_the_peak() -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(96, 128)] * 7 + [(96, 40 * 96)]
+    images = [noise(shape, 0) for shape in shapes]
+    windows = [
+        [
+            whole_window(shape, SIZE, "random", rng),
+            *square_windows(shape, SIZE, 3, scale=(0.5, 0.9), rng=rng),
+        ]
+        for shape in shapes
+    ]
+    piece = 2 * 2**20
+    result = len(images) * 4 * 3 * SIZE * SIZE * 4
+    peak = peak_bytes(lambda: by_matrices(images, windows, SIZE, device="cpu", piece_bytes=piece))
+    packed = sum(image.nbytes for image in images)
+    assert peak <= piece + result + packed + 2**16
+    # Padded to the longest image, the batch's planes alone would take more than that.
+    assert len(images) * 3 * 96 * 40 * 96 * 4 > 8 * piece
+
+
+def test_only_pixels_that_a_window_reads_are_sent() -> None:
+    image = noise((30, 1200), 0)
+    window = whole_window((30, 1200), SIZE, "center")
+    packed = pack([image], [[window]], SIZE, device=torch.device("cpu"))
+    assert len(packed.pixels) < 30 * 40
+    np.testing.assert_array_equal(packed.pixels[:2], image[0, 600 - 18 : 600 - 16])
+
+
+def test_pixels_for_a_gpu_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU nothing can be pinned, so the test sees what is asked for."""
+    asked = []
+    empty = torch.empty
+
+    def note(*shape: object, pin_memory: bool = False, **options: object) -> torch.Tensor:
+        asked.append(pin_memory)
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", note)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: asked.append("table") or self)
+    images, windows = example()
+    packed = pack(images, windows, SIZE, device=torch.device("cuda"))
+    assert asked == [True, "table"]
+    here = replace(packed, device=torch.device("cpu")).views()
+    assert torch.equal(here, by_matrices(images, windows, SIZE, device="cpu"))
 
 
 @pytest.mark.gpu
