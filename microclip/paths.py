@@ -16,6 +16,7 @@ PASSPORT = "results/data/{dataset}/passport.json"
 ZERO_SHOT = "results/data/{dataset}/zero-shot-{backbone}.json"
 DESCRIPTIONS = "results/descriptions/{descriptions}/{dataset}.json"
 PUBLISHED_DESCRIPTIONS = "results/downloads/{sha256}.json"
+LOADED_WEIGHTS = "results/backbones/{backbone}.json"  # of downloaded weights
 CLASSIFIER = "results/classifiers/{backbone}/{descriptions}/{dataset}.safetensors"
 SENTENCES = "results/sentences/{backbone}/{key}"  # a store that may be deleted
 FEATURES = "results/features/{backbone}/{dataset}.safetensors"

@@ -45,7 +45,7 @@ from microclip.methods.base import (
     grant,
     load_method,
 )
-from microclip.model import embeddings
+from microclip.model import embeddings, weights
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.embeddings import TextClassifiers
 from microclip.model.token_fusion import cosine_similarity
@@ -172,6 +172,7 @@ def read_inputs(settings: RunSettings, reads: str) -> Inputs:
     )
     if reads == "images":
         tower = load_backbone(settings.backbone, device)
+        weights.record(settings.backbone)
         return Inputs(splits, names, texts, device, backbone=tower)
     found = embeddings.load_features(settings.dataset, settings.backbone)
     return Inputs(splits, names, texts, device, features=found)
@@ -330,6 +331,9 @@ def _input_hashes(out: Path, settings: RunSettings) -> dict[str, str]:
     """Hashes of what the run read, by kind; a few-shot draw is among them."""
     shots = out / paths.RUN_SHOTS
     drawn = {"shots": runtime.sha256(shots)} if shots.is_file() else {}
+    # The key of a downloaded backbone names its tag, not its bytes.
+    loaded = embeddings.weights_sha256(settings.backbone)
+    drawn |= {"weights": loaded} if loaded else {}
     return {
         "images": read_manifest(settings.dataset.name).images_sha256,
         "passport": passport.file_sha256(settings.dataset.name),

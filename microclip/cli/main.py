@@ -213,14 +213,48 @@ def doctor() -> None:
     found = [(f"{name} {version or ''}", version is not None) for name, version in packages]
     for name in settings.known("backbones"):
         backbone = settings.load_backbone_settings(name)
-        lacking = [path for path in backbone.files.values() if not path.is_file()]
-        note = ", whose weights open_clip fetches at first use" if backbone.pretrained else ""
-        note = f": no {lacking[0]}" if lacking else note
-        found.append((f"backbone {name}{note}", not lacking))
+        note, is_there = _weights_of(backbone)
+        found.append((f"backbone {name}{note}", is_there))
     for text, there in found:
         print(f"{'ok' if there else 'missing':8} {text}".rstrip())
     print(f"{'ok':8} python {record['python']}, {record['cpus']} CPUs, {gpu}")
     raise typer.Exit(0 if all(there for _, there in found) else 3)
+
+
+def _weights_of(backbone: BackboneSettings) -> tuple[str, bool]:
+    """Where a backbone's weights are, in words, and whether a study can use them."""
+    lacking = [path for path in backbone.files.values() if not path.is_file()]
+    if backbone.pretrained is None or backbone.model is None:
+        return (f": no {lacking[0]}" if lacking else ""), not lacking
+    from microclip.model import weights
+
+    path = weights.locate(weights.published(backbone.model, backbone.pretrained))
+    if path is None and weights.is_offline():
+        return f", whose weights are not here; `microclip {_FETCH} {backbone.name}`", False
+    if path is None:
+        return ", whose weights open_clip fetches at first use", True
+    kept = weights.recorded(backbone)
+    if kept is None:
+        return f": {path}", True
+    state = f"state {kept.state_sha256[:16]}"
+    return f": {path}, {state}{'' if kept.is_of(path) else ' recorded for another file'}", True
+
+
+_FETCH = "fetch-weights"
+
+
+@app.command(_FETCH)
+def fetch_weights(
+    names: Annotated[list[str], typer.Argument(help="files in config/backbones")],
+) -> None:
+    """Download a backbone's weights, check their hashes and load them once."""
+    from microclip.model import weights
+    from microclip.model.backbone import load_open_clip
+
+    for name in names:
+        backbone = settings.load_backbone_settings(name)
+        network, _ = load_open_clip(backbone)
+        say(f"{name}: loaded, state sha256 {weights.tensors_sha256(network.state_dict())}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,6 @@ what `_check_tower` refuses is what `_hidden` and `_last_block` cannot compute.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,19 +25,18 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import VisionTransformer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from microclip.model import weights
 from microclip.paths import project_root
-from microclip.runtime import refuse_pickle
-from microclip.settings.base import read_yaml, validated
+from microclip.settings.base import SettingsError, read_yaml, validated
 from microclip.settings.study import BackboneSettings
 
 Tokenizer = Callable[[list[str]], Tensor]
 
 _SHOWN = 3  # names in an error
+_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")  # what open_clip keeps of a tag
 # Few lengths rather than each text's own, so that batches have few shapes.
 _TEXT_LENGTHS = (16, 24, 32, 48)  # tokens
 
@@ -74,16 +72,22 @@ def load_open_clip(backbone: BackboneSettings) -> tuple[nn.Module, Tokenizer]:
     """Return the network on the CPU, in float32, and its tokenizer.
 
     Raises:
-        FileNotFoundError: a local file is missing, or the pretrained weights cannot be fetched.
-        ValueError: a file is damaged, of another network, or needs the other activation.
+        FileNotFoundError: a local file is missing, or pretrained weights are and must not be
+            fetched.
+        ServiceError: pretrained weights cannot be fetched.
+        ValueError: a file is damaged, of another network, or needs the other activation; or
+            pretrained weights are not those of earlier results.
     """
     name, files = backbone.model, backbone.files
     if backbone.pretrained is not None:
         assert name is not None
-        return _download(name, backbone.pretrained), _tokenizer(name)
+        _check_tag(name, backbone.pretrained)
+        with weights.network_as_allowed():
+            network = weights.load(backbone, lambda path: _read(name, backbone.pretrained, path))
+            return network, _tokenizer(name)
     config = _named_config(name) if name is not None else _read_config(files["config"])
     model = _build(config, where=str(files.get("config", name)))
-    _load_weights(
+    weights.load_local(
         model, files["weights"], sha256=backbone.sha256, quick_gelu=config.get("quick_gelu")
     )
     if name is not None:
@@ -111,8 +115,8 @@ def _locate(name: str) -> Path:
     return path
 
 
-def _download(model: str, tag: str) -> nn.Module:
-    """Return an open_clip network with the weights of one of its pretrained tags."""
+def _check_tag(model: str, tag: str) -> None:
+    """Refuse a tag that open_clip has not, or of the other activation."""
     if (model, tag) not in pretrained.list_pretrained():
         tags = pretrained.list_pretrained_tags_by_model(model)
         raise ValueError(f"open_clip has the tags {tags} for model '{model}', got '{tag}'; use one")
@@ -122,12 +126,27 @@ def _download(model: str, tag: str) -> nn.Module:
             f"QuickGELU mismatch: weights '{tag}' were trained with quick_gelu={trained_with}, "
             f"model '{model}' has the other; use its '-quickgelu' twin, or the plain one"
         )
+
+
+def _read(model: str, tag: str | None, path: Path) -> nn.Module:
+    """Return an open_clip network with the weights of one of its pretrained tags."""
+    said = pretrained.get_pretrained_cfg(model, tag)
     try:
-        created: nn.Module = factory.create_model(model, pretrained=tag)
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"weights '{tag}' of '{model}' could not be fetched ({_one_line(error)}); fetch "
-            "them once with a network, or name a local 'weights' file"
+        if path.suffix == ".pt":  # OpenAI's own file: the only one that is not from the hub
+            network = _build(_named_config(model), where=model)
+            network.load_state_dict(weights.torchscript_state(path))
+            return network
+        # By its path, which open_clip loads as it loads the tag; a pickle only as bare tensors.
+        created: nn.Module = factory.create_model(
+            model,
+            pretrained=str(path),
+            force_preprocess_cfg={key: said[key] for key in _PREPROCESSING if key in said},
+            weights_only=True,
+        )
+    except Exception as error:
+        raise SettingsError(
+            f"the weights {path} cannot be loaded into '{model}' ({_one_line(error)[:300]}); "
+            "delete the file and fetch it again"
         ) from error
     return created
 
@@ -175,60 +194,6 @@ def _build(config: dict[str, Any], *, where: str) -> nn.Module:
             f"open_clip cannot build the network of {where} ({_one_line(error)}); correct it"
         ) from error
     return built
-
-
-def _load_weights(
-    model: nn.Module, path: Path, *, sha256: str | None, quick_gelu: bool | None
-) -> None:
-    """Load a safetensors file that must fit the network exactly."""
-    if not path.is_file():
-        raise FileNotFoundError(f"weights {path} do not exist; fetch them or correct 'weights'")
-    refuse_pickle(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"weights must be a .safetensors file, got {path}; convert it first")
-    if sha256 is not None:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != sha256.lower():
-            raise ValueError(f"{path} must have sha256 {sha256}, got {found}; fetch it again")
-    try:
-        state = load_file(path)
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-    except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged or cut short ({_one_line(error)}); fetch it again"
-        ) from error
-    _check_activation(path, trained_with=metadata.get("quick_gelu"), built_with=bool(quick_gelu))
-    _check_state(path, state, model.state_dict())
-    model.load_state_dict(state)
-
-
-def _check_activation(path: Path, *, trained_with: str | None, built_with: bool) -> None:
-    """Refuse weights whose file says that they belong to the other GELU."""
-    if trained_with is not None and (trained_with.lower() == "true") != built_with:
-        raise ValueError(
-            f"{path} was trained with quick_gelu={trained_with.lower()}, the network is built with "
-            f"quick_gelu={str(built_with).lower()}; QuickGELU mismatch, change the configuration"
-        )
-
-
-def _check_state(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Refuse weights of another network, or values that are not numbers."""
-    differing = sorted(state.keys() ^ expected.keys())
-    if differing:
-        raise ValueError(
-            f"{path} holds {len(state)} tensors, the network {len(expected)}, {len(differing)} "
-            f"names differ, first '{differing[0]}'; use the configuration it was trained with"
-        )
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(
-                f"tensor '{name}' must have shape {tuple(expected[name].shape)}, got "
-                f"{tuple(tensor.shape)} in {path}; use the configuration it was trained with"
-            )
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(f"tensor '{name}' in {path} is not finite; fetch the file again")
 
 
 def _one_line(error: Exception) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 from microclip import paths, runtime
 from microclip.data import loading
 from microclip.data.manifest import SPLITS, read_manifest
+from microclip.model import weights
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.sentences import FORMAT as SENTENCE_FORMAT
 from microclip.model.sentences import SentenceStore, encode_classes
@@ -94,6 +95,12 @@ def backbone_key(backbone: BackboneSettings) -> str:
     return digest(parts)
 
 
+def weights_sha256(backbone: BackboneSettings) -> str | None:
+    """Return the hash of downloaded weights as loaded; None for local files, or before a load."""
+    found = weights.recorded(backbone)
+    return None if found is None else found.state_sha256
+
+
 def input_key(
     backbone: str, sentences: Mapping[str, Sequence[str]], templates: Sequence[str]
 ) -> str:
@@ -123,6 +130,7 @@ def sentence_store(backbone: BackboneSettings, tower: Backbone) -> SentenceStore
     own = {
         "format": SENTENCE_FORMAT,
         "backbone": backbone_key(backbone),
+        "weights": weights_sha256(backbone),
         "tokenizer": _tokenizer_version(),
         "torch": str(torch.__version__),
         "device": torch.backends.cpu.get_cpu_capability()
@@ -179,6 +187,7 @@ def embed_descriptions(
     sentences = description_files.load(dataset, descriptions)
     key = input_key(backbone_key(backbone), sentences, dataset.templates)
     tower = load_backbone(backbone, device)
+    weights.record(backbone)
     store = sentence_store(backbone, tower)
     found = classifiers(tower, sentences, dataset.templates, store=store)
     target = _target(dataset, backbone, descriptions)
@@ -286,6 +295,7 @@ def encode_images(
     """
     key = _key(dataset, backbone)
     tower = load_backbone(backbone, device)
+    weights.record(backbone)
     splits = loading.load(dataset)
     tensors = {name: loading.image_embeddings(tower, splits[name].images) for name in SPLITS}
     target = _features_target(dataset, backbone)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VERBS_OF_DESIGN = {
     "init-tracking", "fetch-dataset", "store-images", "describe", "embed-descriptions",
     "encode-images", "run", "collect-scores", "tabulate", "adapt", "predict", "doctor", "status",
-    "sync", "ui", "export-schema", "show", "unlock", "verify",
+    "sync", "ui", "export-schema", "show", "unlock", "verify", "fetch-weights",
 }  # fmt: skip
 
 
@@ -270,15 +270,29 @@ def test_doctor_lists_versions_and_backbones(
     assert "backbone tiny\n" in said
 
 
-def test_doctor_says_which_weights_are_fetched_at_first_use(
-    own_project: Path, capsys: pytest.CaptureFixture[str]
+def test_doctor_says_where_weights_are_or_that_they_are_fetched_at_first_use(
+    own_project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(own_project / "hub"))
+    monkeypatch.setenv("HOME", str(own_project))
+    for switch in ("MICROCLIP_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(switch, raising=False)
     (own_project / "config/backbones/public.yaml").write_text(
         "{title: Public, model: ViT-B-32, pretrained: openai}\n"
     )
     assert main.main(["doctor"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert "ok       backbone public, whose weights open_clip fetches at first use" in said
+    monkeypatch.setenv("MICROCLIP_OFFLINE", "1")
+    assert main.main(["doctor"]) == 3
+    said = capsys.readouterr().out.splitlines()
+    way = "whose weights are not here; `microclip fetch-weights public`"
+    assert f"missing  backbone public, {way}" in said
+    placed = own_project / ".cache" / "clip" / "ViT-B-32.pt"
+    placed.parent.mkdir(parents=True)
+    placed.write_bytes(b"")
+    assert main.main(["doctor"]) == 0
+    assert f"ok       backbone public: {placed}" in capsys.readouterr().out.splitlines()
 
 
 def test_unlock_is_silent_if_there_is_nothing_to_clean_up(
