@@ -143,6 +143,16 @@ def test_errors_are_one_line_and_come_before_anything_runs(
     assert "\n" not in str(caught.value)
 
 
+def test_a_missing_key_is_named_without_the_rest_of_the_study() -> None:
+    values = {key: value for key, value in config().items() if key != "backbones"}
+    with pytest.raises(SettingsError) as caught:
+        study.load(values)
+    assert str(caught.value) == (
+        "the study (config/config.yaml or --configfile) has no key 'backbones', which is required; "
+        "add it"
+    )
+
+
 @pytest.mark.parametrize("values", [{}, {"spec": {}}, {"spec": {"datset": "x"}, "dataset": {}}])
 def test_values_that_are_not_a_runs_settings_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):

@@ -17,7 +17,7 @@ import typer
 
 from microclip import paths, processes, runtime, settings
 from microclip.cli import DescriptionsOption, app, say
-from microclip.settings.base import SettingsError
+from microclip.settings.base import MissingFileError, SettingsError
 from microclip.settings.datasets import TEMPLATES, DatasetSettings, IconSource
 from microclip.settings.llms import DescriptionSettings
 
@@ -134,7 +134,7 @@ def _of_file(target: str, wanted: DoctorOptions) -> Patient:
     path, options = Path(target), Options(long=wanted.long)
     if not path.is_file():
         known = ", ".join(settings.known("datasets")[:3])
-        raise SettingsError(
+        raise MissingFileError(
             f"{target} is neither a file nor a dataset ({known}, …); give a JSON file of sentences"
         )
     dataset = _dataset_of(path)

@@ -270,6 +270,8 @@ def predict(
     device: DeviceOption = None,
 ) -> None:
     """Classify images with an adapted classifier; prints CSV on standard output."""
+    if as_json and as_lines:
+        raise settings.SettingsError("--json and --json-lines are two formats; drop one")
     from microclip import api
 
     runtime.use_all_cpus()

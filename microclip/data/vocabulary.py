@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from microclip import paths
-from microclip.settings.base import SettingsError
+from microclip.settings.base import MissingFileError, SettingsError
 from microclip.settings.datasets import DatasetSettings, FolderSource, IconSource, PublicSource
 
 Layout = Literal["parts", "classes", "labels"]
@@ -276,7 +276,7 @@ def _listed(path: Path, where: str) -> Vocabulary:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise SettingsError(
+        raise MissingFileError(
             f"class list {path} does not exist; create it, with one name per line"
         ) from None
     except (OSError, UnicodeDecodeError) as error:

@@ -19,7 +19,7 @@ from microclip.data.store import open_store, write_store
 from microclip.measure.evaluation import CONFIDENCE_SCALE, ViewReader, collect_heads
 from microclip.methods.base import Classifier
 from microclip.model.backbone import Backbone
-from microclip.settings.base import SettingsError
+from microclip.settings.base import MissingFileError, SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def _below(path: Path) -> list[Path]:
     if path.is_dir():
         return image_files(path)
     if not path.is_file():
-        raise SettingsError(f"image {path} does not exist; correct the path")
+        raise MissingFileError(f"image {path} does not exist; correct the path")
     return [path]
 
 

@@ -30,7 +30,13 @@ from microclip.model.backbone import Backbone
 from microclip.model.embeddings import TextClassifiers, backbone_key
 from microclip.own_images.inputs import Materials, Request
 from microclip.runtime import refuse_pickle, sha256
-from microclip.settings.base import Device, Frozen, SettingsError, validated
+from microclip.settings.base import (
+    Device,
+    Frozen,
+    MissingFileError,
+    SettingsError,
+    validated,
+)
 from microclip.settings.datasets import TEMPLATES, DatasetSettings
 from microclip.settings.llms import DescriptionSettings
 from microclip.study import RunSettings, RunSpec
@@ -87,7 +93,8 @@ def read_adapted(folder: Path) -> tuple[Record, embeddings.TextClassifiers, dict
         with safe_open(folder / WEIGHTS, framework="pt") as opened:
             trained = json.loads((opened.metadata() or {}).get("microclip", "{}"))
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        raise SettingsError(
+        kind = MissingFileError if isinstance(error, FileNotFoundError) else SettingsError
+        raise kind(
             f"{folder} holds no complete classifier ({' '.join(str(error).split())}); "
             "expected a folder that `microclip adapt --out` or Adapted.save wrote"
         ) from error

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from microclip import paths, runtime
 from microclip.measure.evaluation import CONFIDENCE_SCALE, Evaluation, evaluate
+from microclip.methods.base import Supervision, load_method
 from microclip.model.embeddings import TextClassifiers
 from microclip.own_images.inputs import Materials, Request, Texts, closest_classes
 from microclip.own_images.prediction import Heads
@@ -208,7 +209,9 @@ class Results:
             "top1_zero_shot_pct": _round(zero_shot),
             **{f"top1_{n}_pct": _round(e.top1_pct) for n, e in heads.items() if n != "fused"},
             "per_class_pct": _per_class(heads["fused"], self.class_names),
-            "seen_in_training": True,  # the images, never the labels
+            # The images, never the labels; a classifier of texts alone saw no image.
+            "seen_in_training": load_method(self.outcome.record.method).supervision
+            is not Supervision.NONE,
         }
 
     def as_dict(self) -> dict[str, Any]:

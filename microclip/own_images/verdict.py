@@ -153,7 +153,9 @@ def _doubts(
     if images_per_class < MIN_IMAGES_PER_CLASS:
         found.append(f"{images_per_class:.1f} images per class are too few to judge by")
     if len(churns) < LAST:
-        found.append(f"{len(churns) + 1} epochs are too few to see whether pseudo-labels settle")
+        n = len(churns) + 1
+        epochs = "1 epoch is" if n == 1 else f"{n} epochs are"
+        found.append(f"{epochs} too few to see whether pseudo-labels settle")
     else:
         at_end = sum(churns[-LAST:]) / LAST
         if at_end > MAX_CHURN_PCT:

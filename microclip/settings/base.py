@@ -55,6 +55,10 @@ class SettingsError(ValueError):
     """A setting that cannot be used; the message says what is wrong, where, and how to fix it."""
 
 
+class MissingFileError(SettingsError, FileNotFoundError):
+    """A file that a setting or a command names is missing; exit code 3 as for all missing files."""
+
+
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> SettingsError:
     """Turn the first problem that pydantic reports into one sentence: what, where, what to do."""
     first = error.errors()[0]
@@ -64,6 +68,8 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Setti
         near = difflib.get_close_matches(key, model.model_fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
         return SettingsError(f"unknown key {path!r} in {where}; {hint}")
+    if first["type"] == "missing":  # the input is everything around the key: too long to show
+        return SettingsError(f"{where} has no key {path!r}, which is required; add it")
     if first["type"] == "value_error" and not path:
         # A check of the whole model failed: printing all its values would bury the sentence.
         return SettingsError(f"{where}: {first['ctx']['error']}")
@@ -100,11 +106,11 @@ def read_record(model: type[Model], path: Path, *, remedy: str) -> Model:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping. Raises SettingsError if the file is missing, broken or not a mapping."""
+    """Read a YAML mapping. Raises SettingsError if the file is missing, broken or no mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SettingsError(f"{path} does not exist; create it or name another file") from None
+        raise MissingFileError(f"{path} does not exist; create it or name another file") from None
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

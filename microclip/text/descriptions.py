@@ -15,7 +15,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -27,7 +27,14 @@ from pydantic import Field
 from microclip import paths, runtime
 from microclip.data.vocabulary import Vocabulary, load_vocabulary
 from microclip.runtime import refuse_pickle
-from microclip.settings.base import Frozen, Name, SettingsError, read_yaml, validated
+from microclip.settings.base import (
+    Frozen,
+    MissingFileError,
+    Name,
+    SettingsError,
+    read_yaml,
+    validated,
+)
 from microclip.settings.datasets import DatasetSettings, IconSource
 from microclip.settings.llms import DescriptionSettings
 from microclip.text.prompts import Matches, fill, match_keys, readable
@@ -268,7 +275,7 @@ def read(path: Path) -> Descriptions:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SettingsError(
+        raise MissingFileError(
             f"descriptions {path} do not exist; write them or correct `files` in config/llms/"
         ) from None
     except ValueError as error:
@@ -359,6 +366,24 @@ def is_remote(dataset: DatasetSettings, descriptions: DescriptionSettings) -> bo
 def _known_hash(dataset: DatasetSettings, descriptions: DescriptionSettings) -> str | None:
     known = published_file(descriptions.prompts, dataset.name)
     return None if known is None else known.sha256
+
+
+def notice(pairs: Iterable[tuple[DatasetSettings, DescriptionSettings]]) -> str:
+    """One line on the descriptions files that are missing here; empty if none is."""
+    files = {
+        source_file(dataset, written): None
+        for dataset, written in pairs
+        if written.reads_file and not is_remote(dataset, written)
+    }
+    missing = [path for path in files if not path.is_file()]
+    if not missing:
+        return ""
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    return (
+        f"descriptions: {len(files) - len(missing)} of {len(files)} files here; missing: "
+        f"{', '.join(map(str, missing[:_SHOWN]))}{more}; docs/reproduce-the-paper.md says where to "
+        "get them"
+    )
 
 
 def identity(dataset: DatasetSettings, descriptions: DescriptionSettings) -> list[Any]:

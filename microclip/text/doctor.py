@@ -223,7 +223,8 @@ class Report:
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         lines.insert(1, "  ".join("-" * width for width in widths))
-        head = f"{self.where}: {self.n_classes} classes, {self.n_sentences} sentences"
+        classes = "1 class" if self.n_classes == 1 else f"{self.n_classes} classes"
+        head = f"{self.where}: {classes}, {self.n_sentences} sentences"
         facts = [
             f"{name.replace('_', ' ')}: {value}" for name, value in self.facts.as_dict().items()
         ]

@@ -73,7 +73,7 @@ def test_a_file_named_like_a_dataset_is_checked_against_its_classes(
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (["nothing.json", "--check"], 2, "is neither a file nor a dataset"),
+        (["nothing.json", "--check"], 3, "is neither a file nor a dataset"),
         (["shapes", "--check", "--out", "x.json"], 2, "use it with --fix and one file"),
         (["shapes", "--fix", "--long", "keep"], 2, "'keep' is not one of"),
     ],

@@ -88,6 +88,30 @@ def test_each_kind_of_error_is_one_line_with_its_exit_code(
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "--config", "gone.yaml"],
+        ["adapt", "photos", "--classes", "gone.txt", "--out", "out"],
+        ["describe", "gone.json", "--check"],
+        ["predict", "adapted", "gone.png"],
+        ["passport", "shapes"],
+    ],
+)
+@pytest.mark.usefixtures("own_project")
+def test_a_missing_file_has_one_exit_code_whatever_it_is(arguments: list[str], capsys: Any) -> None:
+    Path("photos").mkdir()
+    assert main.main(arguments) == 3
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_the_readme_lists_the_exit_codes() -> None:
+    listed = (ROOT / "README.md").read_text()
+    for code in {0, 1, *(code for _, code in main.EXIT_CODES)}:
+        assert f"| {code} | " in listed
+    assert "`microclip doctor`" in listed
+
+
 def test_debug_raises_the_original_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise SettingsError("x")
@@ -105,13 +129,13 @@ def test_debug_raises_the_original_error(monkeypatch: pytest.MonkeyPatch) -> Non
         (["describe", "shapes", "--descriptions", "gpt"], 2, "unknown llm 'gpt'"),
         (["embed-descriptions", "shapes", "--backbone", "RN50"], 2, "unknown backbone 'RN50'"),
         (["run", "--settings", "{", "--out", "x"], 2, "--settings is not JSON"),
-        (["run", "--settings", "none.yaml", "--out", "x"], 2, "none.yaml does not exist"),
+        (["run", "--settings", "none.yaml", "--out", "x"], 3, "none.yaml does not exist"),
         (["run", "--settings", "{}", "--out", "x"], 2, "lack 'spec'"),
         (["collect-scores", "--study", "s", "--out", "x"], 3, "plan.json does not exist"),
         (["nonsense"], 2, "No such command 'nonsense'"),
         (["run"], 2, "Missing option '--settings'"),
         (["adapt", "photos", "--classes", "none.txt", "--out", "x"], 3, "none.txt is not a file"),
-        (["predict", "nothing", "a.png"], 2, "holds no complete classifier"),
+        (["predict", "nothing", "a.png"], 3, "holds no complete classifier"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(

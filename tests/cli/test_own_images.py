@@ -97,6 +97,13 @@ def test_json_is_an_array_or_one_line_per_image(
         assert {"fg_class", "cls_class"} <= one.keys()
 
 
+def test_two_formats_at_once_are_refused(
+    own: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, "predict", str(own), str(photos), "--json", "--json-lines")
+    assert line == "microclip: --json and --json-lines are two formats; drop one"
+
+
 def test_a_prediction_in_python_has_the_runner_up_and_margin(own: Path, photos: Path) -> None:
     loaded = microclip.load(own, device="cpu")
     found = loaded.predict(photos, top=2)

@@ -128,6 +128,7 @@ def test_labels_only_score_and_never_affect_training(
         scores = json.loads((place / out / "scores.json").read_text())
         right = sum(row["class"] == labels[row["file"]] for row in rows)
         assert scores["top1_pct"] == pytest.approx(100 * right / N_IMAGES, abs=1e-3)
+        assert scores["seen_in_training"] is True
     assert not (place / "none" / "scores.json").exists()
 
 
@@ -144,7 +145,9 @@ def test_class_names_can_come_from_folders_or_labels(place: Path) -> None:
     files = [path.relative_to(place / "sorted") for path in (place / "sorted").rglob("*.png")]
     write_labels(place / "labels.csv", {str(file): file.parts[0] for file in files})
     assert main.main([*given, "--labels", "labels.csv", "--out", "two"]) == 0
-    assert json.loads((place / "two" / "scores.json").read_text())["n_labelled"] == N_IMAGES
+    scores = json.loads((place / "two" / "scores.json").read_text())
+    assert scores["n_labelled"] == N_IMAGES
+    assert scores["seen_in_training"] is False  # there was none
 
 
 @pytest.mark.parametrize("rate", ["3.0", "1.0e30"])

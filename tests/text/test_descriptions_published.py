@@ -27,6 +27,7 @@ PUBLISHED = {
     "blue bar": ["It is long."],
     "background": ["Nothing."],
 }
+URL = f"https://example.org/x.json#sha256={'0' * 64}"
 CONTENT = json.dumps(PUBLISHED).encode()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
@@ -281,6 +282,17 @@ def test_caltechs_classes_take_the_sentences_that_the_released_code_gives_them(
     }
     assert {name: match["key"] for name, match in values["keys"].items()} == CALTECH_KEYS
     assert "belong to no class" not in caplog.text
+
+
+def test_missing_files_are_listed_in_one_line(own_project: Path) -> None:
+    dataset = settings.load_dataset("shapes")
+    pairs = [(dataset, llm("data/a.json")), (dataset, llm("data/b.json")), (dataset, llm(URL))]
+    place(own_project, "b.json")
+    assert descriptions.notice(pairs) == (
+        f"descriptions: 1 of 2 files here; missing: {own_project / 'data/a.json'}; "
+        "docs/reproduce-the-paper.md says where to get them"
+    )
+    assert descriptions.notice(pairs[1:]) == ""
 
 
 def test_another_key_of_a_class_makes_the_workflow_describe_again(

@@ -60,5 +60,10 @@ MISSING = sources.notice(
     if workflow.is_main_process  # not by each job again
     else []
 )
-if MISSING:
-    logger.info(MISSING)
+UNDESCRIBED = descriptions.notice(
+    (settings.load_dataset(name), settings.load_descriptions(author))
+    for name, author in dict.fromkeys((s.dataset, s.descriptions) for s in STUDY.runs)
+    if workflow.is_main_process
+)
+for line in filter(None, (MISSING, UNDESCRIBED)):
+    logger.info(line)
