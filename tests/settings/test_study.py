@@ -119,7 +119,7 @@ def test_a_backbone_must_name_exactly_one_network(values: dict[str, str], said: 
 
 
 def test_an_unknown_variant_lists_the_known_ones() -> None:
-    with pytest.raises(SettingsError, match="known: default, paper-text"):
+    with pytest.raises(SettingsError, match="known: default, released, paper-text"):
         settings.load_variant("microclip", "paper")
     assert settings.load_variant("clip", "default") == {}
 
