@@ -46,7 +46,7 @@ class Saliency:
 
 @dataclass(frozen=True)
 class NCutOptions:
-    """How a patch graph is built and cut; defaults as in the released code but for `sign`, `min_gap`.
+    """How a patch graph is built and cut; released defaults but for `sign` and `min_gap`.
 
     Attributes:
         tau: similarity above which two patches are joined: of dot products, or of cosines in
