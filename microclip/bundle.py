@@ -53,6 +53,8 @@ adapted.json
 data/
     each dataset's passport, where it came from, files that could not be used, and CLIP's accuracy
     beside the paper's (zero-shot-*.json; "refused" if it is too far off)
+backbones/
+    where downloaded weights came from, and the hash of what was loaded
 study/
     the study's file, its plan, scores, ledger and tables
 verify/
@@ -223,6 +225,9 @@ def _files(scope: Scope) -> Iterator[tuple[str, Path]]:
         folder = Path(paths.MANIFEST.format(dataset=dataset)).parent
         for pattern in _DATASET_FILES:
             yield from ((f"data/{dataset}/{path.name}", path) for path in folder.glob(pattern))
+    for backbone in sorted({spec.backbone for spec in scope.specs}):
+        if (path := Path(paths.LOADED_WEIGHTS.format(backbone=backbone))).is_file():
+            yield f"backbones/{path.name}", path
     for plan in scope.plans:
         folder = Path(paths.STUDY.format(study=plan.study))
         found = [folder / name for name in _STUDY_FILES if (folder / name).is_file()]

@@ -208,17 +208,33 @@ def ui(port: Annotated[int, typer.Option()] = 5000) -> None:
 def doctor() -> None:
     """List what is installed on this machine, and what is missing."""
     record = runtime.record()
-    gpu = "a GPU is visible" if runtime.visible_gpus() else "no GPU: the icon studies run on CPU"
     packages = record["packages"].items()
     found = [(f"{name} {version or ''}", version is not None) for name, version in packages]
     for name in settings.known("backbones"):
         backbone = settings.load_backbone_settings(name)
         note, is_there = _weights_of(backbone)
         found.append((f"backbone {name}{note}", is_there))
+    found += [(f"python {record['python']}, {record['cpus']} CPUs", True), _gpus()]
     for text, there in found:
         print(f"{'ok' if there else 'missing':8} {text}".rstrip())
-    print(f"{'ok':8} python {record['python']}, {record['cpus']} CPUs, {gpu}")
     raise typer.Exit(0 if all(there for _, there in found) else 3)
+
+
+def _gpus() -> tuple[str, bool]:
+    """The GPUs that torch computes on; False if there is one that it cannot use."""
+    listed = runtime.visible_gpus()
+    if not listed:
+        return "no GPU: the icon studies run on CPU", True
+    import torch
+
+    if not torch.cuda.is_available():
+        return (
+            f"GPU {', '.join(listed)} is listed, but torch {torch.__version__} (CUDA "
+            f"{torch.version.cuda}) cannot use it; update the driver or reinstall torch for it",
+            False,
+        )
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return f"torch computes on {', '.join(names)}", True
 
 
 def _weights_of(backbone: BackboneSettings) -> tuple[str, bool]:

@@ -319,6 +319,26 @@ def test_doctor_says_where_weights_are_or_that_they_are_fetched_at_first_use(
     assert f"ok       backbone public: {placed}" in capsys.readouterr().out.splitlines()
 
 
+def test_doctor_says_whether_torch_can_use_the_gpu(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runtime, "visible_gpus", lambda: ["0"])
+    for is_usable, code, said in (
+        (False, 3, "missing  GPU 0 is listed, but torch "),
+        (True, 0, "ok       torch computes on Simulated GPU"),
+    ):
+        monkeypatch.setattr("torch.cuda.is_available", lambda found=is_usable: found)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "Simulated GPU")
+        assert main.main(["doctor"]) == code
+        assert capsys.readouterr().out.splitlines()[-1].startswith(said)
+    monkeypatch.setattr(runtime, "visible_gpus", list)
+    assert main.main(["doctor"]) == 0
+    assert (
+        capsys.readouterr().out.splitlines()[-1] == "ok       no GPU: the icon studies run on CPU"
+    )
+
+
 def test_unlock_is_silent_if_there_is_nothing_to_clean_up(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
