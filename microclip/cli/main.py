@@ -23,7 +23,13 @@ from microclip.settings.base import Frozen
 from microclip.settings.datasets import DatasetSettings
 from microclip.settings.llms import DescriptionSettings
 from microclip.settings.reports import FigureSettings, TableSettings
-from microclip.settings.study import BackboneSettings, MethodFile, StudySettings, VariantFile
+from microclip.settings.study import (
+    BackboneSettings,
+    CardSettings,
+    MethodFile,
+    StudySettings,
+    VariantFile,
+)
 from microclip.study import Plan
 from microclip.text.prompts import PromptSet
 
@@ -33,6 +39,7 @@ for _group in ("data", "describe", "own_images", "study"):
 
 _NAMED: dict[str, type[Frozen]] = {
     "backbones": BackboneSettings,
+    "cards": CardSettings,
     "datasets": DatasetSettings,
     "figures": FigureSettings,
     "llms": DescriptionSettings,

@@ -30,18 +30,62 @@ from microclip.settings.base import SettingsError
 from microclip.study import Plan, RunSettings
 
 if TYPE_CHECKING:
+    from microclip.measure.costs import Costs
     from microclip.measure.drawing import Drawn
+    from microclip.measure.forecast import Basis
     from microclip.methods.base import Tracker
 
 
 @app.command()
-def plan(config: ConfigOption = DEFAULT_CONFIG) -> None:
-    """Write a study's plan: its runs, each with the digest of its settings."""
+def plan(
+    config: ConfigOption = DEFAULT_CONFIG,
+    *,
+    cards: Annotated[
+        list[str] | None,
+        typer.Option("--card", help="a file in config/cards: reckon for this GPU, unmeasured"),
+    ] = None,
+    is_measuring: Annotated[
+        bool,
+        typer.Option(
+            "--calibration/--no-calibration", help="measure this machine, a minute at most"
+        ),
+    ] = True,
+    is_new: Annotated[
+        bool, typer.Option("--recalibrate", help="measure again, whatever was measured before")
+    ] = False,
+    is_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Write a study's plan and print what it takes: time, downloads, disk, memory."""
     from microclip import study
+    from microclip.measure import forecast as forecasts
 
     declared = study.load(settings.read_yaml(config))
     target = declared.plan().write()
     say(f"{len(declared.runs)} runs planned in {target}")
+
+    def machine(costs: Costs) -> Basis | None:
+        may_measure = is_new or (is_measuring and not cards)
+        return forecasts.basis_of_machine(costs, may_measure=may_measure, again=is_new, tell=say)
+
+    chosen = [settings.load_card_of_gpu(name) for name in cards or ()]
+    found = forecasts.forecast(declared, chosen, machine)
+    if is_json:
+        print(json.dumps(found.as_dict(), indent=1))
+    else:
+        print("\n".join(found.lines()))
+
+
+@app.command()
+def plan_overview() -> None:
+    """Print the shipped studies as a Markdown table: GPU hours by card, disk, download, memory."""
+    from microclip import study
+    from microclip.measure import forecast as forecasts
+
+    files = sorted((paths.project_root() / "config").glob("*.yaml"))
+    declared = [study.load(settings.read_yaml(path)) for path in files]
+    declared.sort(key=lambda one: len(one.runs))
+    cards = [settings.load_card_of_gpu(name) for name in settings.known("cards")]
+    print(forecasts.overview(declared, sorted(cards, key=lambda card: card.fp32_tflops)))
 
 
 @app.command()

@@ -158,13 +158,39 @@ class Watching:
         self.tracker.message(text)
 
 
+@dataclass(frozen=True)
+class Work:
+    """What adapting a method computes, in views of an image, so that its time can be estimated.
+
+    Attributes:
+        epochs: passes over the images that it may see.
+        batch_size: images per step.
+        encoded_once: views of an image that are encoded before the first epoch.
+        encoded: views per epoch that are encoded to the class token, without gradient.
+        fused: views per epoch that are read with their patches, without gradient.
+        trained: views per epoch with a backward pass.
+        reads_patches: training and testing read patches, not the class token alone.
+        is_cut: patches are cut into two sides wherever they are read.
+    """
+
+    epochs: int = 0
+    batch_size: int = 1
+    encoded_once: int = 0
+    encoded: int = 0
+    fused: int = 0
+    trained: int = 0
+    reads_patches: bool = False
+    is_cut: bool = False
+
+
 @runtime_checkable
 class Method(Protocol[MethodSettings]):
     """A method: one file, one `METHOD` object.
 
     It may name settings that only change how a trained classifier is tested, in a class variable
-    `EVALUATION_FIELDS`, and values of settings that came to mean other numbers, in `REVISED`. A
-    few-shot method has a setting `shots`: labelled images per class.
+    `EVALUATION_FIELDS`, and values of settings that came to mean other numbers, in `REVISED`. It
+    may say what it computes by a function `work(settings) -> Work`; without it, `microclip plan`
+    gives no time for its runs. A few-shot method has a setting `shots`: labelled images per class.
     """
 
     supervision: ClassVar[Supervision]
@@ -260,3 +286,13 @@ def reads_of(name: str) -> Literal["embeddings", "images"]:
 def evaluation_fields(name: str) -> frozenset[str]:
     """Settings that only change how a trained method is tested."""
     return frozenset(getattr(load_method(name), "EVALUATION_FIELDS", ()))
+
+
+def work_of(name: str, settings: Mapping[str, object]) -> Work | None:
+    """Return what a method with these settings computes; None if its file does not say."""
+    method = load_method(name)
+    work = getattr(method, "work", None)
+    if work is None:
+        return Work() if method.supervision is Supervision.NONE else None
+    found: Work = work(method.Settings.model_validate(settings))
+    return found

@@ -42,6 +42,7 @@ from microclip.methods.base import (
     ViewPlan,
     Views,
     Watching,
+    Work,
 )
 from microclip.model.backbone import Backbone
 from microclip.model.saliency import NCutOptions, Saliency, SignRule, Threshold
@@ -394,6 +395,23 @@ class MicroClip:
         fusion = _fusion(task, settings)
         fusion.load_trained_state(dict(state))
         return FusionClassifier(fusion, settings, task.seed)
+
+    def work(self, settings: MicroClipSettings) -> Work:
+        """Return what a training computes: the views of teacher and student."""
+        is_mix, is_cached = settings.pseudo_label == "mix", settings.prior == "frozen"
+        crops = 0 if settings.pseudo_label == "single" else settings.n_crops
+        reads_patches = settings.train_head == "fusion"
+        return Work(
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            encoded_once=crops + 1 if is_cached else 0,
+            # The prior's weak view is the fused one, if there is one.
+            encoded=0 if is_cached else crops + (not is_mix),
+            fused=int(is_mix),
+            trained=1,
+            reads_patches=reads_patches,
+            is_cut=reads_patches and settings.query == "ncut",
+        )
 
 
 METHOD = MicroClip()

@@ -18,6 +18,7 @@ from microclip.settings.datasets import IconSource as IconSource
 from microclip.settings.datasets import PublicSource as PublicSource
 from microclip.settings.llms import DescriptionSettings as DescriptionSettings
 from microclip.settings.study import BackboneSettings as BackboneSettings
+from microclip.settings.study import CardSettings as CardSettings
 from microclip.settings.study import MethodFile as MethodFile
 from microclip.settings.study import ReportSelection as ReportSelection
 from microclip.settings.study import RunGrid as RunGrid
@@ -25,6 +26,7 @@ from microclip.settings.study import StudySettings as StudySettings
 from microclip.settings.study import VariantFile as VariantFile
 from microclip.settings.study import load_backbone_settings as load_backbone_settings
 from microclip.settings.study import load_card as load_card
+from microclip.settings.study import load_card_of_gpu as load_card_of_gpu
 from microclip.settings.study import load_dataset as load_dataset
 from microclip.settings.study import load_descriptions as load_descriptions
 from microclip.settings.study import load_method_file as load_method_file

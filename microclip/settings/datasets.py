@@ -195,6 +195,9 @@ class DatasetCard(Frozen):
     licence: str
     homepage: str = ""
     size: str = Field("", description="of the download")
+    typical_px: tuple[int, int] = Field(
+        (640, 480), description="width and height of most images, only to estimate disk and time"
+    )
     ask_first: bool = Field(
         default=False, description="too large to fetch unasked: run `microclip data get` first"
     )

@@ -65,6 +65,17 @@ class BackboneSettings(Frozen):
         return {field: root / path for field, path in named.items() if path is not None}
 
 
+class CardSettings(Frozen):
+    """`config/cards/<name>.yaml`: what a GPU's maker says it can do, for estimates of time."""
+
+    name: Name
+    title: str
+    source: str = Field(description="where the numbers are printed")
+    fp32_tflops: float = Field(gt=0, description="peak in float32, 10^12 FLOP/s; no TF32")
+    bf16_tflops: float | None = Field(None, gt=0, description="peak in bf16; None: it has none")
+    memory_gb: float = Field(gt=0, description="memory of the card")
+
+
 class MethodFile(Frozen):
     """`config/methods/<method>.yaml`: title, source and default settings of a method."""
 
@@ -161,6 +172,11 @@ def load_card(source: PublicSource) -> DatasetCard:
 def load_backbone_settings(name: str) -> BackboneSettings:
     """Load `config/backbones/<name>.yaml`."""
     return load_named("backbones", name, BackboneSettings)
+
+
+def load_card_of_gpu(name: str) -> CardSettings:
+    """Load `config/cards/<name>.yaml`."""
+    return load_named("cards", name, CardSettings)
 
 
 def load_descriptions(name: str) -> DescriptionSettings:

@@ -21,6 +21,7 @@ STUDY = {
 }
 KINDS: dict[str, type[settings.Frozen]] = {
     "backbones": settings.BackboneSettings,
+    "cards": settings.CardSettings,
     "datasets": settings.DatasetSettings,
     "figures": reports.FigureSettings,
     "llms": settings.DescriptionSettings,
