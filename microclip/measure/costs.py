@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 from microclip import paths, settings
@@ -334,6 +335,7 @@ class Costs:
         self.images = {name: images_of(dataset) for name, dataset in names.items()}
         self.backbones = {n: settings.load_backbone_settings(n) for n in study.names("backbone")}
         self.networks = {name: network_of(own) for name, own in self.backbones.items()}
+        self.resolved = {run: study.resolve(run) for run in study.runs}
         done = set(progress(self.plan)[0])
         self.runs = [
             self._run(run.spec, run.digest, is_done=run.spec in done) for run in self.plan.runs
@@ -344,12 +346,13 @@ class Costs:
         amount = None
         if images is not None:
             is_only_tested = self.study.trained_by(spec) is not None
-            resolved = self.study.resolve(spec)
+            resolved = self.resolved[spec]
             amount = amount_of_run(resolved, network, images, is_only_tested=is_only_tested)
         return RunCost(spec, digest, network, amount, is_done)
 
+    @cached_property
     def stages(self) -> list[Stage]:
-        """Return the stages of the workflow that cost time, in order."""
+        """The stages of the workflow that cost time, in order."""
         return [self._stores(), self._texts(), self._features(), *self._methods()]
 
     def _stores(self) -> Stage:

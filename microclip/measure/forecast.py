@@ -104,7 +104,7 @@ def questions(costs: Costs, device: str) -> dict[Network, Question]:
     found: dict[Network, Question] = {}
     for name, network in costs.networks.items():
         batches = [
-            int(costs.study.resolve(run.spec).method.get("batch_size", 1))
+            int(costs.resolved[run.spec].method.get("batch_size", 1))
             for run in costs.runs
             if costs.networks[run.spec.backbone] == network
         ]
@@ -194,7 +194,7 @@ def needs_of(costs: Costs) -> Needs:
             continue
         if not run.is_done:
             results += 4 * run.network.n_trained(images.n_classes) + _ROW_BYTES * images.n_test
-        resolved = costs.study.resolve(run.spec)
+        resolved = costs.resolved[run.spec]
         memory[run.spec.name] = memory_of_run(resolved, run.network, images)
     known = {name: found for name, found in memory.items() if found is not None}
     largest = max(known, key=lambda name: known[name], default="")
@@ -357,7 +357,7 @@ class Forecast:
     def total(self, basis: Basis) -> Time:
         """Return the time of all stages, one job after the other."""
         total = Time()
-        for stage in self.costs.stages():
+        for stage in self.costs.stages:
             total += stage.time(basis.paces, basis.n_cpus)
         return total
 
@@ -402,7 +402,7 @@ class Forecast:
                     "flop": stage.flop,
                     "times": {b.title: asdict(stage.time(b.paces, b.n_cpus)) for b in self.bases},
                 }
-                for stage in self.costs.stages()
+                for stage in self.costs.stages
             ],
             "needs": {**asdict(self.needs), "disk_gb": self.needs.disk_gb},
             "predicted_and_measured": [
@@ -420,10 +420,10 @@ class Forecast:
 
     def _table(self) -> Iterator[str]:
         titles = [basis.title for basis in self.bases]
-        whole = sum(stage.flop for stage in self.costs.stages())
+        whole = sum(stage.flop for stage in self.costs.stages)
         unit, size = ("PFLOP", 1e15) if whole >= 1e15 else ("TFLOP", 1e12)
         rows = [("", "done", "to do", unit, *titles)]
-        for stage in self.costs.stages():
+        for stage in self.costs.stages:
             times = [_time(stage.time(b.paces, b.n_cpus).wall) for b in self.bases]
             if stage.n_unknown:
                 times = [f"{time} + {stage.n_unknown} unknown" for time in times]

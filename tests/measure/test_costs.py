@@ -116,7 +116,7 @@ def test_images_are_known_before_they_are_fetched(
 def test_a_folder_that_was_not_fetched_makes_its_runs_unknown() -> None:
     found = Costs(load_study())
     assert [run.amount for run in found.runs] == [None] * 3
-    stages = found.stages()
+    stages = found.stages
     assert one(stages, "images, decoded").n_unknown == 1
     assert one(stages, "runs of microclip").n_unknown == 1
 
@@ -125,7 +125,7 @@ def test_a_folder_that_was_not_fetched_makes_its_runs_unknown() -> None:
 def test_what_is_done_costs_nothing() -> None:
     declared = load_study()
     prepare(settings_of("clip"))
-    before = Costs(declared).stages()
+    before = Costs(declared).stages
     assert one(before, "images, decoded").n_done == 1
     assert one(before, "class vectors").flop == 0
     assert one(before, "features, zero-shot check").n_done == 1
@@ -135,7 +135,7 @@ def test_what_is_done_costs_nothing() -> None:
     resolved = declared.resolve(spec)
     scores = {"digest": resolved.digest(), "recipe": resolved.recipe, "seconds": 5.0}
     (spec.folder / "scores.json").write_text(json.dumps(scores))
-    after = one(Costs(declared).stages(), "runs of microclip")
+    after = one(Costs(declared).stages, "runs of microclip")
     assert (after.n_done, after.n_to_do, after.flop) == (1, 0, 0)
 
 
@@ -148,8 +148,8 @@ def test_a_method_that_does_not_say_what_it_computes_is_unknown(
     prepare(settings_of("clip"))
     monkeypatch.delattr(MicroClip, "work")
     found = Costs(load_study())
-    assert one(found.stages(), "runs of microclip").n_unknown == 1
-    assert one(found.stages(), "runs of clip").n_unknown == 0
+    assert one(found.stages, "runs of microclip").n_unknown == 1
+    assert one(found.stages, "runs of clip").n_unknown == 0
 
 
 def test_weights_that_are_only_tested_are_not_trained_again() -> None:
