@@ -26,7 +26,7 @@ from microclip.cli import (
     say,
 )
 from microclip.settings import reports
-from microclip.settings.base import SettingsError
+from microclip.settings.base import MissingFileError, SettingsError
 from microclip.study import Plan, RunSettings
 
 if TYPE_CHECKING:
@@ -201,12 +201,19 @@ def check_zero_shot(
 
 
 def _read_run_settings(text: str) -> RunSettings:
+    given, where = text, "--settings"
     if not text.lstrip().startswith("{"):
-        return RunSettings.from_dict(settings.read_yaml(Path(text)))
+        path = Path(text)
+        if path.suffix != ".json":
+            return RunSettings.from_dict(settings.read_yaml(path))
+        # Not as YAML, which takes JSON's 1e-06 for a string.
+        if not path.is_file():
+            raise MissingFileError(f"{path} does not exist; name a settings file of a run")
+        given, where = path.read_text(encoding="utf-8"), text
     try:
-        values = json.loads(text)
+        values = json.loads(given)
     except json.JSONDecodeError as error:
-        raise SettingsError(f"--settings is not JSON: {error}") from error
+        raise SettingsError(f"{where} is not JSON: {error}") from error
     return RunSettings.from_dict(values)
 
 

@@ -1,5 +1,6 @@
 """Each figure is drawn according to its kind and saved where the page looks for it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,20 @@ def test_the_verb_plots_a_figure(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["plot", "figure8", "--study", "s"]) == 0
     assert "results/s/figures/figure8.pdf" in capsys.readouterr().err
     assert Path("results/s/figures/figure8.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_runs_settings_are_the_same_from_json_text_a_json_file_and_its_yaml(
+    tmp_path: Path,
+) -> None:
+    """YAML alone would read JSON's 1e-06 as a string."""
+    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    declared = study.load({**config, "figures": []})
+    spec = next(spec for spec in declared.runs if spec.method == "microclip")
+    resolved = declared.resolve(spec)
+    text = json.dumps(resolved.as_dict())
+    (tmp_path / "run.json").write_text(text)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(resolved.as_dict()))
+    for given in (text, str(tmp_path / "run.json"), str(tmp_path / "run.yaml")):
+        assert figures._read_run_settings(given).digest() == resolved.digest()
+    with pytest.raises(SettingsError, match=r"other\.json does not exist"):
+        figures._read_run_settings("other.json")
