@@ -147,7 +147,9 @@ def test_bad_images_are_listed_or_skipped_with_a_warning(
 def test_a_missing_path_is_refused_in_one_line(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "nowhere.jpg does not exist" in refused(capsys, "predict", str(own), "nowhere.jpg")
+    assert "nowhere.jpg does not exist" in refused(
+        capsys, "predict", str(own), "nowhere.jpg", code=3
+    )
 
 
 @pytest.mark.parametrize(

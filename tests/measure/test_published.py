@@ -111,7 +111,9 @@ def test_every_table_names_existing_published_rows_and_each_once() -> None:
         if table.published is None or table.kind == "datasets":
             continue
         printed = published.load(table.published)
-        assert set(ledger.rows_by_key(table, printed)) == set(printed.rows), name
+        found = set(ledger.rows_by_key(table, printed))
+        # "rules" is not a table of the paper: it shows one row of Table 1 beside ours.
+        assert found == set(printed.rows) or (name, len(found)) == ("rules", 1), name
         assert set(printed.datasets) <= set(settings.known("datasets"))
 
 
@@ -122,7 +124,11 @@ def test_every_table_names_existing_published_rows_and_each_once() -> None:
         ("t.csv", "method,cars\na,1\na,2\n", "two rows 'a' in config/published/t.csv"),
         ("slips.yaml", "slips: [{table: t, row: z, note: n}]", "no row 'z' in config/published/t"),
         ("slips.yaml", "slips: [{table: t, column: z, note: n}]", "no column 'z' in"),
-        ("slips.yaml", "slips: [{tables: t, note: n}]", "slips.0.table in config/published/slips"),
+        (
+            "slips.yaml",
+            "slips: [{tables: t, note: n}]",
+            "config/published/slips.yaml has no key 'slips.0.table'",
+        ),
         (
             "derived.yaml",
             "cells: [{table: t, row: a, column: cars, value: 1, source: s}]",

@@ -136,7 +136,7 @@ def test_the_document_inputs_every_table_once_with_the_papers_number(
 ) -> None:
     text = (documents["paper"] / "all.tex").read_text()
     names = [f"table{number}" for number in range(1, 13)]
-    assert sorted(re.findall(r"\\input\{(\w+)\}", text)) == sorted(names)
+    assert sorted(re.findall(r"\\input\{(\w+)\}", text)) == sorted([*names, "rules"])
     for package in ("booktabs", "rotating"):
         assert rf"\usepackage{{{package}}}" in text
     shipped = (documents["icons"] / "all.tex").read_text()

@@ -30,9 +30,9 @@ os.environ.update(
     MICROCLIP_STUDY=STUDY_NAME,
     MICROCLIP_DEVICE=STUDY.settings.device,
     MICROCLIP_JOBS=str(N_JOBS),
+    MICROCLIP_ZERO_SHOT_GATE=os.environ.get("MICROCLIP_ZERO_SHOT_GATE")
+    or STUDY.settings.gate,
 )
-if not os.environ.get("MICROCLIP_ZERO_SHOT_GATE"):
-    os.environ["MICROCLIP_ZERO_SHOT_GATE"] = STUDY.settings.gate
 CONSTRAINTS = {
     "study": "[A-Za-z0-9._-]+",
     "table": "[A-Za-z0-9._-]+",
