@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -371,6 +370,8 @@ def _machine() -> dict[str, str]:
         "cudnn": torch.backends.cudnn.version() if is_usable else None,  # type: ignore[no-untyped-call]
         "threads": torch.get_num_threads(),
     }
+    nvidia = runtime.output("nvidia-smi", f"--query-gpu={_GPU}", "--format=csv")
+    changes = runtime.output("git", "diff", "--stat", "HEAD")
     del facts["tf32"]  # of this process; a run's own is in its run.json and first_batch.json
     installed = {f"{each.name}=={each.version}" for each in importlib.metadata.distributions()}
     shown = [
@@ -384,25 +385,9 @@ def _machine() -> dict[str, str]:
         "torch.txt": torch.__config__.show() + torch.__config__.parallel_info(),
         "environment.txt": "\n".join(sorted(shown)) + "\n",
         # Fields that stay the same: the plain table has the time and other people's processes.
-        "nvidia-smi.txt": _output("nvidia-smi", f"--query-gpu={_GPU}", "--format=csv") or _NO_GPU,
-        "changes.txt": _output("git", "diff", "--stat", "HEAD") or "no changes, or no repository\n",
+        "nvidia-smi.txt": f"{nvidia}\n" if nvidia else _NO_GPU,
+        "changes.txt": f"{changes}\n" if changes else "no changes, or no repository\n",
     }
-
-
-def _output(*command: str) -> str:
-    """What a program prints; empty if it fails or does not exist."""
-    try:
-        done = subprocess.run(
-            command,
-            cwd=paths.project_root(),
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout
 
 
 HIDDEN = "***"

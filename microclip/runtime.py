@@ -251,17 +251,7 @@ def visible_gpus() -> list[str]:
         # writes "NoDevFiles" for a job without one.
         parts = (part.strip() for part in named.split(","))
         return list(itertools.takewhile(re.compile(r"\d+|(GPU|MIG)-.+").fullmatch, parts))
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return listed.stdout.split()
+    return (output("nvidia-smi", "--query-gpu=index", "--format=csv,noheader") or "").split()
 
 
 @dataclass(frozen=True)
@@ -404,10 +394,11 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def _git(*arguments: str) -> str | None:
+def output(*command: str) -> str | None:
+    """What a program prints, run in the project's folder; None if it fails or does not exist."""
     try:
         done = subprocess.run(
-            ["git", *arguments],
+            command,
             cwd=paths.project_root(),
             capture_output=True,
             text=True,
@@ -450,8 +441,8 @@ def record() -> Machine:
     torch = sys.modules.get("torch")
     on_gpu = torch is not None and torch.cuda.is_initialized()
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": output("git", "rev-parse", "HEAD"),
+        "dirty": bool(output("git", "status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),

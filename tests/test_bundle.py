@@ -39,7 +39,7 @@ IN_LOGS = (
     "api_key='zz-not-of-the-environment'",
     "pushed to https://bob:letmein@example.org/repo.git",
     "token ghp_abcdefghijklmnopqrstuvwxyz0123",
-    "config /home/alice/work/microclip and /home/carol/data, run by alice on gpu-box-7",
+    "config /home/alice/src/microclip and /home/carol/data, run by alice on gpu-box-7",
     "correct horse battery",
 )
 NEVER = (
@@ -147,17 +147,19 @@ def test_no_secret_and_no_name_gets_into_a_report(project: Path) -> None:
     packed = Path("microclip-tiny.tar.gz").read_bytes()
     assert b"alice" not in packed
     kept = found[str(log)]
-    assert "config ~/work/microclip and /home/<user>/data, run by <user> on <host>" in kept
+    assert "config ~/src/microclip and /home/<user>/data, run by <user> on <host>" in kept
     assert "https://***@mlflow.example.org/x" in kept
     assert "part=1" in kept
     assert "HF_TOKEN=***" in found["environment.txt"]
 
 
 def test_scrubbing_leaves_ordinary_words_alone() -> None:
-    scrub = bundle.Scrubber(values=("abc123def",), home="/root", names={"al": "<user>"})
-    text = 'max_tokens: 4096, "learnable_empty": false, risk-averse-estimation-of, total /rooted/x'
+    scrub = bundle.Scrubber(values=("abc123def",), home="/home/me", names={"al": "<user>"})
+    text = (
+        'max_tokens: 4096, "learnable_empty": false, risk-averse-estimation-of, total /home/merry/x'
+    )
     assert scrub(text) == text
-    assert scrub("/root/x, abc123def") == "~/x, ***"
+    assert scrub("/home/me/x, abc123def") == "~/x, ***"
 
 
 @pytest.mark.usefixtures("project")

@@ -42,7 +42,9 @@ def plan(
     *,
     cards: Annotated[
         list[str] | None,
-        typer.Option("--card", help="a file in config/cards: reckon for this GPU, unmeasured"),
+        typer.Option(
+            "--card", help="a file in config/cards: estimate for this GPU without measuring"
+        ),
     ] = None,
     is_measuring: Annotated[
         bool,

@@ -138,17 +138,8 @@ class Question:
 
 def gpu_name() -> str:
     """Name of the first GPU, without starting CUDA in this process; "" if there is none."""
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return next(iter(listed.stdout.splitlines()), "").strip()
+    listed = runtime.output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or ""
+    return next(iter(listed.splitlines()), "").strip()
 
 
 def assumed(card: CardSettings, network: Network, canvas: tuple[int, int], precision: str) -> Pace:

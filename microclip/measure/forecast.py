@@ -371,7 +371,7 @@ class Forecast:
                 f"{basis.n_cpus} CPU core{'s' * (basis.n_cpus != 1)}, {_time(total.cores)} of work "
                 "of one core"
             )
-            found.append(f"  {_reckoned(basis, self.costs.study.settings.precision)}")
+            found.append(f"  {_basis_in_words(basis, self.costs.study.settings.precision)}")
         found += self._needs_lines()
         found += _holes_lines(self.costs)
         found += [_compared(each) for each in self.comparisons]
@@ -525,7 +525,7 @@ def _time(seconds: float) -> str:
     return f"{days:.0f} d {rest / 3600:.0f} h" if days >= 2 else runtime.duration(seconds)
 
 
-def _reckoned(basis: Basis, precision: str) -> str:
+def _basis_in_words(basis: Basis, precision: str) -> str:
     if basis.is_measured:
         return f"measured: {calibration.described(list(basis.paces.values()))}"
     share = calibration.SHARES[precision]

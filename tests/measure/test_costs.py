@@ -47,7 +47,7 @@ def one(stages: list[Stage], title: str) -> Stage:
 
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-def test_a_run_computes_what_is_reckoned(changes: dict[str, Any]) -> None:
+def test_a_run_computes_what_is_predicted(changes: dict[str, Any]) -> None:
     """A whole run, tests between the epochs included, against torch's counter; the small products
     of losses and view weights are left out, which in a network this tiny are up to 3 %."""
     resolved = settings_of("microclip", **changes)
