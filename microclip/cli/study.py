@@ -42,9 +42,7 @@ def plan(
     *,
     cards: Annotated[
         list[str] | None,
-        typer.Option(
-            "--card", help="a file in config/cards: estimate for this GPU without measuring"
-        ),
+        typer.Option("--card", help="a file in config/cards: estimate for this GPU, unmeasured"),
     ] = None,
     is_measuring: Annotated[
         bool,
