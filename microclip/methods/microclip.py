@@ -45,7 +45,7 @@ from microclip.methods.base import (
     Work,
 )
 from microclip.model.backbone import Backbone
-from microclip.model.saliency import NCutOptions, Saliency, SignRule, Threshold
+from microclip.model.saliency import DEFINED_GAP, NCutOptions, Saliency, SignRule, Threshold
 from microclip.model.token_fusion import (
     FusionOptions,
     FusionOutput,
@@ -478,12 +478,14 @@ def _undefined_cuts(
     if n <= _MOST_UNDEFINED * of:
         return ()
     typical = float(measures["patch_similarity"].median())
+    what = (
+        "all their patches count as salient" if options.min_gap else "rounding decides their masks"
+    )
     return (
         f"{n} of {of} images of the first batch have no defined cut (eigenvalue gap below "
-        f"{options.min_gap:g}): all their patches count as salient, and [FG] starts from their "
-        "plain average; check ncut_tau, which joins patches above a dot product of "
-        f"{options.tau:g}, against the scale of the patch tokens (mean dot product {typical:.3g}), "
-        "and the backbone's weights",
+        f"{max(options.min_gap, DEFINED_GAP):g}), so {what}; check ncut_tau, which joins patches "
+        f"above a dot product of {options.tau:g}, against the scale of the patch tokens (mean dot "
+        f"product {typical:.3g}), and the backbone's weights",
     )
 
 

@@ -20,6 +20,7 @@ SignRule = Literal["seed", "as-computed"]
 
 # Eigenvalues of a normalised Laplacian are in [0, 2]; the shift moves the null vector past them.
 _DEFLATION_SHIFT = 3.0
+DEFINED_GAP = 1e-3  # below this gap, masks of float32 and float64 solvers start to disagree
 _RELEASED_GUARD = 1e-6  # the released code adds it to the root of each degree
 
 
@@ -58,8 +59,7 @@ class NCutOptions:
             "as-computed" solves as the released code does, in float32 and without the shift,
             thresholds that vector and complements a mask without its largest entry.
         min_gap: eigenvalue gap below which the Fiedler vector is one of many and all patches are
-            salient. 1e-3 is where masks of float32 and float64 solvers start to disagree; 0 turns
-            the rule off.
+            salient; 0 turns the rule off.
     """
 
     tau: float | int = 0.2
@@ -67,7 +67,7 @@ class NCutOptions:
     threshold: Threshold = "std"
     normalize: bool = False
     sign: SignRule = "seed"
-    min_gap: float | int = 1e-3
+    min_gap: float | int = DEFINED_GAP
 
     def __post_init__(self) -> None:
         """Refuse unknown words."""
@@ -111,10 +111,12 @@ def normalized_cut(
         weights = affinity(tokens, tau=options.tau, eps=options.eps, normalize=options.normalize)
         fiedler, gap = cut_vector(weights, options.sign, solver_dtype)
         mask, fiedler = salient_side(fiedler, threshold=options.threshold, sign=options.sign)
-    degenerate = gap < options.min_gap
+    # Whether a cut is defined does not depend on what is done where it is not.
+    degenerate = gap < max(options.min_gap, DEFINED_GAP)
     fiedler = fiedler.to(torch.promote_types(tokens.dtype, torch.float32))
     density = (weights == 1).float().mean(dim=(1, 2))
-    return Saliency(mask | degenerate[:, None], fiedler, gap.float(), degenerate, density)
+    mask = mask | (gap < options.min_gap)[:, None]
+    return Saliency(mask, fiedler, gap.float(), degenerate, density)
 
 
 def cut_vector(

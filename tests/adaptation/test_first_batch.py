@@ -158,11 +158,12 @@ def test_what_a_look_holds_is_dropped_before_the_losses_run() -> None:
     assert set(seen) == {None}
 
 
-def look_at(n_images: int, *, scale: float) -> Look:
+def look_at(n_images: int, *, scale: float, **choices: Any) -> Look:
     """What microCLIP's teacher shows of a batch whose patch tokens are `scale` times as long."""
     torch.manual_seed(0)
     backbone = tiny_backbone()
-    fusion = TokenFusion(backbone, torch.randn(5, 16))
+    settings = MicroClipSettings(**choices)
+    fusion = TokenFusion(backbone, torch.randn(5, 16), settings.fusion_options())
     knowledge = nn.functional.normalize(torch.randn(5, 16), dim=-1)
     encode = backbone.encode_image
 
@@ -177,7 +178,7 @@ def look_at(n_images: int, *, scale: float) -> Look:
         torch.randn(n_images, 3, 32, 32),
         torch.randn(n_images, 2, 3, 32, 32),
     )
-    taught = KnowledgeTeacher(fusion, knowledge, MicroClipSettings()).teach(batch)
+    taught = KnowledgeTeacher(fusion, knowledge, settings).teach(batch)
     assert taught.look is not None
     return taught.look()
 
@@ -188,6 +189,14 @@ def test_a_batch_without_defined_cuts_is_worth_one_warning() -> None:
     assert line.startswith("16 of 16 images of the first batch have no defined cut (eigenvalue gap")
     assert "check ncut_tau" in line
     assert "\n" not in line
+
+
+def test_the_released_rule_is_warned_of_the_same_batch() -> None:
+    """It keeps whatever mask comes out, so the cut is just as undefined."""
+    seen = look_at(16, scale=1e-3, ncut_sign="as-computed", ncut_min_gap=0)
+    (line,) = seen.warnings
+    assert line.startswith("16 of 16 images of the first batch have no defined cut")
+    assert "rounding decides their masks" in line
 
 
 def test_a_small_batch_and_a_sound_one_are_worth_none() -> None:
