@@ -283,15 +283,15 @@ def icons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """Work in an empty folder; return the plan of the shipped study."""
     monkeypatch.setenv("MICROCLIP_ROOT", str(ROOT))
     monkeypatch.chdir(tmp_path)
-    return study.load(settings.read_yaml(ROOT / "config" / "config.yaml")).plan()
+    return study.load(settings.read_yaml(ROOT / "config" / "icons-all.yaml")).plan()
 
 
 def test_every_table_of_the_shipped_study_has_the_same_bytes_each_time(icons: Plan) -> None:
     frame = pd.DataFrame([run.as_dict() for run in icons.runs]).assign(top1_pct=50.0)
-    write_scores(frame, "icons")
+    write_scores(frame, "icons-all")
     for name in icons.tables:
         target = tables.write(reports.load_table(name), icons)
-        assert target == Path("results/icons/tables") / name
+        assert target == Path("results/icons-all/tables") / name
         before = {s: target.with_suffix(f".{s}").read_bytes() for s in tables.FORMATS}
         tables.write(reports.load_table(name), icons)
         assert before == {s: target.with_suffix(f".{s}").read_bytes() for s in tables.FORMATS}
@@ -299,7 +299,9 @@ def test_every_table_of_the_shipped_study_has_the_same_bytes_each_time(icons: Pl
 
 
 def test_table_1_has_the_rows_of_the_shipped_study(icons: Plan) -> None:
-    write_scores(pd.DataFrame([run.as_dict() for run in icons.runs]).assign(top1_pct=50.0), "icons")
+    write_scores(
+        pd.DataFrame([run.as_dict() for run in icons.runs]).assign(top1_pct=50.0), "icons-all"
+    )
     shown = tables.write(reports.load_table("table1"), icons).with_suffix(".csv").read_text()
     rows = list(csv.DictReader(io.StringIO(shown)))
     assert [row["Method"] for row in rows] == ["CLIP", "CuPL", "microCLIP"]
@@ -309,9 +311,11 @@ def test_table_1_has_the_rows_of_the_shipped_study(icons: Plan) -> None:
 
 
 def test_a_study_without_scores_or_without_the_table_is_refused(icons: Plan) -> None:
-    with pytest.raises(MissingDataError, match="results/icons/scores.csv does not exist; run"):
+    with pytest.raises(MissingDataError, match="results/icons-all/scores.csv does not exist; run"):
         tables.write(reports.load_table("table1"), icons)
-    with pytest.raises(SettingsError, match="study icons has no table table12; its tables: table1"):
+    with pytest.raises(
+        SettingsError, match="study icons-all has no table table12; its tables: table1"
+    ):
         tables.write(reports.load_table("table12"), icons)
 
 

@@ -113,12 +113,12 @@ def test_a_wide_table_is_set_sideways(
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folders of all tables of the studies `icons` and `paper`, of three seeds."""
+    """The folders of all tables of the studies `icons-all` and `paper`, of three seeds."""
     patch = pytest.MonkeyPatch()
     patch.setenv("MICROCLIP_ROOT", str(ROOT))
     patch.chdir(tmp_path_factory.mktemp("documents"))
     found = {}
-    for file in ("config", "paper"):
+    for file in ("icons-all", "paper"):
         config = settings.read_yaml(ROOT / "config" / f"{file}.yaml") | {"seeds": [0, 1, 2]}
         plan = study.load(config).plan()
         frame = pd.DataFrame([run.as_dict() for run in plan.runs])
@@ -139,7 +139,7 @@ def test_the_document_inputs_every_table_once_with_the_papers_number(
     assert sorted(re.findall(r"\\input\{(\w+)\}", text)) == sorted([*names, "rules"])
     for package in ("booktabs", "rotating"):
         assert rf"\usepackage{{{package}}}" in text
-    shipped = (documents["icons"] / "all.tex").read_text()
+    shipped = (documents["icons-all"] / "all.tex").read_text()
     assert "\\setcounter{table}{6}\n\\input{table7}" in shipped
     assert shipped.count(r"\begin{") == shipped.count(r"\end{")
 
@@ -154,7 +154,7 @@ def test_a_table_that_was_not_built_is_named(tmp_path: Path, monkeypatch: Any) -
     shutil.which("pdflatex") is None,
     reason="no pdflatex (Debian: texlive-latex-base, texlive-latex-recommended): structure alone",
 )
-@pytest.mark.parametrize("name", ["icons", "paper"])
+@pytest.mark.parametrize("name", ["icons-all", "paper"])
 def test_the_document_compiles_and_no_table_is_too_wide(
     documents: dict[str, Path], name: str
 ) -> None:

@@ -12,6 +12,7 @@ from microclip.cli import main
 from tests.workflow import folder
 from tests.workflow.folder import MACHINE, ROOT
 
+ALL_ICONS = ("--configfile", "config/icons-all.yaml")
 ALL = {
     "fetch_dataset": 1,
     "store_images": 1,
@@ -63,12 +64,12 @@ def test_tables_is_a_target_and_so_is_every_stages_file(fresh: Path) -> None:
     assert counts == {"describe": 1}
 
 
-def test_the_default_study_has_44_runs_on_seven_datasets() -> None:
+def test_the_study_of_all_tables_has_44_runs_on_seven_datasets() -> None:
     """Six sets of Table 1 and the small one of ablations: tests/test_study.py counts the runs.
 
     Only Table 1 asks for methods that read embeddings, so the small set's are not encoded.
     """
-    counts = folder.planned(folder.snakemake(ROOT, "--dry-run", "--forceall", *MACHINE))
+    counts = folder.planned(folder.snakemake(ROOT, "--dry-run", "--forceall", *MACHINE, *ALL_ICONS))
     assert counts["adapt"] == 44
     assert counts["fetch_dataset"] == counts["describe"] == counts["embed_descriptions"] == 7
     assert counts["encode_images"] == 6
