@@ -10,7 +10,7 @@ and `microclip.load(folder)` are all you need. To read the code, follow the data
     data/           published archives or your folder -> decoded store -> views
     model/          backbone -> saliency -> attention pooling -> TokenFusion
     adaptation/     teacher, pseudo-labels, losses, and one trainer for all methods
-    methods/        one file per method, composed of these parts
+    methods/        one file per method, composed of these parts; declared in settings/methods/
     study           from a study's YAML to the list of its runs
     measure/        accuracy, scores, tables, figures, and each number beside the paper's
     tracking/       MLflow as a mirror of the files

@@ -37,7 +37,6 @@ from microclip.methods.base import (
     Classifier,
     Method,
     Sight,
-    Supervision,
     Task,
     Tracker,
     ViewPlan,
@@ -50,6 +49,7 @@ from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.embeddings import TextClassifiers
 from microclip.model.token_fusion import cosine_similarity
 from microclip.settings.base import SettingsError, read_yaml, validated
+from microclip.settings.declarations import Supervision
 from microclip.study import RunSettings, RunSpec
 from microclip.tracking.run import EpochReporter, RunClock
 

@@ -65,6 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_recipes_spell_out_a_method_a_dataset_a_table_and_a_figure() -> None:
     kinds = {str(Path(name).parent) for name in recipes()}
     assert kinds == {
+        "microclip/settings/methods",
         "microclip/methods",
         "config/methods",
         "resources/classes",
@@ -102,10 +103,12 @@ def test_the_new_figure_sweeps_the_new_setting(place: Path) -> None:
 
 
 def test_the_example_method_passes_the_checks_of_the_project(place: Path) -> None:
-    module = str(place / "microclip/methods/average.py")
+    modules = [
+        str(place / f"microclip/{part}/average.py") for part in ("settings/methods", "methods")
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "ruff", "check", "--no-cache"]
-        + ["--config", str(ROOT / "pyproject.toml"), module],
+        + ["--config", str(ROOT / "pyproject.toml"), *modules],
         capture_output=True,
         text=True,
         check=False,

@@ -29,12 +29,13 @@ from microclip.methods.base import Views
 from microclip.methods.clip import LinearClassifier
 from microclip.methods.microclip import FusionClassifier
 from microclip.model.backbone import Backbone, ImageTokens
-from microclip.model.saliency import NCutOptions, Saliency, affinity, laplacian, salient_side
+from microclip.model.saliency import Saliency, affinity, laplacian, salient_side
 from microclip.model.token_fusion import TokenFusion, cosine_similarity, uncut_mask
 from microclip.own_images.prediction import Images, stored, usable
 from microclip.own_images.record import RECORD
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import CANVAS_PX
+from microclip.settings.fusion import NCutOptions
 
 # After 20 squarings, exp(-2**20 * gap / 2) of the third eigenvector remains: 1e-228 at a gap of
 # 1e-3, below which no cut is defined, and still 1e-16 at a gap of 7e-5.

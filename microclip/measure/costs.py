@@ -21,9 +21,10 @@ from microclip.measure import published
 from microclip.measure.calibration import Pace
 from microclip.measure.flops import Network, network_of
 from microclip.measure.scores import progress
-from microclip.methods.base import Supervision, Work, load_method, reads_of, work_of
+from microclip.methods.base import declaration_of, reads_of, work_of
 from microclip.settings.base import read_record
 from microclip.settings.datasets import DatasetCard, DatasetSettings, IconSource, PublicSource
+from microclip.settings.declarations import Supervision, Work
 from microclip.settings.llms import DescriptionSettings
 from microclip.study import RunSettings, RunSpec, Study
 from microclip.text import descriptions as description_files
@@ -229,7 +230,7 @@ def amount_of_run(
 
 def _n_adapted(resolved: RunSettings, images: Images) -> int:
     """Images that the method adapts to."""
-    match load_method(resolved.spec.method).supervision:
+    match declaration_of(resolved.spec.method).supervision:
         case Supervision.TRANSDUCTIVE:
             return images.n_test
         case Supervision.FEW_SHOT:

@@ -30,8 +30,9 @@ from microclip.data.decoding import Pixels
 from microclip.measure import pictures
 from microclip.measure.drawing import Drawn, house_style
 from microclip.measure.trained_runs import FusedRun, enlarge_mask, selected
-from microclip.model.saliency import NCutOptions, Saliency, affinity, cut_vector, normalized_cut
+from microclip.model.saliency import Saliency, affinity, cut_vector, normalized_cut
 from microclip.settings.base import SettingsError
+from microclip.settings.fusion import NCutOptions
 from microclip.settings.reports import MasksPlot
 from microclip.study import FigureSelection
 

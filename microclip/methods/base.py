@@ -1,7 +1,8 @@
 """What a method is: it sees what its supervision allows, and returns a classifier.
 
-Each file of this folder is a method, found by its file name; there is no registry. This module
-imports no torch, so that a study can be planned without it.
+Each file of this folder is the code of a method, found by its file name; there is no registry.
+What a method says of itself is in a file of the same name in `settings/methods`. Neither this
+module nor those import torch, so that a study can be planned without it.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
+from microclip.settings import methods as declarations
 from microclip.settings.base import SettingsError
+from microclip.settings.declarations import Declaration, MethodSettings, Supervision, Work
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -28,17 +30,7 @@ if TYPE_CHECKING:
 
 SHARED_RECIPE = 1  # raise when data, views, backbone or text stages change what they mean
 _NOT_METHODS = {"__init__", "base"}
-
-MethodSettings = TypeVar("MethodSettings", bound=BaseModel)
-
-
-class Supervision(StrEnum):
-    """What a method may see of the dataset besides class names and descriptions."""
-
-    NONE = "none"
-    UNLABELLED = "unlabelled"
-    TRANSDUCTIVE = "transductive"
-    FEW_SHOT = "few-shot"
+_DECLARATIONS = Path(declarations.__file__).parent
 
 
 @runtime_checkable
@@ -158,44 +150,26 @@ class Watching:
         self.tracker.message(text)
 
 
-@dataclass(frozen=True)
-class Work:
-    """What adapting a method computes, in views of an image, so that its time can be estimated.
-
-    Attributes:
-        epochs: passes over the images that it may see.
-        batch_size: images per step.
-        encoded_once: views of an image that are encoded before the first epoch.
-        encoded: views per epoch that are encoded to the class token, without gradient.
-        fused: views per epoch that are read with their patches, without gradient.
-        trained: views per epoch with a backward pass.
-        reads_patches: training and testing read patches, not the class token alone.
-        is_cut: patches are cut into two sides wherever they are read.
-    """
-
-    epochs: int = 0
-    batch_size: int = 1
-    encoded_once: int = 0
-    encoded: int = 0
-    fused: int = 0
-    trained: int = 0
-    reads_patches: bool = False
-    is_cut: bool = False
-
-
 @runtime_checkable
 class Method(Protocol[MethodSettings]):
-    """A method: one file, one `METHOD` object.
+    """A method: one file with its code, one `METHOD` object.
 
-    It may name settings that only change how a trained classifier is tested, in a class variable
-    `EVALUATION_FIELDS`, and values of settings that came to mean other numbers, in `REVISED`. It
-    may say what it computes by a function `work(settings) -> Work`; without it, `microclip plan`
-    gives no time for its runs. A few-shot method has a setting `shots`: labelled images per class.
+    What it says of itself is best inherited from `DeclaredMethod`, which has it from
+    `settings/methods/<name>.py`. A method may also have these as class variables, and perhaps
+    `REVISED`, `EVALUATION_FIELDS` and `work(settings)`; a study is then planned with torch loaded.
     """
 
-    supervision: ClassVar[Supervision]
-    reads: ClassVar[Literal["embeddings", "images"]]  # frozen [CLS] alone, or images and backbone
-    RECIPE: ClassVar[int]  # raised whenever the same settings mean other numbers
+    @property
+    def supervision(self) -> Supervision:
+        """What it may see."""
+
+    @property
+    def reads(self) -> Literal["embeddings", "images"]:
+        """The frozen [CLS] alone, or images and backbone."""
+
+    @property
+    def RECIPE(self) -> int:  # noqa: N802  a constant of the method
+        """Raised whenever the same settings mean other numbers."""
 
     @property
     def Settings(self) -> type[MethodSettings]:  # noqa: N802  a class, named as such
@@ -208,6 +182,32 @@ class Method(Protocol[MethodSettings]):
         self, task: Task, settings: MethodSettings, state: Mapping[str, Tensor]
     ) -> Classifier:
         """Return the classifier whose `trained_state` is `state`, without training."""
+
+
+class DeclaredMethod(Generic[MethodSettings]):
+    """Base of a method whose `declaration` says what it is."""
+
+    declaration: Declaration[MethodSettings]
+
+    @property
+    def supervision(self) -> Supervision:
+        """What the method may see."""
+        return self.declaration.supervision
+
+    @property
+    def reads(self) -> Literal["embeddings", "images"]:
+        """The frozen [CLS] alone, or images and backbone."""
+        return self.declaration.reads
+
+    @property
+    def RECIPE(self) -> int:  # noqa: N802  a constant of the method
+        """Raised whenever the same settings mean other numbers."""
+        return self.declaration.recipe
+
+    @property
+    def Settings(self) -> type[MethodSettings]:  # noqa: N802  a class, named as such
+        """The model of its settings."""
+        return self.declaration.settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,36 +263,56 @@ def load_method(name: str) -> Method[BaseModel]:
     return method
 
 
+def declaration_of(name: str) -> Declaration[Any]:
+    """Return what a method says of itself, without importing its code if it has a declaration.
+
+    Raises:
+        SettingsError: unknown method.
+    """
+    if (_DECLARATIONS / f"{name}.py").is_file():
+        found = importlib.import_module(f"microclip.settings.methods.{name}").DECLARATION
+        assert isinstance(found, Declaration)
+        return found
+    method = load_method(name)
+    return Declaration(
+        method.Settings,
+        supervision=method.supervision,
+        reads=method.reads,
+        recipe=method.RECIPE,
+        revised=getattr(method, "REVISED", {}),
+        evaluation_fields=frozenset(getattr(method, "EVALUATION_FIELDS", ())),
+        work=getattr(method, "work", None),
+    )
+
+
 def settings_of(name: str) -> type[BaseModel]:
     """Return the settings model of a method."""
-    return load_method(name).Settings
+    return declaration_of(name).settings
 
 
 def recipe_of(name: str, settings: Mapping[str, Any]) -> int:
-    """Return the recipe of a method with these settings: its RECIPE, one more for each revised one.
+    """Return the recipe of a method with these settings: its own, one more for each revised one.
 
     So only the runs with a revised value are made again, not all runs of the method.
     """
-    method = load_method(name)
-    revised: Mapping[str, Any] = getattr(method, "REVISED", {})
-    return method.RECIPE + sum(1 for key in revised if settings.get(key) == revised[key])
+    declared = declaration_of(name)
+    revised = declared.revised
+    return declared.recipe + sum(1 for key in revised if settings.get(key) == revised[key])
 
 
 def reads_of(name: str) -> Literal["embeddings", "images"]:
     """Return what a method looks at."""
-    return load_method(name).reads
+    return declaration_of(name).reads
 
 
 def evaluation_fields(name: str) -> frozenset[str]:
     """Settings that only change how a trained method is tested."""
-    return frozenset(getattr(load_method(name), "EVALUATION_FIELDS", ()))
+    return declaration_of(name).evaluation_fields
 
 
 def work_of(name: str, settings: Mapping[str, object]) -> Work | None:
-    """Return what a method with these settings computes; None if its file does not say."""
-    method = load_method(name)
-    work = getattr(method, "work", None)
-    if work is None:
-        return Work() if method.supervision is Supervision.NONE else None
-    found: Work = work(method.Settings.model_validate(settings))
-    return found
+    """Return what a method with these settings computes; None if its declaration does not say."""
+    declared = declaration_of(name)
+    if declared.work is None:
+        return Work() if declared.supervision is Supervision.NONE else None
+    return declared.work(declared.settings.model_validate(settings))

@@ -7,23 +7,13 @@ Supervision: none. Departs: nothing; `text_norm: joint` is microCLIP's way to av
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
 
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
-from microclip.methods.base import Supervision, Task, Tracker, ViewPlan, Views
+from microclip.methods.base import DeclaredMethod, Task, Tracker, ViewPlan, Views
 from microclip.model.token_fusion import cosine_similarity
-from microclip.settings.base import Frozen
-
-
-class ClipSettings(Frozen):
-    """Settings of CLIP zero-shot."""
-
-    text_norm: Literal["per_sentence", "joint"] = Field(
-        "per_sentence", description="templates normalised one by one, or a class's together"
-    )
+from microclip.settings.methods.clip import DECLARATION, ClipSettings
 
 
 class LinearClassifier:
@@ -55,13 +45,10 @@ class LinearClassifier:
         return {}
 
 
-class Clip:
+class Clip(DeclaredMethod[ClipSettings]):
     """CLIP zero-shot."""
 
-    supervision: ClassVar[Supervision] = Supervision.NONE
-    reads: ClassVar[Literal["embeddings", "images"]] = "embeddings"
-    Settings: ClassVar[type[ClipSettings]] = ClipSettings
-    RECIPE: ClassVar[int] = 1
+    declaration = DECLARATION
 
     def adapt(self, task: Task, settings: ClipSettings, tracker: Tracker) -> LinearClassifier:
         """Return the zero-shot classifier of the dataset's templates."""

@@ -7,31 +7,18 @@ Paper: Pratt et al., ICCV 2023, sarahpratt/CuPL. Supervision: none. Departs: not
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
 
-from pydantic import Field
 from torch import Tensor
 
-from microclip.methods.base import Supervision, Task, Tracker
+from microclip.methods.base import DeclaredMethod, Task, Tracker
 from microclip.methods.clip import LinearClassifier
-from microclip.settings.base import Frozen
+from microclip.settings.methods.cupl import DECLARATION, CuplSettings
 
 
-class CuplSettings(Frozen):
-    """Settings of CuPL."""
-
-    weighting: Literal["uniform", "similarity"] = Field(
-        "uniform", description="mean of the sentences, or by cosine with the template vector"
-    )
-
-
-class Cupl:
+class Cupl(DeclaredMethod[CuplSettings]):
     """CuPL."""
 
-    supervision: ClassVar[Supervision] = Supervision.NONE
-    reads: ClassVar[Literal["embeddings", "images"]] = "embeddings"
-    Settings: ClassVar[type[CuplSettings]] = CuplSettings
-    RECIPE: ClassVar[int] = 1
+    declaration = DECLARATION
 
     def adapt(self, task: Task, settings: CuplSettings, tracker: Tracker) -> LinearClassifier:
         """Return the classifier of the dataset's descriptions."""

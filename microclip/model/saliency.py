@@ -8,19 +8,17 @@ waits for a value on the host, except in the eigensolver's own status check.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-Threshold = Literal["std", "mean"]
-SignRule = Literal["seed", "as-computed"]
+from microclip.settings.fusion import DEFINED_GAP, NCutOptions, SignRule, Threshold
 
 # Eigenvalues of a normalised Laplacian are in [0, 2]; the shift moves the null vector past them.
 _DEFLATION_SHIFT = 3.0
-DEFINED_GAP = 1e-3  # below this gap, masks of float32 and float64 solvers start to disagree
 _RELEASED_GUARD = 1e-6  # the released code adds it to the root of each degree
 
 
@@ -43,42 +41,6 @@ class Saliency:
     gap: Float[Tensor, " batch"] | None = None
     degenerate: Bool[Tensor, " batch"] | None = None
     density: Float[Tensor, " batch"] | None = None
-
-
-@dataclass(frozen=True)
-class NCutOptions:
-    """How a patch graph is built and cut; released defaults but for `sign` and `min_gap`.
-
-    Attributes:
-        tau: similarity above which two patches are joined: of dot products, or of cosines in
-            [-1, 1] if `normalize`.
-        eps: weight of all other edges, the bridges that keep the graph connected.
-        threshold: salient above the deviation (N-1 divisor) or the mean of the Fiedler vector.
-        normalize: cosines instead of dot products (TokenCut).
-        sign: "seed" orients the vector so that its largest entry is positive, then thresholds it;
-            "as-computed" solves as the released code does, in float32 and without the shift,
-            thresholds that vector and complements a mask without its largest entry.
-        min_gap: eigenvalue gap below which the Fiedler vector is one of many and all patches are
-            salient; 0 turns the rule off.
-    """
-
-    tau: float | int = 0.2
-    eps: float = 1e-6
-    threshold: Threshold = "std"
-    normalize: bool = False
-    sign: SignRule = "seed"
-    min_gap: float | int = DEFINED_GAP
-
-    def __post_init__(self) -> None:
-        """Refuse unknown words."""
-        refuse_unknown_words(self, threshold=Threshold, sign=SignRule)
-
-
-def refuse_unknown_words(options: object, **words: Any) -> None:
-    """Raise ValueError if an attribute of `options` is not one of its Literal's words."""
-    for name, literal in words.items():
-        if (word := getattr(options, name)) not in get_args(literal):
-            raise ValueError(f"{name} must be one of {get_args(literal)}, got {word!r}")
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,64 +12,8 @@ from torch.nn import functional
 
 from microclip.model.attention_pooling import AttentionPooling
 from microclip.model.backbone import Backbone, ImageTokens, difference, unit_norm
-from microclip.model.saliency import NCutOptions, Saliency, normalized_cut, refuse_unknown_words
-
-Query = Literal["ncut", "mean", "random", "cls"]
-Pooling = Literal["attention", "query-average"]
-TrainHead = Literal["fusion", "cls"]
-
-
-@dataclass(frozen=True)
-class FusionOptions:
-    """Choices of TokenFusion; defaults as in the released code, except for two of the cut's.
-
-    Attributes:
-        query: the mean of the salient patches, of all patches, one random patch (a new draw for
-            each image and call) or the class token.
-        pooling: attention over all patches, or the query itself (no attention, no maps).
-        global_weight: share of the global similarity in the fused one, in [0, 1].
-        train_head: which prediction is trained: the fused one, or the class token's alone.
-        learnable_empty: train the empty token of the attention.
-        legacy_swap: in evaluation mode give the two shares to the wrong heads, as the released
-            evaluation does (only visible if `global_weight` is not 0.5).
-        ncut: how the salient patches of query "ncut" are cut out.
-    """
-
-    query: Query = "ncut"
-    pooling: Pooling = "attention"
-    global_weight: float | int = 0.5
-    train_head: TrainHead = "fusion"
-    learnable_empty: bool = False
-    legacy_swap: bool = False
-    ncut: NCutOptions = field(default_factory=NCutOptions)
-
-    def __post_init__(self) -> None:
-        """Refuse unknown words and meaningless combinations."""
-        refuse_unknown_words(self, query=Query, pooling=Pooling, train_head=TrainHead)
-        if not 0 <= self.global_weight <= 1:
-            raise ValueError(f"global_weight must lie in [0, 1], got {self.global_weight}")
-        if self.pooling == "query-average" and self.query == "cls":
-            raise ValueError(
-                "pooling 'query-average' of query 'cls' is the global embedding itself; "
-                "use train_head 'cls', or another query"
-            )
-
-    @classmethod
-    def of(cls, **choices: Any) -> FusionOptions:
-        """Return options from one flat set of choices: those of the fusion, and of its cut.
-
-        Raises:
-            ValueError: unknown name, word or combination.
-        """
-        own = [each.name for each in fields(cls) if each.name != "ncut"]
-        cut = [each.name for each in fields(NCutOptions)]
-        unknown = sorted(set(choices) - {*own, *cut})
-        if unknown:
-            raise ValueError(f"TokenFusion knows the options {[*own, *cut]}, got {unknown}")
-        return cls(
-            **{name: choices[name] for name in own if name in choices},
-            ncut=NCutOptions(**{name: choices[name] for name in cut if name in choices}),
-        )
+from microclip.model.saliency import Saliency, normalized_cut
+from microclip.settings.fusion import FusionOptions, Query
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from microclip import paths, runtime
 from microclip.measure.evaluation import CONFIDENCE_SCALE, Evaluation, evaluate
-from microclip.methods.base import Supervision, load_method
+from microclip.methods.base import declaration_of
 from microclip.model.embeddings import TextClassifiers
 from microclip.own_images.inputs import Materials, Request, Texts, closest_classes
 from microclip.own_images.prediction import Heads
 from microclip.own_images.record import OwnSettings
 from microclip.own_images.training import Estimate, Outcome
+from microclip.settings.declarations import Supervision
 
 PREDICTION_COLUMNS = (
     *("file", "class", "confidence", "second_class", "margin"),
@@ -210,7 +211,7 @@ class Results:
             **{f"top1_{n}_pct": _round(e.top1_pct) for n, e in heads.items() if n != "fused"},
             "per_class_pct": _per_class(heads["fused"], self.class_names),
             # The images, never the labels; a classifier of texts alone saw no image.
-            "seen_in_training": load_method(self.outcome.record.method).supervision
+            "seen_in_training": declaration_of(self.outcome.record.method).supervision
             is not Supervision.NONE,
         }
 

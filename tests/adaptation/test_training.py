@@ -18,7 +18,12 @@ from microclip import runtime
 from microclip.adaptation.first_batch import FirstBatch
 from microclip.adaptation.training import NonFiniteLossError, Trainer
 from microclip.data.loading import TrainingViews, UnlabelledImages, ViewBatch, ViewRecipe
-from microclip.methods.microclip import KnowledgeTeacher, MicroClipSettings, SelfTrainingLosses
+from microclip.methods.microclip import (
+    KnowledgeTeacher,
+    MicroClipSettings,
+    SelfTrainingLosses,
+    optimizer_recipe,
+)
 from microclip.model.token_fusion import TokenFusion
 from tests.model.networks import tiny_backbone
 
@@ -90,7 +95,7 @@ def assembled(
         fusion,
         teacher,
         SelfTrainingLosses(fusion, settings),
-        settings.optimizer_recipe(),
+        optimizer_recipe(settings),
         views,
         settings=settings.model_dump(mode="json"),
         precision=precision,

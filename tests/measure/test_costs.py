@@ -143,10 +143,10 @@ def test_what_is_done_costs_nothing() -> None:
 def test_a_method_that_does_not_say_what_it_computes_is_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from microclip.methods.microclip import MicroClip
+    from microclip.settings.methods import microclip as declared
 
     prepare(settings_of("clip"))
-    monkeypatch.delattr(MicroClip, "work")
+    monkeypatch.setattr(declared, "DECLARATION", replace(declared.DECLARATION, work=None))
     found = Costs(load_study())
     assert one(found.stages, "runs of microclip").n_unknown == 1
     assert one(found.stages, "runs of clip").n_unknown == 0

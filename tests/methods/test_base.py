@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from microclip.data import loading
 from microclip.data.loading import Examples, UnlabelledImages
+from microclip.methods import base
 from microclip.methods.base import (
     Classifier,
     Method,
@@ -23,9 +26,13 @@ from microclip.methods.base import (
     load_method,
     settings_of,
 )
+from microclip.methods.clip import Clip
 from microclip.model import embeddings
 from microclip.model.backbone import load_backbone
 from microclip.settings import SettingsError, load_method_file, variants_of
+from microclip.settings import methods as declarations
+from microclip.settings.declarations import Work
+from microclip.settings.methods.microclip import MicroClipSettings
 from tests.fixtures import project as fixture
 
 SHORT: dict[str, Any] = {"epochs": 1, "batch_size": 8, "n_crops": 2}
@@ -116,9 +123,9 @@ def test_the_settings_file_is_complete_and_says_where_each_number_is_from(name: 
 
 @pytest.mark.parametrize("method", known_methods())
 def test_every_variant_of_a_method_with_code_is_valid(method: str) -> None:
-    base = load_method_file(method).settings
+    declared = load_method_file(method).settings
     for overrides in variants_of(method).values():
-        settings_of(method).model_validate({**base, **overrides})
+        settings_of(method).model_validate({**declared, **overrides})
 
 
 class Blank:
@@ -154,6 +161,39 @@ def test_a_method_is_granted_what_its_supervision_allows(
     if is_few_shot:
         with pytest.raises(SettingsError, match=r"needs labels \(few-shot\)"):
             grant(blank, method, **sights)
+
+
+class OneFile(Clip):
+    """A method in one file, without a declaration."""
+
+    supervision = Supervision.FEW_SHOT  # type: ignore[assignment]
+    reads = "images"  # type: ignore[assignment]
+    Settings = MicroClipSettings  # type: ignore[assignment]
+    RECIPE = 3  # type: ignore[assignment]
+    REVISED: ClassVar[dict[str, str]] = {"fairness": "off"}
+    EVALUATION_FIELDS = ("rho",)
+
+    def work(self, settings: MicroClipSettings) -> Work:
+        return Work(epochs=settings.epochs)
+
+
+def test_a_method_without_a_declaration_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("microclip.methods.onefile")
+    module.METHOD = OneFile()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(base, "known_methods", lambda: ["onefile"])
+    assert settings_of("onefile") is MicroClipSettings
+    assert base.reads_of("onefile") == "images"
+    assert base.declaration_of("onefile").supervision is Supervision.FEW_SHOT
+    assert base.recipe_of("onefile", {"fairness": "off"}) == 4
+    assert base.recipe_of("onefile", {}) == 3
+    assert base.evaluation_fields("onefile") == {"rho"}
+    assert base.work_of("onefile", {"epochs": 7}) == Work(epochs=7)
+
+
+def test_every_shipped_method_declares_itself_without_its_code() -> None:
+    declared = {Path(str(found)).stem for found in Path(declarations.__path__[0]).glob("*.py")}
+    assert declared - {"__init__"} == set(known_methods())
 
 
 def test_an_unknown_method_lists_the_known() -> None:

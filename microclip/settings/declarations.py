@@ -1,0 +1,75 @@
+"""What a method says of itself, apart from its code, so that a study can be planned without torch.
+
+`settings/methods/<name>.py` holds a method's `DECLARATION`, `methods/<name>.py` its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Generic, Literal, TypeVar
+
+from pydantic import BaseModel
+
+MethodSettings = TypeVar("MethodSettings", bound=BaseModel)
+
+
+class Supervision(StrEnum):
+    """What a method may see of the dataset besides class names and descriptions."""
+
+    NONE = "none"
+    UNLABELLED = "unlabelled"
+    TRANSDUCTIVE = "transductive"
+    FEW_SHOT = "few-shot"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What adapting a method computes, in views of an image, so that its time can be estimated.
+
+    Attributes:
+        epochs: passes over the images that it may see.
+        batch_size: images per step.
+        encoded_once: views of an image that are encoded before the first epoch.
+        encoded: views per epoch that are encoded to the class token, without gradient.
+        fused: views per epoch that are read with their patches, without gradient.
+        trained: views per epoch with a backward pass.
+        reads_patches: training and testing read patches, not the class token alone.
+        is_cut: patches are cut into two sides wherever they are read.
+    """
+
+    epochs: int = 0
+    batch_size: int = 1
+    encoded_once: int = 0
+    encoded: int = 0
+    fused: int = 0
+    trained: int = 0
+    reads_patches: bool = False
+    is_cut: bool = False
+
+
+@dataclass(frozen=True)
+class Declaration(Generic[MethodSettings]):
+    """What planning a study needs to know of a method.
+
+    Attributes:
+        settings: the model of its settings. A few-shot method has a setting `shots`: labelled
+            images per class.
+        supervision: what it may see.
+        reads: the frozen [CLS] embeddings alone, or images and the backbone.
+        recipe: raised whenever the same settings mean other numbers.
+        revised: values of settings that came to mean other numbers; they raise the recipe of the
+            runs with that value alone.
+        evaluation_fields: settings that only change how a trained classifier is tested.
+        work: what adapting with some settings computes; without it, `microclip plan` gives no time
+            for the method's runs.
+    """
+
+    settings: type[MethodSettings]
+    supervision: Supervision
+    reads: Literal["embeddings", "images"]
+    recipe: int = 1
+    revised: Mapping[str, object] = field(default_factory=dict)
+    evaluation_fields: frozenset[str] = frozenset()
+    work: Callable[[MethodSettings], Work] | None = None

@@ -1,0 +1,75 @@
+"""A command that computes nothing imports neither torch nor torchvision nor MLflow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.workflow import folder
+
+HEAVY = ("torch", "torchvision", "mlflow", "timm", "open_clip", "scipy", "matplotlib")
+VERBS = (  # in this order: the later ones read the plan
+    "plan --no-calibration",
+    "plan-overview",
+    "status",
+    "verify",
+    "show",
+    "unlock",
+    "export-schema",
+    "data list",
+    "describe --help",
+    "adapt --help",
+)
+# One process for all verbs: what the first of them imports is there for the next, too.
+PROGRAM = """
+import contextlib, io, sys
+from microclip.cli.main import main
+heavy = set(sys.argv[1].split(","))
+for verb in sys.argv[2:]:
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        code = main(verb.split())
+    found = sorted(heavy & set(sys.modules))
+    if found:
+        sys.exit(f"{verb}: imports {found}")
+    if code not in (0, 3):  # 3: nothing was run yet, so there is no table
+        sys.exit(f"{verb}: exit code {code}")
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return folder.write(tmp_path / "project")
+
+
+def test_no_verb_that_computes_nothing_imports_what_computes(place: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, ",".join(HEAVY), *VERBS],
+        cwd=place,
+        env=folder.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_dry_run_imports_nothing_that_computes(place: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *folder.command("-n", *folder.MACHINE)[1:]],
+        cwd=place,
+        env=folder.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    imported = {
+        line.split("|")[2].strip().split(".")[0]
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
+    assert "microclip" in imported
+    assert not imported & set(HEAVY)
