@@ -198,7 +198,9 @@ def seeded_globals(seed: int) -> Iterator[None]:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    # Not torch.manual_seed: it also seeds the GPU's generator, whose state is not restored here.
+    # Before CUDA starts, that puts a stack trace on a list, which takes longer than an icon's view.
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:

@@ -103,6 +103,16 @@ def test_global_generators_are_seeded_and_restored() -> None:
         assert draw() == inside
 
 
+def test_seeding_the_global_generators_leaves_the_gpus_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    with runtime.seeded_globals(11):
+        pass
+    assert not seeded
+
+
 HOLD = """
 import sys
 from pathlib import Path

@@ -31,11 +31,12 @@ from microclip.data.manifest import SPLITS, UNKNOWN, check_labels, check_left, r
 from microclip.data.store import ImageStore, StoreRules, open_store
 from microclip.data.views import (
     Crop,
+    Memory,
     OnHost,
     Packed,
     StrongTransform,
     Window,
-    normalise,
+    normalised_bytes,
     prepare,
     square_windows,
     strong_view,
@@ -208,6 +209,7 @@ class TrainingViews:
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.drop_last = drop_last
+        self._memory = Memory()
         self._n_workers = default_workers(self.device) if n_workers is None else n_workers
 
     @property
@@ -257,19 +259,22 @@ class TrainingViews:
             # Fork, because spawn would run a user's script again in every worker.
             multiprocessing_context="fork" if self._n_workers else None,
         )
+        memory, recipe = self._memory, self.recipe
         # The loader comes first: it forks its workers before the thread starts.
         both = zip(keys, loader, _ahead(self._prepared, keys, self.device), strict=True)
-        for key, strong, prepared in both:
-            views = self._normalised(prepared.views())
-            moved = strong.to(self.device, non_blocking=True).float() / 255
+        for key, drawn, prepared in both:
+            weak, crops = prepared.normalised(recipe.mean, recipe.std, memory)
+            moved = drawn.to(self.device, non_blocking=True)
+            strong = normalised_bytes(moved, recipe.mean, recipe.std, memory)
             indices = torch.tensor([index for _, index in key])
-            yield ViewBatch(indices, views[:, 0], views[:, 1:], self._normalised(moved))
+            yield ViewBatch(indices, weak, crops, strong)
+            del weak, crops, strong  # or their memory could not be lent to the next batch
 
     def weak_and_crops(self, epoch: int, indices: Sequence[int]) -> ViewBatch:
         """The weak views and crops of some images, as drawn in `epoch`."""
         prepared = self._prepared([(epoch, index) for index in indices])
-        views = self._normalised(prepared.views())
-        return ViewBatch(torch.tensor(indices), weak=views[:, 0], crops=views[:, 1:])
+        weak, crops = prepared.normalised(self.recipe.mean, self.recipe.std, self._memory)
+        return ViewBatch(torch.tensor(indices), weak, crops)
 
     def _prepared(self, key: Sequence[tuple[int, int]]) -> OnHost | Packed:
         """The host's part of the weak views and crops of (epoch, index) pairs."""
@@ -291,9 +296,6 @@ class TrainingViews:
         generator = runtime.generator(self.recipe.seed, "order", epoch)
         order: list[int] = torch.randperm(len(self.images), generator=generator).tolist()
         return order
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        return normalise(images, self.recipe.mean, self.recipe.std)
 
 
 class _StrongViews(Dataset[Tensor]):
@@ -336,8 +338,9 @@ def evaluation_views(
         ]
         return prepare(pixels, windows, recipe.size, device=place)
 
+    memory = Memory()
     for ready in _ahead(prepared, _chunks(list(range(len(images))), batch_size), place):
-        yield normalise(ready.views()[:, 0], recipe.mean, recipe.std)
+        yield ready.normalised(recipe.mean, recipe.std, memory)[0]
 
 
 def _ahead(

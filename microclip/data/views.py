@@ -13,6 +13,8 @@ by the scale and cut at the region's edge).
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +34,7 @@ from microclip.data.decoding import Pixels
 
 _SUPPORT = 2.0  # of the cubic, in output pixels
 PIECE_BYTES = 512 * 2**20  # for the intermediate results of windows that are resized together
+_CACHED_FLOATS = 2**17  # normalised together, while a CPU's cache still has them
 _STEP = 64  # px; boxes are padded to a multiple, so that a batch has few shapes
 
 
@@ -88,21 +91,74 @@ class OnHost:
         """Resize them."""
         return one_by_one(self.images, self.windows, self.size)
 
+    def normalised(
+        self, mean: Sequence[float], std: Sequence[float], memory: Memory
+    ) -> tuple[Float[Tensor, "batch 3 size size"], Float[Tensor, "batch rest 3 size size"]]:
+        """Resize and normalise them: each image's first view, and its other views."""
+        square = (3, self.size, self.size)
+        first = memory.empty(len(self.images), *square)
+        others = memory.empty(len(self.images), len(self.windows[0]) - 1, *square)
+        at_once = max(1, _CACHED_FLOATS // math.prod(square))
+        for row, (image, own) in enumerate(zip(self.images, self.windows, strict=True)):
+            planes = _planes(image)
+            for views, part in ((first[row : row + 1], own[:1]), (others[row], own[1:])):
+                for start in range(0, len(part), at_once):
+                    some = views[start : start + at_once]
+                    for target, window in zip(some, part[start : start + at_once], strict=True):
+                        _resize_into(target, planes, window)
+                    normalise_(some.div_(255), mean, std)
+        return first, others
+
+
+class Memory:
+    """Memory for one batch after another: a block is lent again once no tensor reads it.
+
+    Fresh memory for large views costs a CPU as much time as what is computed on them.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self._free: list[Tensor] = []
+
+    def empty(self, *shape: int) -> Float[Tensor, "*shape"]:
+        """Return a tensor with unspecified values; it stays valid as long as it is referred to."""
+        size = math.prod(shape)
+        fitting = [place for place, block in enumerate(self._free) if block.numel() >= size]
+        smallest = min(fitting, key=lambda place: self._free[place].numel(), default=None)
+        block = torch.empty(size) if smallest is None else self._free.pop(smallest)
+        lent = block[:size].numpy()
+        # Every view of the tensor keeps `lent` alive; after the last one the block is free again.
+        weakref.finalize(lent, self._free.append, block).atexit = False
+        return torch.from_numpy(lent).reshape(shape)
+
 
 def one_by_one(
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]], windows: Sequence[Sequence[Window]], size: int
 ) -> Float[Tensor, "batch view 3 size size"]:
     """Like `resize_windows`, but window by window and on bytes."""
-    out = torch.empty((len(images), len(windows[0]), 3, size, size), dtype=torch.uint8)
-    for row, (image, own) in enumerate(zip(images, windows, strict=True)):
-        planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-        for view, w in enumerate(own):
-            region = planes[:, :, w.top : w.top + w.height, w.left : w.left + w.width]
-            resized = functional.interpolate(
-                region, (w.to_height, w.to_width), mode="bicubic", antialias=True
-            )
-            out[row, view] = resized[0, :, w.y : w.y + size, w.x : w.x + size]
-    return out.float() / 255
+    out = torch.empty((len(images), len(windows[0]), 3, size, size))
+    for views, image, own in zip(out, images, windows, strict=True):
+        planes = _planes(image)
+        for target, window in zip(views, own, strict=True):
+            _resize_into(target, planes, window)
+    return out.div_(255)
+
+
+def _planes(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[Tensor, "1 3 height width"]:
+    """A copy, because stored images are read-only, which torch's tensors cannot be."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+
+
+def _resize_into(
+    target: Float[Tensor, "3 size size"], planes: UInt8[Tensor, "1 3 height width"], w: Window
+) -> None:
+    """Write a window's grey levels, 0 to 255."""
+    region = planes[:, :, w.top : w.top + w.height, w.left : w.left + w.width]
+    resized = functional.interpolate(
+        region, (w.to_height, w.to_width), mode="bicubic", antialias=True
+    )
+    size = target.shape[-1]
+    target.copy_(resized[0, :, w.y : w.y + size, w.x : w.x + size])
 
 
 def by_matrices(
@@ -152,6 +208,14 @@ class Packed:
                 own = table[begin:end]
                 out[own[:, 0]] = _resized(pixels, own, (height, width), self.size)
         return out.reshape(-1, self.n_views, *out.shape[1:])
+
+    def normalised(
+        self, mean: Sequence[float], std: Sequence[float], memory: Memory
+    ) -> tuple[Float[Tensor, "batch 3 size size"], Float[Tensor, "batch rest 3 size size"]]:
+        """Compute and normalise them: each image's first view, and its other views."""
+        del memory  # a GPU's allocator keeps its own
+        views = normalise_(self.views(), mean, std)
+        return views[:, 0], views[:, 1:]
 
     def _pieces(self, piece_bytes: int) -> Iterator[tuple[int, int, int, int]]:
         """Runs of windows with boxes of one shape: begin, end, height, width."""
@@ -384,8 +448,31 @@ def normalise(
     images: Float[Tensor, "*lead 3 height width"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "*lead 3 height width"]:
     """(images - mean) / std, per channel."""
+    return normalise_(images.clone(), mean, std)
+
+
+def normalise_(
+    images: Float[Tensor, "*lead 3 height width"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "*lead 3 height width"]:
+    """Like `normalise`, but in place."""
     shift, scale = (_by_channel(tuple(values), images.device) for values in (mean, std))
-    return (images - shift) / scale
+    return images.sub_(shift).div_(scale)
+
+
+def normalised_bytes(
+    images: UInt8[Tensor, "batch 3 size size"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    memory: Memory,
+) -> Float[Tensor, "batch 3 size size"]:
+    """Grey levels as `normalise` would return them for values in [0, 1]."""
+    if images.device.type != "cpu":
+        return normalise_(images.float().div_(255), mean, std)
+    out = memory.empty(*images.shape)
+    at_once = max(1, _CACHED_FLOATS // math.prod(images.shape[1:]))
+    for part, source in zip(torch.split(out, at_once), torch.split(images, at_once), strict=True):
+        normalise_(part.copy_(source).div_(255), mean, std)
+    return out
 
 
 @cache  # a new copy for each batch would make the host wait for the GPU

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from microclip.adaptation import checkpoint
 from microclip.adaptation.training import EpochTotals, FiniteGuard
 from microclip.data.loading import TrainingViews, ViewBatch
-from microclip.data.views import _by_channel, pack
+from microclip.data.views import Memory, _by_channel, pack
 from microclip.methods.microclip import KnowledgeTeacher, MicroClipSettings
 from microclip.model.token_fusion import TokenFusion
 from tests.adaptation.test_training import RECIPE, C, Noise, assembled
@@ -74,8 +74,8 @@ def test_a_step_copies_only_pinned_memory_and_asks_for_no_value(pretence: FakeTe
         totals, guard = EpochTotals(), FiniteGuard(1)
         for step in range(2):  # the first also copies the constants of the normalisation
             with Crossings() as crossings:
-                made = views._normalised(packed.views())
-                batch = ViewBatch(torch.arange(BATCH), made[:, 0], made[:, 1:], strong)
+                weak, crops = packed.normalised(RECIPE.mean, RECIPE.std, Memory())
+                batch = ViewBatch(torch.arange(BATCH), weak, crops, strong)
                 found = built._step(batch, torch.Generator())
                 assert found is not None
                 teaching, terms = found

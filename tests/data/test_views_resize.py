@@ -12,10 +12,15 @@ import torch
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
+from microclip.data import views as data_views
 from microclip.data.views import (
+    Memory,
+    OnHost,
     Window,
     axis_weights,
     by_matrices,
+    normalise,
+    normalised_bytes,
     one_by_one,
     pack,
     resize_windows,
@@ -73,6 +78,42 @@ def test_both_ways_are_within_two_grey_levels_of_pillow(compute) -> None:
 def test_on_the_cpu_windows_are_resized_one_by_one() -> None:
     images, windows = example()
     assert torch.equal(resize_windows(images, windows, SIZE), one_by_one(images, windows, SIZE))
+
+
+@pytest.mark.parametrize("cached", [1, 3 * 3 * SIZE**2, 2**20])
+def test_on_the_cpu_views_are_normalised_as_they_are_made(
+    cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_views, "_CACHED_FLOATS", cached)
+    images, windows = example()
+    mean, std = (0.48, 0.45, 0.4), (0.26, 0.27, 0.28)
+    expected = normalise(one_by_one(images, windows, SIZE), mean, std)
+    first, others = OnHost(images, windows, SIZE).normalised(mean, std, Memory())
+    assert torch.equal(first, expected[:, 0])
+    assert torch.equal(others, expected[:, 1:])
+    assert others.is_contiguous()  # else the crops are copied before they are encoded
+
+
+def test_bytes_are_normalised_as_fractions_are() -> None:
+    images = torch.arange(5 * 3 * 4 * 4, dtype=torch.int64).remainder(256).byte().view(5, 3, 4, 4)
+    mean, std = (0.48, 0.45, 0.4), (0.26, 0.27, 0.28)
+    found = normalised_bytes(images, mean, std, Memory())
+    assert torch.equal(found, normalise(images.float() / 255, mean, std))
+
+
+def test_memory_is_lent_again_once_no_view_of_it_is_left() -> None:
+    memory = Memory()
+    first = memory.empty(2, 3)
+    place, kept = first.data_ptr(), first[1:]
+    del first
+    kept.fill_(7)
+    other = memory.empty(2, 3)
+    other.fill_(0)
+    assert (kept == 7).all()
+    del kept
+    smaller = memory.empty(5)
+    assert smaller.data_ptr() == place
+    assert memory.empty(2, 3).data_ptr() != place
 
 
 def test_weights_sum_to_one_and_stay_inside_the_region() -> None:
