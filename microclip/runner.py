@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -31,6 +32,7 @@ from microclip.measure.evaluation import (
     ViewReader,
     collect_heads,
     evaluate,
+    is_measured,
 )
 from microclip.methods.base import (
     SHARED_RECIPE,
@@ -104,12 +106,18 @@ class RunScores:
 
 
 def run(
-    settings: RunSettings, out: Path, tracker: Tracker, weights_from: Path | None = None
+    settings: RunSettings,
+    out: Path,
+    tracker: Tracker,
+    weights_from: Path | None = None,
+    *,
+    evaluate_every: int = 1,
 ) -> RunScores:
     """Adapt, evaluate and write one run into `out`; return its scores.
 
     `weights_from` is the folder of a run with the same training. Its weights are then only tested,
-    in this run's way.
+    in this run's way. `evaluate_every` epochs and after the last one, the history has accuracies on
+    the test images.
 
     Raises:
         MissingDataError: an input is missing.
@@ -124,13 +132,13 @@ def run(
     # Before training, which changes the backbone in place.
     zero_shot = evaluate(zero_shot_logits(inputs, views), test.labels)
     if weights_from is None:
-        training = _Training(settings, inputs, method, options, views)
-        classifier = training.adapt(tracker, out, clock)
+        training = _Training(settings, inputs, method, options, views, evaluate_every)
+        classifier, heads = training.adapt(tracker, out, clock)
     else:
         tracker.message(f"testing the weights of {weights_from}")
         state = read_trained(weights_from, settings, evaluation_fields(settings.spec.method))
         classifier = method.restore(_task(settings, inputs), options, state)
-    heads = collect_heads(classifier, views(classifier.views))
+        heads = collect_heads(classifier, views(classifier.views))
     found = {name: evaluate(part, test.labels) for name, part in heads.items()}
     scores = _scores(settings, inputs, found, zero_shot, clock)
     _write(out, settings, inputs, classifier.trained_state(), found["fused"])
@@ -222,9 +230,12 @@ class _Training:
     method: Method[BaseModel]
     options: BaseModel
     views: ViewReader
+    evaluate_every: int = 1
 
-    def adapt(self, tracker: Tracker, out: Path, clock: RunClock) -> Classifier:
-        """Adapt the method; a few-shot draw is written first."""
+    def adapt(
+        self, tracker: Tracker, out: Path, clock: RunClock
+    ) -> tuple[Classifier, dict[str, Tensor]]:
+        """Adapt the method and test it, by head; a few-shot draw is written first."""
         splits = self.inputs.splits
         guessed, examples = splits["train"].labels, None  # labels of the images that it guesses
         if self.method.supervision is Supervision.TRANSDUCTIVE:
@@ -234,7 +245,13 @@ class _Training:
             write_shots(out / paths.RUN_SHOTS, splits["train"], drawn, self.inputs.class_names)
             examples = self._examples(drawn)
             guessed = examples.labels
-        monitor = LabelMonitor(guessed, splits["test"].labels, self.views)
+        n_epochs = getattr(self.options, "epochs", None)
+        monitor = LabelMonitor(
+            guessed,
+            splits["test"].labels,
+            self.views,
+            is_measured=partial(is_measured, every=self.evaluate_every, n_epochs=n_epochs),
+        )
         task = replace(
             _task(self.settings, self.inputs),
             checkpoints=out / paths.RUN_CHECKPOINT,
@@ -247,9 +264,9 @@ class _Training:
             test=self._sight("test"),
             examples=examples,
         )
-        n_epochs = getattr(self.options, "epochs", None)
         reporter = EpochReporter(tracker, monitor, clock, n_epochs=n_epochs)
-        return self.method.adapt(granted, self.options, reporter)
+        classifier = self.method.adapt(granted, self.options, reporter)
+        return classifier, monitor.heads(classifier)
 
     def _sight(self, split: str) -> Sight:
         def frozen() -> Tensor:

@@ -21,8 +21,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from microclip import runner
+from microclip import paths, runner
 from microclip.data import datasets, loading, passport, store
+from microclip.measure import evaluation
 from microclip.methods import base as methods
 from microclip.methods.base import Supervision, Task, Tracker
 from microclip.methods.clip import ClipSettings, LinearClassifier
@@ -75,6 +76,31 @@ def test_the_history_has_losses_pseudo_labels_and_all_heads() -> None:
     assert journal.rows[2]["test_fused_pct"] == scores.top1_pct
     assert journal.rows[0]["test_global_pct"] == pytest.approx(scores.top1_zero_shot_pct)
     assert scores.heads_pct["local"] == journal.rows[2]["test_local_pct"]
+
+
+@pytest.mark.usefixtures("project")
+def test_what_is_tested_in_between_changes_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    tests: list[str] = []
+    collect = evaluation.collect_heads
+
+    def counted(*given: Any) -> dict[str, torch.Tensor]:
+        tests.append("test")
+        return collect(*given)
+
+    monkeypatch.setattr(evaluation, "collect_heads", counted)
+    monkeypatch.setattr(runner, "collect_heads", counted)
+    settings = settings_of("microclip", epochs=3)
+    prepare(settings)
+    often, seldom = Journal(), Journal()
+    whole = runner.run(settings, Path("often"), often)
+    assert len(tests) == 4  # before training and after each epoch; the last one is the run's
+    scores = runner.run(settings, Path("seldom"), seldom, evaluate_every=2)
+    assert len(tests) == 4 + 3
+    measured = [epoch for epoch, row in seldom.rows.items() if "test_fused_pct" in row]
+    assert measured == [0, 2, 3]
+    assert scores.as_dict() | {"seconds": 0} == whole.as_dict() | {"seconds": 0}
+    for name in (paths.RUN_PREDICTIONS, paths.RUN_WEIGHTS):
+        assert Path("often", name).read_bytes() == Path("seldom", name).read_bytes()
 
 
 @pytest.mark.usefixtures("project")

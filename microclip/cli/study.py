@@ -217,6 +217,16 @@ def _read_run_settings(text: str) -> RunSettings:
     return RunSettings.from_dict(values)
 
 
+EvaluateEvery = Annotated[
+    int,
+    typer.Option(
+        help="epochs between tests while training; the last epoch is always tested",
+        envvar="MICROCLIP_EVALUATE_EVERY",
+        min=1,
+    ),
+]
+
+
 @app.command()
 def run(
     settings_: Annotated[str, typer.Option("--settings", help="JSON, or a settings.yaml")],
@@ -226,6 +236,7 @@ def run(
     weights_from: Annotated[
         Path | None, typer.Option(help="folder of a run with the same training: only test it")
     ] = None,
+    evaluate_every: EvaluateEvery = 1,
 ) -> None:
     """Adapt a method to a dataset and score it."""
     resolved = _read_run_settings(settings_)
@@ -233,16 +244,18 @@ def run(
         resolved = replace(resolved, device=device)
     runtime.use_all_cpus()
     with processes.exclusive(out):
-        _run(resolved, out, study, weights_from)
+        _run(resolved, out, study, weights_from, evaluate_every=evaluate_every)
 
 
-def _run(resolved: RunSettings, out: Path, study: str, weights_from: Path | None) -> None:
+def _run(
+    resolved: RunSettings, out: Path, study: str, weights_from: Path | None, *, evaluate_every: int
+) -> None:
     from microclip import runner
     from microclip.tracking import run as tracking_run
 
     tracker = tracking_run.open_tracker(resolved, out, study)
     with tracker.recording_failure():
-        scores = runner.run(resolved, out, tracker, weights_from)
+        scores = runner.run(resolved, out, tracker, weights_from, evaluate_every=evaluate_every)
     tracker.finish(scores.as_dict())
     took = f"{scores.top1_pct:.2f} % in {scores.seconds:.0f} s"
     tracker.message(f"{resolved.spec.name}: {took}")

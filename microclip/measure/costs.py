@@ -209,11 +209,16 @@ def n_texts(dataset: DatasetSettings, written: DescriptionSettings) -> int:
 
 
 def amount_of_run(
-    resolved: RunSettings, network: Network, images: Images, *, is_only_tested: bool = False
+    resolved: RunSettings,
+    network: Network,
+    images: Images,
+    *,
+    is_only_tested: bool = False,
+    evaluate_every: int = 1,
 ) -> Amount | None:
     """Return what a run computes; None if its method does not say.
 
-    `is_only_tested`: it tests the weights of another run.
+    `is_only_tested`: it tests the weights of another run. `evaluate_every`: epochs between tests.
     """
     name = resolved.spec.method
     opened = Amount(hashed=images.stored_bytes, starts=1)
@@ -223,7 +228,8 @@ def amount_of_run(
     if reads_of(name) == "embeddings":
         return opened
     n = _n_adapted(resolved, images)
-    n_tested = 1 if is_only_tested or not work.epochs else work.epochs + 2
+    # Before training, in between, and after the last epoch.
+    n_tested = 1 if is_only_tested else 1 + -(-work.epochs // evaluate_every)
     trained = Amount() if is_only_tested else _adapting(work, network, images, n)
     return opened + Amount(loads=1) + trained + _testing(work, network, images, n_tested)
 
@@ -348,7 +354,13 @@ class Costs:
         if images is not None:
             is_only_tested = self.study.trained_by(spec) is not None
             resolved = self.resolved[spec]
-            amount = amount_of_run(resolved, network, images, is_only_tested=is_only_tested)
+            amount = amount_of_run(
+                resolved,
+                network,
+                images,
+                is_only_tested=is_only_tested,
+                evaluate_every=self.study.settings.evaluate_every,
+            )
         return RunCost(spec, digest, network, amount, is_done)
 
     @cached_property

@@ -155,6 +155,27 @@ def collect_heads(
     return {name: torch.cat(found) for name, found in parts.items()}
 
 
+def is_measured(epoch: int, *, every: int, n_epochs: int | None) -> bool:
+    """Is the classifier tested after this epoch? The first state and the last one always are."""
+    return n_epochs is None or epoch == n_epochs or epoch % every == 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Tested:
+    """A classifier's similarities on the test images, and the state that it had."""
+
+    classifier: Classifier
+    state: dict[str, Tensor]
+    heads: dict[str, Float[Tensor, "image classes"]]
+
+    def is_of(self, classifier: Classifier) -> bool:
+        """Would a test of `classifier` now give these similarities?"""
+        state = classifier.trained_state()
+        return classifier is self.classifier and all(
+            torch.equal(value, state[name]) for name, value in self.state.items()
+        )
+
+
 class LabelMonitor:
     """Measures the accuracy of pseudo-labels on training images, and the accuracy on test images.
 
@@ -176,11 +197,18 @@ class LabelMonitor:
         train_labels: Int[Tensor, " train_image"],
         test_labels: Int[Tensor, " test_image"],
         test_batches: TestBatches,
+        *,
+        is_measured: Callable[[int], bool] = lambda _: True,
     ) -> None:
-        """Keep the labels; `test_batches` reads the views that a plan asks for."""
+        """Keep the labels; `test_batches` reads the views that a plan asks for.
+
+        `is_measured` says after which epochs the classifier is tested.
+        """
         self._train_labels = train_labels
         self._test_labels = test_labels
         self._test_batches = test_batches
+        self._is_measured = is_measured
+        self._tested: _Tested | None = None
         self._guesses: list[tuple[Tensor, dict[str, Tensor]]] = []
         self._measured: dict[str, float] = {}
 
@@ -191,12 +219,21 @@ class LabelMonitor:
         # Not compared yet: on a GPU that would wait for each batch.
         self._guesses.append((indices, dict(guesses)))
 
-    def evaluate(self, classifier: Classifier) -> None:
-        """Measure the classifier on the test images."""
+    def evaluate(self, classifier: Classifier, epoch: int = 0) -> None:
+        """Measure the classifier on the test images, if this epoch is to be measured."""
+        if not self._is_measured(epoch):
+            return
         heads = collect_heads(classifier, self._test_batches(classifier.views))
+        self._tested = _Tested(classifier, classifier.trained_state(), heads)
         for name, logits in heads.items():
             column = f"test_{name}_pct"
             self._measured[column] = evaluate(logits, self._test_labels).top1_pct
+
+    def heads(self, classifier: Classifier) -> dict[str, Float[Tensor, "image classes"]]:
+        """Similarities on the test images; not computed again if nothing changed since a test."""
+        if self._tested is None or not self._tested.is_of(classifier):
+            return collect_heads(classifier, self._test_batches(classifier.views))
+        return self._tested.heads
 
     def take(self, epoch: int) -> dict[str, float]:
         """Measurements since the last call, by column of the history."""

@@ -85,8 +85,8 @@ class Monitor(Protocol):
     ) -> None:
         """Record the labels guessed for training images, by kind of guess."""
 
-    def evaluate(self, classifier: Classifier) -> None:
-        """Test the classifier in its present state."""
+    def evaluate(self, classifier: Classifier, epoch: int) -> None:
+        """Test the classifier in its present state, after `epoch` epochs."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Watching:
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         """Measure the classifier in its present state, then record the row."""
         if self.task.monitor is not None:
-            self.task.monitor.evaluate(self.classifier)
+            self.task.monitor.evaluate(self.classifier, epoch)
         self.tracker.epoch(epoch, row)
 
     def message(self, text: str) -> None:

@@ -261,8 +261,9 @@ class Watch:
         # Left on their device: copying each batch to the host would wait for the GPU.
         self._new.append((indices, guesses["mix"]))
 
-    def evaluate(self, classifier: Classifier) -> None:
+    def evaluate(self, classifier: Classifier, epoch: int) -> None:
         """Compute the signs of the classifier as it is now."""
+        del epoch
         heads = collect_heads(classifier, self._views(classifier.views))
         self._predicted = heads["fused"].argmax(dim=-1)
         self._signs = signs(heads, self._zero_shot).row()

@@ -141,6 +141,9 @@ class StudySettings(Frozen):
     figures: tuple[ReportSelection, ...] = Field((), description="files in config/figures")
     device: Device = "auto"
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPU only")
+    evaluate_every: int = Field(
+        1, ge=1, description="epochs between tests while training; the last one is always tested"
+    )
     gate: Literal["stop", "warn"] = Field(
         "stop", description="if CLIP's zero-shot accuracy is too far from the paper's"
     )

@@ -41,13 +41,17 @@ log = logging.getLogger(__name__)
 
 
 def write_history(folder: Path, rows: list[dict[str, float]]) -> None:
-    """Write `history.csv`, one row per epoch; the columns are those of the last row."""
+    """Write `history.csv`, one row per epoch; the columns are those of the last row that has most.
+
+    Not every epoch is tested, so the last row may lack columns.
+    """
+    widest = max(reversed(rows), key=len)
     with (
         runtime.atomic_path(folder / paths.RUN_HISTORY) as path,
         path.open("w", newline="", encoding="utf-8") as stream,
     ):
         writer = csv.DictWriter(
-            stream, fieldnames=list(rows[-1]), extrasaction="ignore", lineterminator="\n"
+            stream, fieldnames=list(widest), extrasaction="ignore", lineterminator="\n"
         )
         writer.writeheader()
         writer.writerows(rows)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from microclip.measure.evaluation import LabelMonitor
+from microclip.measure.evaluation import LabelMonitor, is_measured
 from microclip.methods.base import Views
-from microclip.tracking.run import EpochReporter, RunClock, epoch_line, write_history
+from microclip.tracking.run import EpochReporter, RunClock, epoch_line, read_history, write_history
 from tests.fixtures.project import Journal
 from tests.measure.test_evaluation import Halves
 
@@ -61,6 +62,63 @@ def test_the_tracker_gets_the_rows_and_the_method_does_not(tmp_path: Path) -> No
     assert row == {"loss": 1.5, "seconds": 2.0}
     assert journal.rows[3]["test_fused_pct"] == pytest.approx(200 / 3)
     assert journal.lines == ["epoch 3/4: loss 1.500, test 66.7 %, global 0.0, about 2 s left"]
+
+
+def test_the_first_and_the_last_state_are_always_measured() -> None:
+    measured = [e for e in range(8) if is_measured(e, every=3, n_epochs=7)]
+    assert measured == [0, 3, 6, 7]
+    assert all(is_measured(e, every=3, n_epochs=None) for e in range(8))  # no last one is known
+
+
+def test_columns_stay_in_the_history_when_the_last_epoch_lacks_them(tmp_path: Path) -> None:
+    rows = [
+        {"epoch": 0.0, "test_fused_pct": 40.0},
+        {"epoch": 1.0, "loss": 2.0, "test_fused_pct": 50.0},
+        {"epoch": 2.0, "loss": 1.0},
+    ]
+    write_history(tmp_path, rows)
+    assert read_history(tmp_path) == rows
+
+
+class Counted(Halves):
+    """Has a state, and counts its tests."""
+
+    def __init__(self) -> None:
+        self.tests, self.state = 0, torch.zeros(2)
+
+    def heads(self, views: Views) -> dict[str, Tensor]:
+        self.tests += 1
+        return super().heads(views)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        return {"state": self.state.clone()}
+
+
+def test_an_epoch_that_is_not_measured_has_no_test_columns() -> None:
+    watching = LabelMonitor(
+        torch.tensor([0]),
+        torch.tensor([0, 1, 1]),
+        lambda _: [Views(embeddings=torch.eye(3))],
+        is_measured=lambda epoch: epoch == 2,
+    )
+    classifier = Counted()
+    watching.evaluate(classifier, 1)
+    assert watching.take(1) == {}
+    watching.evaluate(classifier, 2)
+    assert set(watching.take(2)) == {"test_fused_pct", "test_global_pct"}
+    assert classifier.tests == 1
+
+
+def test_a_test_is_repeated_only_if_something_changed() -> None:
+    watching, classifier = monitor(), Counted()
+    expected = watching.heads(classifier)  # as after a resumption: nothing was tested yet
+    watching.evaluate(classifier, 3)
+    assert torch.equal(watching.heads(classifier)["fused"], expected["fused"])
+    assert classifier.tests == 2
+    classifier.state[0] = 1.0
+    watching.heads(classifier)
+    assert classifier.tests == 3
+    assert watching.heads(Counted()).keys() == expected.keys()
 
 
 def test_before_training_only_the_test_is_measured() -> None:

@@ -29,6 +29,7 @@ os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
     MICROCLIP_STUDY=STUDY_NAME,
     MICROCLIP_DEVICE=STUDY.settings.device,
+    MICROCLIP_EVALUATE_EVERY=str(STUDY.settings.evaluate_every),
     MICROCLIP_JOBS=str(N_JOBS),
     MICROCLIP_ZERO_SHOT_GATE=os.environ.get("MICROCLIP_ZERO_SHOT_GATE")
     or STUDY.settings.gate,
