@@ -7,6 +7,7 @@ relative to the folder in which the workflow runs, so that each test can have a 
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 MANIFEST = "results/data/{dataset}/manifest.csv"
@@ -52,6 +53,8 @@ RUN_MIRRORED = "mirrored.json"  # present once MLflow has these scores
 
 BAD_FILES = "bad_files.csv"  # of a dataset or a folder of images: files that could not be used
 
+_SOURCE = Path(__file__).resolve().parents[1]
+
 
 def project_root() -> Path:
     """The folder that contains `config/` and `resources/`.
@@ -62,7 +65,12 @@ def project_root() -> Path:
     named = os.environ.get("MICROCLIP_ROOT")
     if named:
         return Path(named).resolve()
-    here = Path.cwd()
-    if (here / "config" / "datasets").is_dir() and (here / "resources").is_dir():
-        return here
-    return Path(__file__).resolve().parents[1]
+    # By the quickest calls: a dry run of a large study asks some ten thousand times.
+    if os.path.isdir("config/datasets") and os.path.isdir("resources"):  # noqa: PTH112
+        return _as_path(os.getcwd())  # noqa: PTH109
+    return _SOURCE
+
+
+@cache
+def _as_path(folder: str) -> Path:
+    return Path(folder)

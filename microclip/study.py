@@ -12,6 +12,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from microclip.methods.base import (
     settings_of,
 )
 from microclip.settings import reports
-from microclip.settings.base import SettingsError, check_device
+from microclip.settings.base import SettingsError, check_device, digest_of_text
 from microclip.settings.study import ReportSelection, RunGrid, StudySettings
 
 __all__ = ["Plan", "RunSettings", "RunSpec", "Study", "load", "reads_of"]
@@ -50,12 +51,12 @@ class RunSpec:
     @property
     def folder(self) -> Path:
         """The run's folder, relative to the working directory."""
-        return Path(paths.RUN.format(**asdict(self)))
+        return Path(paths.RUN.format(**vars(self)))
 
     @property
     def name(self) -> str:
         """The run's name in MLflow: its path below `results/runs`."""
-        return self.folder.relative_to("results/runs").as_posix()
+        return paths.RUN.removeprefix("results/runs/").format(**vars(self))
 
 
 SPEC = tuple(field.name for field in fields(RunSpec))
@@ -77,7 +78,7 @@ class RunSettings:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for YAML or JSON, without titles and other parts that change no number."""
         return {
-            "spec": asdict(self.spec),
+            "spec": dict(vars(self.spec)),
             "dataset": self.dataset.model_dump(mode="json", exclude={"title", "methods", "card"}),
             "backbone": self.backbone.model_dump(mode="json", exclude={"title"}),
             "descriptions": self.descriptions.identity(),
@@ -119,11 +120,16 @@ class RunSettings:
             recipe=int(values["recipe"]),
         )
 
-    def digest(self) -> str:
-        """Digest that identifies these settings; the device is not part of it."""
+    @cached_property
+    def identity(self) -> str:
+        """JSON of all that decides the numbers: all but the device."""
         values = self.as_dict()
         del values["device"]
-        return settings.digest(values)
+        return json.dumps(values, sort_keys=True)
+
+    def digest(self) -> str:
+        """Digest that identifies these settings; the device is not part of it."""
+        return digest_of_text(self.identity)
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ class PlannedRun:
         """The run as `plan.json` holds it."""
         return {
             "name": self.name,
-            **asdict(self.spec),
+            **vars(self.spec),
             "digest": self.digest,
             "recipe": self.recipe,
         }
@@ -211,7 +217,7 @@ class Plan:
             "study": self.study,
             "title": self.title,
             "runs": [run.as_dict() for run in self.runs],
-            "holes": [{**asdict(hole.spec), "reason": hole.reason} for hole in self.holes],
+            "holes": [{**vars(hole.spec), "reason": hole.reason} for hole in self.holes],
             "tables": {name: asdict(part) for name, part in self.tables.items()},
             "figures": {name: asdict(part) for name, part in self.figures.items()},
         }
@@ -283,6 +289,7 @@ class Expansion:
     generated: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     points: dict[str, tuple[SweepPoint, ...]] = field(default_factory=dict)
     _named: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False)
+    _resolved: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def add(self, method: str, variant: str, part: Selection) -> None:
         """Add a method's runs on a part of the study, or holes if the method has no code."""
@@ -300,6 +307,14 @@ class Expansion:
         """The settings that a variant changes: a sweep's point, or a variant of config/variants."""
         made = self.generated.get((method, variant), self.named(method).get(variant))
         return settings.load_variant(method, variant) if made is None else made
+
+    def resolved(self, method: str, variant: str, dataset: str) -> dict[str, Any]:
+        """A method's complete settings; resolved once for all backbones, descriptions and seeds."""
+        key = (method, variant, dataset)
+        if key not in self._resolved:
+            overrides = self.overrides(method, variant)
+            self._resolved[key] = resolve_method(self, method, dataset, overrides)
+        return self._resolved[key]
 
     def named(self, method: str) -> dict[str, dict[str, Any]]:
         """A method's variants in config/variants; each file is read once."""
@@ -408,11 +423,14 @@ def resolve_method(
         f"config/variants/{method}.yaml": overrides,
     }
     merged: dict[str, Any] = {}
+    resolved: dict[str, Any] = {}
     for where, layer in layers.items():
         merged |= layer
         # Validated layer by layer, so that an error names the file it is in.
-        resolved = settings.validated(settings_of(method), merged, where)
-    return resolved.model_dump(mode="json")
+        if layer or not resolved:
+            model = settings.validated(settings_of(method), merged, where)
+            resolved = model.model_dump(mode="json")
+    return resolved
 
 
 @dataclass(frozen=True)
@@ -422,15 +440,23 @@ class Study:
     settings: settings.StudySettings
     expansion: Expansion
 
-    @property
+    @cached_property
     def runs(self) -> tuple[RunSpec, ...]:
         """All runs, in order."""
         return tuple(self.expansion.runs)
 
+    @cached_property
+    def _settings(self) -> dict[RunSpec, RunSettings]:
+        """The settings of all runs: a workflow asks for those of each run several times."""
+        return {spec: self._resolve(spec) for spec in self.runs}
+
     def resolve(self, spec: RunSpec) -> RunSettings:
-        """Resolve the settings of one run: method file -> dataset -> study -> variant."""
-        overrides = self.expansion.overrides(spec.method, spec.variant)
-        method = resolve_method(self.expansion, spec.method, spec.dataset, overrides)
+        """Return the settings of one run: method file -> dataset -> study -> variant."""
+        found = self._settings.get(spec)
+        return self._resolve(spec) if found is None else found
+
+    def _resolve(self, spec: RunSpec) -> RunSettings:
+        method = self.expansion.resolved(spec.method, spec.variant, spec.dataset)
         return RunSettings(
             spec=spec,
             dataset=settings.load_dataset(spec.dataset),
@@ -449,12 +475,20 @@ class Study:
         trained = {key: value for key, value in overrides.items() if key not in ignored}
         if trained == overrides:
             return None
-        for variant in self.names("variant"):
-            other = replace(spec, variant=variant)
-            is_planned = other in self.expansion.runs
-            if is_planned and self.expansion.overrides(spec.method, variant) == trained:
-                return other
+        for variant in self._variants[spec.method]:
+            if self.expansion.overrides(spec.method, variant) == trained:
+                other = replace(spec, variant=variant)
+                if other in self.expansion.runs:
+                    return other
         return None
+
+    @cached_property
+    def _variants(self) -> dict[str, tuple[str, ...]]:
+        """The variants of each method, in the order of the runs."""
+        pairs = dict.fromkeys((spec.method, spec.variant) for spec in self.runs)
+        return {
+            method: tuple(variant for own, variant in pairs if own == method) for method, _ in pairs
+        }
 
     def names(self, field: str) -> tuple[str, ...]:
         """The distinct values of a RunSpec field, in the order of the runs."""
@@ -466,9 +500,7 @@ class Study:
         The device is left out: running elsewhere must not make Snakemake repeat the run.
         """
         named = RunSpec(**{**spec, "seed": int(spec["seed"])})  # type: ignore[arg-type]
-        values = self.resolve(named).as_dict()
-        del values["device"]
-        return json.dumps(values, sort_keys=True)
+        return self.resolve(named).identity
 
     def plan(self) -> Plan:
         """What later stages read: runs, holes, and what each table and figure shows."""

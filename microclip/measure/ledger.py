@@ -17,9 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Literal
 
 from microclip import paths, runtime
 from microclip.measure import published, scores, tables, typesetting
@@ -40,6 +38,9 @@ from microclip.settings import reports
 from microclip.settings.base import SettingsError
 from microclip.settings.reports import TableRow, TableSettings
 from microclip.study import Plan, Selection
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Verdict = Literal["match", "differs", "not run", "cannot run", ""]
 VERDICTS: tuple[Verdict, ...] = ("match", "differs", "not run", "cannot run")

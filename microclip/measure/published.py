@@ -291,7 +291,7 @@ def figure(dataset: DatasetSettings, backbone: str) -> Figure | None:
     source = dataset.source
     if not isinstance(source, PublicSource) or source.split != _SPLIT or not path.is_file():
         return None
-    declared = validated(ZeroShotFile, read_yaml(path), _ZERO_SHOT)
+    declared = _read_zero_shot(path)
     named = declared.backbones.get(backbone)
     if named is None:
         return None
@@ -300,6 +300,11 @@ def figure(dataset: DatasetSettings, backbone: str) -> Figure | None:
         return None
     lower_by = _gain(declared, source.dataset) if named.may_be_of_descriptions else 0.0
     return Figure(float(printed), f"{named.table}, {named.row}", lower_by)
+
+
+@cache
+def _read_zero_shot(path: Path) -> ZeroShotFile:
+    return validated(ZeroShotFile, read_yaml(path), _ZERO_SHOT)
 
 
 def _gain(declared: ZeroShotFile, dataset: str) -> float:

@@ -16,9 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from microclip import paths, runtime, settings
 from microclip.methods.base import known_methods, settings_of
@@ -26,6 +24,9 @@ from microclip.runtime import MissingDataError
 from microclip.settings.base import SettingsError
 from microclip.settings.reports import TableRow
 from microclip.study import SPEC, Plan, PlannedRun, RunSpec, Selection
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = (
     "dataset",
@@ -53,6 +54,8 @@ LOCAL_SERVER = "http://127.0.0.1:5000"  # where `make ui` shows a database that 
 
 def read(study: str) -> pd.DataFrame:
     """Read `scores.csv` of a study. Raises MissingDataError if it has not been written."""
+    import pandas as pd
+
     path = Path(paths.STUDY_SCORES.format(study=study))
     if not path.is_file():
         raise MissingDataError(f"{path} does not exist; run `make run` or `snakemake`")
@@ -87,6 +90,8 @@ def read_score(run: PlannedRun, shared_recipe: int) -> dict[str, Any]:
 
 def collect(plan: Plan, target: Path, shared_recipe: int) -> pd.DataFrame:
     """Write `scores.csv`, one row per run in the study's order, and return it."""
+    import pandas as pd
+
     rows = [read_score(run, shared_recipe) for run in plan.runs]
     frame = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     with runtime.atomic_path(target) as path:

@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from microclip import paths, runtime, settings
 from microclip.data import passport as passports
@@ -26,6 +25,9 @@ from microclip.settings.datasets import DatasetCard, PublicSource
 from microclip.settings.reports import TableSettings
 from microclip.study import Plan, Selection
 from microclip.text import descriptions
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MEAN = "Mean"
 HEADINGS = {  # by column of the published CSV

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SHARED_RECIPE = 1  # raise when data, views, backbone or text stages change what they mean
 _NOT_METHODS = {"__init__", "base"}
-_DECLARATIONS = Path(declarations.__file__).parent
+_DECLARED = frozenset(path.stem for path in Path(declarations.__path__[0]).glob("[!_]*.py"))
 
 
 @runtime_checkable
@@ -269,7 +269,7 @@ def declaration_of(name: str) -> Declaration[Any]:
     Raises:
         SettingsError: unknown method.
     """
-    if (_DECLARATIONS / f"{name}.py").is_file():
+    if name in _DECLARED:
         found = importlib.import_module(f"microclip.settings.methods.{name}").DECLARATION
         assert isinstance(found, Declaration)
         return found

@@ -1,8 +1,11 @@
 """Input functions and digests of the rules: functions of wildcards; no science.
 
 A digest is a rule's parameter, so that a changed setting or file makes Snakemake repeat exactly the
-jobs that depend on it.
+jobs that depend on it. Snakemake asks for each several times a job: what files or settings decide
+is found once.
 """
+
+from functools import cache
 
 from microclip.measure import published
 
@@ -25,9 +28,13 @@ def run_inputs(wildcards):
 
 def zero_shot_gate(wildcards):
     """The gate that a run waits for, if the paper prints CLIP's accuracy on the dataset."""
-    dataset = settings.load_dataset(wildcards.dataset)
-    printed = published.figure(dataset, wildcards.backbone)
-    return [] if printed is None else paths.ZERO_SHOT
+    return paths.ZERO_SHOT if has_printed(wildcards.dataset, wildcards.backbone) else []
+
+
+@cache
+def has_printed(dataset, backbone):
+    """Whether the paper prints CLIP's accuracy on a dataset."""
+    return published.figure(settings.load_dataset(dataset), backbone) is not None
 
 
 def run_weights(wildcards):
@@ -65,15 +72,28 @@ def report_digest(wildcards):
 
 def dataset_digest(wildcards):
     """Digest of a dataset's images: its settings and the files that they are made from."""
-    dataset = settings.load_dataset(wildcards.dataset)
+    return digest_of_dataset(wildcards.dataset)
+
+
+@cache
+def digest_of_dataset(name):
+    """Digest of a dataset's images, by the dataset's name."""
+    dataset = settings.load_dataset(name)
     return settings.digest([dataset.identity(), runtime.dataset_files(dataset)])
 
 
 def description_digest(wildcards):
     """Digest of a dataset's texts: templates, the author of descriptions, the file or prompts."""
-    dataset = settings.load_dataset(wildcards.dataset)
-    written = settings.load_descriptions(wildcards.descriptions)
-    return settings.digest(descriptions.identity(dataset, written))
+    return digest_of_descriptions(wildcards.dataset, wildcards.descriptions)
+
+
+@cache
+def digest_of_descriptions(dataset, author):
+    """Digest of a dataset's texts, by the names of the dataset and of the author."""
+    written = settings.load_descriptions(author)
+    return settings.digest(
+        descriptions.identity(settings.load_dataset(dataset), written)
+    )
 
 
 def template_digest(wildcards):
@@ -83,7 +103,13 @@ def template_digest(wildcards):
 
 def backbone_digest(wildcards):
     """Digest of a backbone: its settings and weights."""
-    backbone = settings.load_backbone_settings(wildcards.backbone)
+    return digest_of_backbone(wildcards.backbone)
+
+
+@cache
+def digest_of_backbone(name):
+    """Digest of a backbone, by its name."""
+    backbone = settings.load_backbone_settings(name)
     return settings.digest(
         [backbone.model_dump(mode="json"), runtime.backbone_files(backbone)]
     )

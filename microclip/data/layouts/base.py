@@ -21,8 +21,6 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from PIL import Image
-
 from microclip import runtime
 from microclip.data.vocabulary import one_separator
 from microclip.settings.base import SettingsError
@@ -31,6 +29,7 @@ from microclip.text.prompts import letters
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
 SHOWN = 3  # names in an error
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"})

@@ -20,14 +20,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
-
-import requests
-import urllib3
 
 from microclip import runtime
 from microclip.settings.datasets import RemoteFile
+
+if TYPE_CHECKING:
+    import requests
 
 _STEP = 0.1  # share of the file between two lines of progress
 _QUIET_S = 30.0  # longest time between two lines
@@ -351,6 +351,9 @@ def _from_mirror(part: PartFile, url: str) -> None:
 
 def _ask(part: PartFile, url: str) -> None:
     """Request the file, or the rest of it, and write the bytes that arrive."""
+    import requests  # here, because a dry run only asks which files are lacking
+    import urllib3
+
     headers = {"Accept-Encoding": "identity", "User-Agent": "microclip", **part.resuming(url)}
     try:
         with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
