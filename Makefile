@@ -39,6 +39,7 @@ $(READY): pyproject.toml
 
 run: setup  ## run the study: descriptions, self-training, scores, tables, figures, page
 	@$(BIN)/python -m microclip unlock
+	@$(BIN)/python -m microclip plan --brief $(if $(CONFIG),--config $(CONFIG))
 	@$(BIN)/snakemake $(SNAKEMAKE_FLAGS) $(if $(CONFIG),--configfile $(CONFIG))
 	@$(BIN)/python -m microclip show $(if $(CONFIG),--config $(CONFIG))
 

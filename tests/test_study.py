@@ -41,9 +41,9 @@ def one(method: str, **changes: Any) -> RunSettings:
     return declared.resolve(next(spec for spec in declared.runs if spec.method == method))
 
 
-def test_the_default_study_has_three_methods_on_six_sets() -> None:
+def test_the_default_study_has_three_methods_on_four_sets() -> None:
     runs = study.load(config()).runs
-    assert len(runs) == len(set(runs)) == 6 * 3
+    assert len(runs) == len(set(runs)) == 4 * 3
     assert {spec.seed for spec in runs} == {0}
 
 

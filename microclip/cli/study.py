@@ -54,12 +54,18 @@ def plan(
         bool, typer.Option("--recalibrate", help="measure again, whatever was measured before")
     ] = False,
     is_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    is_brief: Annotated[
+        bool, typer.Option("--brief", help="one line, without measuring anything")
+    ] = False,
 ) -> None:
     """Write a study's plan and print what it takes: time, downloads, disk, memory."""
     from microclip import study
     from microclip.measure import forecast as forecasts
 
     declared = study.load(settings.read_yaml(config))
+    if is_brief:
+        say(forecasts.announcement(declared))
+        return
     target = declared.plan().write()
     say(f"{len(declared.runs)} runs planned in {target}")
 

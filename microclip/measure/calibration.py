@@ -37,6 +37,7 @@ _LEAST, _GROWTH = 4, 8  # items of a piece, and how much their number may grow a
 _REPEATS = 3
 _FREE = 0.8  # a share of the CPU that counts as a free machine
 _BYTES = 64 * 2**20
+_SHIPPED = "resources/icon-clip/calibration.json"  # `microclip plan` with one thread
 _START = "import microclip.runner, microclip.tracking.run"
 
 # Shares of the published peak that a whole step is assumed to reach. No GPU was measured. Matrix
@@ -177,6 +178,21 @@ def known(question: Question) -> Pace | None:
     """Return what was measured for a question on this machine; None if nothing was."""
     found = _read().calibrations.get(digest(question.identity()))
     return None if found is None else found.pace
+
+
+def shipped(question: Question) -> Pace | None:
+    """Return the pace of one core of the project's own machine, if it was measured for the network.
+
+    Only for a CPU: GPUs differ too much, and none was measured.
+    """
+    path = paths.project_root() / _SHIPPED
+    if question.device != "cpu" or not path.is_file():
+        return None
+    asked = {"network": asdict(question.network), "precision": question.precision}
+    for entry in read_record(Calibrations, path, remedy="restore it").calibrations.values():
+        if entry.identity["device"] == "cpu" and asked.items() <= entry.identity.items():
+            return entry.pace
+    return None
 
 
 def remember(question: Question, pace: Pace) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,6 +98,45 @@ def basis_of_machine(
     title = f"this machine, {calibration.gpu_name() or 'GPU'}" if is_gpu else "this machine, CPU"
     n_cpus = runtime.n_cpus()
     return Basis(title, found, n_cpus, "cuda" if is_gpu else "cpu", is_measured=True)
+
+
+def announcement(study: Study) -> str:
+    """Return a line for a study's start: what is to do, and about how long it takes.
+
+    Nothing is measured for it: this machine's pace counts if `microclip plan` has measured it, and
+    on a CPU that of one core of the project's own machine otherwise, on all cores here.
+    """
+    costs = Costs(study)
+    n_to_do = sum(not run.is_done for run in costs.runs)
+    line = f"study {study.settings.study}: {n_to_do} of {len(costs.runs)} runs to do"
+    is_gpu = study.settings.device != "cpu" and bool(runtime.visible_gpus())
+    asked = questions(costs, "cuda" if is_gpu else "cpu")
+    paces = {network: calibration.known(question) for network, question in asked.items()}
+    if all(paces.values()):
+        return f"{line}, {_spoken(costs, paces, 1)} as `microclip plan` measured this machine"
+    paces = {network: calibration.shipped(question) for network, question in asked.items()}
+    if not all(paces.values()):
+        return f"{line}; `microclip plan` measures how long that takes"
+    n_cpus = runtime.n_cpus()
+    cores = f"{n_cpus} idle CPU core{'s' * (n_cpus != 1)}"
+    return (
+        f"{line}, {_spoken(costs, paces, n_cpus)} on {cores} (AMD EPYC; this machine not measured)"
+    )
+
+
+def _spoken(costs: Costs, paces: Mapping[Network, Pace | None], n_at_once: int) -> str:
+    known = {network: pace for network, pace in paces.items() if pace is not None}
+    seconds = sum(stage.time(known, 1).wall for stage in costs.stages) / n_at_once
+    n_unknown = sum(stage.n_unknown for stage in costs.stages)
+    more = f" and {n_unknown} jobs of unknown length" if n_unknown else ""
+    return f"about {runtime.duration(seconds)}{more}"
+
+
+def spent(seconds: float) -> str:
+    """Return a line for a study's end: wall time, and CPU time of this process's ended children."""
+    used = os.times()
+    cpu = used.user + used.system + used.children_user + used.children_system
+    return f"took {runtime.duration(seconds)}, {runtime.duration(cpu)} of CPU time"
 
 
 def questions(costs: Costs, device: str) -> dict[Network, Question]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,31 @@ def test_without_a_measurement_the_verb_gives_amounts_only(
     assert not Path("results/tiny/prediction.json").exists()
     assert main.main(["plan", "--config", config, "--card", "a1000"]) == 2
     assert "no config/cards/a1000.yaml" in capsys.readouterr().err
+
+
+def test_a_study_is_announced_by_this_machines_pace_or_by_the_shipped_one(
+    declared: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(write_config(Path()))
+    assert main.main(["plan", "--config", config, "--brief"]) == 0
+    said = capsys.readouterr().err
+    assert "study tiny: 3 of 3 runs to do; `microclip plan` measures how long that takes" in said
+    finish(declared, "clip", 1.0)
+    monkeypatch.setattr(calibration, "LIMIT_S", 0.0)
+    assert main.main(["plan", "--config", config]) == 0
+    capsys.readouterr()
+    assert main.main(["plan", "--config", config, "--brief"]) == 0
+    said = capsys.readouterr().err
+    assert "study tiny: 2 of 3 runs to do, about " in said
+    assert "as `microclip plan` measured this machine" in said
+
+
+def test_the_embedded_study_has_a_shipped_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert re.search(
+        r"study icons: 12 of 12 runs to do, about \d+ min \d\d s on \d+ idle CPU cores? "
+        r"\(AMD EPYC; this machine not measured\)",
+        forecast.announcement(shipped("config")),
+    )
