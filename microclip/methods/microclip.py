@@ -41,6 +41,7 @@ from microclip.methods.base import (
     Views,
     Watching,
 )
+from microclip.model import frozen_linear
 from microclip.model.backbone import Backbone
 from microclip.model.saliency import Saliency
 from microclip.model.token_fusion import (
@@ -111,6 +112,7 @@ class KnowledgeTeacher(Teacher[ViewBatch]):
         self._cached_prior = cached_prior
 
     @torch.no_grad()
+    @frozen_linear.packed()
     def teach(self, batch: ViewBatch, generator: torch.Generator | None = None) -> Teaching:
         """Return the pseudo-labels of a batch."""
         if self._settings.pseudo_label != "mix":
@@ -364,6 +366,7 @@ def prior_logits(
 
 
 @torch.no_grad()
+@frozen_linear.packed()
 def encode_prior(
     backbone: Backbone,
     batches: Iterable[ViewBatch],

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from microclip.model import weights
+from microclip.model.frozen_linear import linear
 from microclip.paths import project_root
 from microclip.settings.base import SettingsError, read_yaml, validated
 from microclip.settings.study import BackboneSettings
@@ -462,8 +463,7 @@ def _packed(attention: Any, tokens: Tensor, first: int, last: int) -> tuple[Tens
     """Return the maps `first` to `last` of (query, key, value), from the packed projection."""
     width = tokens.shape[-1]
     rows = slice(first * width, last * width)
-    bias = None if attention.in_proj_bias is None else attention.in_proj_bias[rows]
-    packed = functional.linear(tokens, attention.in_proj_weight[rows], bias)
+    packed = linear(tokens, attention.in_proj_weight, attention.in_proj_bias, rows)
     return packed.chunk(last - first, dim=-1)
 
 
@@ -478,8 +478,13 @@ def _attend(attention: Any, *parts: Tensor) -> Tensor:
 
 def _finish(block: Any, hidden: Tensor, mixed: Tensor) -> Tensor:
     """Return a block's output: output projection, residual, MLP, residual."""
-    hidden = hidden + block.ls_1(block.attn.out_proj(mixed))
-    finished: Tensor = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
+    out = block.attn.out_proj
+    hidden = hidden + block.ls_1(linear(mixed, out.weight, out.bias))
+    inner = block.ln_2(hidden)
+    for layer in block.mlp:
+        is_map = isinstance(layer, nn.Linear)
+        inner = linear(inner, layer.weight, layer.bias) if is_map else layer(inner)
+    finished: Tensor = hidden + block.ls_2(inner)
     return finished
 
 
