@@ -1,12 +1,10 @@
 """The page of a study: one file, all text escaped, readable in a real browser."""
 
 import base64
-import fnmatch
 import io
 import json
 import re
 import shutil
-import tomllib
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -379,15 +377,6 @@ def test_without_scores_the_error_is_one_line(plan: Plan) -> None:
 def test_a_table_that_is_not_declared_is_refused(plan: Plan) -> None:
     with pytest.raises(settings.SettingsError, match="unknown table 'table9'"):
         page.write(replace(plan, tables={"table9": plan.tables["tableA"]}))
-
-
-def test_the_templates_are_packaged() -> None:
-    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = tool["package-data"]["microclip.measure"]
-    folder = ROOT / "microclip" / "measure"
-    names = [path.relative_to(folder).as_posix() for path in (folder / "templates").iterdir()]
-    assert "templates/page.html" in names
-    assert all(any(fnmatch.fnmatch(name, one) for one in patterns) for name in names)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = ROOT / "workflow" / "plugins"  # where an installed project has them, too
 LINKED = ("Snakefile", "workflow", "resources", "environment.yml")
 MACHINE = ("--cores", "1", "--resources", "gpu=1")
 RUN = Path("results/runs/tiny/icon-clip/shipped")
@@ -61,7 +62,8 @@ def environment() -> dict[str, str]:
         for key, value in os.environ.items()
         if not key.startswith(("MICROCLIP_", "MLFLOW_", "SNAKEMAKE_"))
     }
-    return {**kept, "NO_COLOR": "1"}
+    paths = [str(PLUGINS), *filter(None, [kept.get("PYTHONPATH")])]
+    return {**kept, "NO_COLOR": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def command(*arguments: str) -> list[str]:

@@ -24,7 +24,7 @@ SIDE_BY_SIDE = ("--cores", "2", "--resources", "gpu=1")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder in which the study was run, and what the user saw."""
     place = folder.write(tmp_path_factory.mktemp("made") / "study", **FIGURES)
-    done = folder.snakemake(place, *SIDE_BY_SIDE)
+    done = folder.snakemake(place, *SIDE_BY_SIDE, "all")
     assert done.returncode == 0, done.stdout
     return place, done.stdout
 

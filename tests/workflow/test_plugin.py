@@ -1,0 +1,150 @@
+"""`snakemake --resources gpu=1 all` works as typed here and nowhere else; the plugin is there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.workflow import folder
+from tests.workflow.folder import MACHINE, PLUGINS, ROOT
+
+sys.path.insert(0, str(PLUGINS))
+from snakemake_logger_plugin_microclip import command_line  # noqa: E402
+
+MANIFEST = "results/data/tiny/manifest.csv"
+BARE = 'rule all:\n    output: "done"\n    shell: "touch done"\n'
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("--resources gpu=1 all", "--resources gpu=1 -- all"),
+        ("-n --cores 1 --res gpu=1 mem_mb=5 a b", "-n --cores 1 --res gpu=1 mem_mb=5 -- a b"),
+        ("--resources gpu=1 all tables -n", "--resources gpu=1 -n -- all tables"),
+        ("--resources gpu=1 a --config k=v -n", "--resources gpu=1 --config k=v -n -- a"),
+    ],
+)
+def test_targets_after_resources_are_put_apart(typed: str, read: str) -> None:
+    assert command_line.with_targets_apart(typed.split()) == read.split()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "",
+        "all",
+        "all --resources gpu=1",
+        "--resources gpu=1 -n all",
+        "--resources gpu=1 -- all",
+        "--resources gpu=1 all -- tables",  # nothing is moved past a `--` that people typed
+        "--resources gpu=1 all mem_mb=5",  # is `all` a slip for all=1?
+        "--resources all",
+        "--resources=gpu=1 all",
+        "--set-resources adapt:gpu=1 all",
+        "--default-resources gpu=1 all",
+        "--resources base64//Z3B1PTE= base64//bWVt --mode subprocess",  # a job of Snakemake's own
+    ],
+)
+def test_all_other_words_stay_as_they_are(typed: str) -> None:
+    assert command_line.with_targets_apart(typed.split()) == typed.split()
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        ("-n", "Snakefile"),
+        ("-s other -n", "other"),
+        ("-sother", "other"),
+        ("--snakefile other", "other"),
+        ("--snakefile=other", "other"),
+        ("-d elsewhere", "Snakefile"),  # Snakemake goes there once it has its Snakefile
+    ],
+)
+def test_the_snakefile_is_the_one_that_snakemake_reads(
+    typed: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command_line.snakefile([]) is None
+    Path("Snakefile").touch()
+    assert command_line.snakefile(typed.split()) == Path(named)
+
+
+def test_only_the_projects_snakefile_is_ours(tmp_path: Path) -> None:
+    other = tmp_path / "Snakefile"
+    other.write_text(BARE)
+    assert command_line.is_ours(ROOT / "Snakefile")
+    assert not any(map(command_line.is_ours, (other, tmp_path, tmp_path / "missing", None)))
+
+
+def test_other_programs_keep_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = ["--resources", "gpu=1", "all"]
+    for program in ("pytest", "/bin/notsnakemake", "-c", ""):
+        monkeypatch.setattr(sys, "argv", [program, *words])
+        command_line.put_targets_apart()
+        assert sys.argv[1:] == words
+    monkeypatch.setattr(sys, "argv", ["/bin/snakemake", *words])
+    command_line.put_targets_apart()
+    assert sys.argv[1:] == ["--resources", "gpu=1", "--", "all"]
+
+
+def test_a_job_runs_for_real(tmp_path: Path) -> None:
+    place = folder.write(tmp_path / "study")
+    done = folder.snakemake(place, *MACHINE, MANIFEST)
+    assert done.returncode == 0, done.stdout
+    assert (place / MANIFEST).is_file()
+
+
+def test_another_projects_command_line_fails_as_always(tmp_path: Path) -> None:
+    (tmp_path / "Snakefile").write_text(BARE)
+    done = folder.snakemake(tmp_path, "-n", *MACHINE, "all")
+    assert done.returncode != 0
+    assert "dictionary update sequence" in done.stdout
+    # but a Snakefile of ours that is named from there is ours
+    there = ("-s", str(ROOT / "Snakefile"), "-d", str(ROOT))
+    done = folder.snakemake(tmp_path, "-n", *there, *MACHINE, "all")
+    assert done.returncode == 0, done.stdout
+
+
+def test_snakemake_accepts_it_as_a_logger(tmp_path: Path) -> None:
+    (tmp_path / "Snakefile").write_text(BARE)
+    done = folder.snakemake(tmp_path, "--logger", "microclip", "--cores", "1")
+    assert done.returncode == 0, done.stdout
+    assert "1 of 1 steps (100%) done" in done.stdout  # Snakemake's own lines are still there
+
+
+def test_the_environment_has_the_plugin_where_snakemake_looks(tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "import pkgutil; print(*(m.name for m in pkgutil.iter_modules()))"],
+        cwd=tmp_path,
+        env={**folder.environment(), "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert "snakemake_logger_plugin_microclip" in found, "run `make setup` again"
+
+
+def test_wheel_and_editable_install_carry_both_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = pytest.importorskip("hatchling.build", reason="no hatchling; pip install -e '.[dev]'")
+    monkeypatch.chdir(ROOT)
+    with zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path))) as wheel:
+        names = set(wheel.namelist())
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {
+        "microclip",
+        "snakemake_logger_plugin_microclip",
+    }
+    for folder_of_data in ("microclip/measure/templates",):
+        files = {f"{folder_of_data}/{path.name}" for path in (ROOT / folder_of_data).iterdir()}
+        assert files <= names
+    (tmp_path / "editable").mkdir()
+    editable = tmp_path / "editable" / build.build_editable(str(tmp_path / "editable"))
+    with zipfile.ZipFile(editable) as wheel:
+        linked = wheel.read("_microclip.pth").decode().splitlines()
+    assert [Path(line) for line in linked] == [ROOT, PLUGINS]

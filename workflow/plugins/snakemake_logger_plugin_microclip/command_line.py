@@ -1,0 +1,88 @@
+"""Targets after `--resources`: `snakemake --cores 1 --resources gpu=1 all` as people type it.
+
+`--resources` takes every word up to the next option, so Snakemake refuses `all` as a resource; it
+wants `--resources gpu=1 -- all`. Here the `--` is put in, only for this project's Snakefile: other
+workflows keep Snakemake's own behaviour.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+
+_OPTIONS = ("--resources", "--res")
+_SNAKEFILES = ("Snakefile", "snakefile", "workflow/Snakefile", "workflow/snakefile")
+_OURS = '"""microclip:'  # how the project's Snakefile begins
+
+
+def put_targets_apart() -> None:
+    """Change this process's command line, if it is Snakemake's and the Snakefile is ours."""
+    program, *words = sys.argv
+    if _is_snakemake(Path(program)) and is_ours(snakefile(words)):
+        sys.argv[1:] = with_targets_apart(words)
+
+
+def with_targets_apart(words: Sequence[str]) -> list[str]:
+    """Return the words with targets that follow `--resources NAME=INT ...` at the end, after `--`.
+
+    Words are left alone if they could be meant as resources, or if there is a `--` already.
+    """
+    if "--" in words:
+        return list(words)
+    kept: list[str] = []
+    targets: list[str] = []
+    for option, values in _groups(words):
+        resources = list(takewhile(_defines, values)) if option in _OPTIONS else values
+        others = values[len(resources) :]
+        is_clear = bool(resources) and not any(map(_defines, others))
+        kept += [option, *(resources if is_clear else values)]
+        targets += others if is_clear else []
+    return [*kept[1:], "--", *targets] if targets else list(words)
+
+
+def snakefile(words: Sequence[str]) -> Path | None:
+    """Return the Snakefile that these arguments name, or the one that Snakemake finds by itself.
+
+    `--directory` is of no account: Snakemake goes there after it has found the Snakefile.
+    """
+    for option, values in _groups(words):
+        if option in ("-s", "--snakefile") and values:
+            return Path(values[0])
+        for prefix in ("-s", "--snakefile="):
+            if option.startswith(prefix) and option != prefix:
+                return Path(option.removeprefix(prefix))
+    return next((path for path in map(Path, _SNAKEFILES) if path.is_file()), None)
+
+
+def is_ours(path: Path | None) -> bool:
+    """Whether a file is this project's Snakefile."""
+    try:
+        if path is None:
+            return False
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            return stream.readline().startswith(_OURS)
+    except OSError:  # Snakemake reports what is wrong with its Snakefile
+        return False
+
+
+def _is_snakemake(program: Path) -> bool:
+    return program.stem == "snakemake" or program.parts[-2:] == ("snakemake", "__main__.py")
+
+
+def _defines(word: str) -> bool:
+    """Whether a word can be a resource; jobs that Snakemake starts itself have them encoded."""
+    return "=" in word or word.startswith("base64//")
+
+
+def _groups(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each option with the words up to the next; words before any option go with ""."""
+    option, values = "", list[str]()
+    for word in words:
+        if word.startswith("-"):
+            yield option, values
+            option, values = word, []
+        else:
+            values.append(word)
+    yield option, values
