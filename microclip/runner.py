@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file
@@ -315,6 +314,8 @@ def _write(
     out: Path, settings: RunSettings, inputs: Inputs, state: dict[str, Tensor], scored: Evaluation
 ) -> None:
     """Write predictions, trained tensors and the record of a run."""
+    import pandas as pd
+
     test = inputs.splits["test"]
     table = pd.DataFrame(
         {

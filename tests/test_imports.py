@@ -73,3 +73,17 @@ def test_a_dry_run_imports_nothing_that_computes(place: Path) -> None:
     }
     assert "microclip" in imported
     assert not imported & set(HEAVY)
+
+
+def test_a_run_on_frozen_embeddings_loads_torch_and_no_network(tmp_path: Path) -> None:
+    """open_clip and timm import torchvision and torch._dynamo: as long as torch itself again."""
+    program = (
+        "import sys, microclip.runner; from microclip.methods.base import load_method;"
+        "load_method('clip');"
+        "heavy = {'torchvision', 'timm', 'open_clip', 'torch._dynamo', 'pandas', 'mlflow'};"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.nn import functional
 
@@ -412,6 +411,8 @@ class StrongTransform:
 
     def __init__(self, size: int) -> None:
         """Make views with side `size`."""
+        from timm.data.transforms_factory import create_transform
+
         composed: Any = create_transform(
             size,
             is_training=True,

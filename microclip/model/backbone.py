@@ -20,11 +20,6 @@ from typing import Any, cast
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from open_clip import factory, pretrained
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.tokenizer import SimpleTokenizer
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -86,6 +81,8 @@ def load_open_clip(backbone: BackboneSettings) -> tuple[nn.Module, Tokenizer]:
         with weights.network_as_allowed():
             network = weights.load(backbone, lambda path: _read(name, backbone.pretrained, path))
             return network, _tokenizer(name)
+    from open_clip.tokenizer import SimpleTokenizer
+
     config = _named_config(name) if name is not None else _read_config(files["config"])
     model = _build(config, where=str(files.get("config", name)))
     weights.load_local(
@@ -118,6 +115,8 @@ def _locate(name: str) -> Path:
 
 def _check_tag(model: str, tag: str) -> None:
     """Refuse a tag that open_clip has not, or of the other activation."""
+    from open_clip import pretrained
+
     if (model, tag) not in pretrained.list_pretrained():
         tags = pretrained.list_pretrained_tags_by_model(model)
         raise ValueError(f"open_clip has the tags {tags} for model '{model}', got '{tag}'; use one")
@@ -131,6 +130,8 @@ def _check_tag(model: str, tag: str) -> None:
 
 def _read(model: str, tag: str | None, path: Path) -> nn.Module:
     """Return an open_clip network with the weights of one of its pretrained tags."""
+    from open_clip import factory, pretrained
+
     said = pretrained.get_pretrained_cfg(model, tag)
     try:
         if path.suffix == ".pt":  # OpenAI's own file: the only one that is not from the hub
@@ -154,12 +155,16 @@ def _read(model: str, tag: str | None, path: Path) -> nn.Module:
 
 def _tokenizer(model: str) -> Tokenizer:
     """Return the tokenizer of one of open_clip's architectures."""
+    from open_clip import factory
+
     tokenizer: Tokenizer = factory.get_tokenizer(model)
     return tokenizer
 
 
 def _named_config(model: str) -> dict[str, Any]:
     """Return open_clip's own configuration of an architecture."""
+    from open_clip import factory
+
     configs: Any = factory
     config: dict[str, Any] | None = configs.get_model_config(model)
     if config is None:
@@ -186,6 +191,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _build(config: dict[str, Any], *, where: str) -> nn.Module:
     """Return a network with random weights."""
+    from open_clip.model import CLIP, CustomTextCLIP
+
     settings = {key: value for key, value in config.items() if key != "custom_text"}
     kind = CustomTextCLIP if config.get("custom_text") else CLIP
     try:
@@ -246,6 +253,8 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the image tower is not a plain vision transformer with a class token.
         """
+        from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
         super().__init__()
         _check_tower(model)
         self.model = model
@@ -359,6 +368,8 @@ class Backbone(nn.Module):
     def tokenize(self, texts: list[str]) -> Int[Tensor, "text context"]:
         """Return token ids, padded with 0; texts too long for the tower are cut."""
         if self._tokenizer is None:
+            from open_clip.tokenizer import SimpleTokenizer
+
             model: Any = self.model
             tokenizer = SimpleTokenizer(context_length=model.context_length)
             if tokenizer.vocab_size != model.vocab_size:
@@ -438,6 +449,8 @@ def load_backbone(backbone: str | BackboneSettings, device: str | torch.device =
 
 def _ends_at_end_of_text(model: nn.Module) -> bool:
     """True for CLIP's own text tower: causal, pooled at the token of the highest number."""
+    from open_clip.model import CLIP
+
     return (
         isinstance(model, CLIP)
         and model.text_pool_type == "argmax"
@@ -490,6 +503,8 @@ def _finish(block: Any, hidden: Tensor, mixed: Tensor) -> Tensor:
 
 def _check_tower(model: nn.Module) -> None:
     """Refuse image towers that the forward pass above cannot compute."""
+    from open_clip.transformer import VisionTransformer
+
     tower = getattr(model, "visual", None)
     if not isinstance(tower, VisionTransformer):
         raise ValueError(  # noqa: TRY004  a wrong network, as the other refusals here

@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip import pretrained
-from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -177,6 +175,9 @@ class Published:
 
 def published(model: str, tag: str) -> Published:
     """Return where open_clip's registry says that the weights of a tag are."""
+    from open_clip import pretrained
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
     said = pretrained.get_pretrained_cfg(model, tag)
     repository, _, named = said.get("hf_hub", "").rpartition("/")
     files: tuple[str, ...] = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)
