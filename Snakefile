@@ -12,6 +12,7 @@ if not {"study", "datasets"} <= config.keys():
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/companions.smk"
 include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/descriptions.smk"
@@ -31,10 +32,15 @@ report: "workflow/report/workflow.rst"
 
 onstart:
     PLAN.write()
-    shell("python -m microclip init-tracking")
+    start_companions()
+
+
+onerror:
+    close_companions()
 
 
 onsuccess:
+    close_companions()
     print(
         f"tables and scores: results/{STUDY_NAME}; `make ui` compares the runs",
         file=sys.stderr,

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -29,7 +29,7 @@ from microclip.settings.base import SettingsError
 
 TERMINATED = 143  # exit code of a process that SIGTERM ended: 128 + 15
 INTERRUPTED = 130  # 128 + 2, SIGINT
-_MAIN = os.getpid()
+_main = os.getpid()  # the process that handles signals
 _pending: list[type[BaseException]] = []
 
 
@@ -48,6 +48,8 @@ def listen() -> None:
 
     A shell makes its background jobs ignore Ctrl-C; that stays so.
     """
+    global _main
+    _main = os.getpid()
     _pending.clear()
     for number in _RAISED:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -62,7 +64,7 @@ def raise_pending() -> None:
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
     # A forked data-loading worker inherits this handler: it ends at once, without our clean-up.
-    if os.getpid() != _MAIN and number == signal.SIGTERM:
+    if os.getpid() != _main and number == signal.SIGTERM:
         os._exit(TERMINATED)
     _pending.append(_RAISED[number])
     raise _RAISED[number]
@@ -114,6 +116,54 @@ def _end_with_the_waiting_process() -> None:
     while os.read(0, 4096):  # returns nothing only once the other end of the pipe is closed
         pass
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+MIRROR = "MICROCLIP_MIRROR"  # set in a workflow's jobs: its mirror process shows their runs
+
+
+class Companion:
+    """A process that works beside this one until it is closed, or until this one is gone.
+
+    Its standard input is the life line: the system closes it when this process ends, even by
+    kill -9. It has a session of its own, so that Ctrl-C in a terminal does not reach it.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        handles: Sequence[int] = (),
+    ) -> None:
+        """Start `python -m microclip` with these arguments, variables and open files besides."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "microclip", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
+            pass_fds=handles,
+        )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def send(self, line: str) -> None:
+        """Write a line to its standard input; a process that has ended reads nothing."""
+        stream = self._process.stdin
+        assert stream is not None
+        with contextlib.suppress(BrokenPipeError):
+            stream.write(line.encode() + b"\n")
+            stream.flush()
+
+    def close(self, wait_s: float) -> None:
+        """Let it finish its work, and wait for that; it may go on by itself after `wait_s`."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(wait_s)
 
 
 _GRACE_S = 30.0

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "microclip"
 # From the ground up: a module may import from its own layer and from the lines above it.
 LAYERS = (
     ("paths", "settings"),
-    ("runtime", "processes"),
+    ("runtime", "processes", "warm"),
     ("text", "data", "icons.scenes"),  # a dataset of icons is rendered when it is fetched
     ("model", "text.doctor", "text.mending"),  # the doctor may compare classes by their vectors
     ("adaptation",),
@@ -86,10 +86,10 @@ def test_no_imports_form_a_circle_not_even_inside_functions() -> None:
         graph = {module: used for module, used in graph.items() if module not in free}
 
 
-def test_only_tracking_of_runs_and_of_studies_and_its_model_format_import_mlflow() -> None:
+def test_only_the_mirrors_of_runs_and_of_studies_and_its_model_format_import_mlflow() -> None:
     users = {m for m in MODULES if any(name.split(".")[0] == "mlflow" for name in imports(m))}
     # a model that MLflow serves is a subclass of MLflow's own class
-    assert users == {"tracking.run", "tracking.study", "export.mlflow_model"}
+    assert users == {"tracking.mirror", "tracking.study", "export.mlflow_model"}
 
 
 def test_nothing_of_the_package_imports_snakemake() -> None:

@@ -421,7 +421,8 @@ def _mirror(job: _Job) -> None:
     assert job.target is not None
     file = generation.usage_file(job.target)
     has_store = Path(paths.TRACKING_DATABASE).is_file() or "MLFLOW_TRACKING_URI" in os.environ
-    if file.is_file() and (job.is_tracked or has_store):
+    # A workflow's mirror process is the only writer; it shows the usage at its end.
+    if file.is_file() and (job.is_tracked or has_store) and not os.environ.get(processes.MIRROR):
         from microclip.tracking import study
 
         study.mirror_usage(file)

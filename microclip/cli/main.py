@@ -190,13 +190,13 @@ def export_schema() -> None:
 @app.command()
 def sync() -> None:
     """Copy finished runs that MLflow lacks, then update its studies and sweeps."""
-    from microclip.tracking import run, study
+    from microclip.tracking import mirror, study
 
-    done, failed = run.sync(Path("results"))
+    done, failed = mirror.sync(Path("results"))
     changed, not_whole = study.sync(Path("results"))
     n_described, not_shown = study.sync_usage(Path("results"))
     say(
-        f"{done} runs copied to {run.shown_uri()}, {failed} failed; "
+        f"{done} runs copied to {mirror.shown_uri()}, {failed} failed; "
         f"{changed} studies updated, {not_whole} incomplete; costs of {n_described} descriptions "
         f"copied, {not_shown} failed"
     )
@@ -206,9 +206,9 @@ def sync() -> None:
 @app.command()
 def ui(port: Annotated[int, typer.Option()] = 5000) -> None:
     """Serve MLflow's pages on this machine only (127.0.0.1)."""
-    from microclip.tracking import run
+    from microclip.tracking import mirror
 
-    run.serve(port)
+    mirror.serve(port)
 
 
 @app.command()

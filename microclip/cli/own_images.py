@@ -206,13 +206,13 @@ def _prepare(
 def _run(prepared: Prepared, out: Path) -> Results:
     """Run a command, mirrored to MLflow."""
     from microclip.own_images import record, report
-    from microclip.tracking import run
+    from microclip.tracking import mirror
+    from microclip.tracking.run import open_tracker
 
-    named = prepared.settings
-    run.init(record.STUDY)
-    tracker = run.open_tracker(named, out, record.STUDY, report.OwnMirror)
-    with tracker.recording_failure():
-        return report.run(prepared, out, tracker)
+    with mirror.beside(out):
+        tracker = open_tracker(prepared.settings, out, record.STUDY, report.MIRRORED)
+        with tracker.recording_failure():
+            return report.run(prepared, out, tracker)
 
 
 def _confirmed() -> bool:
@@ -327,10 +327,10 @@ def export(
 def _registered(loaded: Adapted, name: str) -> str:
     """Register a classifier in MLflow's store; return a line that says how to serve it."""
     from microclip.export import mlflow_model
-    from microclip.tracking import run
+    from microclip.tracking import mirror
 
-    address = mlflow_model.log_model(loaded, name, run.experiment(run.connect(), EXPERIMENT))
-    where = run.shown_uri()
+    address = mlflow_model.log_model(loaded, name, mirror.experiment(mirror.connect(), EXPERIMENT))
+    where = mirror.shown_uri()
     return (
         f"registered as {address} in {where}; serve it with `MLFLOW_TRACKING_URI={where} mlflow "
         f"models serve -m {address} --env-manager local`"

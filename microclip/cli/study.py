@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -94,12 +95,25 @@ def plan_overview() -> None:
     print(forecasts.overview(declared, sorted(cards, key=lambda card: card.fp32_tflops)))
 
 
-@app.command()
-def init_tracking(study: StudyOption) -> None:
-    """Create MLflow's database and the study's experiment before parallel runs start."""
-    from microclip.tracking import run as tracking_run
+@app.command(hidden=True)
+def mirror(
+    planned: Annotated[str, typer.Option("--study", help="a study to show at the end, too")] = "",
+) -> None:
+    """Show runs in MLflow while they write their journals, until standard input is closed.
 
-    tracking_run.init(study)
+    The first line there has the journals' folders, and their sizes at the start.
+    """
+    from microclip.tracking import mirror as run_tracking
+    from microclip.tracking import study as study_tracking
+
+    journals = json.loads(sys.stdin.readline() or "{}")
+    if planned:
+        run_tracking.init(planned)
+    is_whole = run_tracking.follow(journals, sys.stdin.fileno())
+    if planned:
+        _, n_failed = study_tracking.sync_usage(Path("results"))
+        is_whole &= study_tracking.answer(Plan.read(planned)) and not n_failed
+    raise typer.Exit(0 if is_whole else 5)
 
 
 @app.command()
@@ -257,12 +271,16 @@ def _run(
     resolved: RunSettings, out: Path, study: str, weights_from: Path | None, *, evaluate_every: int
 ) -> None:
     from microclip import runner
-    from microclip.tracking import run as tracking_run
+    from microclip.tracking import mirror
+    from microclip.tracking.run import open_tracker
 
-    tracker = tracking_run.open_tracker(resolved, out, study)
-    with tracker.recording_failure():
-        scores = runner.run(resolved, out, tracker, weights_from, evaluate_every=evaluate_every)
-    tracker.finish(scores.as_dict())
+    with mirror.beside(out):
+        tracker = open_tracker(resolved, out, study)
+        with tracker.recording_failure():
+            scores = runner.run(
+                resolved, out, tracker, weights_from, evaluate_every=evaluate_every
+            )
+        tracker.finish(scores.as_dict())
     took = f"{scores.top1_pct:.2f} % in {scores.seconds:.0f} s"
     tracker.message(f"{resolved.spec.name}: {took}")
     _show_progress(study, tracker)
@@ -329,8 +347,11 @@ def compare(study: StudyOption) -> None:
 def report(study: StudyOption) -> None:
     """Write the study's page: one HTML file that opens from disk."""
     from microclip.measure import page
+    from microclip.tracking import mirror as run_tracking
 
-    say(f"wrote {page.write(Plan.read(study))}")
+    planned = Plan.read(study)
+    run_tracking.wait([run.spec.folder for run in planned.runs])  # the page links to MLflow's runs
+    say(f"wrote {page.write(planned)}")
 
 
 @app.command()
@@ -346,10 +367,13 @@ def gallery(
 
 @app.command()
 def mirror_study(study: StudyOption) -> None:
-    """Show a study's tables, figures and sweeps in MLflow."""
+    """Show a study's tables, figures and sweeps in MLflow; in a workflow, once all else is done."""
     from microclip.tracking import study as study_tracking
 
-    study_tracking.mirror(Plan.read(study))
+    if os.environ.get(processes.MIRROR):
+        study_tracking.request(Plan.read(study))
+    else:
+        study_tracking.mirror(Plan.read(study))
     say(f"wrote {paths.STUDY_MIRRORED.format(study=study)}")
 
 

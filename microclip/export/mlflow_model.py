@@ -2,7 +2,7 @@
 
 Apart from the packages it lists, the folder is self-contained: this package's code, the classifier,
 and the backbone's files. Nothing in it is pickled: the model is code (`served.py`), its arrays are
-safetensors. MLflow requires a subclass of its own class, so besides `tracking.run` and
+safetensors. MLflow requires a subclass of its own class, so besides `tracking.mirror` and
 `tracking.study` this is the only module that imports MLflow.
 """
 
@@ -35,7 +35,7 @@ from microclip import runtime
 from microclip.api import Adapted, load
 from microclip.own_images import prediction
 from microclip.settings.study import load_backbone_settings
-from microclip.tracking import run
+from microclip.tracking import mirror
 
 IMAGE, TOP = "image", "top"  # the input column; the parameter, also a column of the answer
 _CODE = '''"""What MLflow runs: an adapted classifier."""
@@ -120,7 +120,7 @@ def log_model(adapted: Adapted, name: str, experiment: str) -> str:
 def _our_store() -> Iterator[None]:
     """Point MLflow's global functions at our store; restore the environment they change."""
     named = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(run.tracking_uri())
+    mlflow.set_tracking_uri(mirror.tracking_uri())
     try:
         yield
     finally:
@@ -130,7 +130,7 @@ def _our_store() -> Iterator[None]:
 
 
 def _be_quiet() -> None:
-    run.be_quiet()
+    mirror.be_quiet()
     logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 

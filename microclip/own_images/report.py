@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 
@@ -36,7 +35,7 @@ from microclip.own_images.results import (
 )
 from microclip.own_images.training import Outcome, Place, Start, adapt_images
 from microclip.settings.base import SettingsError
-from microclip.tracking.run import Mirror, RunClock, RunTracker, read_history
+from microclip.tracking.run import RunClock, RunTracker, read_history
 
 PREDICTIONS, LABEL_FIRST = "predictions.csv", "label_these_first.csv"
 GALLERY, CARD = "gallery.html", "README.md"
@@ -57,21 +56,15 @@ FILES = (  # what the card says of each file
     (paths.BAD_FILES, "files that were skipped, and why; absent if there were none"),
     (paths.RUN_SCORES, "accuracy on the labelled images; absent without labels"),
 )
+MIRRORED = (  # files that MLflow shows, too
+    *(CARD, GALLERY, PREDICTIONS, LABEL_FIRST, paths.BAD_FILES, paths.RUN_SCORES),
+    *(RECORD, WEIGHTS, TEXTS, paths.RUN_SETTINGS, paths.RUN_HISTORY, paths.RUN_FIRST_BATCH),
+)
 MAX_IMAGES = 240  # a third uncertain, a third unlike zero-shot, the rest spread over the classes
 _PICTURE_BYTES = 2_400_000  # all pictures together, so that the page opens quickly
 _LARGEST_PX = 160
 _BATCH = 64
 _TOP = 3
-
-
-class OwnMirror(Mirror):
-    """Mirrors a command to MLflow: its files, and what to say if MLflow fails."""
-
-    files: ClassVar[Sequence[str]] = (
-        *(CARD, GALLERY, PREDICTIONS, LABEL_FIRST, paths.BAD_FILES, paths.RUN_SCORES),
-        *(RECORD, WEIGHTS, TEXTS, paths.RUN_SETTINGS, paths.RUN_HISTORY, paths.RUN_FIRST_BATCH),
-    )
-    hint: ClassVar[str] = "the run continues, and its folder will be complete without MLflow"
 
 
 @dataclass(frozen=True, eq=False)

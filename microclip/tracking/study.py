@@ -30,16 +30,9 @@ from microclip.settings import reports
 from microclip.settings.base import digest
 from microclip.settings.reports import SweepPlot
 from microclip.study import SPEC, Plan, RunSpec
-from microclip.tracking import run as tracking
-from microclip.tracking.run import (
-    DESCRIPTION,
-    PARENT,
-    RUN_NAME,
-    TAG_LENGTH,
-    failure,
-    read_history,
-    shown_uri,
-)
+from microclip.tracking import mirror as tracking
+from microclip.tracking.mirror import PARENT, TAG_LENGTH, failure, shown_uri
+from microclip.tracking.run import DESCRIPTION, NAME, read_history
 
 if TYPE_CHECKING:
     from microclip.text.generation import Usage
@@ -348,6 +341,23 @@ def mirror(plan: Plan) -> bool:
     return not record["missing"]
 
 
+def request(plan: Plan) -> None:
+    """Write a record that lacks everything; the workflow's mirror process fills it in at its end.
+
+    So that process is the only writer, and it has all runs by then.
+    """
+    record = Record(uri=shown_uri(), study=None, sweeps={}, missing=_names(plan))
+    runtime.write_json(Path(paths.STUDY_MIRRORED.format(study=plan.study)), record)
+
+
+def answer(plan: Plan) -> bool:
+    """Show a study whose record lacks it; return whether the mirror is complete."""
+    path = Path(paths.STUDY_MIRRORED.format(study=plan.study))
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["study"] is not None:
+        return True
+    return mirror(plan)
+
+
 def sync(results: Path) -> tuple[int, int]:
     """Update all studies that are shown in MLflow, or should be.
 
@@ -439,7 +449,7 @@ class _Shown:
     def _write(self, card: Card, digest: str) -> str:
         from mlflow.entities import Metric, Param
 
-        tags = {RUN_NAME: card.name, "kind": card.kind, _CONTENT: digest, **card.tags}
+        tags = {NAME: card.name, "kind": card.kind, _CONTENT: digest, **card.tags}
         run_id = str(self._mlflow.create_run(self._experiment, tags=tags).info.run_id)
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, step) for name, value, step in card.metrics]

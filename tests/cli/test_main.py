@@ -21,7 +21,7 @@ from tests.fixtures.project import CLASSES, SENTENCES, draw, prepare, settings_o
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS_OF_DESIGN = {
-    "init-tracking", "fetch-dataset", "store-images", "describe", "embed-descriptions",
+    "fetch-dataset", "store-images", "describe", "embed-descriptions",
     "encode-images", "run", "collect-scores", "tabulate", "adapt", "predict", "doctor", "status",
     "sync", "ui", "export-schema", "show", "unlock", "verify", "fetch-weights",
 }  # fmt: skip

@@ -5,8 +5,6 @@ import dataclasses
 import json
 import logging
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -14,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from PIL import Image
 
 from microclip import paths, runtime
 from microclip.study import RunSettings
-from microclip.tracking import run as tracking
+from microclip.tracking import mirror as tracking
+from microclip.tracking.run import open_tracker
 from tests.browser import Browser
 from tests.fixtures.project import settings_of
-from tests.fixtures.tracking import client, points, runs, served
+from tests.fixtures.tracking import client, points, runs, served, show
 
 ROWS = {
     0: {"test_fused_pct": 40.0},
@@ -45,14 +43,15 @@ def scores_of(settings: RunSettings, top1: float = 44.0) -> dict[str, Any]:
 
 
 def write_run(settings: RunSettings, epochs: Iterator[int] | range = range(4)) -> dict[str, Any]:
-    """Do what the command `run` does, without training."""
+    """Do what the command `run` does, without training, and show it in MLflow."""
     folder = settings.spec.folder
-    tracker = tracking.open_tracker(settings, folder, "tiny")
+    tracker = open_tracker(settings, folder, "tiny")
     for epoch in epochs:
         tracker.epoch(epoch, ROWS[epoch])
     scores = scores_of(settings)
     runtime.write_json(folder / paths.RUN_SCORES, scores)
     tracker.finish(scores)
+    show(folder)
     return scores
 
 
@@ -107,7 +106,7 @@ def test_everything_is_written_in_results(work: Path) -> None:
 
 def test_history_has_one_row_per_epoch_and_a_repeated_epoch_replaces_later_rows(work: Path) -> None:
     settings = settings_of("microclip")
-    tracker = tracking.open_tracker(settings, settings.spec.folder, "tiny")
+    tracker = open_tracker(settings, settings.spec.folder, "tiny")
     for epoch in (0, 1, 2, 1):
         tracker.epoch(epoch, {"loss": 10.0 * epoch})
     with (settings.spec.folder / paths.RUN_HISTORY).open() as stream:
@@ -118,10 +117,11 @@ def test_history_has_one_row_per_epoch_and_a_repeated_epoch_replaces_later_rows(
 
 def test_an_interrupted_run_is_continued_not_duplicated(work: Path) -> None:
     settings = settings_of("microclip")
-    first = tracking.open_tracker(settings, settings.spec.folder, "tiny")
+    first = open_tracker(settings, settings.spec.folder, "tiny")
     for epoch in (0, 1, 2):
         first.epoch(epoch, ROWS[epoch])
     first.fail("KILLED", "interrupted")
+    show(settings.spec.folder)
     [run] = runs()
     assert run.info.status == "KILLED"
     before = run.info.run_id
@@ -136,9 +136,10 @@ def test_an_interrupted_run_is_continued_not_duplicated(work: Path) -> None:
 
 def test_an_epoch_repeated_after_a_kill_is_logged_once(work: Path) -> None:
     settings = settings_of("microclip")
-    first = tracking.open_tracker(settings, settings.spec.folder, "tiny")
+    first = open_tracker(settings, settings.spec.folder, "tiny")
     for epoch in (0, 1, 2):
         first.epoch(epoch, ROWS[epoch])
+    show(settings.spec.folder)
     write_run(settings, epochs=range(2, 4))  # killed between report and checkpoint
     [run] = runs()
     assert points(run, "loss") == [(1, 2.5), (2, 2.0), (3, 1.5)]
@@ -161,11 +162,11 @@ def test_a_run_with_other_settings_replaces_that_of_the_same_name(work: Path) ->
 
 def test_history_of_other_settings_is_not_continued(work: Path) -> None:
     old = settings_of("microclip")
-    tracker = tracking.open_tracker(old, old.spec.folder, "tiny")
+    tracker = open_tracker(old, old.spec.folder, "tiny")
     for epoch in (0, 1, 2, 3):
         tracker.epoch(epoch, ROWS[epoch])
     new = settings_of("microclip", gamma=0.3)
-    tracker = tracking.open_tracker(new, new.spec.folder, "tiny")
+    tracker = open_tracker(new, new.spec.folder, "tiny")
     tracker.epoch(0, ROWS[0])
     with (new.spec.folder / paths.RUN_HISTORY).open() as stream:
         assert [float(row["epoch"]) for row in csv.DictReader(stream)] == [0]
@@ -173,7 +174,8 @@ def test_history_of_other_settings_is_not_continued(work: Path) -> None:
 
 def test_a_failed_run_records_the_reason(work: Path) -> None:
     settings = settings_of("microclip")
-    tracking.open_tracker(settings, settings.spec.folder, "tiny").fail("FAILED", "loss is nan")
+    open_tracker(settings, settings.spec.folder, "tiny").fail("FAILED", "loss is nan")
+    show(settings.spec.folder)
     [run] = runs()
     assert run.info.status == "FAILED"
     assert "loss is nan" in run.data.tags.values()
@@ -233,45 +235,6 @@ def test_init_can_be_repeated_and_a_dead_server_is_no_error(
     assert runs() == []
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
     tracking.init("tiny")
-
-
-WRITERS = """
-import os, sys, yaml
-import mlflow, microclip.methods.microclip
-from pathlib import Path
-from microclip.tracking import run as tracking
-from microclip.study import RunSettings
-
-def write(file):
-    settings = RunSettings.from_dict(yaml.safe_load(Path(file).read_text()))
-    tracker = tracking.open_tracker(settings, settings.spec.folder, "tiny")
-    for epoch in range(8):
-        tracker.epoch(epoch, {"loss": float(epoch)})
-    tracker.finish({"digest": settings.digest(), "recipe": 1, "top1_pct": 50.0})
-
-for file in sys.argv[1:]:  # one interpreter for all: the imports take longer than the work
-    if os.fork() == 0:
-        write(file)
-        os._exit(0)
-codes = [os.wait()[1] for _ in sys.argv[1:]]
-sys.exit(codes != [0] * len(codes))
-"""
-
-
-@pytest.mark.slow
-def test_parallel_runs_lose_nothing(work: Path) -> None:
-    files = []
-    for seed in range(4):
-        one = settings_of("microclip")
-        one = dataclasses.replace(one, spec=dataclasses.replace(one.spec, seed=seed))
-        files.append(work / f"{seed}.yaml")
-        files[-1].write_text(yaml.safe_dump(one.as_dict()))
-    subprocess.run([sys.executable, "-c", WRITERS, *map(str, files)], check=True, timeout=240)
-    tracking.sync(Path("results"))
-    found = runs()
-    assert len(found) == 4
-    for run in found:
-        assert points(run, "loss") == [(epoch, float(epoch)) for epoch in range(8)]
 
 
 def post(address: str, path: str, body: dict[str, Any]) -> dict[str, Any]:

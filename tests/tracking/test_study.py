@@ -14,12 +14,13 @@ import yaml
 
 from microclip import paths, runtime, study
 from microclip.study import Plan, RunSpec, Study
-from microclip.tracking import run
+from microclip.tracking import mirror
 from microclip.tracking import study as study_cards
 from microclip.tracking import study as study_tracking
-from microclip.tracking.run import DESCRIPTION, PARENT
+from microclip.tracking.mirror import PARENT
+from microclip.tracking.run import DESCRIPTION, open_tracker
 from tests.browser import Browser, executable
-from tests.fixtures.tracking import client, free_port, own_store, points, runs, served
+from tests.fixtures.tracking import client, free_port, own_store, points, runs, served, show
 
 OWN = Path(__file__).resolve().parents[2] / "config"
 STUDY = {
@@ -76,7 +77,7 @@ def write_study(found: Study) -> Plan:
 def write_run(found: Study, spec: RunSpec, top1: float | None = None) -> None:
     """Do what the command `run` does, without training."""
     settings = found.resolve(spec)
-    tracker = run.open_tracker(settings, spec.folder, found.settings.study)
+    tracker = open_tracker(settings, spec.folder, found.settings.study)
     if spec.method == "microclip":
         tracker.epoch(0, {"test_fused_pct": 40.0})
         tracker.epoch(1, {"loss": 1.0, "peak_memory_mib": 100.0, "test_fused_pct": 41.0})
@@ -90,6 +91,7 @@ def write_run(found: Study, spec: RunSpec, top1: float | None = None) -> None:
     }
     runtime.write_json(spec.folder / paths.RUN_SCORES, scores)
     tracker.finish(scores)
+    show(spec.folder)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def made(root: Path, empty_database: Path, tmp_path_factory: pytest.TempPathFact
     shutil.copy(empty_database, folder / paths.TRACKING_DATABASE)
     with own_store(folder), pytest.MonkeyPatch.context() as patch:
         patch.setenv("MICROCLIP_ROOT", str(root))
-        run.init("tiny")
+        mirror.init("tiny")
         found = declared()
         for spec in found.runs:
             write_run(found, spec)
@@ -254,7 +256,7 @@ def test_the_study_run_shows_tables_figures_and_sweeps(place: Path) -> None:
         "figures/figure5.csv",
     }
     assert record_of() == {
-        "uri": run.tracking_uri(),
+        "uri": mirror.tracking_uri(),
         "study": card.info.run_id,
         "sweeps": {name: found[name].info.run_id for name in (GAMMA, RATE)},
         "missing": [],
@@ -349,13 +351,13 @@ def test_sync_restores_what_was_deleted_in_mlflow(place: Path) -> None:
     before = shown()
     for name in (run_name("gamma-1"), RATE, "study/tiny"):
         client().delete_run(before[name].info.run_id)
-    assert run.sync(Path("results")) == (1, 0)
+    assert mirror.sync(Path("results")) == (1, 0)
     assert study_tracking.sync(Path("results")) == (1, 0)
     after = shown()
     assert after.keys() == before.keys()
     assert parents(after) == parents(before)
     assert points(after[run_name("gamma-1")], "loss") == [(1, 1.0), (2, 0.5)]
-    assert (run.sync(Path("results")), study_tracking.sync(Path("results"))) == (
+    assert (mirror.sync(Path("results")), study_tracking.sync(Path("results"))) == (
         (0, 0),
         (0, 0),
     )
@@ -383,7 +385,7 @@ def test_sync_without_mlflow_is_refused_in_one_line(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
     with pytest.raises(runtime.ServiceError, match="then run `microclip sync`$"):
-        run.sync(Path("results"))
+        mirror.sync(Path("results"))
 
 
 def row(method: str, dataset: str, top1: float, seed: int = 0) -> dict[str, str]:
@@ -430,7 +432,7 @@ def test_a_server_that_was_down_gets_everything_once(
     port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     with served(place, port) as address:
-        assert run.sync(Path("results")) == (6, 0)  # the records do not know this address yet
+        assert mirror.sync(Path("results")) == (6, 0)  # the records do not know this address yet
         assert study_tracking.mirror(plan_of())
         assert study_tracking.mirror(plan_of())
         first = record_of()
@@ -442,7 +444,7 @@ def test_a_server_that_was_down_gets_everything_once(
     assert not study_tracking.mirror(plan_of())
     assert set(record_of()["missing"]) == CARDS
     with served(place, port):
-        assert run.sync(Path("results")) == (1, 0)
+        assert mirror.sync(Path("results")) == (1, 0)
         assert study_tracking.sync(Path("results")) == (1, 0)
         assert study_tracking.sync(Path("results")) == (0, 0)
         after = shown()

@@ -31,6 +31,7 @@ os.environ.update(
     MICROCLIP_DEVICE=STUDY.settings.device,
     MICROCLIP_EVALUATE_EVERY=str(STUDY.settings.evaluate_every),
     MICROCLIP_JOBS=str(N_JOBS),
+    MICROCLIP_MIRROR="workflow",
     MICROCLIP_ZERO_SHOT_GATE=os.environ.get("MICROCLIP_ZERO_SHOT_GATE")
     or STUDY.settings.gate,
 )

@@ -1,0 +1,490 @@
+"""MLflow as a mirror of runs: it shows what their files say, and may be missing.
+
+One experiment per study, one MLflow run per run, continued if the settings are the same, otherwise
+replaced. A workflow has one mirror process, so that SQLite has one writer: `Follower` reads the
+journals of the planned runs while they are written. A run that is started by hand has a mirror
+process to itself. What a mirror could not show, `sync` copies later; no run waits for any of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import re
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from microclip import paths, runtime
+from microclip.processes import MIRROR, Companion
+from microclip.study import RunSettings
+from microclip.tracking.run import FILES, NAME, Announcement, read_history
+
+log = logging.getLogger(__name__)
+
+# MLflow reads these when it is imported, here and in its server. Short waits and few retries: a
+# server that is down must not hold up a run.
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_PASSWORD = re.compile(r"//[^/@\s]+@")  # in an address, or in an error message that quotes one
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or else the SQLite file in this results folder, as an absolute path."""
+    default = f"sqlite:///{Path(paths.TRACKING_DATABASE).resolve()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def shown_uri() -> str:
+    """The address without a password, safe to print and to write."""
+    return _PASSWORD.sub("//", tracking_uri())
+
+
+def failure(error: BaseException) -> tuple[str, str]:
+    """The address and the first line of an error, without passwords."""
+    text = _PASSWORD.sub("//", str(error)).splitlines()
+    return shown_uri(), text[0] if text else type(error).__name__
+
+
+def be_quiet() -> None:
+    """Set MLflow's environment variables for quiet operation, unless the user has set them."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def serve(port: int) -> None:
+    """Serve MLflow's pages on 127.0.0.1 until interrupted; this process becomes the server."""
+    be_quiet()
+    arguments = ["-m", "mlflow", "server", "--backend-store-uri", tracking_uri()]
+    arguments += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, *arguments])
+
+
+PARENT = "mlflow.parentRunId"
+TAG_LENGTH = 8000  # MLflow's limit, in characters
+_CHUNK = 900  # metrics per request; the server accepts 1,000
+_NO_METRICS = ("seed", "recipe", "shared_recipe", "time")
+_PAGE = 1000  # runs per answer
+
+
+def connect() -> Any:
+    """Make a client of the store, without contacting it yet."""
+    be_quiet()
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri())
+
+
+def init(study: str) -> None:
+    """Create the database and a study's experiment.
+
+    If the server cannot be reached, that is only reported: the files do not need it.
+    """
+    try:
+        experiment(connect(), study)
+    except Exception as error:  # noqa: BLE001  whatever the store raises, runs go on without it
+        log.warning("MLflow at %s: %s; runs go on, `microclip sync` later", *failure(error))
+
+
+def experiment(client: Any, study: str) -> str:
+    """Id of a study's experiment, which is created if it does not exist."""
+    if found := client.get_experiment_by_name(study):
+        return str(found.experiment_id)
+    is_own = "MLFLOW_TRACKING_URI" not in os.environ
+    root = (Path(paths.TRACKING_ARTIFACTS).resolve() / study).as_uri() if is_own else None
+    return str(client.create_experiment(study, artifact_location=root))
+
+
+def log_metrics(client: Any, run_id: str, metrics: list[Any]) -> None:
+    """Log metrics in as few requests as the server allows."""
+    for start in range(0, len(metrics), _CHUNK):
+        client.log_batch(run_id, metrics=metrics[start : start + _CHUNK])
+
+
+def all_runs(client: Any, experiments: list[str], wanted: str = "") -> Iterator[Any]:
+    """Yield the runs of experiments that are not deleted; `wanted` is MLflow's filter."""
+    token = None
+    while experiments:
+        page = client.search_runs(experiments, wanted, max_results=_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def complete_runs(client: Any) -> dict[str, Any]:
+    """Runs of all studies that MLflow has completely, by id."""
+    known = [found.experiment_id for found in client.search_experiments()]
+    runs = all_runs(client, known, "tags.complete = 'true'")
+    return {run.info.run_id: run for run in runs}
+
+
+class Mirror:
+    """One MLflow run, found by its name. Whatever the store raises is passed on."""
+
+    def __init__(self, announced: Announcement) -> None:
+        """Find the run with the same settings, or create it."""
+        self._files = announced.files
+        self.last_epoch = -1  # epoch 0 is the network before training
+        self._mlflow = connect()
+        where = experiment(self._mlflow, announced.study)
+        self.run_id = self._continued(where, announced)
+        if not self.run_id:
+            self.run_id = str(self._mlflow.create_run(where, tags=announced.tags).info.run_id)
+            self._log_settings(announced)
+            self._log_dataset(announced.tags["dataset"])
+
+    def _continued(self, where: str, announced: Announcement) -> str:
+        """Id of the run to continue, "" if there is none; other runs of its name are deleted."""
+        kept = ""
+        name = announced.name.replace("'", "")  # MLflow's filters cannot escape a quote
+        for run in self._mlflow.search_runs([where], f"tags.`{NAME}` = '{name}'"):
+            same = run.data.tags.get("job_key") == announced.digest
+            if same and not kept and run.data.tags.get("complete") != "true":
+                kept = str(run.info.run_id)
+                self._mlflow.update_run(kept, status="RUNNING")
+                self.last_epoch = int(run.data.metrics.get("epoch", -1))
+            else:
+                # Of other settings, or complete and now repeated: the new run takes its place.
+                self._mlflow.delete_run(run.info.run_id)
+        return kept
+
+    def _log_settings(self, announced: Announcement) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(key, value) for key, value in announced.params.items()]
+        self._mlflow.log_batch(self.run_id, params=params)
+
+    def _log_dataset(self, dataset: str) -> None:
+        manifest = Path(paths.MANIFEST.format(dataset=dataset))
+        if not manifest.is_file():
+            return
+        import mlflow.data
+        import pandas as pd
+        from mlflow.entities import DatasetInput, InputTag
+
+        frame = pd.read_csv(manifest, dtype=str)
+        with warnings.catch_warnings():
+            # MLflow warns that the path could have several kinds of source; it is a local file.
+            warnings.simplefilter("ignore", UserWarning)
+            data = mlflow.data.from_pandas(  # type: ignore[attr-defined]
+                frame, source=str(manifest), name=dataset
+            )
+        entry = DatasetInput(data._to_mlflow_entity(), [InputTag("mlflow.data.context", "train")])
+        self._mlflow.log_inputs(self.run_id, datasets=[entry])
+
+    def epochs(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Log the rows that MLflow lacks, in as few requests as it allows."""
+        from_here = [row for row in rows if row["epoch"] > self.last_epoch]
+        if from_here:
+            log_metrics(self._mlflow, self.run_id, list(_metrics(from_here)))
+            self.last_epoch = int(from_here[-1]["epoch"])
+
+    def finish(self, scores: Mapping[str, Any], folder: Path) -> None:
+        """Log the final numbers and files, check that the files arrived, and close the run."""
+        numbers = {k: v for k, v in scores.items() if isinstance(v, int | float)}
+        # "seconds" is already the name of an epoch's metric.
+        numbers["total_seconds"] = numbers.pop("seconds", 0.0)
+        last = {"epoch": max(self.last_epoch, 0), **numbers}
+        log_metrics(self._mlflow, self.run_id, list(_metrics([last])))
+        self._mlflow.set_tag(self.run_id, "artifacts", "incomplete")
+        files = [folder / name for name in self._files if (folder / name).is_file()]
+        for file in files:
+            self._mlflow.log_artifact(self.run_id, str(file))
+        there = {item.path for item in self._mlflow.list_artifacts(self.run_id)}
+        if lost := {file.name for file in files} - there:
+            raise OSError(f"artifacts {', '.join(sorted(lost))} did not arrive")
+        self._mlflow.set_tag(self.run_id, "artifacts", "complete")
+        # Last, and only once the files are there: `sync` trusts this tag.
+        self._mlflow.set_tag(self.run_id, "complete", "true")
+        self._mlflow.set_terminated(self.run_id, "FINISHED")
+        marker = folder / paths.RUN_MIRRORED
+        runtime.write_json(marker, marker_of(str(scores["digest"]), self.run_id))
+
+    def fail(self, status: str, reason: str) -> None:
+        """Mark the run FAILED or KILLED, with the reason."""
+        self._mlflow.set_tag(self.run_id, "reason", reason)
+        self._mlflow.set_terminated(self.run_id, status)
+
+
+def _metrics(rows: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    """Yield each row's numbers, its epoch last: MLflow's plots open with the first metric."""
+    from mlflow.entities import Metric
+
+    for row in rows:
+        when = int(1000 * row.get("time", time.time()))
+        for key in sorted(row, key="epoch".__eq__):
+            if isinstance(row[key], int | float) and key not in _NO_METRICS:
+                yield Metric(key, float(row[key]), when, int(row["epoch"]))
+
+
+def marker_of(digest: str, run_id: str | None) -> dict[str, str | None]:
+    """Content of the marker file: that MLflow has the scores of this digest, and in which run."""
+    return {"uri": shown_uri(), "run_id": run_id, "digest": digest}
+
+
+def find_mirrored(folder: Path, digest: str, there: Mapping[str, Any]) -> Any | None:
+    """The MLflow run that a run's folder names, if it is among `there` with these scores."""
+    marker = folder / paths.RUN_MIRRORED
+    known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
+    run_id = str(known.get("run_id"))
+    return there.get(run_id) if known == marker_of(digest, run_id) else None
+
+
+_POLL_S = 1.0
+_PAUSE_S = 30.0  # after a failure, so that a server that is down is not asked all the time
+_TRIES = 3  # then a run is left to `sync`, so that it does not hold up the others
+_DEAD = "its process ended without a word: killed, or out of memory"
+
+
+def sizes(folders: Sequence[Path]) -> dict[str, int]:
+    """Bytes of each run's journal now: where a mirror that starts now begins to read."""
+    journals = {str(folder): folder / paths.RUN_JOURNAL for folder in folders}
+    return {name: path.stat().st_size if path.is_file() else 0 for name, path in journals.items()}
+
+
+@dataclass
+class _Followed:
+    """A run's journal, how far it was read, and what MLflow lacks of it.
+
+    Attributes:
+        end: the journal's last line of this run; None while it runs.
+    """
+
+    folder: Path
+    offset: int
+    announced: Announcement | None = None
+    process: tuple[str, int] = ("", 0)  # host, process id
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    end: dict[str, Any] | None = None
+    mirror: Mirror | None = None
+    n_failures: int = 0
+
+    def read(self) -> None:
+        """Take in what was written since the last call."""
+        is_dead = self._is_dead()  # before the reading: a process writes its end, then ends
+        for line in self._lines():
+            values = json.loads(line)
+            match values["event"]:
+                case "started":
+                    self._start(values)
+                case "epoch":
+                    self.rows.append({k: v for k, v in values.items() if k != "event"})
+                case _:
+                    self.end = values
+        if is_dead and self.end is None:
+            self.end = self._scores() or {"event": "killed", "reason": _DEAD}
+
+    def _lines(self) -> list[str]:
+        """The journal's new lines; one that is not yet whole waits."""
+        path = self.folder / paths.RUN_JOURNAL
+        if not path.is_file() or path.stat().st_size <= self.offset:
+            return []
+        with path.open("rb") as stream:
+            stream.seek(self.offset)
+            text = stream.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        return whole.decode().splitlines()
+
+    def _start(self, values: Mapping[str, Any]) -> None:
+        known = {each.name: values[each.name] for each in fields(Announcement)}
+        self.announced = Announcement(**{**known, "files": tuple(known["files"])})
+        self.process = (str(values["host"]), int(values["pid"]))
+        self.rows, self.end, self.mirror, self.n_failures = [], None, None, 0
+
+    def _is_dead(self) -> bool:
+        """Has this machine no such process any more? That of another machine is not known."""
+        import psutil
+
+        host, pid = self.process
+        is_open = self.announced is not None and self.end is None
+        return is_open and host == platform.node() and not psutil.pid_exists(pid)
+
+    def _scores(self) -> dict[str, Any] | None:
+        """The scores, if the process was killed between writing them and saying so."""
+        path = self.folder / paths.RUN_SCORES
+        assert self.announced is not None
+        if not path.is_file():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        is_own = found.get("digest") == self.announced.digest
+        return {"event": "finished", **found} if is_own else None
+
+    @property
+    def is_shown(self) -> bool:
+        """Does MLflow have all that the journal says?"""
+        return self.announced is None or not (self.mirror is None or self.rows or self.end)
+
+    def show(self) -> None:
+        """Bring MLflow up to date."""
+        assert self.announced is not None
+        if self.mirror is None:
+            self.mirror = Mirror(self.announced)
+        if self.rows:
+            first = self.rows[0]["epoch"]
+            past = read_history(self.folder) if first > self.mirror.last_epoch + 1 else []
+            self.mirror.epochs([*(row for row in past if row["epoch"] < first), *self.rows])
+            self.rows = []
+        if self.end is not None:
+            if self.end["event"] == "finished":
+                numbers = {k: v for k, v in self.end.items() if k not in ("event", "time")}
+                self.mirror.finish(numbers, self.folder)
+            else:
+                self.mirror.fail(self.end["event"].upper(), self.end["reason"])
+            self.announced = None
+
+    def failed(self) -> None:
+        """Begin with the run anew next time, or leave it to `sync`."""
+        self.mirror = None
+        self.n_failures += 1
+        if self.n_failures == _TRIES:
+            self.announced = None
+
+
+class Follower:
+    """Shows runs in MLflow while they write their journals."""
+
+    def __init__(self, journals: Mapping[str, int]) -> None:
+        """Follow the journals of these folders, each from a byte on."""
+        self._runs = [_Followed(Path(folder), offset) for folder, offset in journals.items()]
+        self._retry_at = 0.0
+        self._has_warned = False
+
+    def look(self) -> None:
+        """Read what is new, and show it unless the store failed a moment ago."""
+        for run in self._runs:
+            run.read()
+        if time.monotonic() >= self._retry_at:
+            self._show()
+
+    def close(self) -> bool:
+        """Read and show the rest; return whether MLflow has everything."""
+        for _ in range(2):  # a run that fails by itself comes last the second time
+            self._retry_at = 0.0
+            self.look()
+        return all(run.is_shown and run.n_failures < _TRIES for run in self._runs)
+
+    def _show(self) -> None:
+        lacking = [run for run in self._runs if not run.is_shown]
+        for run in sorted(lacking, key=lambda run: run.n_failures):
+            try:
+                run.show()
+            except Exception as error:  # noqa: BLE001  whatever the store raises, the files are there
+                if not self._has_warned:
+                    hint = "the runs go on, `microclip sync` copies what is missing"
+                    log.warning("MLflow at %s: %s; %s", *failure(error), hint)
+                self._has_warned = True
+                run.failed()
+                self._retry_at = time.monotonic() + _PAUSE_S
+                return
+
+
+def follow(journals: Mapping[str, int], closing: int) -> bool:
+    """Follow journals until the file descriptor `closing` is closed at its other end.
+
+    The system closes it, too, when the process there ends, however it ends.
+
+    Returns:
+        Whether MLflow has everything that the journals say.
+    """
+    import select
+
+    follower = Follower(journals)
+    while not (select.select([closing], [], [], _POLL_S)[0] and not os.read(closing, 1)):
+        follower.look()
+    return follower.close()
+
+
+_WAIT_S = 30.0  # for the mirror of one run, after the run
+
+
+def start(folders: Sequence[Path], *arguments: str) -> Companion:
+    """Start a process that shows what runs write to their journals from now on."""
+    mirror = Companion("mirror", *arguments)
+    mirror.send(json.dumps(sizes(folders)))
+    return mirror
+
+
+@contextlib.contextmanager
+def beside(folder: Path) -> Iterator[None]:
+    """Show a run in MLflow while the block makes it, unless it belongs to a workflow."""
+    if os.environ.get(MIRROR):
+        yield
+        return
+    mirror = start([folder])
+    try:
+        yield
+    finally:
+        mirror.close(_WAIT_S)
+
+
+_LINKED_S = 10.0  # usually 2 are enough
+
+
+def wait(folders: Sequence[Path]) -> None:
+    """Wait for the workflow's mirror process, if it runs here, to show all complete runs.
+
+    Not long: what it is late with is missing from the links of a page, nothing more.
+    """
+    import psutil
+
+    end = time.monotonic() + _LINKED_S
+    mirror = os.environ.get(MIRROR, "")
+    done = [folder for folder in folders if (folder / paths.RUN_SCORES).is_file()]
+    while mirror.isdigit() and psutil.pid_exists(int(mirror)) and time.monotonic() < end:
+        if all((folder / paths.RUN_MIRRORED).is_file() for folder in done):
+            return
+        time.sleep(0.1)
+
+
+def sync(results: Path) -> tuple[int, int]:
+    """Replay complete runs that MLflow lacks or has lost; return (replayed, failed).
+
+    Raises:
+        ServiceError: MLflow cannot be reached.
+    """
+    try:
+        there = complete_runs(connect())
+    except Exception as error:
+        hint = "start it, then run `microclip sync`"
+        raise runtime.ServiceError(f"MLflow at {': '.join(failure(error))}; {hint}") from error
+    done = failed = 0
+    for scored in sorted(results.glob(f"runs/**/{paths.RUN_SCORES}")):
+        scores = json.loads(scored.read_text(encoding="utf-8"))
+        if find_mirrored(scored.parent, str(scores["digest"]), there) is not None:
+            continue
+        try:
+            _replay(scored.parent, scores)
+            done += 1
+        except Exception as error:  # noqa: BLE001  the next run may work
+            log.warning("MLflow at %s: %s; use `microclip sync` later", *failure(error))
+            failed += 1
+    return done, failed
+
+
+def _replay(folder: Path, scores: Mapping[str, Any]) -> None:
+    """Show a complete run."""
+    values = yaml.safe_load((folder / paths.RUN_SETTINGS).read_text(encoding="utf-8"))
+    declared = RunSettings.from_dict(values)
+    mirror = Mirror(Announcement.of(declared, values["study"], FILES))
+    mirror.epochs(read_history(folder))
+    mirror.finish(scores, folder)

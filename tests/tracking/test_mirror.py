@@ -1,0 +1,254 @@
+"""A mirror process shows runs while they train; no run needs it, and `sync` does what it left."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from microclip import paths, processes, runtime
+from microclip.study import RunSettings
+from microclip.tracking import mirror
+from microclip.tracking.run import open_tracker
+from tests.fixtures.project import prepare, settings_of
+from tests.fixtures.tracking import points, runs, show
+
+ROWS = {epoch: {"loss": 10.0 - epoch} for epoch in range(8)}
+
+
+def seeds(n: int) -> list[RunSettings]:
+    """Settings of runs that differ in their seeds."""
+    one = settings_of("microclip")
+    return [dataclasses.replace(one, spec=dataclasses.replace(one.spec, seed=i)) for i in range(n)]
+
+
+@contextlib.contextmanager
+def mirroring(*settings: RunSettings) -> Iterator[processes.Companion]:
+    """A mirror process of these runs."""
+    companion = mirror.start([one.spec.folder for one in settings])
+    try:
+        yield companion
+    finally:
+        companion.close(60)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition; the test's own time limit is generous because machines are busy."""
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")
+
+
+def finish(settings: RunSettings) -> None:
+    scores = {"digest": settings.digest(), "recipe": 1, "top1_pct": 50.0, "seconds": 3.0}
+    runtime.write_json(settings.spec.folder / paths.RUN_SCORES, scores)
+
+
+@pytest.mark.usefixtures("work")
+def test_epochs_appear_while_the_run_trains() -> None:
+    settings = settings_of("microclip")
+    with mirroring(settings):
+        tracker = open_tracker(settings, settings.spec.folder, "tiny")
+        tracker.epoch(0, ROWS[0])
+        until(lambda: len(runs()) == 1 and points(runs()[0], "loss") == [(0, 10.0)])
+        assert runs()[0].info.status == "RUNNING"
+        tracker.epoch(1, ROWS[1])
+        until(lambda: points(runs()[0], "loss") == [(0, 10.0), (1, 9.0)])
+        tracker.fail("FAILED", "loss is nan")
+        until(lambda: runs()[0].info.status == "FAILED")
+    assert runs()[0].data.tags["reason"] == "loss is nan"
+
+
+WRITERS = """
+import json, os, sys, yaml
+import microclip.methods.microclip
+from pathlib import Path
+from microclip.study import RunSettings
+from microclip.tracking.run import open_tracker
+
+def write(file):
+    settings = RunSettings.from_dict(yaml.safe_load(Path(file).read_text()))
+    tracker = open_tracker(settings, settings.spec.folder, "tiny")
+    for epoch in range(8):
+        tracker.epoch(epoch, {"loss": 10.0 - epoch})
+    tracker.finish({"digest": settings.digest(), "recipe": 1, "top1_pct": 50.0})
+
+for file in sys.argv[1:]:  # one interpreter for all: the imports take longer than the work
+    if os.fork() == 0:
+        write(file)
+        os._exit(0)
+codes = [os.wait()[1] for _ in sys.argv[1:]]
+sys.exit(codes != [0] * len(codes) or "mlflow" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_one_process_shows_runs_that_write_side_by_side_and_loses_nothing(work: Path) -> None:
+    settings = seeds(4)
+    files = [work / f"{one.spec.seed}.yaml" for one in settings]
+    for one, file in zip(settings, files, strict=True):
+        file.write_text(yaml.safe_dump(one.as_dict()))
+    with mirroring(*settings):
+        subprocess.run([sys.executable, "-c", WRITERS, *map(str, files)], check=True, timeout=240)
+    found = runs()
+    assert len(found) == 4
+    for run in found:
+        assert run.info.status == "FINISHED"
+        assert points(run, "loss") == [(epoch, row["loss"]) for epoch, row in ROWS.items()]
+
+
+RUN = """
+import sys
+from pathlib import Path
+from microclip.cli.main import main
+code = main(["run", "--settings", "run.yaml", "--out", "out"])
+sys.exit(code or "mlflow" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("is_by_hand", [True, False])
+def test_a_run_imports_no_mlflow_and_is_shown_by_a_process_beside_it(
+    work: Path, is_by_hand: bool
+) -> None:
+    settings = settings_of("clip")
+    prepare(settings)
+    (work / "run.yaml").write_text(json.dumps(settings.as_dict()))
+    workflow = {} if is_by_hand else {processes.MIRROR: "workflow"}
+    subprocess.run([sys.executable, "-c", RUN], check=True, env={**os.environ, **workflow})
+    assert (work / "out" / paths.RUN_SCORES).is_file()
+    assert (work / "out" / paths.RUN_MIRRORED).is_file() == is_by_hand
+    if is_by_hand:
+        mlflow = mirror.connect()
+        [run] = mlflow.search_runs([mlflow.get_experiment_by_name("runs").experiment_id])
+        assert run.info.status == "FINISHED"
+
+
+@pytest.mark.usefixtures("work")
+def test_kill_9_of_the_mirror_harms_no_run_and_sync_completes_it() -> None:
+    settings = settings_of("microclip")
+    with mirroring(settings) as companion:
+        tracker = open_tracker(settings, settings.spec.folder, "tiny")
+        tracker.epoch(0, ROWS[0])
+        until(lambda: len(runs()) == 1)
+        os.kill(companion.pid, signal.SIGKILL)
+    tracker.epoch(1, ROWS[1])
+    finish(settings)
+    tracker.finish(json.loads((settings.spec.folder / paths.RUN_SCORES).read_text()))
+    assert mirror.sync(Path("results")) == (1, 0)
+    [run] = runs()
+    assert run.info.status == "FINISHED"
+    assert points(run, "loss") == [(0, 10.0), (1, 9.0)]
+
+
+@pytest.mark.usefixtures("work")
+def test_the_mirror_ends_when_the_process_that_started_it_is_killed() -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from microclip.processes import Companion\n"
+        "companion = Companion('mirror')\n"
+        "companion.send('{}')\n"
+        "print(companion.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False)
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+    until(lambda: not _is_alive(pid))
+
+
+def _is_alive(pid: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def killed(settings: RunSettings) -> None:
+    """Begin a run in a process that ends without a word."""
+    pid = os.fork()
+    if pid == 0:
+        open_tracker(settings, settings.spec.folder, "tiny").epoch(0, ROWS[0])
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.usefixtures("work")
+def test_a_run_whose_process_was_killed_is_shown_as_killed() -> None:
+    settings = settings_of("microclip")
+    killed(settings)
+    assert show(settings.spec.folder)
+    [run] = runs()
+    assert run.info.status == "KILLED"
+    assert "killed, or out of memory" in run.data.tags["reason"]
+
+
+@pytest.mark.usefixtures("work")
+def test_a_run_that_was_killed_after_its_scores_is_shown_as_finished() -> None:
+    settings = settings_of("microclip")
+    killed(settings)
+    finish(settings)
+    assert show(settings.spec.folder)
+    [run] = runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["top1_pct"] == 50.0
+
+
+@pytest.mark.usefixtures("work")
+def test_what_the_store_missed_is_shown_once_it_answers_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = seeds(2)
+    follower = mirror.Follower({str(one.spec.folder): 0 for one in (first, second)})
+    with monkeypatch.context() as away, caplog.at_level(logging.WARNING, logger="microclip"):
+        away.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
+        trackers = [open_tracker(one, one.spec.folder, "tiny") for one in (first, second)]
+        for epoch in (0, 1):
+            trackers[0].epoch(epoch, ROWS[epoch])
+            follower.look()
+    assert [r.levelname for r in caplog.records if r.name.startswith("microclip")] == ["WARNING"]
+    trackers[0].epoch(2, ROWS[2])
+    assert follower.close()
+    found = {run.info.run_name: run for run in runs()}
+    assert points(found[first.spec.name], "loss") == [(e, ROWS[e]["loss"]) for e in (0, 1, 2)]
+    assert found.keys() == {first.spec.name, second.spec.name}
+
+
+@pytest.mark.usefixtures("work")
+def test_a_run_that_the_store_refuses_does_not_hold_up_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = seeds(2)
+    follower = mirror.Follower({str(one.spec.folder): 0 for one in (first, second)})
+    for one in (first, second):
+        open_tracker(one, one.spec.folder, "tiny").epoch(0, ROWS[0])
+    journal = first.spec.folder / paths.RUN_JOURNAL
+    journal.write_text(journal.read_text().replace('"study": "tiny"', '"study": ""'))
+    assert not follower.close()
+    assert [run.info.run_name for run in runs()] == [second.spec.name]
+
+
+@pytest.mark.usefixtures("work")
+def test_a_page_does_not_wait_for_a_mirror_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of("clip")
+    settings.spec.folder.mkdir(parents=True)
+    finish(settings)
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    for value in ("", "workflow", "999999999"):
+        monkeypatch.setenv(processes.MIRROR, value)
+        mirror.wait([settings.spec.folder])
+    assert not waited
+    monkeypatch.setenv(processes.MIRROR, str(os.getpid()))
+    monkeypatch.setattr(mirror, "_LINKED_S", 0.05)
+    mirror.wait([settings.spec.folder])
+    assert waited
