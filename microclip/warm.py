@@ -67,6 +67,14 @@ _NEEDED: dict[str, tuple[str, ...]] = {  # what a verb imports and the warm proc
 }
 
 
+def set_library_variables() -> None:
+    """Set what libraries read once, when they are loaded; not what the user has set."""
+    # Tokenizers warn, or deadlock, when a process that used their threads forks.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Idle OpenMP threads that spin take CPU time from the other jobs on the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def _key() -> str:
     """What the warm process and a job must share: program, code and environment."""
     package = Path(__file__).parent
@@ -424,9 +432,10 @@ def serve(folder: str, handle: int) -> list[str] | None:
     Returns:
         In each child: the arguments of the verb that it is to run. In the warm process: None.
     """
+    server = _Server(socket.socket(fileno=handle))
+    set_library_variables()
     # pyarrow's allocator would start a thread, and a process with threads must not fork. No number
     # depends on it.
-    server = _Server(socket.socket(fileno=handle))
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
     server.open()
     while server.is_open or server.jobs:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from microclip import paths, processes, runtime, settings
+from microclip import paths, processes, runtime, settings, warm
 from microclip.cli import DEFAULT_CONFIG, ConfigOption, StudyOption, app, say
 from microclip.processes import INTERRUPTED, TERMINATED, Terminated
 from microclip.settings.base import Frozen
@@ -288,10 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.captureWarnings(capture=True)
     processes.listen()
-    # Tokenizers warn, or deadlock, when a process that used their threads forks.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Idle OpenMP threads that spin take CPU time from the other jobs on the machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warm.set_library_variables()
     try:
         result = app([a for a in given if a != "--debug"], standalone_mode=False)
         code = result if isinstance(result, int) else 0

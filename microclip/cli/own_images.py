@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from microclip.own_images.report import Prepared
     from microclip.own_images.results import Results
 
+_HINT = "the run continues, and its folder will be complete without MLflow"
 _WHERE = "the options of adapt"
 EXPERIMENT = "exports"  # MLflow's experiment for registered models
 
@@ -209,7 +210,7 @@ def _run(prepared: Prepared, out: Path) -> Results:
     from microclip.tracking import mirror
     from microclip.tracking.run import open_tracker
 
-    with mirror.beside(out):
+    with mirror.beside(out, _HINT):
         tracker = open_tracker(prepared.settings, out, record.STUDY, report.MIRRORED)
         with tracker.recording_failure():
             return report.run(prepared, out, tracker)

@@ -98,6 +98,7 @@ def plan_overview() -> None:
 @app.command(hidden=True)
 def mirror(
     planned: Annotated[str, typer.Option("--study", help="a study to show at the end, too")] = "",
+    hint: Annotated[str, typer.Option(help="what a warning says if MLflow fails")] = "",
 ) -> None:
     """Show runs in MLflow while they write their journals, until standard input is closed.
 
@@ -109,7 +110,7 @@ def mirror(
     journals = json.loads(sys.stdin.readline() or "{}")
     if planned:
         run_tracking.init(planned)
-    is_whole = run_tracking.follow(journals, sys.stdin.fileno())
+    is_whole = run_tracking.follow(journals, sys.stdin.fileno(), hint or run_tracking.HINT)
     if planned:
         _, n_failed = study_tracking.sync_usage(Path("results"))
         is_whole &= study_tracking.answer(Plan.read(planned)) and not n_failed

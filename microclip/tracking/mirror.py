@@ -252,6 +252,7 @@ def find_mirrored(folder: Path, digest: str, there: Mapping[str, Any]) -> Any | 
 _POLL_S = 1.0
 _PAUSE_S = 30.0  # after a failure, so that a server that is down is not asked all the time
 _TRIES = 3  # then a run is left to `sync`, so that it does not hold up the others
+HINT = "the runs go on, `microclip sync` copies what is missing"
 _DEAD = "its process ended without a word: killed, or out of memory"
 
 
@@ -363,8 +364,12 @@ class _Followed:
 class Follower:
     """Shows runs in MLflow while they write their journals."""
 
-    def __init__(self, journals: Mapping[str, int]) -> None:
-        """Follow the journals of these folders, each from a byte on."""
+    def __init__(self, journals: Mapping[str, int], hint: str = HINT) -> None:
+        """Follow the journals of these folders, each from a byte on.
+
+        `hint` is what a warning says if MLflow fails.
+        """
+        self._hint = hint
         self._runs = [_Followed(Path(folder), offset) for folder, offset in journals.items()]
         self._retry_at = 0.0
         self._has_warned = False
@@ -390,15 +395,14 @@ class Follower:
                 run.show()
             except Exception as error:  # noqa: BLE001  whatever the store raises, the files are there
                 if not self._has_warned:
-                    hint = "the runs go on, `microclip sync` copies what is missing"
-                    log.warning("MLflow at %s: %s; %s", *failure(error), hint)
+                    log.warning("MLflow at %s: %s; %s", *failure(error), self._hint)
                 self._has_warned = True
                 run.failed()
                 self._retry_at = time.monotonic() + _PAUSE_S
                 return
 
 
-def follow(journals: Mapping[str, int], closing: int) -> bool:
+def follow(journals: Mapping[str, int], closing: int, hint: str = HINT) -> bool:
     """Follow journals until the file descriptor `closing` is closed at its other end.
 
     The system closes it, too, when the process there ends, however it ends.
@@ -408,7 +412,7 @@ def follow(journals: Mapping[str, int], closing: int) -> bool:
     """
     import select
 
-    follower = Follower(journals)
+    follower = Follower(journals, hint)
     while not (select.select([closing], [], [], _POLL_S)[0] and not os.read(closing, 1)):
         follower.look()
     return follower.close()
@@ -425,12 +429,12 @@ def start(folders: Sequence[Path], *arguments: str) -> Companion:
 
 
 @contextlib.contextmanager
-def beside(folder: Path) -> Iterator[None]:
+def beside(folder: Path, hint: str = HINT) -> Iterator[None]:
     """Show a run in MLflow while the block makes it, unless it belongs to a workflow."""
     if os.environ.get(MIRROR):
         yield
         return
-    mirror = start([folder])
+    mirror = start([folder], "--hint", hint)
     try:
         yield
     finally:
