@@ -6,6 +6,7 @@ and `microclip.load(folder)` are all you need. To read the code, follow the data
     settings/       what `config/` may say: one model per kind of YAML file
     paths, runtime  every file name; device, seeds, atomic files, provenance
     processes       signals, locks, jobs left behind
+    warm            one process that imports torch, and forks a workflow's jobs
     text/           class names -> prompts -> descriptions -> class vectors
     data/           published archives or your folder -> decoded store -> views
     model/          backbone -> saliency -> attention pooling -> TokenFusion
@@ -13,7 +14,7 @@ and `microclip.load(folder)` are all you need. To read the code, follow the data
     methods/        one file per method, composed of these parts; declared in settings/methods/
     study           from a study's YAML to the list of its runs
     measure/        accuracy, scores, tables, figures, and each number beside the paper's
-    tracking/       MLflow as a mirror of the files
+    tracking/       a run's journal and history, and MLflow as their mirror
     runner          one run: these parts put together
     icons/          how the icon benchmark and the shipped icon-clip were made
     own_images/     a run on a folder without labels, with a verdict instead of accuracy

@@ -278,9 +278,7 @@ def _run(
     with mirror.beside(out):
         tracker = open_tracker(resolved, out, study)
         with tracker.recording_failure():
-            scores = runner.run(
-                resolved, out, tracker, weights_from, evaluate_every=evaluate_every
-            )
+            scores = runner.run(resolved, out, tracker, weights_from, evaluate_every=evaluate_every)
         tracker.finish(scores.as_dict())
     took = f"{scores.top1_pct:.2f} % in {scores.seconds:.0f} s"
     tracker.message(f"{resolved.spec.name}: {took}")
