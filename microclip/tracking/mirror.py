@@ -341,9 +341,15 @@ class _Followed:
         if self.mirror is None:
             self.mirror = Mirror(self.announced)
         if self.rows:
-            first = self.rows[0]["epoch"]
+            first, when = self.rows[0]["epoch"], self.rows[0]["time"]
             past = read_history(self.folder) if first > self.mirror.last_epoch + 1 else []
-            self.mirror.epochs([*(row for row in past if row["epoch"] < first), *self.rows])
+            # Before the first row here, in their order: MLflow sorts points by time.
+            missed = [
+                {**row, "time": when + (row["epoch"] - first) / 1000}
+                for row in past
+                if row["epoch"] < first
+            ]
+            self.mirror.epochs([*missed, *self.rows])
             self.rows = []
         if self.end is not None:
             if self.end["event"] == "finished":

@@ -173,6 +173,20 @@ def _is_alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.usefixtures("work")
+def test_epochs_that_a_killed_mirror_missed_come_before_the_next_one() -> None:
+    settings = settings_of("microclip")
+    folder = settings.spec.folder
+    for epoch in (0, 1):
+        open_tracker(settings, folder, "tiny").epoch(epoch, ROWS[epoch])
+    follower = mirror.Follower(mirror.sizes([folder]))
+    for epoch in (2, 3):
+        open_tracker(settings, folder, "tiny").epoch(epoch, ROWS[epoch])
+    assert follower.close()
+    [run] = runs()
+    assert points(run, "loss") == [(epoch, ROWS[epoch]["loss"]) for epoch in range(4)]
+
+
 def killed(settings: RunSettings) -> None:
     """Begin a run in a process that ends without a word."""
     pid = os.fork()
