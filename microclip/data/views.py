@@ -6,7 +6,7 @@ process that computes it. Values are in [0, 1]; `normalise` applies the backbone
 A `Window` says: resize this region of the image to that size, and keep a square of the result. Both
 a crop and the usual resize-then-crop are windows. They are computed in two ways: on the CPU one by
 one, on bytes, by `torch.nn.functional.interpolate`; on another device many at a time, by two matrix
-products, from only the pixels that a window reads, in pieces that bound memory. Both are bicubic
+products a tile, from only the pixels that it reads, in pieces that bound memory. Both are bicubic
 and antialiased, and within two grey levels of Pillow (the cubic with a = -0.5, its support widened
 by the scale and cut at the region's edge).
 """
@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -34,7 +35,8 @@ from microclip.data.decoding import Pixels
 _SUPPORT = 2.0  # of the cubic, in output pixels
 PIECE_BYTES = 512 * 2**20  # for the intermediate results of windows that are resized together
 _CACHED_FLOATS = 2**17  # normalised together, while a CPU's cache still has them
-_STEP = 64  # px; boxes are padded to a multiple, so that a batch has few shapes
+_STEP = 32  # px; boxes are padded to a multiple, so that a batch has few shapes
+_TILE = 56  # px; a view is computed in squares of this side, if they fill it
 
 
 class Window(NamedTuple):
@@ -178,11 +180,15 @@ class Packed:
 
     Attributes:
         pixels: of all images, one after another; pinned if the device is a GPU.
-        table: by window, sorted by `shapes`: its place in the result; the first pixel of the box
-            that it reads, and the pixels to the next row; and for rows and columns its first pixel
-            in that box, its length, resized length and first output.
+        table: by tile, sorted by `shapes`: its place in the result; the first pixel of the box
+            that it reads, and the pixels to the next row; and for rows and columns the window's
+            first pixel in that box, length, resized length, and the tile's first output.
         shapes: of the boxes, in `_STEP`s of pixels.
         n_views: windows of an image.
+        size: side of a view.
+
+    A tile is a square part of a window's result. Each output pixel needs few input pixels, and a
+    product of dense matrices has a weight for all of a box: small boxes have fewer zeros.
     """
 
     pixels: UInt8[Tensor, "pixel 3"]
@@ -200,13 +206,17 @@ class Packed:
         """
         pixels = self.pixels.to(self.device, non_blocking=True)
         table = self.table.to(self.device, non_blocking=True)
-        out = torch.empty((len(table), 3, self.size, self.size), device=self.device)
+        tile = tile_side(self.size)
+        out = torch.empty((len(table), 3, tile, tile), device=self.device)
         # Float32 even under autocast: half precision is too coarse for resampling weights.
         with torch.autocast(device_type=self.device.type, enabled=False):
             for begin, end, height, width in self._pieces(piece_bytes):
                 own = table[begin:end]
-                out[own[:, 0]] = _resized(pixels, own, (height, width), self.size)
-        return out.reshape(-1, self.n_views, *out.shape[1:])
+                out[own[:, 0]] = _resized(pixels, own, (height, width), tile)
+        n = self.size // tile
+        return rearrange(
+            out, "(b v i j) c y x -> b v c (i y) (j x)", v=self.n_views, i=n, j=n
+        ).contiguous()
 
     def normalised(
         self, mean: Sequence[float], std: Sequence[float], memory: Memory
@@ -221,13 +231,18 @@ class Packed:
         changes = np.flatnonzero((np.diff(self.shapes, axis=0) != 0).any(axis=1)) + 1
         for begin, end in pairwise((0, *changes.tolist(), len(self.shapes))):
             height, width = (_STEP * int(n) for n in self.shapes[begin])
-            at_once = max(1, piece_bytes // _bytes_a_window(height, width, self.size))
+            at_once = max(1, piece_bytes // _bytes_a_tile(height, width, tile_side(self.size)))
             for first in range(begin, end, at_once):
                 yield first, min(end, first + at_once), height, width
 
 
-def _bytes_a_window(height: int, width: int, size: int) -> int:
-    """Memory that `_resized` needs for a window, rounded up: indices, planes, products, weights."""
+def tile_side(size: int) -> int:
+    """Side of the squares in which a view of side `size` is computed."""
+    return _TILE if size % _TILE == 0 else size
+
+
+def _bytes_a_tile(height: int, width: int, size: int) -> int:
+    """Memory that `_resized` needs for a tile, rounded up: indices, planes, products, weights."""
     read = height * width * (8 + 3 + 3 * 4)
     products = 4 * 3 * size * (height + 2 * size)
     return read + products + 4 * size * 8 * max(height, width)
@@ -241,8 +256,9 @@ def pack(
     device: torch.device,
 ) -> Packed:
     """Copy the pixels that the windows read into one buffer for `device`."""
-    drawn = np.array(windows, dtype=np.int64)  # batch, view, 8
-    boxes = np.stack([_read(drawn[..., axis::2], size) for axis in (0, 1)], axis=-1)
+    n_views, tile = len(windows[0]), tile_side(size)
+    drawn = _tiles(np.array(windows, dtype=np.int64), size, tile)  # batch, tile of a view, 8
+    boxes = np.stack([_read(drawn[..., axis::2], tile) for axis in (0, 1)], axis=-1)
     begins, ends = boxes[..., 0, :], boxes[..., 1, :]  # batch, view, (row, column)
     corners, spans = begins.min(axis=1), ends.max(axis=1) - begins.min(axis=1)  # of an image
     areas = spans.prod(axis=1)
@@ -269,10 +285,22 @@ def pack(
         pixels,
         host.pin_memory() if is_pinned else host,
         shapes[order],
-        n_views=drawn.shape[1],
+        n_views=n_views,
         size=size,
         device=device,
     )
+
+
+def _tiles(
+    windows: Int[np.ndarray, "batch view 8"], size: int, tile: int
+) -> Int[np.ndarray, "batch tile 8"]:
+    """The tiles of all windows, view by view and row by row, as windows with a side of `tile`."""
+    begins = np.arange(0, size, tile)
+    n = len(begins)
+    tiles = np.repeat(windows[:, :, None], n * n, axis=2)
+    tiles[..., 6] += np.repeat(begins, n)
+    tiles[..., 7] += np.tile(begins, n)
+    return tiles.reshape(len(windows), -1, tiles.shape[-1])
 
 
 def _read(windows: Int[np.ndarray, "batch view 4"], size: int) -> Int[np.ndarray, "batch view 2"]:

@@ -160,7 +160,8 @@ class KnowledgeTeacher(Teacher[ViewBatch]):
     ) -> Float[Tensor, "batch classes"]:
         """Return the prior's cosines; `whole` is the weak view's embedding if already known."""
         if self._cached_prior is not None:
-            return self._cached_prior[batch.indices.to(self._cached_prior.device)]
+            device = self._cached_prior.device
+            return self._cached_prior[batch.indices.to(device, non_blocking=True)]
         is_shared = self._settings.pseudo_label_head == "shared"
         vectors = self._fusion.classifier if is_shared else self._knowledge
         return prior_logits(self._fusion.backbone, batch, vectors, whole=whole)

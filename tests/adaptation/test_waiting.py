@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -56,8 +56,12 @@ def pretence(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
     _by_channel.cache_clear()  # of constants without values
 
 
-def test_a_step_copies_only_pinned_memory_and_asks_for_no_value(pretence: FakeTensorMode) -> None:
-    images, settings = Noise(), MicroClipSettings(epochs=1, batch_size=BATCH)
+@pytest.mark.parametrize("prior", ["online", "frozen"])
+def test_a_step_copies_only_pinned_memory_and_asks_for_no_value(
+    prior: Literal["online", "frozen"], pretence: FakeTensorMode
+) -> None:
+    images, settings = Noise(), MicroClipSettings(epochs=1, batch_size=BATCH, prior=prior)
+    is_frozen = prior == "frozen"
     on_host = TrainingViews(images, RECIPE, batch_size=BATCH)
     pixels = [images.pixels(index) for index in range(BATCH)]
     windows = [on_host._windows(1, index, (36, 41)) for index in range(BATCH)]
@@ -68,8 +72,9 @@ def test_a_step_copies_only_pinned_memory_and_asks_for_no_value(pretence: FakeTe
             fusion = TokenFusion(tiny_backbone(), torch.randn(C, 16))
             knowledge = functional.normalize(torch.randn(C, 16), dim=-1)
             strong = torch.zeros(BATCH, 3, RECIPE.size, RECIPE.size)
+            cached = torch.zeros(len(images), C) if is_frozen else None
         views = TrainingViews(images, RECIPE, batch_size=BATCH, device=GPU)
-        teacher = KnowledgeTeacher(fusion, knowledge, settings)
+        teacher = KnowledgeTeacher(fusion, knowledge, settings, cached)
         built = assembled(fusion, teacher, views, settings)
         totals, guard = EpochTotals(), FiniteGuard(1)
         for step in range(2):  # the first also copies the constants of the normalisation
@@ -84,6 +89,7 @@ def test_a_step_copies_only_pinned_memory_and_asks_for_no_value(pretence: FakeTe
         assert crossings.found == [
             (tuple(packed.pixels.shape), True),
             (tuple(packed.table.shape), True),
+            *([((BATCH,), True)] if is_frozen else []),  # the indices, which are pinned too
         ]
         with pytest.raises(DataDependentOutputException):
             guard.check()  # only this, every few steps, asks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from microclip import runtime
 from microclip.data import loading
 from microclip.data.loading import (
     TrainingViews,
@@ -100,6 +102,17 @@ def test_test_views_are_the_same_at_each_call(images: UnlabelledImages) -> None:
 
 
 GPU = torch.device("cuda")  # nothing is put on it
+
+
+@pytest.mark.parametrize(("cpus", "expected"), [(1, 1), (16, 15), (96, 32)])
+def test_for_a_gpu_the_other_cpus_draw_strong_views(
+    cpus: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MICROCLIP_WORKERS", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(runtime, "n_cpus", lambda: cpus)
+    assert loading.default_workers(GPU) == expected
+    assert loading.default_workers(torch.device("cpu")) == 0
 
 
 def test_batches_for_a_gpu_are_packed_ahead_and_are_the_same(

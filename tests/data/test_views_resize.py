@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from microclip.data import views as data_views
 from microclip.data.views import (
@@ -132,6 +133,35 @@ def test_a_window_of_the_output_size_changes_nothing() -> None:
         by_matrices([image], [[window]], SIZE, device="cpu"),
     ):
         torch.testing.assert_close(view[0, 0], expected, atol=1e-6, rtol=0)
+
+
+LARGE = 2 * data_views._TILE
+
+
+def large() -> tuple[list[np.ndarray], list[list[Window]]]:
+    rng = np.random.default_rng(4)
+    shapes = ((130, 190), (150, 112), (301, 220))
+    windows = [
+        [
+            whole_window(shape, LARGE, "random", rng),
+            *square_windows(shape, LARGE, 3, scale=(0.5, 0.9), rng=rng),
+        ]
+        for shape in shapes
+    ]
+    return [noise(shape, seed) for seed, shape in enumerate(shapes)], windows
+
+
+def test_tiles_make_the_same_views_with_fewer_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, windows = large()
+    with FlopCounterMode(display=False) as tiled:
+        found = by_matrices(images, windows, LARGE, device="cpu")
+    assert torch.equal(by_matrices(images[1:], windows[1:], LARGE, device="cpu"), found[1:])
+    assert (found - one_by_one(images, windows, LARGE)).abs().max() <= 2 * GREY + 1e-6
+    monkeypatch.setattr(data_views, "_TILE", LARGE)
+    with FlopCounterMode(display=False) as whole:
+        expected = by_matrices(images, windows, LARGE, device="cpu")
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert tiled.get_total_flops() < 0.7 * whole.get_total_flops()
 
 
 def whole_images(images: list[np.ndarray], windows: list[list[Window]]) -> torch.Tensor:
