@@ -18,7 +18,7 @@ SNAKEMAKE_FLAGS ?= --cores $(JOBS) --resources gpu=1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format report verify ui status sync schema icons icon-clip clean-environment
+.PHONY: help setup run test bench check format report verify ui status sync schema icons icon-clip clean-environment
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ run: setup  ## run the study: descriptions, self-training, scores, tables, figur
 
 test: setup  ## run the whole test suite, on two CPUs if there are two
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 30 --durations-min 1
+
+bench: setup  ## the short benchmarks: a training step, and its views (three minutes)
+	@$(BIN)/python benchmarks/loader.py
+	@$(BIN)/python benchmarks/step.py
 
 check: setup  ## check lint, types, formatting and spelling
 	$(BIN)/ruff check .
