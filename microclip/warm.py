@@ -49,10 +49,11 @@ _FREE_NAMES |= {"COLUMNS", "LINES", "CUDA_VISIBLE_DEVICES"}
 # Snakemake sets these in a job, to the job's threads.
 _THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")}
 _THREADS["VECLIB_MAXIMUM_THREADS"] = "1"
+_FRAMES = ("pandas", "pyarrow.parquet", "pyarrow.pandas_compat")
 _TOWER = ("timm", "open_clip", "microclip.model.embeddings")
 _MEASURE = "microclip.measure."
 _NEEDED: dict[str, tuple[str, ...]] = {  # what a verb imports and the warm process has for it
-    "run": (*_TOWER, "microclip.runner", "microclip.methods.microclip", "pyarrow.parquet"),
+    "run": (*_TOWER, "microclip.runner", "microclip.methods.microclip", *_FRAMES),
     "embed-descriptions": _TOWER,
     "encode-images": _TOWER,
     "check-zero-shot": (*_TOWER, _MEASURE + "zero_shot_gate"),
