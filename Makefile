@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 EXTRAS := dev,export,heif,video
-# uv unpacks the same wheels as pip in a sixth of pip's CPU time; pip remains for machines that uv cannot serve.
+# uv unpacks the same wheels in a sixth of pip's CPU time; pip remains for machines where only pip knows the way to them.
 PIP = $(BIN)/python -m pip install --disable-pip-version-check
 CONFIG ?=
 # Without a GPU, two jobs run side by side, each with half of the CPUs; with a GPU, one GPU job at a time.
@@ -31,8 +31,7 @@ $(READY): pyproject.toml
 	@echo "setting up $(VENV) with $(PYTHON): 5 GB of packages, a minute or two, once"
 	@"$(PYTHON)" -m venv $(VENV)
 	@$(PIP) --quiet 'uv==0.13.9'
-	@UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)}" \
-		$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]' \
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]' \
 		|| { echo "uv failed; pip tries the same, which takes several minutes" >&2; \
 			$(PIP) --quiet -e '.[$(EXTRAS)]'; }
 	@touch $@

@@ -31,6 +31,7 @@ report: "workflow/report/workflow.rst"
 
 
 onstart:
+    STARTED.append(time.monotonic())
     PLAN.write()
     start_companions()
 
@@ -42,7 +43,7 @@ onerror:
 onsuccess:
     close_companions()
     print(
-        f"tables and scores: results/{STUDY_NAME}; `make ui` compares the runs",
+        f"{spent()}; tables and scores: results/{STUDY_NAME}; `make ui` compares the runs",
         file=sys.stderr,
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -130,13 +129,6 @@ def _spoken(costs: Costs, paces: Mapping[Network, Pace | None], n_at_once: int) 
     n_unknown = sum(stage.n_unknown for stage in costs.stages)
     more = f" and {n_unknown} jobs of unknown length" if n_unknown else ""
     return f"about {runtime.duration(seconds)}{more}"
-
-
-def spent(seconds: float) -> str:
-    """Return a line for a study's end: wall time, and CPU time of this process's ended children."""
-    used = os.times()
-    cpu = used.user + used.system + used.children_user + used.children_system
-    return f"took {runtime.duration(seconds)}, {runtime.duration(cpu)} of CPU time"
 
 
 def questions(costs: Costs, device: str) -> dict[Network, Question]:

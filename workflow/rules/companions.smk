@@ -1,9 +1,12 @@
 """Processes that work beside the jobs, from the first to the last; no science."""
 
+import time
+
 from microclip import warm
 from microclip.tracking import mirror
 
 COMPANIONS = {}
+STARTED = []  # when the first job could start
 
 
 def start_companions():
@@ -20,3 +23,11 @@ def close_companions():
     """Wait until MLflow has what the jobs wrote; `microclip sync` copies what it lacks then."""
     for companion in filter(None, COMPANIONS.values()):
         companion.close(wait_s=600)
+
+
+def spent():
+    """What the workflow took: wall time, and CPU time of all its processes."""
+    used = os.times()  # of this process, and of its children that have ended
+    cpu = used.user + used.system + used.children_user + used.children_system
+    wall = time.monotonic() - STARTED[0]
+    return f"took {runtime.duration(wall)}, {runtime.duration(cpu)} of CPU time"
