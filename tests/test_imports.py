@@ -56,6 +56,19 @@ def test_no_verb_that_computes_nothing_imports_what_computes(place: Path) -> Non
     assert done.returncode == 0, done.stderr
 
 
+def test_the_help_builds_no_model_of_a_configuration_file(tmp_path: Path) -> None:
+    program = (
+        "import sys, microclip.cli.main;"
+        "models = {'datasets', 'llms', 'reports', 'study', 'methods.microclip'};"
+        "found = {name for name in models if f'microclip.settings.{name}' in sys.modules};"
+        "sys.exit(str(found) if found else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_dry_run_imports_nothing_that_computes(place: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *folder.command("-n", *folder.MACHINE)[1:]],

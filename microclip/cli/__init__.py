@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from microclip.settings.base import check_device
-
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -26,6 +24,8 @@ StudyOption = Annotated[str, typer.Option(help="name of a planned study", envvar
 
 
 def _known_device(name: str | None) -> str | None:
+    from microclip.settings.base import check_device
+
     return None if name is None else check_device(name, "--device, or MICROCLIP_DEVICE")
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from microclip import runtime, settings
 from microclip.cli import app, say
 from microclip.settings.base import SettingsError
-from microclip.settings.datasets import DatasetCard, DatasetSettings, PublicSource
+
+if TYPE_CHECKING:
+    from microclip.settings import DatasetCard, DatasetSettings
 
 data = typer.Typer(no_args_is_help=True, help="Public datasets: get, verify, list.")
 app.add_typer(data, name="data")
@@ -158,7 +160,7 @@ def _counted(dataset: DatasetSettings, card: DatasetCard) -> list[str]:
     from microclip.data.public.splits import read_public
     from microclip.data.vocabulary import load_vocabulary
 
-    assert isinstance(dataset.source, PublicSource)
+    assert isinstance(dataset.source, settings.PublicSource)
     read = read_public(dataset)
     n_classes = len(load_vocabulary(dataset).class_names)
     counted = {"classes": n_classes, "train": len(read.split.train), "test": len(read.split.test)}
@@ -184,7 +186,7 @@ def _public(names: Sequence[str] | None) -> list[tuple[DatasetSettings, DatasetC
     found = []
     for name in names if names is not None else settings.known("datasets"):
         dataset = settings.load_dataset(name)
-        if isinstance(dataset.source, PublicSource):
+        if isinstance(dataset.source, settings.PublicSource):
             found.append((dataset, settings.load_card(dataset.source)))
         elif names is not None:
             raise SettingsError(
@@ -195,14 +197,14 @@ def _public(names: Sequence[str] | None) -> list[tuple[DatasetSettings, DatasetC
 
 
 def _files_of(dataset: DatasetSettings) -> str:
-    assert isinstance(dataset.source, PublicSource)
+    assert isinstance(dataset.source, settings.PublicSource)
     return dataset.source.dataset
 
 
 def _row(dataset: DatasetSettings, card: DatasetCard) -> Row:
     from microclip.data.public import sources
 
-    assert isinstance(dataset.source, PublicSource)
+    assert isinstance(dataset.source, settings.PublicSource)
     split = dataset.source.split
     expected = card.counts.get(split)
     found = sources.locate(dataset.source.dataset, card)

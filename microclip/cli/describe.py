@@ -18,10 +18,9 @@ import typer
 from microclip import paths, processes, runtime, settings
 from microclip.cli import DescriptionsOption, app, say
 from microclip.settings.base import MissingFileError, SettingsError
-from microclip.settings.datasets import TEMPLATES, DatasetSettings, IconSource
-from microclip.settings.llms import DescriptionSettings
 
 if TYPE_CHECKING:
+    from microclip.settings import DatasetSettings, DescriptionSettings
     from microclip.text.doctor import Options, Report
     from microclip.text.generation import Estimate, Generation, Order
 
@@ -118,7 +117,7 @@ def _of_dataset(target: str, written: DescriptionSettings, options: Options) -> 
 
 def _with_the_rest(dataset: DatasetSettings, path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     """A dataset's classes; if it uses part of an icon set, also the other classes of its file."""
-    if not isinstance(dataset.source, IconSource) or dataset.source.classes is None:
+    if not isinstance(dataset.source, settings.IconSource) or dataset.source.classes is None:
         return names
     from microclip.text import mending
 
@@ -187,7 +186,7 @@ class _Options:
             allow_quarantined=self.allow_quarantined,
         )
         where = f"{written.name!r} with these options"
-        return settings.validated(DescriptionSettings, values, where)
+        return settings.validated(settings.DescriptionSettings, values, where)
 
 
 def _given(**options: str | float | None) -> dict[str, str | float | None]:
@@ -326,6 +325,7 @@ def _jobs(
 
 def _job(target: str, written: DescriptionSettings, options: _Options, out: Path | None) -> _Job:
     from microclip.data import vocabulary
+    from microclip.settings.datasets import TEMPLATES
     from microclip.text.generation import Order
 
     is_dataset = target in settings.known("datasets")

@@ -11,50 +11,50 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from microclip import paths, processes, runtime, settings, warm
 from microclip.cli import DEFAULT_CONFIG, ConfigOption, StudyOption, app, say
 from microclip.processes import INTERRUPTED, TERMINATED, Terminated
-from microclip.settings.base import Frozen
-from microclip.settings.datasets import DatasetSettings
-from microclip.settings.llms import DescriptionSettings
-from microclip.settings.reports import FigureSettings, TableSettings
-from microclip.settings.study import (
-    BackboneSettings,
-    CardSettings,
-    MethodFile,
-    StudySettings,
-    VariantFile,
-)
-from microclip.study import Plan
-from microclip.text.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from microclip.settings.base import Frozen
 
 # Each module adds its verbs to the app as it is imported.
 for _group in ("data", "describe", "own_images", "study"):
     importlib.import_module(f"microclip.cli.{_group}")
 
-_NAMED: dict[str, type[Frozen]] = {
-    "backbones": BackboneSettings,
-    "cards": CardSettings,
-    "datasets": DatasetSettings,
-    "figures": FigureSettings,
-    "llms": DescriptionSettings,
-    "methods": MethodFile,
-    "prompts": PromptSet,
-    "tables": TableSettings,
-}
+
+def _named_models() -> dict[str, type[Frozen]]:
+    """The models of the files in the folders of `config/`, by folder."""
+    from microclip.settings.reports import FigureSettings, TableSettings
+    from microclip.text.prompts import PromptSet
+
+    return {
+        "backbones": settings.BackboneSettings,
+        "cards": settings.CardSettings,
+        "datasets": settings.DatasetSettings,
+        "figures": FigureSettings,
+        "llms": settings.DescriptionSettings,
+        "methods": settings.MethodFile,
+        "prompts": PromptSet,
+        "tables": TableSettings,
+    }
 
 
 def schemas() -> dict[str, str]:
     """Texts of all schemas by file name."""
-    models: dict[str, type[Frozen]] = {**_NAMED, "study": StudySettings, "variants": VariantFile}
+    named = _named_models()
+    others: dict[str, type[Frozen]] = {
+        "study": settings.StudySettings,
+        "variants": settings.VariantFile,
+    }
     found = {}
-    for kind, model in sorted(models.items()):
+    for kind, model in sorted({**named, **others}.items()):
         schema = model.model_json_schema()
-        if kind in _NAMED:  # the name comes from the file's name
+        if kind in named:  # the name comes from the file's name
             schema["required"] = [key for key in schema["required"] if key != "name"]
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
         found[f"{kind}.json"] = json.dumps(schema, indent=1) + "\n"
@@ -109,6 +109,7 @@ def verify(
 ) -> None:
     """Compare a study with the paper; exit code 6 if a number is outside its tolerance."""
     from microclip.measure import ledger
+    from microclip.study import Plan
 
     plan = Plan.read(study or _study_of(config))
     for line in ledger.verify(plan, is_full_audit=is_full_audit):
@@ -243,7 +244,7 @@ def _gpus() -> tuple[str, bool]:
     return f"torch computes on {', '.join(names)}", True
 
 
-def _weights_of(backbone: BackboneSettings) -> tuple[str, bool]:
+def _weights_of(backbone: settings.BackboneSettings) -> tuple[str, bool]:
     """Where a backbone's weights are, in words, and whether a study can use them."""
     lacking = [path for path in backbone.files.values() if not path.is_file()]
     if backbone.pretrained is None or backbone.model is None:

@@ -26,15 +26,15 @@ from microclip.cli import (
     app,
     say,
 )
-from microclip.settings import reports
 from microclip.settings.base import MissingFileError, SettingsError
-from microclip.study import Plan, RunSettings
 
 if TYPE_CHECKING:
     from microclip.measure.costs import Costs
     from microclip.measure.drawing import Drawn
     from microclip.measure.forecast import Basis
     from microclip.methods.base import Tracker
+    from microclip.settings.reports import FigureSettings
+    from microclip.study import Plan, RunSettings
 
 
 @app.command()
@@ -113,7 +113,7 @@ def mirror(
     is_whole = run_tracking.follow(journals, sys.stdin.fileno(), hint or run_tracking.HINT)
     if planned:
         _, n_failed = study_tracking.sync_usage(Path("results"))
-        is_whole &= study_tracking.answer(Plan.read(planned)) and not n_failed
+        is_whole &= study_tracking.answer(_planned(planned)) and not n_failed
     raise typer.Exit(0 if is_whole else 5)
 
 
@@ -221,7 +221,15 @@ def check_zero_shot(
     say(f"CLIP reaches {found['top1_pct']:.2f} % on {dataset}; {paper}; wrote {written}")
 
 
+def _planned(study: str) -> Plan:
+    from microclip.study import Plan
+
+    return Plan.read(study)
+
+
 def _read_run_settings(text: str) -> RunSettings:
+    from microclip.study import RunSettings
+
     given, where = text, "--settings"
     if not text.lstrip().startswith("{"):
         path = Path(text)
@@ -290,7 +298,7 @@ def _show_progress(study: str, tracker: Tracker) -> None:
 
     if Path(paths.STUDY_PLAN.format(study=study)).is_file():
         jobs = int(os.environ.get("MICROCLIP_JOBS", "1"))
-        done, pending, left = progress(Plan.read(study), jobs)
+        done, pending, left = progress(_planned(study), jobs)
         time = "" if left is None or not pending else f", about {left / 60:.1f} min left"
         tracker.message(f"study {study}: {len(done)} of {len(done) + len(pending)} runs done{time}")
 
@@ -301,7 +309,7 @@ def collect_scores(study: StudyOption, out: Annotated[Path, typer.Option()]) -> 
     from microclip.measure import scores
     from microclip.methods.base import SHARED_RECIPE
 
-    frame = scores.collect(Plan.read(study), out, SHARED_RECIPE)
+    frame = scores.collect(_planned(study), out, SHARED_RECIPE)
     say(f"wrote {out}, {len(frame)} runs")
 
 
@@ -312,8 +320,9 @@ def tabulate(
 ) -> None:
     """Build a table from scores.csv as CSV, Markdown and LaTeX."""
     from microclip.measure import tables
+    from microclip.settings import reports
 
-    say(f"wrote {tables.write(reports.load_table(table), Plan.read(study))}.csv, .md, .tex")
+    say(f"wrote {tables.write(reports.load_table(table), _planned(study))}.csv, .md, .tex")
 
 
 @app.command()
@@ -321,7 +330,7 @@ def typeset(study: StudyOption) -> None:
     """Write one LaTeX document with all tables of a study."""
     from microclip.measure import typesetting
 
-    say(f"wrote {typesetting.write(Plan.read(study))}")
+    say(f"wrote {typesetting.write(_planned(study))}")
 
 
 @app.command()
@@ -330,8 +339,10 @@ def plot(
     study: StudyOption,
 ) -> None:
     """Draw a figure as PDF and PNG, and write the plotted numbers as CSV."""
+    from microclip.settings import reports
+
     runtime.use_all_cpus()
-    say(f"wrote {write_figure(reports.load_figure(figure), Plan.read(study))}.pdf, .png, .csv")
+    say(f"wrote {write_figure(reports.load_figure(figure), _planned(study))}.pdf, .png, .csv")
 
 
 @app.command()
@@ -339,7 +350,7 @@ def compare(study: StudyOption) -> None:
     """Write the ledger: each number of the paper beside ours."""
     from microclip.measure import ledger
 
-    say(f"wrote {ledger.write(Plan.read(study))}.csv, .md")
+    say(f"wrote {ledger.write(_planned(study))}.csv, .md")
 
 
 @app.command()
@@ -348,7 +359,7 @@ def report(study: StudyOption) -> None:
     from microclip.measure import page
     from microclip.tracking import mirror as run_tracking
 
-    planned = Plan.read(study)
+    planned = _planned(study)
     run_tracking.wait([run.spec.folder for run in planned.runs])  # the page links to MLflow's runs
     say(f"wrote {page.write(planned)}")
 
@@ -370,13 +381,13 @@ def mirror_study(study: StudyOption) -> None:
     from microclip.tracking import study as study_tracking
 
     if os.environ.get(processes.MIRROR):
-        study_tracking.request(Plan.read(study))
+        study_tracking.request(_planned(study))
     else:
-        study_tracking.mirror(Plan.read(study))
+        study_tracking.mirror(_planned(study))
     say(f"wrote {paths.STUDY_MIRRORED.format(study=study)}")
 
 
-def write_figure(figure: reports.FigureSettings, plan: Plan) -> Path:
+def write_figure(figure: FigureSettings, plan: Plan) -> Path:
     """Draw a figure of a planned study and save it; return its path without suffix.
 
     Writes `<path>.png`, `<path>.pdf` and the plotted numbers, `<path>.csv`.
@@ -394,9 +405,11 @@ def write_figure(figure: reports.FigureSettings, plan: Plan) -> Path:
     return stem
 
 
-def draw_figure(figure: reports.FigureSettings, plan: Plan) -> Drawn:
+def draw_figure(figure: FigureSettings, plan: Plan) -> Drawn:
     """Draw a figure of a planned study. Raises SettingsError if the study does not list it."""
     # Imported case by case, so that curves need no torch.
+    from microclip.settings import reports
+
     listed = plan.figures
     if figure.name not in listed:
         raise SettingsError(
