@@ -183,7 +183,7 @@ def test_the_embedded_study_has_a_shipped_pace(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert re.search(
-        r"study icons: 12 of 12 runs to do, about \d+ min \d\d s on \d+ idle CPU cores? "
+        r"study icons: 9 of 9 runs to do, about \d+ min \d\d s on \d+ idle CPU cores? "
         r"\(AMD EPYC; this machine not measured\)",
         forecast.announcement(shipped("config")),
     )

@@ -17,7 +17,7 @@ SECRET = "sk-4f7a2b9c1d"
 
 def test_settings_for_asking_do_not_change_the_digests_of_shipped_descriptions() -> None:
     root = Path(__file__).resolve().parents[2]
-    planned = study.load(settings.read_yaml(root / "config" / "config.yaml")).plan().runs
+    planned = study.load(settings.read_yaml(root / "config" / "icons-all.yaml")).plan().runs
     names = {run.name: run.digest for run in planned}
     assert names["icons-animals/icon-clip/shipped/clip/default/seed-0"] == "22d1ab2f5474e551"
     shipped = load_descriptions("shipped")
