@@ -50,6 +50,7 @@ _CUT_PATCHES = 49
 # its pixels and one for each pixel of the stored image.
 _STRONG_S, _STRONG_OUT_S, _STRONG_IN_S = 1.8e-3, 5.9e-8, 9.0e-9
 _DECODE_S, _HASH_RATE, _START_S = 0.036, 1.0e9, 10.0
+_FORKED_S = 2.0  # a job that computes nothing, forked from the warm process; on a CPU, measured
 _LOAD_RATE = 120e6  # bytes of weights per second
 _WORKERS = 8
 
@@ -66,7 +67,7 @@ class Pace(Frozen):
         strong_s: seconds of one CPU core for a strong view.
         decode_s: seconds of one CPU core for a megapixel of JPEG.
         hash_rate: bytes per second that are read from a store and hashed.
-        start_s: seconds to start Python and import everything.
+        start_s: seconds to start a job: a fork on Linux, elsewhere Python and all imports.
         load_s: seconds to build the network.
         workers: processes that make strong views beside the training; 0: it makes them itself.
         peak_memory_mib: of a step on a GPU; None if it was not measured.
@@ -168,7 +169,7 @@ def assumed(card: CardSettings, network: Network, canvas: tuple[int, int], preci
         strong_s=strong_s,
         decode_s=_DECODE_S,
         hash_rate=_HASH_RATE,
-        start_s=_START_S,
+        start_s=_FORKED_S,
         load_s=4 * network.n_weights() / _LOAD_RATE,
         workers=_WORKERS,
     )
@@ -490,7 +491,9 @@ def _hash(count: int) -> None:
 
 
 def _starting(watch: Stopwatch) -> float:
-    """CPU seconds to start Python and import what a run needs; assumed if no time is left."""
+    """Seconds to start a job; without a warm process, CPU seconds of Python and its imports."""
+    if sys.platform == "linux":
+        return _FORKED_S
     if watch.left < _START_S:
         return _START_S
     before = os.times()
