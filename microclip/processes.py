@@ -169,7 +169,10 @@ class Companion:
 _GRACE_S = 30.0
 _TYPED = [  # verbs that a person types; a workflow's jobs never use them
     [verb]
-    for verb in ("adapt", "predict", "doctor", "show", "status", "sync", "ui", "unlock", "verify")
+    for verb in (
+        *("adapt", "bundle", "data", "doctor", "export", "fetch-weights", "passport", "plan"),
+        *("plan-overview", "predict", "show", "status", "sync", "ui", "unlock", "verify"),
+    )
 ]
 
 
@@ -192,6 +195,19 @@ def _is_job(command: list[str]) -> bool:
     return command[1:3] == ["-m", "microclip"] and command[3:4] not in _TYPED
 
 
+def _is_typed(command: list[str]) -> bool:
+    """Did a person type it: the console script, or a verb that workflows never use?"""
+    is_script = any(Path(part).name == "microclip" for part in command[:2])
+    return is_script or (command[1:3] == ["-m", "microclip"] and command[3:4] in _TYPED)
+
+
+def _is_left(process: psutil.Process) -> bool:
+    """Is there nobody who waits for it? A typed command has a mirror and a worker of its own."""
+    with contextlib.suppress(psutil.Error):
+        return not any(_is_typed(parent.cmdline()) for parent in process.parents())
+    return True
+
+
 def release(folder: Path) -> list[str]:
     """Remove a dead workflow's locks, end the jobs that outlived it, and say what was done.
 
@@ -204,7 +220,7 @@ def release(folder: Path) -> list[str]:
             raise SettingsError(
                 f"a workflow (process {process.pid}) is running in {folder}; wait, or stop it"
             )
-    orphans = [process for process, command in found if _is_job(command)]
+    orphans = [process for process, command in found if _is_job(command) and _is_left(process)]
     for process in orphans:
         with contextlib.suppress(psutil.Error):
             process.terminate()

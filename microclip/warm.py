@@ -85,7 +85,15 @@ def _key() -> str:
         for name, value in os.environ.items()
         if not name.startswith(_FREE) and name not in _FREE_NAMES
     }
-    found = [sys.executable, sys.prefix, tuple(sys.flags), os.geteuid(), code, kept]
+    # `python` and `python3.11` are one program.
+    found = [
+        os.path.realpath(sys.executable),
+        sys.prefix,
+        tuple(sys.flags),
+        os.geteuid(),
+        code,
+        kept,
+    ]
     return json.dumps(found, sort_keys=True)
 
 
@@ -180,7 +188,8 @@ class _Job:
                 case "started":
                     self._child = int(value)
                     for number in tuple(self._came):
-                        os.kill(self._child, number)
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(self._child, number)
                 case "returned":  # the child's own word, in case the warm process is killed
                     code = int(value)
                 case "ended":
@@ -213,7 +222,10 @@ def start() -> Companion | None:
     if sys.platform != "linux" or os.environ.get(VARIABLE) == _OFF:
         return None
     _remove_dead()
-    folder = tempfile.mkdtemp(prefix=_PREFIX)
+    try:
+        folder = tempfile.mkdtemp(prefix=_PREFIX)
+    except OSError:  # a full disk: jobs run by themselves
+        return None
     with socket.socket(socket.AF_UNIX) as listener:
         try:
             listener.bind(str(Path(folder, _SOCKET)))
@@ -340,13 +352,18 @@ class _Server:
         if request.key != self.key or not _preload(request.arguments):
             request.refuse()
             return None
+        # Signals wait until the child can take them: it begins with those of the warm process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
         try:
             child = os.fork()
         except OSError:  # no memory, or too many processes
+            child = -1
+        if child == 0:
+            return request  # `_become` lets them in
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
+        if child < 0:
             request.refuse()
             return None
-        if child == 0:
-            return request
         request.close_files()
         with contextlib.suppress(OSError):
             connection.sendall(f"started {child}\n".encode())
@@ -453,6 +470,7 @@ def _become(request: _Request) -> list[str]:
     for number in _FORWARDED:
         usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, signal.SIG_IGN if number in request.ignored else usual)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
     os.environ.clear()
     os.environ.update(request.environment)
     os.umask(request.umask)

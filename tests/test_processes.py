@@ -2,8 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
 from microclip import processes
@@ -49,3 +53,35 @@ def test_a_process_that_ignores_ctrl_c_still_ignores_it() -> None:
     os.kill(os.getpid(), signal.SIGINT)
     processes.raise_pending()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_unlock_ends_a_job_without_a_workflow_but_not_what_a_typed_command_started(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "microclip").mkdir()
+    (tmp_path / "microclip" / "__main__.py").write_text("import time; time.sleep(600)")
+    started = f"[{sys.executable!r}, '-m', 'microclip', 'mirror']"
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "microclip"  # as a person types it
+    script.write_text(
+        f"import subprocess\nchild = subprocess.Popen({started})\n"
+        "print(child.pid, flush=True)\nchild.wait()"
+    )
+    job = [sys.executable, "-m", "microclip", "run"]
+    with (
+        subprocess.Popen(
+            [sys.executable, str(script)], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        ) as typed,
+        subprocess.Popen(job, cwd=tmp_path) as left,
+    ):
+        assert typed.stdout is not None
+        mirror = psutil.Process(int(typed.stdout.readline()))
+        try:
+            assert processes.release(tmp_path) == [
+                f"ended job {left.pid}, left by an earlier workflow"
+            ]
+            left.wait(60)
+            assert mirror.is_running()
+        finally:
+            mirror.kill()
+            left.kill()

@@ -136,8 +136,11 @@ def _failed(folder: Path) -> bool:
     journal = folder / paths.RUN_JOURNAL
     if not journal.is_file():
         return False
-    lines = journal.read_text(encoding="utf-8").splitlines()
-    return bool(lines) and json.loads(lines[-1])["event"] == "failed"
+    lines = journal.read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        return bool(lines) and json.loads(lines[-1])["event"] == "failed"
+    except ValueError:  # half a line: the process was killed while it wrote
+        return False
 
 
 @app.command()

@@ -343,7 +343,8 @@ def _verify_once(path: Path, sha256: str) -> None:
         if found != sha256:
             raise _damaged(path, f"sha256 {sha256[:12]}", found[:12])
         if note is not None:
-            note.touch()
+            with contextlib.suppress(OSError):  # a full disk, or the warm process is gone
+                note.touch()
     _verified.add(key)
 
 

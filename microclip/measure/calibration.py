@@ -492,7 +492,7 @@ def _hash(count: int) -> None:
 
 def _starting(watch: Stopwatch) -> float:
     """Seconds to start a job; without a warm process, CPU seconds of Python and its imports."""
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         return _FORKED_S
     if watch.left < _START_S:
         return _START_S

@@ -40,6 +40,7 @@ _QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # which would print a password in it
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _PASSWORD = re.compile(r"//[^/@\s]+@")  # in an address, or in an error message that quotes one
@@ -107,8 +108,10 @@ def init(study: str) -> None:
 def experiment(client: Any, study: str) -> str:
     """Id of a study's experiment, which is created if it does not exist."""
     if found := client.get_experiment_by_name(study):
+        if found.lifecycle_stage == "deleted":  # in MLflow's pages; its name stays taken
+            client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
-    is_own = "MLFLOW_TRACKING_URI" not in os.environ
+    is_own = not os.environ.get("MLFLOW_TRACKING_URI")
     root = (Path(paths.TRACKING_ARTIFACTS).resolve() / study).as_uri() if is_own else None
     return str(client.create_experiment(study, artifact_location=root))
 
@@ -157,7 +160,8 @@ class Mirror:
         kept = ""
         name = announced.name.replace("'", "")  # MLflow's filters cannot escape a quote
         for run in self._mlflow.search_runs([where], f"tags.`{NAME}` = '{name}'"):
-            same = run.data.tags.get("job_key") == announced.digest
+            # One without parameters was cut short while it was created.
+            same = run.data.tags.get("job_key") == announced.digest and bool(run.data.params)
             if same and not kept and run.data.tags.get("complete") != "true":
                 kept = str(run.info.run_id)
                 self._mlflow.update_run(kept, status="RUNNING")
@@ -213,9 +217,9 @@ class Mirror:
         if lost := {file.name for file in files} - there:
             raise OSError(f"artifacts {', '.join(sorted(lost))} did not arrive")
         self._mlflow.set_tag(self.run_id, "artifacts", "complete")
+        self._mlflow.set_terminated(self.run_id, "FINISHED")
         # Last, and only once the files are there: `sync` trusts this tag.
         self._mlflow.set_tag(self.run_id, "complete", "true")
-        self._mlflow.set_terminated(self.run_id, "FINISHED")
         marker = folder / paths.RUN_MIRRORED
         runtime.write_json(marker, marker_of(str(scores["digest"]), self.run_id))
 
@@ -278,15 +282,21 @@ class _Followed:
     end: dict[str, Any] | None = None
     mirror: Mirror | None = None
     n_failures: int = 0
+    inode: int = 0  # of the journal that was read
 
     def read(self) -> None:
         """Take in what was written since the last call."""
         is_dead = self._is_dead()  # before the reading: a process writes its end, then ends
         for line in self._lines():
-            values = json.loads(line)
-            match values["event"]:
+            try:
+                values = json.loads(line)
+                event = values["event"]
+            except (ValueError, KeyError, TypeError):
+                continue  # half a line: the process was killed, or the disk was full
+            match event:
                 case "started":
                     self._start(values)
+                    is_dead = False  # that was the process before this one
                 case "epoch":
                     self.rows.append({k: v for k, v in values.items() if k != "event"})
                 case _:
@@ -297,14 +307,21 @@ class _Followed:
     def _lines(self) -> list[str]:
         """The journal's new lines; one that is not yet whole waits."""
         path = self.folder / paths.RUN_JOURNAL
-        if not path.is_file() or path.stat().st_size <= self.offset:
+        try:
+            found = path.stat()
+        except OSError:  # not there yet, or no more
+            return []
+        if found.st_size < self.offset or found.st_ino != (self.inode or found.st_ino):
+            self.offset = 0  # deleted, and begun again
+        self.inode = found.st_ino
+        if found.st_size == self.offset:
             return []
         with path.open("rb") as stream:
             stream.seek(self.offset)
             text = stream.read()
         whole = text[: text.rfind(b"\n") + 1]
         self.offset += len(whole)
-        return whole.decode().splitlines()
+        return whole.decode(errors="replace").splitlines()
 
     def _start(self, values: Mapping[str, Any]) -> None:
         known = {each.name: values[each.name] for each in fields(Announcement)}
@@ -354,6 +371,7 @@ class _Followed:
         if self.end is not None:
             if self.end["event"] == "finished":
                 numbers = {k: v for k, v in self.end.items() if k not in ("event", "time")}
+                self.mirror.epochs(read_history(self.folder))  # if the run was begun again there
                 self.mirror.finish(numbers, self.folder)
             else:
                 self.mirror.fail(self.end["event"].upper(), self.end["reason"])
@@ -383,7 +401,8 @@ class Follower:
     def look(self) -> None:
         """Read what is new, and show it unless the store failed a moment ago."""
         for run in self._runs:
-            run.read()
+            with contextlib.suppress(OSError):  # a network disk that is away for a moment
+                run.read()
         if time.monotonic() >= self._retry_at:
             self._show()
 

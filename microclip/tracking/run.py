@@ -290,8 +290,13 @@ class RunTracker:
             raise
 
     def _journal(self, line: Mapping[str, Any]) -> None:
-        with (self._folder / paths.RUN_JOURNAL).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
+        text = json.dumps({"time": round(time.time(), 3), **line}) + "\n"
+        with (self._folder / paths.RUN_JOURNAL).open("ab+") as stream:
+            if stream.seek(0, os.SEEK_END):
+                stream.seek(-1, os.SEEK_END)
+                if stream.read(1) != b"\n":  # a killed process, or a full disk, left half a line
+                    text = "\n" + text
+            stream.write(text.encode())
 
 
 def open_tracker(

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,3 +267,56 @@ def test_a_page_does_not_wait_for_a_mirror_that_is_gone(monkeypatch: pytest.Monk
     monkeypatch.setattr(mirror, "_LINKED_S", 0.05)
     mirror.wait([settings.spec.folder])
     assert waited
+
+
+@pytest.mark.usefixtures("work")
+def test_a_run_that_starts_again_before_the_mirror_looks_is_followed_on() -> None:
+    """Its first process is dead by then, the second is not."""
+    settings = settings_of("microclip")
+    folder = settings.spec.folder
+    first = open_tracker(settings, folder, "tiny")
+    first.epoch(0, ROWS[0])
+    journal = folder / paths.RUN_JOURNAL
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    text = journal.read_text().replace(f'"pid": {os.getpid()}', f'"pid": {ended.pid}')
+    assert str(ended.pid) in text
+    journal.write_text(text)
+    follower = mirror.Follower({str(folder): 0})
+    follower._runs[0].read()
+    second = open_tracker(settings, folder, "tiny")
+    second.epoch(1, ROWS[1])
+    follower.look()
+    [run] = runs()
+    assert run.info.status == "RUNNING"
+    second.fail("FAILED", "loss is nan")
+    assert follower.close()
+    assert runs()[0].info.status == "FAILED"
+
+
+@pytest.mark.usefixtures("work")
+def test_half_a_line_in_a_journal_costs_nothing_but_itself() -> None:
+    settings = settings_of("microclip")
+    folder = settings.spec.folder
+    tracker = open_tracker(settings, folder, "tiny")
+    with (folder / paths.RUN_JOURNAL).open("a") as stream:
+        stream.write('{"time": 1.0, "eve')  # the disk was full
+    tracker.epoch(0, ROWS[0])
+    follower = mirror.Follower({str(folder): 0})
+    follower.look()
+    assert points(runs()[0], "loss") == [(0, 10.0)]
+    shutil.rmtree(folder)  # by a user, while it trains
+    again = open_tracker(settings, folder, "tiny")
+    again.epoch(0, ROWS[0])
+    again.epoch(1, ROWS[1])
+    assert follower.close()
+    assert points(runs()[0], "loss") == [(0, 10.0), (1, 9.0)]
+
+
+@pytest.mark.usefixtures("work")
+def test_an_experiment_that_was_deleted_in_mlflow_is_restored() -> None:
+    client = mirror.connect()
+    where = mirror.experiment(client, "gone")
+    client.delete_experiment(where)
+    assert mirror.experiment(client, "gone") == where
+    assert client.get_experiment(where).lifecycle_stage == "active"

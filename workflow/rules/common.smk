@@ -24,7 +24,8 @@ HAS_GPU = STUDY.settings.device != "cpu" and bool(runtime.visible_gpus())
 N_JOBS = 1 if HAS_GPU else workflow.cores or 1
 # Environment variables rather than parameters: they do not change results, so they must not
 # make Snakemake repeat a job.
-os.environ.setdefault("MICROCLIP_THREADS", str(max(1, runtime.n_cpus() // N_JOBS)))
+if workflow.local_exec:  # a cluster's node counts its own CPUs
+    os.environ.setdefault("MICROCLIP_THREADS", str(max(1, runtime.n_cpus() // N_JOBS)))
 os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
     MICROCLIP_STUDY=STUDY_NAME,
