@@ -183,8 +183,10 @@ def parameters(run: RunSettings) -> dict[str, str]:
 
 
 def changed(run: RunSettings) -> dict[str, Any]:
-    """Settings that differ from those in `config/methods/<method>.yaml`."""
+    """Settings that differ from those in `config/methods/<method>.yaml`; none without that file."""
     method = run.spec.method
+    if method not in settings.known("methods"):  # a run that was typed by hand
+        return {}
     declared = settings.load_method_file(method).settings
     where = f"config/methods/{method}.yaml"
     usual = settings.validated(settings_of(method), declared, where).model_dump(mode="json")
@@ -210,14 +212,12 @@ def description(run: RunSettings) -> str:
     """One line of Markdown that says what the run is."""
     spec = run.spec
     other = _listed(changed(run))
-    return (
-        f"**{settings.load_method_file(spec.method).title}**, variant `{spec.variant}`, on "
-        f"`{spec.dataset}`, seed {spec.seed}. "
-        + (
-            f"Changed from `config/methods/{spec.method}.yaml`: {other}."
-            if other
-            else "Settings as declared."
-        )
+    is_declared = spec.method in settings.known("methods")
+    title = settings.load_method_file(spec.method).title if is_declared else spec.method
+    return f"**{title}**, variant `{spec.variant}`, on `{spec.dataset}`, seed {spec.seed}. " + (
+        f"Changed from `config/methods/{spec.method}.yaml`: {other}."
+        if other
+        else "Settings as declared."
     )
 
 

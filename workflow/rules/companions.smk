@@ -14,7 +14,7 @@ def start_companions():
     COMPANIONS["mirror"] = mirror.start(
         [spec.folder for spec in STUDY.runs], "--study", STUDY_NAME
     )
-    os.environ["MICROCLIP_MIRROR"] = str(COMPANIONS["mirror"].pid)
+    os.environ.update(MICROCLIP_MIRROR=str(COMPANIONS["mirror"].pid))
     if workflow.local_exec:
         COMPANIONS["warm"] = warm.start()
 
