@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,17 +16,10 @@ from microclip import processes, runtime, warm
 from microclip.data import store
 from microclip.study import RunSettings
 from tests.fixtures.project import prepare, settings_of
+from tests.fixtures.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is a warm process on Linux")
 IDENTICAL = ("adapted.safetensors", "predictions.parquet")
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not happen")
 
 
 def is_alive(pid: int) -> bool:

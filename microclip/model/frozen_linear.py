@@ -7,7 +7,7 @@ That changes the last bits, so only a teacher asks for it (`packed`), and only f
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -33,7 +33,7 @@ class _Prepared(NamedTuple):
     copy: Tensor
 
 
-_prepared: Any = WeakTensorKeyDictionary()  # weight -> {form: _Prepared}
+_prepared: Any = WeakTensorKeyDictionary()  # weight -> {(form, rows): _Prepared}
 
 
 @contextmanager
@@ -89,29 +89,28 @@ def _cast(weight: Tensor, rows: slice) -> Tensor:
     if weight.dtype != torch.float32:
         return weight[rows]
     dtype = torch.get_autocast_dtype(weight.device.type)
-    known = _known(weight, (dtype, rows.start, rows.stop))
-    return known if known is not None else _keep(weight, (dtype, rows.start, rows.stop))
+    return _once(weight, rows, dtype, lambda own: own.to(dtype))
 
 
 def _packed(weight: Tensor, rows: slice) -> Tensor:
     """The rows in oneDNN's layout."""
-    known = _known(weight, ("packed", rows.start, rows.stop))
-    return known if known is not None else _keep(weight, ("packed", rows.start, rows.stop))
+
+    def pack(own: Tensor) -> Tensor:
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(own.contiguous(), _PACKED_FOR)
+        return packed
+
+    return _once(weight, rows, "packed", pack)
 
 
-def _known(weight: Tensor, form: tuple[Hashable, ...]) -> Tensor | None:
-    found = _prepared.get(weight, {}).get(form)
-    return found.copy if found is not None and found.state == _state(weight) else None
-
-
-def _keep(weight: Tensor, form: tuple[Hashable, ...]) -> Tensor:
-    kind, start, stop = form
-    own = weight.detach()[start:stop]
-    if isinstance(kind, torch.dtype):
-        copy = own.to(kind)
-    else:
-        copy = torch.ops.mkldnn._reorder_linear_weight(own.contiguous(), _PACKED_FOR)
-    _prepared.setdefault(weight, {})[form] = _Prepared(_state(weight), copy)
+def _once(
+    weight: Tensor, rows: slice, form: Hashable, prepare: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return `prepare(weight[rows])`, made again only if the weight has changed."""
+    key, state = (form, rows.start, rows.stop), _state(weight)
+    known = _prepared.setdefault(weight, {})
+    if key not in known or known[key].state != state:
+        known[key] = _Prepared(state, prepare(weight.detach()[rows]))
+    copy: Tensor = known[key].copy
     return copy
 
 

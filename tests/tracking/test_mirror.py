@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from microclip.tracking import mirror
 from microclip.tracking.run import open_tracker
 from tests.fixtures.project import prepare, settings_of
 from tests.fixtures.tracking import points, runs, show
+from tests.fixtures.waiting import until
 
 ROWS = {epoch: {"loss": 10.0 - epoch} for epoch in range(8)}
 
@@ -40,15 +41,6 @@ def mirroring(*settings: RunSettings) -> Iterator[processes.Companion]:
         yield companion
     finally:
         companion.close(60)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition; the test's own time limit is generous because machines are busy."""
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not happen")
 
 
 def finish(settings: RunSettings) -> None:
