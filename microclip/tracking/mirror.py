@@ -255,6 +255,7 @@ def find_mirrored(folder: Path, digest: str, there: Mapping[str, Any]) -> Any | 
 
 _POLL_S = 1.0
 _PAUSE_S = 30.0  # after a failure, so that a server that is down is not asked all the time
+_REMEMBERED = 200  # bytes of a journal, enough for the time that its last line begins with
 _TRIES = 3  # then a run is left to `sync`, so that it does not hold up the others
 HINT = "the runs go on, `microclip sync` copies what is missing"
 _DEAD = "its process ended without a word: killed, or out of memory"
@@ -282,7 +283,7 @@ class _Followed:
     end: dict[str, Any] | None = None
     mirror: Mirror | None = None
     n_failures: int = 0
-    inode: int = 0  # of the journal that was read
+    before: bytes = b""  # the journal's last bytes before `offset`
 
     def read(self) -> None:
         """Take in what was written since the last call."""
@@ -306,21 +307,22 @@ class _Followed:
 
     def _lines(self) -> list[str]:
         """The journal's new lines; one that is not yet whole waits."""
-        path = self.folder / paths.RUN_JOURNAL
         try:
-            found = path.stat()
+            stream = (self.folder / paths.RUN_JOURNAL).open("rb")
         except OSError:  # not there yet, or no more
             return []
-        if found.st_size < self.offset or found.st_ino != (self.inode or found.st_ino):
-            self.offset = 0  # deleted, and begun again
-        self.inode = found.st_ino
-        if found.st_size == self.offset:
-            return []
-        with path.open("rb") as stream:
-            stream.seek(self.offset)
-            text = stream.read()
-        whole = text[: text.rfind(b"\n") + 1]
+        with stream:
+            # Deleted and begun again? A file system may give the new file the old one's number.
+            start = self.offset - len(self.before)
+            stream.seek(start)
+            if not (text := stream.read()).startswith(self.before) or start + len(text) < self.offset:
+                self.offset, self.before = 0, b""
+                stream.seek(0)
+                text = stream.read()
+        new = text[len(self.before) :]
+        whole = new[: new.rfind(b"\n") + 1]
         self.offset += len(whole)
+        self.before = (self.before + whole)[-_REMEMBERED:]
         return whole.decode(errors="replace").splitlines()
 
     def _start(self, values: Mapping[str, Any]) -> None:
