@@ -343,7 +343,7 @@ class Backbone(nn.Module):
         cannot change the embedding. Any other tower reads its whole context.
         """
         context = tokens.shape[1]
-        if not _ends_at_end_of_text(self.model):
+        if not ends_at_end_of_text(self.model):
             return torch.full((len(tokens),), context)
         lengths = torch.tensor([*(n for n in _TEXT_LENGTHS if n < context), context])
         return lengths[torch.bucketize(tokens.argmax(dim=-1).cpu() + 1, lengths)]
@@ -387,10 +387,14 @@ class Backbone(nn.Module):
         kept = [self._last_block(self._hidden(p), with_patches=with_patches) for p in parts]
         return torch.cat(kept)
 
-    def _hidden(
+    def embed_patches(
         self, images: Float[Tensor, "batch 3 rows columns"]
     ) -> Float[Tensor, "batch token width"]:
-        """Return all tokens as they enter the last block."""
+        """Return class token and patches with their positions, before the first LayerNorm.
+
+        Raises:
+            ValueError: images of another size than `image_size`.
+        """
         if images.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"images must be {self.image_size} x {self.image_size} px, got "
@@ -401,11 +405,21 @@ class Backbone(nn.Module):
         cls = visual.class_embedding.expand(images.shape[0], 1, -1)
         place = visual.positional_embedding
         # Positions are added in float32, which keeps the residual stream float32 under autocast.
-        hidden: Tensor = visual.ln_pre(torch.cat([cls + place[:1], patches + place[1:]], dim=1))
-        for block in visual.transformer.resblocks[:-1]:
-            normed = block.ln_1(hidden)
-            query, key, value = _packed(block.attn, normed, 0, 3)
-            hidden = _finish(block, hidden, _attend(block.attn, query, key, value))
+        return torch.cat([cls + place[:1], patches + place[1:]], dim=1)
+
+    def read_class(
+        self, hidden: Float[Tensor, "batch token width"]
+    ) -> Float[Tensor, "batch embedding"]:
+        """Return the projected class token, not normalised, of tokens that enter the last block."""
+        return self.project(self._last_block(hidden, with_patches=False)[:, 0])
+
+    def _hidden(
+        self, images: Float[Tensor, "batch 3 rows columns"]
+    ) -> Float[Tensor, "batch token width"]:
+        """Return all tokens as they enter the last block."""
+        hidden: Tensor = self.visual.ln_pre(self.embed_patches(images))
+        for block in self.visual.transformer.resblocks[:-1]:
+            hidden = run_block(block, hidden)
         return hidden
 
     def _last_block(
@@ -447,7 +461,7 @@ def load_backbone(backbone: str | BackboneSettings, device: str | torch.device =
     return from_open_clip(model, tokenizer).to(device)
 
 
-def _ends_at_end_of_text(model: nn.Module) -> bool:
+def ends_at_end_of_text(model: nn.Module) -> bool:
     """True for CLIP's own text tower: causal, pooled at the token of the highest number."""
     from open_clip.model import CLIP
 
@@ -480,12 +494,20 @@ def _packed(attention: Any, tokens: Tensor, first: int, last: int) -> tuple[Tens
     return packed.chunk(last - first, dim=-1)
 
 
-def _attend(attention: Any, *parts: Tensor) -> Tensor:
+def run_block(
+    block: Any, hidden: Float[Tensor, "batch token width"], *, is_causal: bool = False
+) -> Float[Tensor, "batch token width"]:
+    """Return a plain block's output for all tokens."""
+    query, key, value = _packed(block.attn, block.ln_1(hidden), 0, 3)
+    return _finish(block, hidden, _attend(block.attn, query, key, value, is_causal=is_causal))
+
+
+def _attend(attention: Any, *parts: Tensor, is_causal: bool = False) -> Tensor:
     """Multi-head attention of (query, key, value), heads side by side."""
     query, key, value = (
         rearrange(part, "b n (h d) -> b h n d", h=attention.num_heads) for part in parts
     )
-    gathered = functional.scaled_dot_product_attention(query, key, value)
+    gathered = functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
     return rearrange(gathered, "b h n d -> b n (h d)")
 
 
@@ -517,7 +539,7 @@ def _check_tower(model: nn.Module) -> None:
         "pools without its class token": visual.attn_pool is not None or visual.pool_type != "tok",
         "takes images that are not square": visual.image_size[0] != visual.image_size[1],
         "has no block": not blocks,
-        "has attention of a special kind": any(not _is_plain(block) for block in blocks),
+        "has attention of a special kind": any(not is_plain(block) for block in blocks),
     }
     found = [problem for problem, present in problems.items() if present]
     if found:
@@ -527,7 +549,7 @@ def _check_tower(model: nn.Module) -> None:
         )
 
 
-def _is_plain(block: Any) -> bool:
+def is_plain(block: Any) -> bool:
     """True for a block of LayerNorm, attention, LayerNorm, MLP and nothing else."""
     attention = block.attn
     norms = (getattr(attention, name, None) for name in ("ln_q", "ln_k", "ln_inner"))

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from microclip.model.attention_pooling import AttentionPooling
-from microclip.model.backbone import Backbone, ImageTokens, difference, unit_norm
+from microclip.model.backbone import Backbone, ImageTokens, unit_norm
 from microclip.model.saliency import Saliency, normalized_cut
+from microclip.model.trained import TrainedModule
 from microclip.settings.fusion import FusionOptions, Query
 
 
@@ -54,7 +55,7 @@ def cosine_similarity(
         return functional.linear(embedding, unit_norm(classifier).to(embedding.dtype))
 
 
-class TokenFusion(nn.Module):
+class TokenFusion(TrainedModule):
     """The trained classifier: image tower LayerNorms, class vectors and attention pooling.
 
     Source: Eq. 4 to 8, arXiv:2510.02270v1. Only `trained_parameters()` require gradients; the
@@ -90,9 +91,7 @@ class TokenFusion(nn.Module):
         )
         self.classifier = nn.Parameter(classifier.detach().clone().float())
         self.to(backbone.device)
-        self.requires_grad_(requires_grad=False)
-        for parameter in self.trained_parameters().values():
-            parameter.requires_grad = True
+        self.freeze_the_rest()
 
     def forward(
         self,
@@ -146,30 +145,6 @@ class TokenFusion(nn.Module):
             for name, parameter in self.pooling.named_parameters():
                 trained[f"pooling.{name}"] = parameter
         return trained
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """Return copies of what is trained, on the CPU, ready to be written to a file."""
-        return {
-            name: parameter.detach().cpu().clone()
-            for name, parameter in self.trained_parameters().items()
-        }
-
-    @torch.no_grad()
-    def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `trained_state` returned.
-
-        Raises:
-            ValueError: names or shapes differ from those of this network.
-        """
-        expected = self.trained_parameters()
-        differs = difference(expected, state)
-        if differs is not None:
-            raise ValueError(
-                f"the state to load holds {differs}; use the backbone, classes and options it was "
-                "trained with"
-            )
-        for name, parameter in expected.items():
-            parameter.copy_(state[name])
 
     def _fuse(
         self,

@@ -96,9 +96,9 @@ def test_last_block_attends_from_the_class_token_alone(monkeypatch: pytest.Monke
     rows: list[int] = []
     attend = functional.scaled_dot_product_attention
 
-    def spy(query: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def spy(query: torch.Tensor, *rest: torch.Tensor, is_causal: bool) -> torch.Tensor:
         rows.append(query.shape[-2])
-        return attend(query, *rest)
+        return attend(query, *rest, is_causal=is_causal)
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", spy)
     tiny_backbone().encode_image(images(1))

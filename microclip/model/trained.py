@@ -1,0 +1,52 @@
+"""Networks of which only some tensors are trained, kept and put back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from microclip.model.backbone import difference
+
+
+class TrainedModule(nn.Module, ABC):
+    """A network that names the tensors it trains; all others are frozen."""
+
+    @abstractmethod
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return exactly what is trained, by name."""
+
+    def freeze_the_rest(self) -> None:
+        """Let only `trained_parameters()` require a gradient."""
+        self.requires_grad_(requires_grad=False)
+        for parameter in self.trained_parameters().values():
+            parameter.requires_grad = True
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return copies of what is trained, on the CPU, ready to be written to a file."""
+        return {
+            name: parameter.detach().cpu().clone()
+            for name, parameter in self.trained_parameters().items()
+        }
+
+    @torch.no_grad()
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `trained_state` returned.
+
+        Raises:
+            ValueError: names or shapes differ from those of this network.
+        """
+        expected = self.trained_parameters()
+        differs = difference(expected, state)
+        if differs is not None:
+            raise ValueError(
+                f"the state to load holds {differs}; use the backbone, classes and options it was "
+                "trained with"
+            )
+        for name, parameter in expected.items():
+            parameter.copy_(state[name])
+
+    def state_version(self) -> tuple[int, ...]:
+        """Return a number per trained tensor that each change in place raises."""
+        return tuple(parameter._version for parameter in self.trained_parameters().values())
