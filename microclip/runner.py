@@ -48,10 +48,12 @@ from microclip.methods.base import (
 from microclip.model import embeddings, weights
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.embeddings import TextClassifiers
+from microclip.model.sentences import SentenceStore
 from microclip.model.token_fusion import cosine_similarity
 from microclip.settings.base import SettingsError, read_yaml, validated
 from microclip.settings.declarations import Supervision
 from microclip.study import RunSettings, RunSpec
+from microclip.text import descriptions
 from microclip.tracking.run import EpochReporter, RunClock
 
 
@@ -63,6 +65,8 @@ class Inputs:
     class_names: tuple[str, ...]
     texts: TextClassifiers
     device: str
+    sentences: tuple[tuple[str, ...], ...] = ()
+    sentence_store: SentenceStore | None = None
     backbone: Backbone | None = None
     features: embeddings.Features | None = None
 
@@ -177,12 +181,14 @@ def read_inputs(settings: RunSettings, reads: str) -> Inputs:
     texts = embeddings.load_texts(settings.dataset, settings.backbone, settings.descriptions).to(
         device
     )
+    sentences = tuple(descriptions.load(settings.dataset, settings.descriptions).values())
     if reads == "images":
         tower = load_backbone(settings.backbone, device)
         weights.record(settings.backbone)
-        return Inputs(splits, names, texts, device, backbone=tower)
+        store = embeddings.sentence_store(settings.backbone, tower)
+        return Inputs(splits, names, texts, device, sentences, store, backbone=tower)
     found = embeddings.load_features(settings.dataset, settings.backbone)
-    return Inputs(splits, names, texts, device, features=found)
+    return Inputs(splits, names, texts, device, sentences, features=found)
 
 
 def test_views(inputs: Inputs, seed: int) -> ViewReader:
@@ -217,6 +223,8 @@ def _task(settings: RunSettings, inputs: Inputs) -> Task:
         device=inputs.device,
         precision=settings.precision,
         backbone=inputs.backbone,
+        sentences=inputs.sentences,
+        sentence_store=inputs.sentence_store,
     )
 
 

@@ -32,8 +32,9 @@ from microclip.model.backbone import load_backbone, read_backbone, unit_norm
 from microclip.runtime import MissingDataError, sha256
 from microclip.settings import Frozen, SettingsError
 from microclip.study import RunSettings
+from microclip.text.prompts import readable
 from microclip.tracking.run import open_tracker
-from tests.fixtures.project import CLASSES, N_TEST, Journal, prepare, settings_of
+from tests.fixtures.project import CLASSES, N_TEST, SENTENCES, Journal, prepare, settings_of
 
 
 @pytest.mark.usefixtures("project")
@@ -247,6 +248,19 @@ def test_a_few_shot_method_sees_only_its_examples(
     record = json.loads(Path("run/run.json").read_text())
     assert record["inputs"]["shots"] == sha256(Path("run/shots.csv"))
     assert 0 <= scores.top1_pct <= 100
+
+
+@pytest.mark.usefixtures("project")
+def test_a_method_gets_the_sentences_of_each_class_and_their_stored_embeddings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = Prototypes()
+    runner.run(few_shot(monkeypatch, method), Path("run"), Journal())
+    given = method.task
+    assert [list(own) for own in given.sentences] == [SENTENCES[readable(n)] for n in CLASSES]
+    assert given.sentence_store is not None
+    every = [text for own in given.sentences for text in own]
+    assert set(given.sentence_store.find(every)) == set(every)
 
 
 @pytest.mark.usefixtures("project")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from microclip.data.loading import Examples, UnlabelledImages
     from microclip.model.backbone import Backbone
     from microclip.model.embeddings import TextClassifiers
+    from microclip.model.sentences import SentenceStore
 
 SHARED_RECIPE = 1  # raise when data, views, backbone or text stages change what they mean
 _NOT_METHODS = {"__init__", "base"}
@@ -102,6 +103,8 @@ class Task:
     images: UnlabelledImages | None = None  # if it reads images and its supervision allows it
     embeddings: Float[Tensor, "image embedding"] | None = None  # frozen [CLS], if allowed
     examples: Examples | None = None  # the labelled images of a few-shot method, nothing else
+    sentences: Sequence[Sequence[str]] = ()  # descriptions by class; a saved classifier has none
+    sentence_store: SentenceStore | None = None  # their embeddings by the untrained backbone
     checkpoints: Path | None = None  # folder for epoch checkpoints; None: keep none
     monitor: Monitor | None = None  # None: nothing is measured
 

@@ -40,6 +40,7 @@ class Start:
     record: Record
     backbone: BackboneSettings
     texts: TextClassifiers
+    sentences: tuple[tuple[str, ...], ...]
     tower: Backbone
     method: Method[BaseModel]
     settings: BaseModel
@@ -67,6 +68,7 @@ def load_start(
         record=record,
         backbone=backbone,
         texts=texts,
+        sentences=tuple(tuple(own) for own in sentences.values()),
         tower=tower,
         method=chosen.method,
         settings=chosen.settings,
@@ -124,7 +126,7 @@ def adapt_images(start: Start, images: UnlabelledImages, place: Place) -> Outcom
         past=place.past,
     )
     given = with_images(task, start.method, start.tower, images)
-    given = replace(given, checkpoints=folder, monitor=watch)
+    given = replace(given, checkpoints=folder, monitor=watch, sentences=start.sentences)
     stopped, classifier, heads = "", None, untrained
     try:
         classifier = start.method.adapt(given, start.settings, reporter)
@@ -216,6 +218,7 @@ def _measure(
     with prediction.stored(sample) as images:
         decoded = time.perf_counter()
         task = with_images(task_of(record, start.texts, tower), method, tower, images)
+        task = replace(task, sentences=start.sentences)
         classifier = None
         with contextlib.suppress(NonFiniteLossError):  # the actual training reports it
             classifier = method.adapt(task, short, Silence())

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from . import vectors
 from .comparison import Comparison
-from .vectors import FOLDER
+from .vectors import FOLDER, METHODS
 
 # Reference arrays that are inputs, or describe the reference run instead of a result.
 INPUTS = [
@@ -40,6 +42,7 @@ INPUTS = [
 ]
 # Belong to other methods: WCA's scores, and TokenCut's generalised problem, box and component.
 ELSEWHERE = ["wca.*", "*tokencut_*", "*ref_cos_*_gen"]
+READ = "parity read"
 
 
 @pytest.fixture
@@ -56,18 +59,21 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _reads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Pass on which arrays of a method were looked at, from a worker process too."""
+    vectors.read.clear()
+    yield
+    request.node.user_properties.append((READ, sorted(vectors.read)))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print array, rule, tolerance and largest deviation, and the arrays nobody compared."""
     worst: dict[tuple[str, str], tuple[float, float]] = {}
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            if getattr(report, "when", None) != "call":
-                continue
-            for key, value in report.user_properties:
-                if key == "parity":
-                    name, rule, tolerance, deviation = value
-                    before = worst.get((name, rule), (0.0, 0.0))[1]
-                    worst[name, rule] = (tolerance, max(before, deviation))
+    for name, rule, tolerance, deviation in _recorded(terminalreporter, "parity"):
+        before = worst.get((name, rule), (0.0, 0.0))[1]
+        worst[name, rule] = (tolerance, max(before, deviation))
+    read = {name for names in _recorded(terminalreporter, READ) for name in names}
     if not worst:
         return
     terminalreporter.section(f"largest deviations from {FOLDER.name}")
@@ -76,6 +82,34 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     compared = {name for name, _ in worst}
     missing = [name for name in _reference_names() if name not in compared]
     terminalreporter.line(f"{len(compared)} arrays compared, {len(missing)} not: {missing[:20]}")
+    for method in sorted({name.split(".")[0].removeprefix("methods/") for name in read}):
+        _summarise(terminalreporter, vectors.MethodArrays(method), compared, read)
+
+
+def _recorded(terminalreporter: pytest.TerminalReporter, kind: str) -> Iterator[Any]:
+    """Yield what the tests recorded under this name."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for key, value in getattr(report, "user_properties", ()):
+                if key == kind:
+                    yield value
+
+
+def _summarise(
+    terminalreporter: pytest.TerminalReporter,
+    arrays: vectors.MethodArrays,
+    compared: set[str],
+    read: set[str],
+) -> None:
+    """Print how many arrays of a method are results, inputs, or unused, and name the last two."""
+    names = {arrays.key(name): name for name in arrays}
+    results = names.keys() & compared
+    inputs = [names[key] for key in names if key in read - compared]
+    unused = [names[key] for key in names if key not in read | compared]
+    terminalreporter.line(
+        f"{arrays.method} in {METHODS.name}: {len(results)} arrays compared, {len(inputs)} are "
+        f"inputs {inputs}, {len(unused)} are not looked at {unused}"
+    )
 
 
 def _reference_names() -> list[str]:

@@ -1,9 +1,13 @@
-"""Reads the reference numbers and builds our networks from them."""
+"""Reads the reference numbers and builds our networks from them.
+
+The arrays of the methods compared with microCLIP lie in a folder of their own, `METHODS`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,11 +18,14 @@ from open_clip.model import CLIP
 from safetensors.torch import load_file
 from torch import Tensor
 
-from microclip.model.backbone import Backbone, from_open_clip
+from microclip.model.backbone import Backbone, Tokenizer, from_open_clip
 from microclip.model.token_fusion import TokenFusion
 
-FOLDER = Path(os.environ.get("MICROCLIP_PARITY_DIR", Path(__file__).parent / "data"))
+_GIVEN = os.environ.get("MICROCLIP_PARITY_DIR")
+FOLDER = Path(_GIVEN or Path(__file__).parent / "data")
+METHODS = Path(_GIVEN or Path(__file__).parent) / "methods"
 MODELS = ("a", "b")
+read: set[str] = set()  # arrays of the methods that the present test has looked at
 
 
 @cache
@@ -28,7 +35,13 @@ def meta() -> dict[str, Any]:
 
 @cache
 def config(model: str) -> dict[str, Any]:
-    return json.loads((FOLDER / f"clip_{model}.json").read_text())
+    return json.loads(_network(model, "json").read_text())
+
+
+def _network(model: str, suffix: str) -> Path:
+    """Networks "a" and "b" serve all; a network of one method's arrays lies beside them."""
+    own = METHODS / f"clip_{model}.{suffix}"
+    return own if own.is_file() else FOLDER / own.name
 
 
 @cache
@@ -38,11 +51,45 @@ def arrays(stem: str) -> dict[str, Tensor]:
         return {name: torch.from_numpy(np.array(opened[name])) for name in opened.files}
 
 
-def build_backbone(model: str) -> Backbone:
+class MethodArrays:
+    """The arrays of one method, by name; remembers which of them are looked at."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+
+    def __getitem__(self, name: str) -> Tensor:
+        read.add(self.key(name))
+        return self._all()[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._all()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def key(self, name: str) -> str:
+        """Return what reports call an array: the core has an array file of the same name."""
+        return f"methods/{self.method}.{name}"
+
+    def text(self, name: str) -> list[str]:
+        """Return the lines of a text, which is stored as UTF-8 bytes."""
+        return bytes(self[name].numpy()).decode().split("\n")
+
+    def _all(self) -> dict[str, Tensor]:
+        return _method_arrays(self.method)
+
+
+@cache
+def _method_arrays(method: str) -> dict[str, Tensor]:
+    with np.load(METHODS / f"{method}.npz") as opened:
+        return {name: torch.from_numpy(np.array(opened[name])) for name in opened.files}
+
+
+def build_backbone(model: str, tokenizer: Tokenizer | None = None) -> Backbone:
     """Return a fresh reference network (training changes it)."""
     network = CLIP(**config(model)["open_clip"])
-    network.load_state_dict(load_file(FOLDER / f"clip_{model}.safetensors"))
-    return from_open_clip(network)
+    network.load_state_dict(load_file(_network(model, "safetensors")))
+    return from_open_clip(network, tokenizer)
 
 
 def build_fusion(model: str, **options: Any) -> TokenFusion:
