@@ -315,7 +315,10 @@ class _Followed:
             # Deleted and begun again? A file system may give the new file the old one's number.
             start = self.offset - len(self.before)
             stream.seek(start)
-            if not (text := stream.read()).startswith(self.before) or start + len(text) < self.offset:
+            if (
+                not (text := stream.read()).startswith(self.before)
+                or start + len(text) < self.offset
+            ):
                 self.offset, self.before = 0, b""
                 stream.seek(0)
                 text = stream.read()
