@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -53,6 +54,51 @@ def test_a_process_that_ignores_ctrl_c_still_ignores_it() -> None:
     os.kill(os.getpid(), signal.SIGINT)
     processes.raise_pending()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+ENDING = """
+import atexit, os, runpy, sys
+from microclip.cli import main
+
+class Kept:
+    def __del__(self, write=os.write):
+        write(1, b"taken apart")
+
+def verb(arguments):
+    print("verb")
+    atexit.register(print, "exit function")
+    return 7
+
+kept = Kept()
+main.main = verb
+sys.argv[1:] = ["verb"]
+runpy.run_module("microclip", run_name="__main__")
+"""
+
+
+def end(stdout: int | IO[bytes]) -> subprocess.CompletedProcess[bytes]:
+    """Run a verb that returns 7."""
+    command = [sys.executable, "-c", ENDING]
+    environment = {**os.environ, "MICROCLIP_WARM": "off"}
+    environment.pop("PYTHONUNBUFFERED", None)  # what is printed is written at the end
+    return subprocess.run(
+        command, env=environment, stdout=stdout, stderr=subprocess.PIPE, check=False
+    )
+
+
+def test_a_process_ends_in_order_but_is_not_taken_apart() -> None:
+    ended = end(subprocess.PIPE)
+    assert ended.stdout == b"verb\nexit function\n"
+    assert ended.stderr == b""
+    assert ended.returncode == 7
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_output_that_cannot_be_written_is_an_error() -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = end(full)
+    assert ended.returncode == 120  # Python's own
+    assert b"No space left on device" in ended.stderr
 
 
 def test_unlock_ends_a_job_without_a_workflow_but_not_what_a_typed_command_started(
