@@ -288,7 +288,7 @@ class Expansion:
     holes: dict[RunSpec, str] = field(default_factory=dict)
     generated: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     points: dict[str, tuple[SweepPoint, ...]] = field(default_factory=dict)
-    _named: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False)
+    _files: dict[str, settings.VariantFile] = field(default_factory=dict, repr=False)
     _resolved: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def add(self, method: str, variant: str, part: Selection) -> None:
@@ -312,15 +312,20 @@ class Expansion:
         """A method's complete settings; resolved once for all backbones, descriptions and seeds."""
         key = (method, variant, dataset)
         if key not in self._resolved:
-            overrides = self.overrides(method, variant)
+            own = self._file(method).datasets.get(variant, {}).get(dataset, {})
+            overrides = {**self.overrides(method, variant), **own}
             self._resolved[key] = resolve_method(self, method, dataset, overrides)
         return self._resolved[key]
 
     def named(self, method: str) -> dict[str, dict[str, Any]]:
-        """A method's variants in config/variants; each file is read once."""
-        if method not in self._named:
-            self._named[method] = settings.variants_of(method)
-        return self._named[method]
+        """A method's variants in config/variants."""
+        return {"default": {}, **self._file(method).variants}
+
+    def _file(self, method: str) -> settings.VariantFile:
+        """A method's file in config/variants; each is read once."""
+        if method not in self._files:
+            self._files[method] = settings.variant_file(method)
+        return self._files[method]
 
 
 def unavailable(method: str) -> str | None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from microclip.settings.study import load_method_file as load_method_file
     from microclip.settings.study import load_study as load_study
     from microclip.settings.study import load_variant as load_variant
+    from microclip.settings.study import variant_file as variant_file
     from microclip.settings.study import variants_of as variants_of
 
 _MODULES = {
@@ -74,6 +75,7 @@ _MODULES = {
         "load_method_file",
         "load_study",
         "load_variant",
+        "variant_file",
         "variants_of",
     ),
 }

@@ -1,8 +1,8 @@
 """Settings of a study, its methods, variants and backbones.
 
 The settings of a run are read in this order: `methods/<method>.yaml` -> `datasets/<dataset>.yaml`
-(`methods:` block) -> the study file (`methods:` block) -> `variants/<method>.yaml`. The later one
-wins, and every key must exist in the method's `Settings`.
+(`methods:` block) -> the study file (`methods:` block) -> `variants/<method>.yaml` (`variants:`,
+then `datasets:`). The later one wins, and every key must exist in the method's `Settings`.
 """
 
 from __future__ import annotations
@@ -90,6 +90,21 @@ class VariantFile(Frozen):
     """`config/variants/<method>.yaml`: named overrides of a method's settings."""
 
     variants: dict[Name, dict[str, Any]]
+    datasets: dict[Name, dict[Name, dict[str, Any]]] = Field(
+        default_factory=dict,
+        description="further overrides by variant and dataset, where a method's code has a value "
+        "for each dataset",
+    )
+
+    @model_validator(mode="after")
+    def _names_its_own_variants(self) -> VariantFile:
+        for variant in self.datasets:
+            if variant not in self.variants:
+                raise ValueError(
+                    f"'datasets' names the variant {variant!r}, 'variants' only "
+                    f"{', '.join(self.variants)}; declare it there"
+                )
+        return self
 
 
 class RunGrid(Frozen):
@@ -194,10 +209,15 @@ def load_method_file(name: str) -> MethodFile:
 
 def variants_of(method: str) -> dict[str, dict[str, Any]]:
     """Overrides of a method's variants, by name; `default` is always there and empty."""
+    return {"default": {}, **variant_file(method).variants}
+
+
+def variant_file(method: str) -> VariantFile:
+    """Load `config/variants/<method>.yaml`; empty if there is no such file."""
     path = paths.project_root() / "config" / "variants" / f"{method}.yaml"
-    where = f"config/variants/{method}.yaml"
-    named = validated(VariantFile, read_yaml(path), where).variants if path.is_file() else {}
-    return {"default": {}, **named}
+    if not path.is_file():
+        return VariantFile(variants={})
+    return validated(VariantFile, read_yaml(path), f"config/variants/{method}.yaml")
 
 
 def load_variant(method: str, variant: str) -> dict[str, Any]:

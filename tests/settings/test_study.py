@@ -125,6 +125,13 @@ def test_an_unknown_variant_lists_the_known_ones() -> None:
     assert settings.load_variant("clip", "default") == {}
 
 
+def test_values_by_dataset_belong_to_a_declared_variant() -> None:
+    with pytest.raises(SettingsError, match=r"here: .*'datasets' names the variant 'b'.* only a;"):
+        settings.validated(
+            settings.VariantFile, {"variants": {"a": {}}, "datasets": {"b": {}}}, "here"
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [("a: [1", "is not YAML"), ("- a", "must be a mapping .*; got list"), ("", "got NoneType")],
