@@ -126,10 +126,11 @@ def test_three_datasets_use_a_hundredth_of_the_learning_rate() -> None:
     own = {
         name: settings.load_dataset(name).methods["microclip"]
         for name in TEMPLATES
-        if settings.load_dataset(name).methods
+        if "microclip" in settings.load_dataset(name).methods
     }
     assert own == dict.fromkeys(("food101", "imagenet", "sun397"), {"learning_rate": 1.0e-6})
     for name in own:
+        assert settings.load_dataset(name).methods["dpa"]["learning_rate"] == 1.0e-6
         text = (ROOT / f"config/datasets/{name}.yaml").read_text()
         assert "# appendix" in next(line for line in text.splitlines() if "learning_rate" in line)
 

@@ -41,31 +41,43 @@ def one(method: str, **changes: Any) -> RunSettings:
     return declared.resolve(next(spec for spec in declared.runs if spec.method == method))
 
 
-def test_the_default_study_has_three_methods_on_three_small_sets() -> None:
+def n_others() -> int:
+    """Table 1's methods with code beside CLIP, CuPL and microCLIP; each is seeded."""
+    rows = {row.method for row in settings.reports.load_table("table1").rows}
+    return len((rows & set(known_methods())) - {"clip", "cupl", "microclip"})
+
+
+def test_the_default_study_has_table_1s_methods_on_three_small_sets() -> None:
     runs = study.load(config()).runs
-    assert len(runs) == len(set(runs)) == 3 * 3
+    assert len(runs) == len(set(runs)) == (3 + n_others()) * 3
     assert {spec.seed for spec in runs} == {0}
 
 
 def test_the_study_of_all_tables_has_ablations_on_a_small_set() -> None:
-    """Table 1: 6 sets x 3 methods. On the small set: the default run; 4 rows of each of Tables 2,
-    3 and 7, 5 of Table 4 and 2 of Table 5 beside it; gammas 0.25 and 0.75, since 0 and 1 are rows
-    of Table 4 and 0.5 is the default; 1 and 4 crops; rates 1e-5 and 1e-3.
+    """Table 1: 6 sets x 3 methods, and the others with code. On the small set: the default run; 4
+    rows of each of Tables 2, 3 and 7, 5 of Table 4 and 2 of Table 5 beside it; gammas 0.25 and
+    0.75, since 0 and 1 are rows of Table 4 and 0.5 is the default; 1 and 4 crops; rates 1e-5 and
+    1e-3.
     """
     declared = study.load(settings.read_yaml(ROOT / "config" / "icons-all.yaml"))
     runs = declared.runs
-    assert len(runs) == len(set(runs)) == 6 * 3 + 1 + (4 + 4 + 4 + 5 + 2) + 2 + 2 + 2 == 44
+    table1 = 6 * (3 + n_others())
+    assert len(runs) == len(set(runs)) == table1 + 1 + (4 + 4 + 4 + 5 + 2) + 2 + 2 + 2
     small = Counter(spec.dataset == "icons-food-tiny" for spec in runs)
-    assert small == {False: 18, True: 26}
+    assert small == {False: table1, True: 26}
     assert {spec.seed for spec in runs} == {0}
     assert declared.expansion.holes == {}  # its Table 1 is brief
 
 
 def test_the_three_seed_study_has_more_points_on_a_larger_set() -> None:
-    """6 sets x (2 + 3 seeds); 28 runs x 3 seeds: 16 crops and a rate of 1e-6 besides."""
+    """6 sets x (2 + 3 seeds), and the other methods with 3 seeds; 28 runs x 3 seeds: 16 crops and a
+    rate of 1e-6 besides.
+    """
     runs = study.load(settings.read_yaml(ROOT / "config" / "icons-seeds.yaml")).runs
-    assert len(runs) == 6 * (2 + 3) + (26 + 2) * 3 == 114
-    assert Counter(spec.seed for spec in runs) == {0: 12 + 6 + 28, 1: 6 + 28, 2: 6 + 28}
+    others = 6 * n_others()
+    assert len(runs) == 6 * (2 + 3) + (26 + 2) * 3 + 3 * others
+    each = 6 + 28 + others
+    assert Counter(spec.seed for spec in runs) == {0: 12 + each, 1: each, 2: each}
 
 
 def test_a_method_without_randomness_runs_with_one_seed() -> None:
@@ -93,6 +105,21 @@ def test_later_layers_win() -> None:
     runs = [{"methods": ["microclip"], "variants": ["gamma-0"]}]
     both = one("microclip", methods={"microclip": {"gamma": 0.3}}, runs=runs)
     assert both.method["gamma"] == 0.0
+
+
+def test_a_variants_value_for_a_dataset_wins_there_and_nowhere_else() -> None:
+    runs = [{"methods": ["dpa"], "variants": ["default", "official"]}]
+    declared = bare(datasets=["dtd", "birdsnap"], runs=runs)
+    rates = {
+        (spec.dataset, spec.variant): declared.resolve(spec).method["learning_rate"]
+        for spec in declared.runs
+    }
+    assert rates == {
+        ("dtd", "default"): 1e-4,
+        ("dtd", "official"): 5e-5,
+        ("birdsnap", "default"): 1e-4,
+        ("birdsnap", "official"): 1e-4,
+    }
 
 
 def test_a_methods_setting_changes_only_that_method() -> None:
@@ -219,7 +246,11 @@ def test_a_selection_restricts_a_table_but_not_the_study() -> None:
 def test_a_row_that_names_its_backbone_runs_only_with_that_one() -> None:
     declared = bare(datasets=["dtd"], tables=["table12"])
     assert {spec.backbone for spec in declared.runs} == {"metaclip-400m", "metaclip-2.5b"}
-    assert Counter(spec.method for spec in declared.runs) == {"cupl": 2, "microclip": 2}
+    assert Counter(spec.method for spec in declared.runs) == {
+        "cupl": 2,
+        "dpa": 2,
+        "microclip": 2,
+    }
 
 
 def test_a_point_of_a_sweep_that_equals_the_default_is_the_default_run() -> None:

@@ -31,12 +31,20 @@ def self_training_loss(
     logits: Float[Tensor, "batch classes"],
     labels: Int[Tensor, " batch"],
     scale: float | int = 100.0,
+    *,
+    weights: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the cross-entropy of the strong view against the pseudo-labels.
 
-    Source: Eq. 14, arXiv:2510.02270v1. `logits` are cosines; `scale` is CLIP's temperature.
+    `logits` are cosines; `scale` is CLIP's temperature. `weights` multiply the images' losses, and
+    the sum is still divided by the number of images.
+
+    Source: Eq. 14, arXiv:2510.02270v1; the weights: Externalhappy/DPA.
     """
-    return functional.cross_entropy(scale * logits.float(), labels)
+    if weights is None:
+        return functional.cross_entropy(scale * logits.float(), labels)
+    each = functional.cross_entropy(scale * logits.float(), labels, reduction="none")
+    return (weights * each).mean()
 
 
 def mean_probabilities(

@@ -34,6 +34,18 @@ class Comparison:
         assert ours.shape == theirs.shape, (name, ours.shape, theirs.shape)
         self._record(name, "count", 0, float((ours.long() != theirs.long()).sum()))
 
+    def under(self, rule: str, name: str, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+        """Compare by a rule that a table names."""
+        match rule:
+            case "relative":
+                self.relative(name, ours, theirs, tolerance)
+            case "absolute":
+                self.absolute(name, ours, theirs, tolerance)
+            case "exact":
+                self.exact(name, ours, theirs)
+            case _:
+                raise ValueError(f"unknown rule {rule!r}")
+
     def adam(self, name: str, ours: Tensor, theirs: Tensor) -> None:
         """Three-part rule for tensors whose gradient can be mere rounding (README, Tolerances)."""
         assert ours.shape == theirs.shape, (name, ours.shape, theirs.shape)
