@@ -24,13 +24,19 @@ from torch.nn import functional
 from microclip import paths, runtime
 from microclip.data import loading
 from microclip.data.decoding import Pixels
-from microclip.data.loading import LabelledImages, ViewRecipe, evaluation_views, image_embeddings
+from microclip.data.loading import (
+    Examples,
+    LabelledImages,
+    ViewRecipe,
+    evaluation_views,
+    image_embeddings,
+)
 from microclip.data.manifest import SPLITS, read_manifest
 from microclip.data.views import Crop
 from microclip.data.vocabulary import load_vocabulary
 from microclip.measure.evaluation import ViewReader, collect_heads
 from microclip.methods.base import Classifier, Sight, Silence, Task, grant, load_method
-from microclip.methods.microclip import FusionClassifier
+from microclip.methods.fusion import FusionClassifier
 from microclip.model import embeddings
 from microclip.model.backbone import ImageTokens, load_backbone
 from microclip.model.token_fusion import FusionOutput, TokenFusion
@@ -202,7 +208,10 @@ class FusedRun:
         """The network before training, in a separate backbone."""
         # Adapting for no epochs gives exactly the initial network, however the method builds it.
         # With the online prior, no logits of the training images are cached first.
-        untouched = self._options.model_copy(update={"epochs": 0, "prior": "online"})
+        changes = {"epochs": 0, "prior": "online"}
+        own = type(self._options).model_fields
+        known = {name: value for name, value in changes.items() if name in own}
+        untouched = self._options.model_copy(update=known)
         task = self._task()
         assert task.backbone is not None
         tower, splits = task.backbone, loading.load(self.tested.settings.dataset)
@@ -210,7 +219,9 @@ class FusedRun:
             Sight(splits[split].images, partial(image_embeddings, tower, splits[split].images))
             for split in SPLITS
         )
-        granted = grant(task, self._method, train=train, test=test)
+        # An oracle must get labels before it says how it starts; no epoch learns them.
+        examples = Examples(splits["train"].labels, images=splits["train"].images)
+        granted = grant(task, self._method, train=train, test=test, examples=examples)
         return _fusion_of(self._method.adapt(granted, untouched, Silence()))
 
     def views(self, indices: Sequence[int]) -> Float[Tensor, "batch 3 size size"]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from microclip.model.sentences import SentenceStore
 
 SHARED_RECIPE = 1  # raise when data, views, backbone or text stages change what they mean
-_NOT_METHODS = {"__init__", "base"}
+_NOT_METHODS = {"__init__", "base", "fusion"}
 _DECLARED = frozenset(path.stem for path in Path(declarations.__path__[0]).glob("[!_]*.py"))
 
 
@@ -254,7 +254,7 @@ def grant(
 
 
 def known_methods() -> list[str]:
-    """Names of all methods, one file of this folder each."""
+    """Names of all methods, one file of this folder each; `fusion` is what some of them share."""
     return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _NOT_METHODS)
 
 

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microclip import runtime
 from microclip.adaptation.losses import (
     Losses,
     RunningMarginal,
@@ -29,17 +28,17 @@ from microclip.adaptation.pseudo_labels import (
     fused_similarity,
     mix_knowledge,
 )
-from microclip.adaptation.schedules import OptimizerRecipe, cosine
 from microclip.adaptation.teacher import Look, Teacher, Teaching
 from microclip.adaptation.training import Trainer
 from microclip.data.loading import TrainingViews, ViewBatch, ViewRecipe
-from microclip.methods.base import (
-    DeclaredMethod,
-    Task,
-    Tracker,
-    ViewPlan,
-    Views,
-    Watching,
+from microclip.methods.base import DeclaredMethod, Task, Tracker, Watching
+from microclip.methods.fusion import (
+    FusionClassifier,
+    optimizer_recipe,
+    restored,
+    trained_similarity,
+    untrained,
+    view_recipe,
 )
 from microclip.model import frozen_linear
 from microclip.model.backbone import Backbone
@@ -56,40 +55,6 @@ _PRIOR_BATCH = 64
 _ENOUGH_IMAGES = 16  # in a batch, before a share of them is worth a warning
 _MOST_UNDEFINED = 0.5  # share of images without a defined cut
 _FAIRNESS_FACTOR = {"official": 2.0, "paper": 1.0}
-
-
-class FusionClassifier:
-    """A TokenFusion in evaluation mode."""
-
-    def __init__(self, fusion: TokenFusion, settings: MicroClipSettings, seed: int) -> None:
-        """Classify by `fusion`; `seed` serves query "random" alone."""
-        self.views = ViewPlan("image", settings.test_view)
-        self._fusion = fusion
-        self._seed = seed
-
-    @property
-    def fusion(self) -> TokenFusion:
-        """The network, for figures that look at its tokens."""
-        return self._fusion
-
-    def logits(self, views: Views) -> Float[Tensor, "batch classes"]:
-        """Return the trained head's cosine similarities."""
-        return self.heads(views)["fused"]
-
-    @torch.no_grad()
-    def heads(self, views: Views) -> dict[str, Float[Tensor, "batch classes"]]:
-        """Return the fused, global and local similarities."""
-        if views.images is None:
-            raise ValueError("this classifier reads images, got embeddings; follow its ViewPlan")
-        self._fusion.eval()
-        if self._fusion.options.train_head == "cls":
-            return {"fused": self._fusion.global_similarity(views.images)}
-        seen = self._fusion(views.images, generator=runtime.generator(self._seed, "test-query"))
-        return {"fused": seen.logits, "global": seen.global_logits, "local": seen.local_logits}
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """Return LayerNorms, class vectors and pooling maps."""
-        return self._fusion.trained_state()
 
 
 class KnowledgeTeacher(Teacher[ViewBatch]):
@@ -190,10 +155,7 @@ class SelfTrainingLosses(Losses[ViewBatch]):
         """Return the terms "ce" and "fairness" of a batch's strong view."""
         assert batch.strong is not None
         assert teaching.labels is not None
-        if self._settings.train_head == "cls":
-            logits = self._fusion.global_similarity(batch.strong)
-        else:
-            logits = self._fusion(batch.strong, generator=generator).logits
+        logits = trained_similarity(self._fusion, batch.strong, generator)
         scale = self._settings.temperature
         return {
             "ce": self_training_loss(logits, teaching.labels, scale),
@@ -224,13 +186,10 @@ class MicroClip(DeclaredMethod[MicroClipSettings]):
         """Return TokenFusion, trained on the task's unlabelled images."""
         if task.images is None:
             raise ValueError("microclip trains on images, got none; give the training images")
-        fusion = _fusion(task, settings)
+        fusion = untrained(task, settings)
         knowledge = _knowledge(task, settings)
-        recipe = ViewRecipe(
-            seed=task.seed,
-            size=fusion.backbone.image_size,
-            mean=fusion.backbone.mean,
-            std=fusion.backbone.std,
+        recipe = replace(
+            view_recipe(task, fusion),
             weak=settings.weak_view,
             n_crops=0 if settings.pseudo_label == "single" else settings.n_crops,
             crop_scale=settings.crop_scale,
@@ -257,33 +216,10 @@ class MicroClip(DeclaredMethod[MicroClipSettings]):
         self, task: Task, settings: MicroClipSettings, state: Mapping[str, Tensor]
     ) -> FusionClassifier:
         """Return TokenFusion with trained tensors put back."""
-        fusion = _fusion(task, settings)
-        fusion.load_trained_state(dict(state))
-        return FusionClassifier(fusion, settings, task.seed)
+        return restored(task, settings, state)
 
 
 METHOD = MicroClip()
-
-
-def optimizer_recipe(settings: MicroClipSettings) -> OptimizerRecipe:
-    """Return how the trained tensors move."""
-    floor = 2 * settings.min_learning_rate  # the released code doubles it
-    return OptimizerRecipe(
-        schedule=cosine(settings.learning_rate, floor),
-        epochs=settings.epochs,
-        weight_decay=settings.weight_decay,
-        betas=settings.betas,
-        gradient_clip=settings.gradient_clip,
-    )
-
-
-def _fusion(task: Task, settings: MicroClipSettings) -> TokenFusion:
-    """Return the network before training. It changes the task's backbone in place."""
-    if task.backbone is None:
-        raise ValueError("microclip trains the backbone, got none; give one to the task")
-    is_described = settings.initial_classifier == "descriptions"
-    start = task.texts.uniform if is_described else task.texts.anchors
-    return TokenFusion(task.backbone, start, settings.fusion_options())
 
 
 def _knowledge(task: Task, settings: MicroClipSettings) -> Float[Tensor, "classes embedding"]:

@@ -23,7 +23,7 @@ from microclip.measure.evaluation import CONFIDENCE_SCALE
 from microclip.measure.gallery import Look, TopClasses, encoded, looks
 from microclip.measure.trained_runs import as_pixels, token_maps
 from microclip.measure.typesetting import template
-from microclip.methods.microclip import FusionClassifier
+from microclip.methods.fusion import FusionClassifier
 from microclip.own_images.inputs import Materials, Texts, closest_classes
 from microclip.own_images.record import RECORD, TEXTS, WEIGHTS, OwnSettings, write_adapted
 from microclip.own_images.results import (

@@ -1,9 +1,13 @@
-"""The choices of TokenFusion and of the cut that finds its salient patches."""
+"""The choices of TokenFusion and of the cut that finds its salient patches, and of its training."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from microclip.settings.base import Frozen
 
 Threshold = Literal["std", "mean"]
 SignRule = Literal["seed", "as-computed"]
@@ -100,4 +104,85 @@ class FusionOptions:
         return cls(
             **{name: choices[name] for name in own if name in choices},
             ncut=NCutOptions(**{name: choices[name] for name in cut if name in choices}),
+        )
+
+
+_NCUT = NCutOptions()
+
+
+class FusionSettings(Frozen):
+    """Settings of every method that trains TokenFusion, whatever labels it learns.
+
+    The defaults are what microCLIP's released code ran, but for three: `ncut_sign`, `ncut_min_gap`
+    and `test_view` (fidelity.md).
+    """
+
+    initial_classifier: Literal["descriptions", "templates"] = Field(
+        "descriptions", description="start of the trained class vectors (Table 5)"
+    )
+    test_view: Literal["center", "random"] = Field(
+        "center", description="square of the test view; the released code draws at random"
+    )
+    train_head: TrainHead = Field(
+        "fusion", description="what is trained and tested: TokenFusion, or [CLS] alone (Table 2)"
+    )
+    rho: float = Field(0.5, ge=0, le=1, description="share of the global logits, Eq. 8")
+    legacy_swap: bool = Field(
+        default=False,
+        description="test with the two shares exchanged, as the released code (Table 7)",
+    )
+    query: Query = Field("ncut", description="query of the attention pooling (Table 3)")
+    pooling: Pooling = Field(
+        "attention", description="[FG] by attention, or the query itself (Table 3)"
+    )
+    learnable_empty: bool = Field(default=False, description="train the empty token")
+    ncut_threshold: Threshold = Field(
+        _NCUT.threshold,
+        description="salient above this of the eigenvector: std (code), mean (paper)",
+    )
+    ncut_sign: SignRule = Field(
+        _NCUT.sign, description="orient by the seed token first (ours), or the solver's sign (code)"
+    )
+    ncut_normalize: bool = Field(
+        default=_NCUT.normalize, description="cosines instead of dot products (TokenCut)"
+    )
+    ncut_tau: float = Field(_NCUT.tau, description="similarity above which two patches are joined")
+    ncut_eps: float = Field(_NCUT.eps, gt=0, lt=1, description="weight of all other edges")
+    ncut_min_gap: float = Field(
+        _NCUT.min_gap,
+        ge=0,
+        description="eigenvalue gap below which all patches are salient; 0: never",
+    )
+    temperature: float = Field(100.0, gt=0, description="factor of cosines before a softmax")
+    epochs: int = Field(15, ge=0, description="passes over the training images")
+    batch_size: int = Field(64, ge=1, description="images per step; the last batch may be smaller")
+    learning_rate: float = Field(1.0e-4, gt=0, description="peak of the cosine schedule")
+    min_learning_rate: float = Field(
+        1.0e-6, ge=0, description="half of the schedule's floor, which the code doubles"
+    )
+    weight_decay: float = Field(0.1, ge=0, description="AdamW, on every trained tensor")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW")
+    gradient_clip: Literal["off", "l1"] = Field(
+        "off", description="total L1 norm cut to 1, as the released code does under AMP"
+    )
+
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> FusionSettings:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
+        self.fusion_options()  # raises where its choices have no meaning together
+        return self
+
+    def fusion_options(self) -> FusionOptions:
+        """Return what `TokenFusion` is built with."""
+        return FusionOptions(
+            query=self.query,
+            pooling=self.pooling,
+            global_weight=self.rho,
+            train_head=self.train_head,
+            learnable_empty=self.learnable_empty,
+            legacy_swap=self.legacy_swap,
+            ncut=NCutOptions(
+                **{each.name: getattr(self, f"ncut_{each.name}") for each in fields(NCutOptions)}
+            ),
         )

@@ -18,11 +18,11 @@ from microclip import runtime
 from microclip.adaptation.first_batch import FirstBatch
 from microclip.adaptation.training import NonFiniteLossError, Trainer
 from microclip.data.loading import TrainingViews, UnlabelledImages, ViewBatch, ViewRecipe
+from microclip.methods.fusion import optimizer_recipe
 from microclip.methods.microclip import (
     KnowledgeTeacher,
     MicroClipSettings,
     SelfTrainingLosses,
-    optimizer_recipe,
 )
 from microclip.model.token_fusion import TokenFusion
 from tests.model.networks import tiny_backbone

@@ -19,6 +19,17 @@ CLIP = Path("results/runs/shapes/tiny/shipped/clip/default/seed-0")
 SELECTION = FigureSelection(("shapes",), ("tiny",), ("shipped",), seeds=(0,))
 
 
+def finish(method: str) -> Path:
+    """Make a complete run of a method; return its folder."""
+    settings = settings_of(method)
+    prepare(settings)
+    settings.spec.folder.mkdir(parents=True)
+    text = yaml.safe_dump({"digest": settings.digest(), **settings.as_dict()})
+    (settings.spec.folder / "settings.yaml").write_text(text)
+    runner.run(settings, settings.spec.folder, Journal())
+    return settings.spec.folder
+
+
 @contextmanager
 def finished_runs(source: Path, folder: Path) -> Iterator[Path]:
     """Work in `folder`, which holds complete runs of clip and microclip."""
@@ -28,12 +39,7 @@ def finished_runs(source: Path, folder: Path) -> Iterator[Path]:
         os.chdir(folder)
         try:
             for method in ("clip", "microclip"):
-                settings = settings_of(method)
-                prepare(settings)
-                settings.spec.folder.mkdir(parents=True)
-                text = yaml.safe_dump({"digest": settings.digest(), **settings.as_dict()})
-                (settings.spec.folder / "settings.yaml").write_text(text)
-                runner.run(settings, settings.spec.folder, Journal())
+                finish(method)
             yield folder
         finally:
             os.chdir(before)
