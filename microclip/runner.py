@@ -244,13 +244,11 @@ class _Training:
     ) -> tuple[Classifier, dict[str, Tensor]]:
         """Adapt the method and test it, by head; a few-shot draw is written first."""
         splits = self.inputs.splits
-        guessed, examples = splits["train"].labels, None  # labels of the images that it guesses
+        guessed = splits["train"].labels  # labels of the images that it guesses
         if self.method.supervision is Supervision.TRANSDUCTIVE:
             guessed = splits["test"].labels
-        if self.method.supervision is Supervision.FEW_SHOT:
-            drawn = self._draw()
-            write_shots(out / paths.RUN_SHOTS, splits["train"], drawn, self.inputs.class_names)
-            examples = self._examples(drawn)
+        examples = self._examples(out)
+        if examples is not None:
             guessed = examples.labels
         n_epochs = getattr(self.options, "epochs", None)
         monitor = LabelMonitor(
@@ -295,7 +293,25 @@ class _Training:
         labels = self.inputs.splits["train"].labels.tolist()
         return k_shot(labels, shots, self.settings.spec.seed)
 
-    def _examples(self, drawn: Sequence[int]) -> Examples:
+    def _examples(self, out: Path) -> Examples | None:
+        """The labelled images that the method may see; None for most methods."""
+        train = self.inputs.splits["train"]
+        match self.method.supervision:
+            case Supervision.FEW_SHOT:
+                drawn = self._draw()
+                write_shots(out / paths.RUN_SHOTS, train, drawn, self.inputs.class_names)
+                return self._labelled(drawn)
+            case Supervision.LABELS:
+                if not (known := train.labelled()):
+                    raise SettingsError(
+                        f"method {self.settings.spec.method!r} needs labelled training images, "
+                        f"{self.settings.dataset.name} has none; use a method without labels"
+                    )
+                return self._labelled(known)
+            case _:
+                return None
+
+    def _labelled(self, drawn: Sequence[int]) -> Examples:
         train = self._sight("train")
         # Indexing copies, so that the tensor's memory holds no label outside the draw.
         labels = self.inputs.splits["train"].labels[list(drawn)]

@@ -18,6 +18,7 @@ from typing import Any
 
 from microclip import paths, runtime, settings
 from microclip.methods.base import (
+    declaration_of,
     evaluation_fields,
     known_methods,
     reads_of,
@@ -418,13 +419,16 @@ def resolve_method(
 ) -> dict[str, Any]:
     """A method's complete settings: method file -> dataset -> study -> `overrides`.
 
+    A method that follows another takes what both have from the other's file and blocks as well.
+
     Raises:
         SettingsError: names the layer with an unknown key or a value that does not fit.
     """
     layers = {
+        **_followed(method),
         f"config/methods/{method}.yaml": settings.load_method_file(method).settings,
-        f"config/datasets/{dataset}.yaml": settings.load_dataset(dataset).methods.get(method, {}),
-        "the study": found.study.methods.get(method, {}),
+        f"config/datasets/{dataset}.yaml": _block(settings.load_dataset(dataset).methods, method),
+        "the study": _block(found.study.methods, method),
         f"config/variants/{method}.yaml": overrides,
     }
     merged: dict[str, Any] = {}
@@ -436,6 +440,30 @@ def resolve_method(
             model = settings.validated(settings_of(method), merged, where)
             resolved = model.model_dump(mode="json")
     return resolved
+
+
+def _followed(method: str) -> dict[str, dict[str, Any]]:
+    """The file of the method that this one follows, as far as both have its settings."""
+    followed = declaration_of(method).follows
+    if followed is None:
+        return {}
+    values = settings.load_method_file(followed).settings
+    return {f"config/methods/{followed}.yaml": _shared(method, values)}
+
+
+def _block(blocks: Mapping[str, dict[str, Any]], method: str) -> dict[str, Any]:
+    """What a dataset or a study sets for a method, by the block of the method that it follows too.
+
+    Raises:
+        SettingsError: unknown method.
+    """
+    followed = declaration_of(method).follows
+    others = {} if followed is None else _shared(method, blocks.get(followed, {}))
+    return {**others, **blocks.get(method, {})}
+
+
+def _shared(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: values[key] for key in values if key in settings_of(method).model_fields}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TE
 from microclip import settings
 from microclip.data.vocabulary import load_vocabulary
 from microclip.measure import published
-from microclip.methods.base import known_methods
+from microclip.methods.base import declaration_of, known_methods
 from microclip.settings import PublicSource, reports
 from microclip.study import unavailable
 from microclip.text import descriptions
@@ -45,7 +45,7 @@ def table10() -> dict[str, dict[str, str]]:
 
 
 def rows() -> Iterator[tuple[str, reports.TableRow]]:
-    for table in TABLES:
+    for table in [*TABLES, "table1-bounds"]:
         yield from ((table, row) for row in reports.load_table(table).rows)
 
 
@@ -198,6 +198,18 @@ def test_every_declared_method_is_shown_under_the_same_name_everywhere() -> None
     for method, labels in shown.items():
         if method != "microclip":  # its rows are named by what is changed
             assert labels - {"Zero-shot (CuPL)"} == {settings.load_method_file(method).title}
+
+
+def test_table_1_with_bounds_is_table_1_below_all_methods_that_learn_labels() -> None:
+    declared = reports.load_table("table1-bounds")
+    below = [
+        row.model_copy(update={"published": None}) for row in reports.load_table("table1").rows
+    ]
+    n_bounds = len(declared.rows) - len(below)
+    assert list(declared.rows[n_bounds:]) == below
+    bounds = {row.method for row in declared.rows[:n_bounds]}
+    with_labels = {m for m in known_methods() if declaration_of(m).supervision == "labels"}
+    assert bounds == with_labels == {"linear_probe", "oracle"}
 
 
 @pytest.mark.parametrize("method", TO_COME)

@@ -38,7 +38,7 @@ from tests.fixtures.project import CLASSES, N_TEST, SENTENCES, Journal, prepare,
 
 
 @pytest.mark.usefixtures("project")
-@pytest.mark.parametrize("method", ["clip", "cupl", "microclip"])
+@pytest.mark.parametrize("method", ["clip", "cupl", "microclip", "oracle", "linear_probe"])
 def test_a_run_writes_its_files_and_scores_last(method: str) -> None:
     settings = settings_of(method)
     prepare(settings)
@@ -279,6 +279,59 @@ def test_permuted_labels_outside_the_draw_change_nothing(
     runner.run(settings, Path("second"), Journal())
     for name in ("adapted.safetensors", "shots.csv", "predictions.parquet"):
         assert (Path("first") / name).read_bytes() == (Path("second") / name).read_bytes()
+
+
+class PrototypesOfAll(Prototypes):
+    """The same method with the labels of all training images."""
+
+    supervision: ClassVar[Supervision] = Supervision.LABELS
+
+
+class PrototypesOfAllEmbeddings(PrototypesOfAll):
+    """The same method on frozen embeddings."""
+
+    reads: ClassVar[Literal["embeddings", "images"]] = "embeddings"
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("method", [PrototypesOfAll(), PrototypesOfAllEmbeddings()])
+def test_a_bound_sees_all_labels_of_the_training_images_and_nothing_else(
+    method: Prototypes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = few_shot(monkeypatch, method, shots=5)  # as many as there are
+    runner.run(settings, Path("run"), Journal())
+    train, given = loading.load(settings.dataset)["train"], method.task
+    assert given.examples is not None
+    assert (given.images, given.embeddings) == (None, None)
+    assert torch.equal(given.examples.labels, train.labels)
+    assert (given.examples.images is None) == (method.reads == "embeddings")
+    if given.examples.images is not None:
+        assert len(given.examples.images) == len(train)
+        assert (given.examples.images.pixels(7) == train.images.pixels(7)).all()
+    assert not Path("run/shots.csv").exists()
+
+
+@pytest.mark.usefixtures("project")
+def test_a_bound_leaves_out_images_without_a_label_and_refuses_a_set_without_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = settings_of("linear_probe")
+    prepare(settings)
+    load, kept = loading.load, {3: 0, 8: 1}
+
+    def few(dataset: Any, labels: Mapping[int, int]) -> dict[str, loading.LabelledImages]:
+        splits = load(dataset)
+        known = torch.full((len(splits["train"]),), -1)
+        known[list(labels)] = torch.tensor(list(labels.values()), dtype=torch.long)
+        return {**splits, "train": replace(splits["train"], labels=known)}
+
+    monkeypatch.setattr(loading, "load", lambda dataset: few(dataset, kept))
+    journal = Journal()
+    runner.run(settings, Path("run"), journal)
+    assert "of 1 held-out images" in journal.lines[0]
+    monkeypatch.setattr(loading, "load", lambda dataset: few(dataset, {}))
+    with pytest.raises(SettingsError, match="needs labelled training images, shapes has none"):
+        runner.run(settings, Path("other"), Journal())
 
 
 @pytest.mark.usefixtures("project")

@@ -413,3 +413,29 @@ def test_a_file_that_is_not_a_plan_is_refused_in_one_line(tmp_path: Path, text: 
 def test_only_runs_with_a_revised_setting_have_a_higher_recipe(variant: str, recipe: int) -> None:
     grid = {"methods": ["microclip"], "variants": [variant]}
     assert one("microclip", runs=[grid]).recipe == recipe
+
+
+def test_the_oracle_takes_microclips_settings_wherever_they_are_written() -> None:
+    declared = study.load(
+        {
+            "study": "bounds",
+            "datasets": ["food101", "icons-food-small"],
+            "backbones": ["icon-clip"],
+            "descriptions": ["shipped"],
+            "runs": [{"methods": ["microclip", "oracle"]}],
+            "methods": {
+                "microclip": {"epochs": 3, "gamma": 0.1, "rho": 0.4},
+                "oracle": {"rho": 0.3},
+            },
+        }
+    )
+    for dataset in ("food101", "icons-food-small"):
+        theirs, own = (
+            declared.resolve(RunSpec(dataset, "icon-clip", "shipped", method)).method
+            for method in ("microclip", "oracle")
+        )
+        shared = {name: theirs[name] for name in own if name in theirs}
+        assert len(shared) > 20
+        assert own == {**shared, "rho": 0.3, "trained_view": "strong", "mild_scale": [0.8, 1.0]}
+    assert theirs["batch_size"] == own["batch_size"] == 16  # the dataset's block
+    assert own["epochs"] == 3  # the study's

@@ -81,13 +81,17 @@ class LabelledImages:
         """Return the number of images."""
         return len(self.files)
 
+    def labelled(self) -> list[int]:
+        """Indices of the images whose label is known: all in a benchmark."""
+        return torch.nonzero(self.labels != UNKNOWN)[:, 0].tolist()
+
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The labelled images that were drawn for a few-shot method.
+    """The labelled images that a method may see: drawn for a few-shot method, or all.
 
     Attributes:
-        labels: on the CPU; all three are in the order of the draw.
+        labels: on the CPU; all three are in the same order, that of a draw if there was one.
         images: set if the method reads images.
         embeddings: frozen [CLS], unit norm; set if the method reads embeddings.
     """

@@ -1,11 +1,11 @@
 """Tables of a study, built from `scores.csv` and the datasets' passports.
 
 In a table of accuracies, columns are datasets and their mean, rows are methods and variants. The
-best of a column is bold, the second underlined; with several seeds a cell is mean and sample
-deviation. What was not run is a hole with its reason; nothing is filled in. The table of datasets
-(the paper's Table 10) shows the counts of their passports beside the paper's. A dataset that is not
-fetched is shown with the counts that its card declares, marked as such; the ledger compares only
-counted numbers. The same inputs give the same bytes.
+best of a column is bold, the second underlined, bounds that learn all labels left out; with several
+seeds a cell is mean and sample deviation. What was not run is a hole with its reason; nothing is
+filled in. The table of datasets (the paper's Table 10) shows the counts of their passports beside
+the paper's. A dataset that is not fetched is shown with the counts that its card declares, marked
+as such; the ledger compares only counted numbers. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,17 +19,28 @@ from microclip import paths, runtime, settings
 from microclip.data import passport as passports
 from microclip.measure import published, scores
 from microclip.measure.scores import Statistic, missing, runs_of, statistics
-from microclip.measure.typesetting import Cell, Column, Row, Table, to_csv, to_markdown, to_tex
+from microclip.measure.typesetting import (
+    HOLE,
+    Cell,
+    Column,
+    Row,
+    Table,
+    to_csv,
+    to_markdown,
+    to_tex,
+)
+from microclip.methods.base import declaration_of
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import DatasetCard, PublicSource
+from microclip.settings.declarations import Supervision
 from microclip.settings.reports import TableSettings
-from microclip.study import Plan, Selection
+from microclip.study import Plan, Selection, unavailable
 from microclip.text import descriptions
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MEAN = "Mean"
+MEAN, SUPERVISION = "Mean", "Supervision"
 HEADINGS = {  # by column of the published CSV
     "descriptions_per_class": "Descriptions a class",
     "classes": "Classes",
@@ -90,7 +101,7 @@ def build(
         SettingsError: a row mixes backbones or descriptions.
     """
     selection = plan.tables[table.name]
-    names, rows = list(titles), []
+    names, rows, shown = list(titles), [], []
     headings = [*titles.values(), MEAN] if len(titles) > 1 else list(titles.values())
     sizes: set[int] = set()
     for row in table.rows:
@@ -102,9 +113,14 @@ def build(
         reasons = [missing(row, name, plan, selection) for name in names]
         cells = tuple(map(_cell, found, [*reasons, ""]))
         rows.append(Row(row.label, cells[: len(headings)], row.group))
-    ranked = [_ranked(column) for column in zip(*(row.cells for row in rows), strict=True)]
-    lines = zip(*ranked, strict=True) if rows else ()
-    rows = [replace(row, cells=cells) for row, cells in zip(rows, lines, strict=True)]
+        shown.append(row.method)
+    rows = _compared(rows, shown)
+    if table.shows_supervision:
+        headings = [SUPERVISION, *headings]
+        rows = [
+            replace(row, cells=(Cell(supervision or HOLE), *row.cells))
+            for row, supervision in zip(rows, map(_supervision, shown), strict=True)
+        ]
     return Table(
         title=table.title,
         caption=f"{table.caption} Study {plan.study}; {_seeds(sizes)}.",
@@ -115,6 +131,23 @@ def build(
         rows=tuple(rows),
         notes=_notes(rows, headings),
     )
+
+
+def _supervision(method: str) -> Supervision | None:
+    """What a method may see; None if it has no code here that says so."""
+    return None if unavailable(method) else declaration_of(method).supervision
+
+
+def _compared(rows: Sequence[Row], methods: Sequence[str]) -> list[Row]:
+    """The rows with ranks, but for bounds: a method that learns all labels competes with none."""
+    is_bound = [_supervision(method) is Supervision.LABELS for method in methods]
+    competing = [row for row, bound in zip(rows, is_bound, strict=True) if not bound]
+    ranked = [_ranked(column) for column in zip(*(row.cells for row in competing), strict=True)]
+    lines = iter(zip(*ranked, strict=True) if competing else ())
+    return [
+        row if bound else replace(row, cells=next(lines))
+        for row, bound in zip(rows, is_bound, strict=True)
+    ]
 
 
 def _cell(found: Statistic, why: str) -> Cell:

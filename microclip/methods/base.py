@@ -102,7 +102,7 @@ class Task:
     backbone: Backbone | None = None  # set if the method reads images
     images: UnlabelledImages | None = None  # if it reads images and its supervision allows it
     embeddings: Float[Tensor, "image embedding"] | None = None  # frozen [CLS], if allowed
-    examples: Examples | None = None  # the labelled images of a few-shot method, nothing else
+    examples: Examples | None = None  # labelled images, if allowed: few per class, or all
     sentences: Sequence[Sequence[str]] = ()  # descriptions by class; a saved classifier has none
     sentence_store: SentenceStore | None = None  # their embeddings by the untrained backbone
     checkpoints: Path | None = None  # folder for epoch checkpoints; None: keep none
@@ -232,7 +232,7 @@ def grant(
     """Return the task with exactly what the method's supervision allows it to see.
 
     Raises:
-        SettingsError: a few-shot method, and there are no labelled `examples`.
+        SettingsError: the method needs labels, and there are no labelled `examples`.
     """
     match method.supervision:
         case Supervision.NONE:
@@ -241,7 +241,7 @@ def grant(
             seen = train
         case Supervision.TRANSDUCTIVE:
             seen = test
-        case Supervision.FEW_SHOT:
+        case Supervision.FEW_SHOT | Supervision.LABELS:
             if examples is None:
                 raise SettingsError(
                     f"method needs labels ({method.supervision}), adapt has none; "

@@ -22,6 +22,7 @@ class Supervision(StrEnum):
     UNLABELLED = "unlabelled"
     TRANSDUCTIVE = "transductive"
     FEW_SHOT = "few-shot"
+    LABELS = "labels"  # of all training images: an upper bound, not a competitor
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Declaration(Generic[MethodSettings]):
         evaluation_fields: settings that only change how a trained classifier is tested.
         work: what adapting with some settings computes; without it, `microclip plan` gives no time
             for the method's runs.
+        follows: a method whose settings this one takes, as far as both have them: from its file,
+            from a dataset's block and from a study's. So a bound trains like what it bounds.
     """
 
     settings: type[MethodSettings]
@@ -73,3 +76,4 @@ class Declaration(Generic[MethodSettings]):
     revised: Mapping[str, object] = field(default_factory=dict)
     evaluation_fields: frozenset[str] = frozenset()
     work: Callable[[MethodSettings], Work] | None = None
+    follows: str | None = None

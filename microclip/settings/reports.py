@@ -42,6 +42,9 @@ class TableSettings(Frozen):
         "accuracy", description="accuracy of runs, or the contents of the datasets (Table 10)"
     )
     rows: tuple[TableRow, ...] = ()
+    shows_supervision: bool = Field(
+        default=False, description="a first column that says what each method may see"
+    )
     published: Name | None = Field(None, description="file in config/published, without .csv")
     tolerance_pct: float = Field(
         0.5, ge=0, description="a cell matches the published one within this many points"

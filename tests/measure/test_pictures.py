@@ -24,7 +24,7 @@ from microclip.model import embeddings
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError, reports
 from tests.fixtures.project import CLASSES, N_TEST
-from tests.measure.tiny_run import CLIP, MICROCLIP, SELECTION, finished_runs
+from tests.measure.tiny_run import CLIP, MICROCLIP, SELECTION, finish, finished_runs
 
 N_PATCHES = 16
 
@@ -79,8 +79,9 @@ def test_attention_is_drawn_for_both_tokens_before_and_after_training() -> None:
     assert said.count("before: ") == said.count("after: ") == 3
 
 
-def test_before_is_the_untrained_network_and_after_the_one_that_predicted() -> None:
-    run = FusedRun(read(MICROCLIP))
+@pytest.mark.parametrize("method", ["microclip", "oracle"])
+def test_before_is_the_untrained_network_and_after_the_one_that_predicted(method: str) -> None:
+    run = FusedRun(read(MICROCLIP if method == "microclip" else finish(method)))
     texts = embeddings.load_texts(
         run.tested.settings.dataset,
         run.tested.settings.backbone,

@@ -88,6 +88,36 @@ def test_markdown_is_aligned_so_that_it_reads_as_plain_text() -> None:
     assert lines[1] == "| ------ | -----------: | -----------: | -----------: |"
 
 
+def test_a_bound_that_learns_labels_stands_above_and_outranks_none() -> None:
+    frame = scores(
+        {
+            ("oracle", "default"): {"cats": [90.0], "cars": [91.0]},
+            ("clip", "default"): {"cats": [40.0], "cars": [50.0]},
+            ("microclip", "default"): {"cats": [44.0], "cars": [49.0]},
+        }
+    )
+    bound = {"method": "oracle", "label": "Oracle", "group": "Bounds"}
+    rows = [bound, *SETTINGS.model_dump()["rows"]]
+    built = build(frame, changed(rows=rows, shows_supervision=True))
+    heads, _, *lines = cells_of(typesetting.to_markdown(built))
+    assert [heads, *lines] == [
+        ["Method", "Supervision", "Cats & Dogs", "Cars_100%", "Mean"],
+        ["*Bounds*", "", "", "", ""],
+        ["Oracle", "labels", "90.00", "91.00", "90.50"],
+        ["CLIP", "none", "<u>40.00</u>", "**50.00**", "<u>45.00</u>"],
+        ["Ours", "unlabelled", "**44.00**", "<u>49.00</u>", "**46.50**"],
+    ]
+    assert r"\midrule" in typesetting.to_tex(built)
+    without = build(frame, changed(rows=rows))
+    assert [row.cells for row in without.rows] == [row.cells[1:] for row in built.rows]
+
+
+def test_a_method_without_code_says_no_supervision() -> None:
+    wca = {"method": "wca", "label": "WCA"}
+    built = build(table=changed(rows=[wca], shows_supervision=True), is_brief=False)
+    assert built.rows[0].cells[0].text == typesetting.HOLE
+
+
 def test_numbers_that_print_alike_rank_alike() -> None:
     frame = scores(
         {

@@ -46,17 +46,25 @@ def options(name: str) -> Any:
 def task(method: Any) -> Task:
     settings = fixture.settings_of("clip")
     fixture.prepare(settings)
-    images = loading.load(settings.dataset)["train"].images
-    is_blind = method.supervision is Supervision.NONE
-    return Task(
+    train = loading.load(settings.dataset)["train"]
+    backbone = load_backbone("tiny") if method.reads == "images" else None
+    sight = Sight(
+        train.images, lambda: loading.image_embeddings(load_backbone("tiny"), train.images)
+    )
+    blind = Task(
         class_names=fixture.CLASSES,
         texts=embeddings.load_texts(settings.dataset, settings.backbone, settings.descriptions),
         seed=0,
         device="cpu",
         precision="fp32",
-        backbone=load_backbone("tiny") if method.reads == "images" else None,
-        images=None if is_blind or method.reads != "images" else images,
+        backbone=backbone,
     )
+    examples = Examples(
+        train.labels,
+        images=train.images if method.reads == "images" else None,
+        embeddings=sight.embeddings() if method.reads == "embeddings" else None,
+    )
+    return grant(blind, method, train=sight, test=sight, examples=examples)
 
 
 def views(classifier: Classifier) -> Views:
@@ -154,12 +162,12 @@ def test_a_method_is_granted_what_its_supervision_allows(
     method: Any = Blank(supervision, reads)
     split = {Supervision.UNLABELLED: "train", Supervision.TRANSDUCTIVE: "test"}.get(supervision)
     given = grant(blank, method, examples=examples, **sights)
-    is_few_shot = supervision is Supervision.FEW_SHOT
-    assert given.examples is (examples if is_few_shot else None)
+    has_labels = supervision in {Supervision.FEW_SHOT, Supervision.LABELS}
+    assert given.examples is (examples if has_labels else None)
     assert given.images is (images[split] if split and reads == "images" else None)
     assert given.embeddings is (rows[split] if split and reads == "embeddings" else None)
-    if is_few_shot:
-        with pytest.raises(SettingsError, match=r"needs labels \(few-shot\)"):
+    if has_labels:
+        with pytest.raises(SettingsError, match=rf"needs labels \({supervision}\)"):
             grant(blank, method, **sights)
 
 
