@@ -143,7 +143,7 @@ def _compared(rows: Sequence[Row], methods: Sequence[str]) -> list[Row]:
     is_bound = [_supervision(method) is Supervision.LABELS for method in methods]
     competing = [row for row, bound in zip(rows, is_bound, strict=True) if not bound]
     ranked = [_ranked(column) for column in zip(*(row.cells for row in competing), strict=True)]
-    lines = iter(zip(*ranked, strict=True) if competing else ())
+    lines: Iterator[tuple[Cell, ...]] = iter(zip(*ranked, strict=True) if competing else ())
     return [
         row if bound else replace(row, cells=next(lines))
         for row, bound in zip(rows, is_bound, strict=True)
