@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Generic, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from microclip.adaptation.teacher import BatchIn, Part, Teaching
+from microclip.data.loading import ViewBatch
 
 
 class Losses(Part, ABC, Generic[BatchIn]):
@@ -25,6 +27,29 @@ class Losses(Part, ABC, Generic[BatchIn]):
         The trainer minimises their sum. History has each as `loss_<name>`, and the guard against
         infinities names the term it found.
         """
+
+
+class CrossEntropy(Losses[ViewBatch]):
+    """The mean cross-entropy of the weak view with the teacher's labels, the term "ce"."""
+
+    def __init__(
+        self,
+        similarity: Callable[[Float[Tensor, "batch 3 size size"]], Float[Tensor, "batch classes"]],
+        scale: float,
+    ) -> None:
+        """Train what gives the cosines `similarity`; `scale` is CLIP's temperature."""
+        self._similarity = similarity
+        self._scale = scale
+
+    def terms(
+        self, batch: ViewBatch, teaching: Teaching, generator: torch.Generator
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return the term "ce"."""
+        del generator
+        assert teaching.labels is not None
+        return {
+            "ce": self_training_loss(self._similarity(batch.weak), teaching.labels, self._scale)
+        }
 
 
 def self_training_loss(

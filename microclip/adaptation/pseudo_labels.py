@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -23,6 +24,47 @@ class PseudoLabels:
 
     labels: Int[Tensor, " batch"]
     confidence: Float[Tensor, " batch"]
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Images that were chosen to be learned from, class by class, the surest first.
+
+    Attributes:
+        indices: of the images.
+        labels: their pseudo-labels.
+        confidence: the largest probability of each.
+    """
+
+    indices: Int[Tensor, " chosen"]
+    labels: Int[Tensor, " chosen"]
+    confidence: Float[Tensor, " chosen"]
+
+
+def most_confident(
+    probabilities: Float[Tensor, "image classes"], per_class: int | None
+) -> Selection:
+    """Return the `per_class` surest images of each predicted class; None: all of them.
+
+    An image belongs to the class of its largest probability. There is no threshold; a class that is
+    never predicted stays empty, and one with fewer images has them all. Among equal confidences the
+    first image counts as surer, which the official code leaves open.
+
+    Source: tonyhuang2022/UPL.
+
+    Raises:
+        ValueError: `per_class` is below one.
+    """
+    if per_class is not None and per_class < 1:
+        raise ValueError(f"expected at least 1 image per class, got {per_class}; raise 'per_class'")
+    confidence, labels = probabilities.max(dim=-1)
+    surest = confidence.argsort(descending=True, stable=True)
+    order = surest[labels[surest].argsort(stable=True)]
+    counts = torch.bincount(labels, minlength=probabilities.shape[1])
+    first = counts.cumsum(0) - counts
+    rank = torch.arange(len(order), device=order.device) - first[labels[order]]
+    chosen = order if per_class is None else order[rank < per_class]
+    return Selection(chosen, labels[chosen], confidence[chosen])
 
 
 def mix_knowledge(

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from microclip.settings.training import TrainingSettings
+
 Decay = Literal["all", "matrices", "weights"]
 
 
@@ -90,6 +92,19 @@ class OptimizerRecipe:
                 raise ValueError(f"kind must be 'adamw' or 'sgd', got {self.kind!r}")
 
 
+def recipe_of(settings: TrainingSettings) -> OptimizerRecipe:
+    """Return the recipe that a method's settings describe."""
+    rate = settings.learning_rate
+    schedule = warm_up_cosine(rate) if settings.schedule == "warm-up" else cosine(rate)
+    return OptimizerRecipe(
+        schedule=schedule,
+        epochs=settings.epochs,
+        kind=settings.optimizer,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+    )
+
+
 def parameter_groups(
     parameters: Mapping[str, nn.Parameter],
     *,
@@ -132,6 +147,21 @@ def parameter_groups(
 def cosine(peak: float, floor: float = 2e-6) -> Schedule:
     """Return the schedule that follows `cosine_rate` step by step."""
     return lambda at: cosine_rate(at.step, at.n_steps, peak, floor)
+
+
+def warm_up_cosine(peak: float, first: float = 1e-5) -> Schedule:
+    """Return Dassl's schedule by epoch: one epoch at `first`, then half a cosine from `peak`.
+
+    Source: KaiyangZhou/Dassl.pytorch, as CoOp, UPL and MaPLe use it. The cosine starts one epoch
+    late and its period is all epochs, the first one too, so that it does not reach zero.
+    """
+
+    def rate(at: Position) -> float:
+        if at.epoch == 1:
+            return first
+        return 0.5 * peak * (1 + math.cos(math.pi * (at.epoch - 2) / at.n_epochs))
+
+    return rate
 
 
 def constant(rate: float) -> Schedule:

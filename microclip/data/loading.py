@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -35,9 +35,11 @@ from microclip.data.views import (
     OnHost,
     Packed,
     StrongTransform,
+    Weak,
     Window,
     normalised_bytes,
     prepare,
+    resized_window,
     square_windows,
     strong_view,
     whole_window,
@@ -105,8 +107,11 @@ class Examples:
         return len(self.labels)
 
 
-def k_shot(labels: Sequence[int], shots: int, seed: int) -> list[int]:
+def k_shot(labels: Sequence[int], shots: int, seed: int | random.Random) -> list[int]:
     """Draw `shots` images per class without repetition and return their indices.
+
+    A generator instead of a seed goes on drawing: Dassl draws validation images after the training
+    images, min(shots, 4) of each class.
 
     A class with fewer images contributes all of them. Images without a label are left out. The
     classes are in order of first appearance.
@@ -123,7 +128,7 @@ def k_shot(labels: Sequence[int], shots: int, seed: int) -> list[int]:
         if label != UNKNOWN:
             by_class.setdefault(label, []).append(index)
     # Python's generator, because it is the one that reproduces the published draws.
-    rng = random.Random(seed)
+    rng = random.Random(seed) if isinstance(seed, int) else seed
     drawn = []
     for own in by_class.values():
         drawn += rng.sample(own, shots) if len(own) >= shots else own
@@ -175,9 +180,39 @@ class ViewRecipe:
     size: int  # px, side of all views
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    weak: Crop = "random"
+    weak: Weak = "random"
     n_crops: int = 0
     crop_scale: tuple[float, float] = (0.5, 0.9)
+
+    def first_window(self, shape: tuple[int, int], rng: np.random.Generator) -> Window:
+        """Draw the window of the weak view of an image."""
+        match self.weak:
+            case "augmented" | "squash-augmented":
+                is_squashed = self.weak == "squash-augmented"
+                return resized_window(shape, self.size, rng, is_squashed=is_squashed)
+            case _:
+                return whole_window(shape, self.size, self.weak, rng)
+
+    def is_flipped(self, epoch: int, index: int) -> bool:
+        """Draw whether the weak view is flipped, left to right: half of the augmented ones are."""
+        if self.weak not in ("augmented", "squash-augmented"):
+            return False
+        seed = runtime.derive_seed(self.seed, "flip", epoch, index)
+        return bool(np.random.default_rng(seed).random() < 0.5)
+
+
+def augmented(seed: int, backbone: Backbone, *, is_squashed: bool = False) -> ViewRecipe:
+    """Return the recipe of one augmented view per image: a random resized crop and a flip.
+
+    Source: CoOp, UPL and MaPLe. With `is_squashed`, crops are of the squashed image.
+    """
+    return ViewRecipe(
+        seed=seed,
+        size=backbone.image_size,
+        mean=backbone.mean,
+        std=backbone.std,
+        weak="squash-augmented" if is_squashed else "augmented",
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,32 +237,37 @@ class TrainingViews:
         device: str | torch.device = "cpu",
         n_workers: int | None = None,
         drop_last: bool = False,
+        chosen: Sequence[int] | None = None,
+        is_strong: bool = True,
     ) -> None:
         """Draw views of `images`; `n_workers` processes make the strong views.
 
         With `n_workers` None, `default_workers` decides. `drop_last` leaves out a last, smaller
-        batch, unless it is the only one.
+        batch, unless it is the only one. Only the images at the indices `chosen` are shown, if
+        given; batches keep the indices. Without `is_strong` there are no strong views.
         """
         self.images = images
         self.recipe = recipe
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.drop_last = drop_last
+        self.chosen = None if chosen is None else tuple(chosen)
+        self._is_strong = is_strong
         self._memory = Memory()
         self._n_workers = default_workers(self.device) if n_workers is None else n_workers
 
     @property
     def n_items(self) -> int:
         """Images per epoch."""
-        return len(self.images)
+        return len(self.images) if self.chosen is None else len(self.chosen)
 
     @property
     def n_batches(self) -> int:
         """Batches per epoch."""
-        whole = len(self.images) // self.batch_size
+        whole = self.n_items // self.batch_size
         if self.drop_last and whole:
             return whole
-        return math.ceil(len(self.images) / self.batch_size)
+        return math.ceil(self.n_items / self.batch_size)
 
     @property
     def seed(self) -> int:
@@ -241,6 +281,7 @@ class TrainingViews:
             "n_images": len(self.images),
             "batch_size": self.batch_size,
             "drop_last": self.drop_last,
+            **({} if self.chosen is None else {"chosen": list(self.chosen)}),
         }
 
     def batches(self, first_epoch: int, last_epoch: int) -> Iterator[ViewBatch]:
@@ -255,7 +296,24 @@ class TrainingViews:
             for epoch in range(first_epoch, last_epoch + 1)
             for chunk in _chunks(self._order(epoch), self.batch_size)[: self.n_batches]
         ]
-        loader = DataLoader(
+        # The loader comes first: it forks its workers before the thread starts.
+        strong_views = self._strong_views(keys) if self._is_strong else repeat(None, len(keys))
+        memory, recipe = self._memory, self.recipe
+        both = zip(keys, strong_views, _ahead(self._prepared, keys, self.device), strict=True)
+        for key, drawn, prepared in both:
+            weak, crops = prepared.normalised(recipe.mean, recipe.std, memory)
+            strong = None
+            if drawn is not None:
+                moved = drawn.to(self.device, non_blocking=True)
+                strong = normalised_bytes(moved, recipe.mean, recipe.std, memory)
+            # Pinned, so that a teacher with a cache of all images looks them up without waiting.
+            is_pinned = self.device.type == "cuda"
+            indices = torch.tensor([index for _, index in key], pin_memory=is_pinned)
+            yield ViewBatch(indices, self._flipped(weak, key), crops, strong)
+            del weak, crops, strong  # or their memory could not be lent to the next batch
+
+    def _strong_views(self, keys: list[list[tuple[int, int]]]) -> Iterable[Tensor]:
+        return DataLoader(
             _StrongViews(self.images, self.recipe),
             batch_sampler=keys,
             num_workers=self._n_workers,
@@ -263,24 +321,24 @@ class TrainingViews:
             # Fork, because spawn would run a user's script again in every worker.
             multiprocessing_context="fork" if self._n_workers else None,
         )
-        memory, recipe = self._memory, self.recipe
-        # The loader comes first: it forks its workers before the thread starts.
-        both = zip(keys, loader, _ahead(self._prepared, keys, self.device), strict=True)
-        for key, drawn, prepared in both:
-            weak, crops = prepared.normalised(recipe.mean, recipe.std, memory)
-            moved = drawn.to(self.device, non_blocking=True)
-            strong = normalised_bytes(moved, recipe.mean, recipe.std, memory)
-            # Pinned, so that a teacher with a cache of all images looks them up without waiting.
-            is_pinned = self.device.type == "cuda"
-            indices = torch.tensor([index for _, index in key], pin_memory=is_pinned)
-            yield ViewBatch(indices, weak, crops, strong)
-            del weak, crops, strong  # or their memory could not be lent to the next batch
+
+    def _flipped(
+        self, views: Float[Tensor, "batch 3 size size"], key: Sequence[tuple[int, int]]
+    ) -> Float[Tensor, "batch 3 size size"]:
+        """The weak views, those flipped that are drawn to be."""
+        flips = [self.recipe.is_flipped(epoch, index) for epoch, index in key]
+        if not any(flips):
+            return views
+        is_flipped = torch.tensor(flips, pin_memory=self.device.type == "cuda")
+        moved = is_flipped.to(self.device, non_blocking=True)[:, None, None, None]
+        return torch.where(moved, views.flip(-1), views)
 
     def weak_and_crops(self, epoch: int, indices: Sequence[int]) -> ViewBatch:
         """The weak views and crops of some images, as drawn in `epoch`."""
-        prepared = self._prepared([(epoch, index) for index in indices])
+        key = [(epoch, index) for index in indices]
+        prepared = self._prepared(key)
         weak, crops = prepared.normalised(self.recipe.mean, self.recipe.std, self._memory)
-        return ViewBatch(torch.tensor(indices), weak, crops)
+        return ViewBatch(torch.tensor(indices), self._flipped(weak, key), crops)
 
     def _prepared(self, key: Sequence[tuple[int, int]]) -> OnHost | Packed:
         """The host's part of the weak views and crops of (epoch, index) pairs."""
@@ -294,14 +352,14 @@ class TrainingViews:
     def _windows(self, epoch: int, index: int, shape: tuple[int, int]) -> list[Window]:
         recipe = self.recipe
         rng = np.random.default_rng(runtime.derive_seed(recipe.seed, "windows", epoch, index))
-        weak = whole_window(shape, recipe.size, recipe.weak, rng)
+        weak = recipe.first_window(shape, rng)
         crops = square_windows(shape, recipe.size, recipe.n_crops, scale=recipe.crop_scale, rng=rng)
         return [weak, *crops]
 
     def _order(self, epoch: int) -> list[int]:
         generator = runtime.generator(self.recipe.seed, "order", epoch)
-        order: list[int] = torch.randperm(len(self.images), generator=generator).tolist()
-        return order
+        order: list[int] = torch.randperm(self.n_items, generator=generator).tolist()
+        return order if self.chosen is None else [self.chosen[place] for place in order]
 
 
 class _StrongViews(Dataset[Tensor]):
@@ -396,14 +454,12 @@ def _chunks(items: list[int], size: int) -> list[list[int]]:
 
 @torch.no_grad()
 def image_embeddings(
-    backbone: Backbone, images: UnlabelledImages
+    backbone: Backbone, images: UnlabelledImages, crop: Crop = "center"
 ) -> Float[Tensor, "image embedding"]:
-    """Return the unit [CLS] embeddings of center views, on the CPU, in float32."""
+    """Return the unit [CLS] embeddings of test views, on the CPU, in float32."""
     recipe = ViewRecipe(seed=0, size=backbone.image_size, mean=backbone.mean, std=backbone.std)
     device = backbone.device
-    views = evaluation_views(
-        images, recipe, crop="center", batch_size=_ENCODED_TOGETHER, device=device
-    )
+    views = evaluation_views(images, recipe, crop=crop, batch_size=_ENCODED_TOGETHER, device=device)
     return torch.cat([backbone.encode_global(batch).cpu() for batch in views])
 
 

@@ -366,7 +366,15 @@ def _cubic(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return torch.where(x < 1, near, torch.where(x < _SUPPORT, far, 0.0))
 
 
-Crop = Literal["center", "random"]
+Crop = Literal["center", "random", "squash"]
+# "augmented" is a random resized crop, flipped or not; "squash-augmented" is one of the squashed
+# image.
+Weak = Literal["center", "random", "squash", "augmented", "squash-augmented"]
+
+# Source: Dassl's random resized crop and flip, as CoOp, UPL and MaPLe use them.
+RESIZED_SCALE = (0.08, 1.0)  # area
+RESIZED_RATIO = (3 / 4, 4 / 3)  # width over height
+_ATTEMPTS = 10  # torchvision's, before it takes the largest crop in the middle
 
 # Source: sathiiii/microCLIP:utils/build_dataset.py with its arguments.
 STRONG_SCALE = (0.3, 1.0)  # area of the random resized crop
@@ -385,12 +393,15 @@ def whole_window(
 ) -> Window:
     """The window that resizes the shorter side to `size` and keeps a center or random square.
 
+    "squash" resizes both sides to `size` instead, as Dassl did before October 2021 (UPL).
     Source: CLIP's own transform. Departs: fidelity.md#views (which square is used where).
 
     Raises:
         ValueError: crop "random" without `rng`, or an unknown `crop`.
     """
     height, width = shape
+    if crop == "squash":
+        return Window(0, 0, height, width, size, size)
     to_height, to_width = resized_shape(height, width, size)
     spare_y, spare_x = to_height - size, to_width - size
     match crop:
@@ -401,7 +412,7 @@ def whole_window(
                 raise ValueError("crop 'random' needs a generator; pass `rng`")
             y, x = int(rng.integers(spare_y + 1)), int(rng.integers(spare_x + 1))
         case _:
-            raise ValueError(f"crop must be 'center' or 'random', got {crop!r}")
+            raise ValueError(f"crop must be 'center', 'random' or 'squash', got {crop!r}")
     return Window(0, 0, height, width, to_height, to_width, y, x)
 
 
@@ -426,6 +437,38 @@ def square_windows(
         left = int(rng.integers(width - side + 1))
         windows.append(Window(top, left, side, side, size, size))
     return windows
+
+
+def resized_window(
+    shape: tuple[int, int], size: int, rng: np.random.Generator, *, is_squashed: bool = False
+) -> Window:
+    """Draw a random resized crop: area 0.08 to 1, ratio 3/4 to 4/3 evenly in its logarithm.
+
+    Source: torchvision's RandomResizedCrop, with the arguments of CoOp, UPL and MaPLe. The crop is
+    drawn on the image, or with `is_squashed` on its square of side `size`.
+
+    Departs: a crop of the squashed image is resized once, from the original.
+    """
+    height, width = shape
+    if is_squashed:
+        down, across = height / size, width / size
+        drawn = resized_window((size, size), size, rng)
+        top, left = int(drawn.top * down), int(drawn.left * across)
+        tall = min(max(1, round(drawn.height * down)), height - top)
+        wide = min(max(1, round(drawn.width * across)), width - left)
+        return Window(top, left, tall, wide, size, size)
+    low, high = (math.log(ratio) for ratio in RESIZED_RATIO)
+    for _ in range(_ATTEMPTS):
+        area = height * width * rng.uniform(*RESIZED_SCALE)
+        ratio = math.exp(rng.uniform(low, high))
+        wide, tall = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < wide <= width and 0 < tall <= height:
+            top = int(rng.integers(height - tall + 1))
+            left = int(rng.integers(width - wide + 1))
+            return Window(top, left, tall, wide, size, size)
+    ratio = min(max(width / height, RESIZED_RATIO[0]), RESIZED_RATIO[1])
+    wide, tall = min(width, round(height * ratio)), min(height, round(width / ratio))
+    return Window((height - tall) // 2, (width - wide) // 2, tall, wide, size, size)
 
 
 class StrongTransform:

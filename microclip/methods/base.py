@@ -66,7 +66,7 @@ class ViewPlan:
     """What a classifier needs of a test image."""
 
     kind: Literal["embedding", "image"]
-    crop: Literal["center", "random"] = "center"
+    crop: Literal["center", "random", "squash"] = "center"
 
 
 @dataclass(frozen=True)
@@ -251,6 +251,33 @@ def grant(
     if method.reads == "images":
         return replace(task, images=seen.images)
     return replace(task, embeddings=seen.embeddings())
+
+
+def labelled(
+    task: Task, shots: int, tracker: Tracker
+) -> tuple[UnlabelledImages, Int[Tensor, " example"]]:
+    """Return a few-shot task's images and labels; say which classes have too few.
+
+    A class with fewer images than `shots` gives all it has, once, as in the official code.
+
+    Raises:
+        ValueError: the task has no labelled images.
+    """
+    examples = task.examples
+    if examples is None or examples.images is None:
+        raise ValueError("this method learns from labelled images, got none; give it examples")
+    counts = [0] * len(task.class_names)
+    for label in examples.labels.tolist():
+        counts[label] += 1
+    few = [name for name, count in zip(task.class_names, counts, strict=True) if count < shots]
+    if few:
+        n_empty = counts.count(0)
+        empty = f", {n_empty} of them none" if n_empty else ""
+        tracker.message(
+            f"{len(few)} of {len(counts)} classes have fewer than {shots} labelled images{empty} "
+            f"({few[0]!r} and so on); they give all they have"
+        )
+    return examples.images, examples.labels
 
 
 def known_methods() -> list[str]:

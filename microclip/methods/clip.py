@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from microclip.methods.base import DeclaredMethod, Task, Tracker, ViewPlan, Views
+from microclip.model.prompts import ContextPrompts
 from microclip.model.token_fusion import cosine_similarity
 from microclip.settings.methods.clip import DECLARATION, ClipSettings
 
@@ -34,7 +36,7 @@ class LinearClassifier:
         """Return cosine similarities."""
         if views.embeddings is None:
             raise ValueError("this classifier reads embeddings, got images; follow its ViewPlan")
-        return cosine_similarity(views.embeddings, self._vectors.to(views.embeddings.device))
+        return cosine_similarity(views.embeddings, self.vectors.to(views.embeddings.device))
 
     def heads(self, views: Views) -> dict[str, Float[Tensor, "batch classes"]]:
         """Return the one prediction there is."""
@@ -43,6 +45,33 @@ class LinearClassifier:
     def trained_state(self) -> dict[str, Tensor]:
         """Return nothing: the vectors are made of text."""
         return {}
+
+
+class PromptClassifier(LinearClassifier):
+    """The class vectors of trained prompts, in their present state, on frozen embeddings."""
+
+    def __init__(self, network: ContextPrompts) -> None:
+        """Classify by the prompts of `network`."""
+        super().__init__(_vectors_of(network))
+        self._network = network
+        self._version = network.state_version()
+
+    @property
+    def vectors(self) -> Float[Tensor, "classes embedding"]:
+        """Return the class vectors; encoded again only after the context has changed."""
+        version = self._network.state_version()
+        if version != self._version:
+            self._vectors, self._version = _vectors_of(self._network), version
+        return self._vectors
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return the context vectors."""
+        return self._network.trained_state()
+
+
+@torch.no_grad()
+def _vectors_of(network: ContextPrompts) -> Float[Tensor, "classes embedding"]:
+    return network.class_vectors()
 
 
 class Clip(DeclaredMethod[ClipSettings]):

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from microclip.model.backbone import Backbone, ends_at_end_of_text, is_plain, run_block, unit_norm
+from microclip.model.token_fusion import cosine_similarity
 from microclip.model.trained import TrainedModule
+from microclip.settings.base import SettingsError
+from microclip.settings.training import PromptSettings
 
 Position = Literal["end", "middle", "front"]
 
@@ -147,19 +150,19 @@ def class_prompts(
     spaces.
 
     Raises:
-        ValueError: a prompt does not fit the text tower's context; a name without a token; the
-            text tower is not CLIP's own.
+        SettingsError: a prompt does not fit the text tower's context.
+        ValueError: the text tower is not CLIP's own.
     """
     check_text_tower(backbone)
     names = [name.replace("_", " ") for name in class_names]
     start = words or " ".join([PLACEHOLDER] * n_vectors)
     tokens = backbone.tokenize([f"{start} {name}." for name in names])
     lengths = (backbone.tokenize(names).argmax(dim=-1) - 1).tolist()
-    n_start = int(backbone.tokenize([start]).argmax(dim=-1)) - 1 if start else 0
+    n_start = int(backbone.tokenize([words]).argmax(dim=-1)) - 1 if words else n_vectors
     context, longest = tokens.shape[1], max(range(len(names)), key=lengths.__getitem__)
     needed = n_start + lengths[longest] + 3  # start, full stop and end
     if needed > context:
-        raise ValueError(
+        raise SettingsError(
             f"expected prompts of at most {context} tokens, got {needed} for class "
             f"{class_names[longest]!r} with {n_start} tokens of context; lower the number of "
             "context vectors or shorten the name"
@@ -285,6 +288,36 @@ def _appended(
 class ContextPrompts(TrainedModule):
     """Context vectors that are trained; both towers are frozen (CoOp, UPL)."""
 
+    @classmethod
+    def untrained(
+        cls,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        settings: PromptSettings,
+        generator: torch.Generator,
+    ) -> ContextPrompts:
+        """Return the prompts that a training starts from: random vectors, or those of words.
+
+        Raises:
+            SettingsError: a prompt does not fit the text tower's context.
+            ValueError: the text tower is not CLIP's own.
+        """
+        words = settings.initial_words
+        own = word_embeddings(backbone, words) if words else None
+        prompts = class_prompts(
+            backbone,
+            class_names,
+            n_vectors=settings.n_context if own is None else len(own),
+            words=words,
+            position=settings.name_position,
+        )
+        if own is None:
+            n_classes = len(class_names) if settings.class_specific else None
+            own = random_vectors(
+                prompts.n_vectors, prompts.width, generator=generator, n_classes=n_classes
+            )
+        return cls(prompts, own)
+
     def __init__(
         self,
         prompts: ClassPrompts,
@@ -299,6 +332,14 @@ class ContextPrompts(TrainedModule):
     def class_vectors(self) -> Float[Tensor, "classes embedding"]:
         """Return the unit class vectors of the present context."""
         return self.prompts.encode(self.context)
+
+    def similarity(
+        self, images: Float[Tensor, "batch 3 rows columns"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Return the cosines of normalised images; gradient flows to the context alone."""
+        with torch.no_grad():
+            embeddings = self.prompts.backbone.encode_global(images)
+        return cosine_similarity(embeddings, self.class_vectors())
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return the context vectors."""
