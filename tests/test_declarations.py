@@ -223,8 +223,8 @@ def test_a_method_without_code_names_its_source_and_why_it_cannot_run(method: st
 def test_few_shot_methods_have_one_and_two_images_per_class() -> None:
     for method in ("coop", "maple", "clip_lora"):
         named = settings.variants_of(method)
-        assert named["shots-1"] == {"shots": 1}
-        assert named["shots-2"] == {"shots": 2}
+        assert named["shots-1"]["shots"] == 1
+        assert named["shots-2"]["shots"] == 2
 
 
 def test_every_variant_file_belongs_to_a_declared_method() -> None:

@@ -35,7 +35,13 @@ from microclip.settings.declarations import Work
 from microclip.settings.methods.microclip import MicroClipSettings
 from tests.fixtures import project as fixture
 
-SHORT: dict[str, Any] = {"epochs": 1, "batch_size": 8, "n_crops": 2}
+SHORT: dict[str, Any] = {
+    "epochs": 1,
+    "batch_size": 8,
+    "n_crops": 2,
+    "n_context": 2,  # the tiny network's context is short
+    "depth": 1,  # and its text tower has one block
+}
 
 
 def options(name: str) -> Any:

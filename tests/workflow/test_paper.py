@@ -62,6 +62,7 @@ WANTED = {
         "cupl": 1,
         "microclip": 3 + RULES,
         "dpa": 1,
+        "upl": 1,
     },
 }
 # Jobs that do not depend on how many methods have code.
