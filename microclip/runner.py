@@ -44,6 +44,7 @@ from microclip.methods.base import (
     evaluation_fields,
     grant,
     load_method,
+    sees_with,
 )
 from microclip.model import embeddings, weights
 from microclip.model.backbone import Backbone, load_backbone
@@ -224,6 +225,7 @@ def _task(settings: RunSettings, inputs: Inputs) -> Task:
         precision=settings.precision,
         backbone=inputs.backbone,
         sentences=inputs.sentences,
+        templates=settings.dataset.templates,
         sentence_store=inputs.sentence_store,
     )
 
@@ -244,8 +246,9 @@ class _Training:
     ) -> tuple[Classifier, dict[str, Tensor]]:
         """Adapt the method and test it, by head; a few-shot draw is written first."""
         splits = self.inputs.splits
+        seen = sees_with(self.method, self.options)
         guessed = splits["train"].labels  # labels of the images that it guesses
-        if self.method.supervision is Supervision.TRANSDUCTIVE:
+        if seen.supervision is Supervision.TRANSDUCTIVE:
             guessed = splits["test"].labels
         examples = self._examples(out)
         if examples is not None:
@@ -264,7 +267,7 @@ class _Training:
         )
         granted = grant(
             task,
-            self.method,
+            seen,
             train=self._sight("train"),
             test=self._sight("test"),
             examples=examples,

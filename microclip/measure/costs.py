@@ -236,7 +236,7 @@ def amount_of_run(
 
 def _n_adapted(resolved: RunSettings, images: Images) -> int:
     """Images that the method adapts to."""
-    match declaration_of(resolved.spec.method).supervision:
+    match declaration_of(resolved.spec.method).sees(resolved.method):
         case Supervision.TRANSDUCTIVE:
             return images.n_test
         case Supervision.FEW_SHOT:

@@ -33,7 +33,7 @@ from microclip.methods.base import declaration_of
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import DatasetCard, PublicSource
 from microclip.settings.declarations import Supervision
-from microclip.settings.reports import TableSettings
+from microclip.settings.reports import TableRow, TableSettings
 from microclip.study import Plan, Selection, unavailable
 from microclip.text import descriptions
 
@@ -113,7 +113,7 @@ def build(
         reasons = [missing(row, name, plan, selection) for name in names]
         cells = tuple(map(_cell, found, [*reasons, ""]))
         rows.append(Row(row.label, cells[: len(headings)], row.group))
-        shown.append(row.method)
+        shown.append(row)
     rows = _compared(rows, shown)
     if table.shows_supervision:
         headings = [SUPERVISION, *headings]
@@ -133,14 +133,20 @@ def build(
     )
 
 
-def _supervision(method: str) -> Supervision | None:
-    """What a method may see; None if it has no code here that says so."""
-    return None if unavailable(method) else declaration_of(method).supervision
+def _supervision(row: TableRow) -> Supervision | None:
+    """What a row's method may see; None if it has no code here that says so."""
+    if unavailable(row.method):
+        return None
+    declared = declaration_of(row.method)
+    if declared.supervision_with is None:
+        return declared.supervision
+    own = settings.load_method_file(row.method).settings
+    return declared.sees({**own, **settings.load_variant(row.method, row.variant)})
 
 
-def _compared(rows: Sequence[Row], methods: Sequence[str]) -> list[Row]:
+def _compared(rows: Sequence[Row], shown: Sequence[TableRow]) -> list[Row]:
     """The rows with ranks, but for bounds: a method that learns all labels competes with none."""
-    is_bound = [_supervision(method) is Supervision.LABELS for method in methods]
+    is_bound = [_supervision(row) is Supervision.LABELS for row in shown]
     competing = [row for row, bound in zip(rows, is_bound, strict=True) if not bound]
     ranked = [_ranked(column) for column in zip(*(row.cells for row in competing), strict=True)]
     lines: Iterator[tuple[Cell, ...]] = iter(zip(*ranked, strict=True) if competing else ())

@@ -104,6 +104,7 @@ class Task:
     embeddings: Float[Tensor, "image embedding"] | None = None  # frozen [CLS], if allowed
     examples: Examples | None = None  # labelled images, if allowed: few per class, or all
     sentences: Sequence[Sequence[str]] = ()  # descriptions by class; a saved classifier has none
+    templates: Sequence[str] = ()  # of the dataset's prompts, one {} each
     sentence_store: SentenceStore | None = None  # their embeddings by the untrained backbone
     checkpoints: Path | None = None  # folder for epoch checkpoints; None: keep none
     monitor: Monitor | None = None  # None: nothing is measured
@@ -221,9 +222,37 @@ class Sight:
     embeddings: Callable[[], Float[Tensor, "image embedding"]]  # frozen [CLS], on the task's device
 
 
+@runtime_checkable
+class Sees(Protocol):
+    """What decides which images a method gets; a `Method` is one."""
+
+    @property
+    def supervision(self) -> Supervision:
+        """What it may see."""
+
+    @property
+    def reads(self) -> Literal["embeddings", "images"]:
+        """The frozen [CLS] alone, or images and backbone."""
+
+
+@dataclass(frozen=True)
+class SeesWith:
+    """What a method may see with some settings."""
+
+    supervision: Supervision
+    reads: Literal["embeddings", "images"]
+
+
+def sees_with(method: Method[MethodSettings], settings: MethodSettings) -> SeesWith:
+    """Return what a method may see with these settings."""
+    declared = getattr(method, "declaration", None)
+    supervision = method.supervision if declared is None else declared.sees(settings)
+    return SeesWith(supervision, method.reads)
+
+
 def grant(
     task: Task,
-    method: Method[BaseModel],
+    method: Sees,
     *,
     train: Sight,
     test: Sight,

@@ -50,6 +50,8 @@ class Record:
     """Everything needed to rebuild an adapted classifier.
 
     Attributes:
+        templates: of the prompts, for methods that encode them themselves; files from before there
+            were such methods have none.
         about: for readers only, ignored when loading: the verdict, the images, the folder.
     """
 
@@ -59,6 +61,7 @@ class Record:
     method: str
     settings: Mapping[str, Any]
     seed: int
+    templates: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -88,7 +91,11 @@ def read_adapted(folder: Path) -> tuple[Record, embeddings.TextClassifiers, dict
     refuse_pickle(folder / TEXTS)
     try:
         values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        record = Record(**{**values, "class_names": tuple(values["class_names"])})
+        lists = {
+            "class_names": tuple(values["class_names"]),
+            "templates": tuple(values.get("templates", ())),
+        }
+        record = Record(**{**values, **lists})
         state = load_file(folder / WEIGHTS)
         with safe_open(folder / WEIGHTS, framework="pt") as opened:
             trained = json.loads((opened.metadata() or {}).get("microclip", "{}"))
@@ -162,6 +169,7 @@ def task_of(
         class_names=record.class_names,
         texts=texts,
         seed=record.seed,
+        templates=record.templates,
         device=str(tower.device),
         precision=precision,
         backbone=tower,

@@ -63,6 +63,7 @@ def load_start(
         method=chosen.name,
         settings=chosen.settings.model_dump(mode="json"),
         seed=chosen.options.seed,
+        templates=chosen.options.templates,
     )
     return Start(
         record=record,
@@ -192,11 +193,18 @@ def estimate(images: Sequence[Path], start: Start) -> Estimate:
         count = min(4 * count, _MOST, len(images))
     per_image = {name: seconds / count for name, seconds in found.items()}
     return Estimate(
-        seconds=_total(per_image, len(images), getattr(start.settings, "epochs", 1)),
+        seconds=_total(per_image, len(images), _n_epochs(start.settings, len(images))),
         n_measured=count,
         store_mib=mib / count * len(images),
         peak_memory_mib=runtime.peak_memory_mib(),
     )
+
+
+def _n_epochs(settings: BaseModel, n_images: int) -> int:
+    """Epochs of a training; ReCLIP's depend on the number of images."""
+    by_size = getattr(settings, "n_epochs", None)
+    found: int = getattr(settings, "epochs", 1) if by_size is None else by_size(n_images)
+    return found
 
 
 def _total(per_image: Mapping[str, float], n_images: int, epochs: int) -> float:

@@ -58,13 +58,14 @@ class Declaration(Generic[MethodSettings]):
         settings: the model of its settings. A few-shot method has a setting `shots`: labelled
             images per class.
         supervision: what it may see.
+        supervision_with: what it may see with some settings, if those decide it (ReCLIP).
         reads: the frozen [CLS] embeddings alone, or images and the backbone.
         recipe: raised whenever the same settings mean other numbers.
         revised: values of settings that came to mean other numbers; they raise the recipe of the
             runs with that value alone.
         evaluation_fields: settings that only change how a trained classifier is tested.
-        work: what adapting with some settings computes; without it, `microclip plan` gives no time
-            for the method's runs.
+        work: what adapting with some settings computes; without it, or where it returns None,
+            `microclip plan` gives no time for the method's runs.
         follows: a method whose settings this one takes, as far as both have them: from its file,
             from a dataset's block and from a study's. So a bound trains like what it bounds.
     """
@@ -75,5 +76,12 @@ class Declaration(Generic[MethodSettings]):
     recipe: int = 1
     revised: Mapping[str, object] = field(default_factory=dict)
     evaluation_fields: frozenset[str] = frozenset()
-    work: Callable[[MethodSettings], Work] | None = None
+    work: Callable[[MethodSettings], Work | None] | None = None
     follows: str | None = None
+    supervision_with: Callable[[MethodSettings], Supervision] | None = None
+
+    def sees(self, settings: Mapping[str, object] | BaseModel) -> Supervision:
+        """Return what the method may see with some settings."""
+        if self.supervision_with is None:
+            return self.supervision
+        return self.supervision_with(self.settings.model_validate(settings))

@@ -63,6 +63,7 @@ def task(method: Any) -> Task:
         seed=0,
         device="cpu",
         precision="fp32",
+        templates=settings.dataset.templates,
         backbone=backbone,
     )
     examples = Examples(
