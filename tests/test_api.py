@@ -49,6 +49,18 @@ def test_methods_without_training_are_saved_and_loaded_too(
     assert microclip.load(adapted.save(tmp_path / "own")).predict(folder) == found
 
 
+# On a random network ReCLIP's labels fall to one class after an epoch, and zero-shot is kept.
+@pytest.mark.parametrize(("method", "epochs"), [("dpa", 1), ("reclip", 0)])
+def test_methods_that_train_without_labels_are_saved_and_loaded_too(
+    folder: Path, tmp_path: Path, method: str, epochs: int
+) -> None:
+    given: dict[str, Any] = {"epochs": epochs, "batch_size": 8, "device": "cpu"}
+    adapted = microclip.adapt(folder, CLASSES, backbone="tiny", method=method, **given)
+    assert adapted.record.method == method
+    found = adapted.predict(folder)
+    assert microclip.load(adapted.save(tmp_path / "own"), device="cpu").predict(folder) == found
+
+
 def test_images_may_be_a_single_file_or_a_list(folder: Path) -> None:
     files = sorted(folder.rglob("*.png"))[:2]
     adapted = microclip.adapt(files, CLASSES, backbone="tiny", method="clip")

@@ -202,6 +202,21 @@ def check_text_tower(backbone: Backbone) -> None:
         )
 
 
+def text_layer_norms(backbone: Backbone) -> dict[str, nn.Parameter]:
+    """Return gains and biases of the LayerNorms of CLIP's own text tower, by name."""
+    model: Any = backbone.model
+    norms = {
+        f"transformer.{path}": module
+        for path, module in model.transformer.named_modules()
+        if isinstance(module, nn.LayerNorm)
+    }
+    return {
+        f"{path}.{name}": parameter
+        for path, module in {**norms, "ln_final": model.ln_final}.items()
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+
+
 def embed_tokens(backbone: Backbone, tokens: Int[Tensor, "*lead"]) -> Float[Tensor, "*lead width"]:
     """Return the text tower's embeddings of token ids, without positions."""
     model: Any = backbone.model

@@ -112,6 +112,15 @@ def test_a_bound_that_learns_labels_stands_above_and_outranks_none() -> None:
     assert [row.cells for row in without.rows] == [row.cells[1:] for row in built.rows]
 
 
+def test_a_rows_variant_decides_what_its_method_sees() -> None:
+    rows = [
+        {"method": "reclip", "label": "ReCLIP"},
+        {"method": "reclip", "variant": "official", "label": "as released"},
+    ]
+    built = build(table=changed(rows=rows, shows_supervision=True), is_brief=False)
+    assert [row.cells[0].text for row in built.rows] == ["unlabelled", "transductive"]
+
+
 def test_a_method_without_code_says_no_supervision() -> None:
     wca = {"method": "wca", "label": "WCA"}
     built = build(table=changed(rows=[wca], shows_supervision=True), is_brief=False)
@@ -334,7 +343,10 @@ def test_table_1_has_the_rows_of_the_shipped_study(icons: Plan) -> None:
     )
     shown = tables.write(reports.load_table("table1"), icons).with_suffix(".csv").read_text()
     rows = list(csv.DictReader(io.StringIO(shown)))
-    assert [row["Method"] for row in rows] == ["CLIP", "CuPL", "microCLIP"]
+    labels = {row.label: row.method for row in reports.load_table("table1").rows}
+    assert [row["Method"] for row in rows] == [
+        label for label, method in labels.items() if study.unavailable(method) is None
+    ]
     assert list(rows[0])[2:] == [
         "Animals", "Food", "Objects", "Travel", "Flags", "Faces", "Mean",
     ]  # fmt: skip

@@ -61,6 +61,7 @@ WANTED = {
         "clip": 1,
         "cupl": 1,
         "microclip": 3 + RULES,
+        "reclip": 1,
         "dpa": 1,
         "upl": 1,
     },
