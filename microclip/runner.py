@@ -145,7 +145,7 @@ def run(
         heads = collect_heads(classifier, views(classifier.views))
     found = {name: evaluate(part, test.labels) for name, part in heads.items()}
     scores = _scores(settings, inputs, found, zero_shot, clock)
-    _write(out, settings, inputs, classifier.trained_state(), found["fused"])
+    _write(out, settings, inputs, classifier.trained_state(), found)
     # Last, because its presence says that the run is complete; only then may the checkpoint go.
     runtime.write_json(out / paths.RUN_SCORES, scores.as_dict())
     shutil.rmtree(out / paths.RUN_CHECKPOINT, ignore_errors=True)
@@ -337,13 +337,11 @@ def write_shots(
     runtime.write_text(path, stream.getvalue())
 
 
-def _write(
-    out: Path, settings: RunSettings, inputs: Inputs, state: dict[str, Tensor], scored: Evaluation
-) -> None:
-    """Write predictions, trained tensors and the record of a run."""
+def _write_predictions(path: Path, test: LabelledImages, found: Mapping[str, Evaluation]) -> None:
+    """Write one row per test image: the fused prediction, then what each other head predicts."""
     import pandas as pd
 
-    test = inputs.splits["test"]
+    scored = found["fused"]
     table = pd.DataFrame(
         {
             "file": test.files,
@@ -351,10 +349,26 @@ def _write(
             "prediction": scored.predicted.numpy(),
             "confidence": scored.confidence.numpy(),
             "correct": scored.is_correct.numpy(),
+            **{
+                f"prediction_{name}": own.predicted.numpy()
+                for name, own in found.items()
+                if name != "fused"
+            },
         }
     )
-    with runtime.atomic_path(out / paths.RUN_PREDICTIONS) as target:
+    with runtime.atomic_path(path) as target:
         table.to_parquet(target, index=False)
+
+
+def _write(
+    out: Path,
+    settings: RunSettings,
+    inputs: Inputs,
+    state: dict[str, Tensor],
+    found: Mapping[str, Evaluation],
+) -> None:
+    """Write predictions, trained tensors and the record of a run."""
+    _write_predictions(out / paths.RUN_PREDICTIONS, inputs.splits["test"], found)
     write_weights(out / paths.RUN_WEIGHTS, state, {"digest": settings.digest()})
     record = {
         **runtime.record(),
@@ -366,7 +380,7 @@ def _write(
         "n_truncated_sentences": inputs.texts.n_truncated,
         "class_accuracy_pct": [
             None if math.isnan(value) else round(value, 4)  # NaN: a class without images
-            for value in scored.per_class_pct.tolist()
+            for value in found["fused"].per_class_pct.tolist()
         ],
     }
     runtime.write_json(out / paths.RUN_RECORD, record)

@@ -51,8 +51,13 @@ def test_a_run_writes_its_files_and_scores_last(method: str) -> None:
     assert scores.n_test == N_TEST * len(CLASSES)
     assert not (folder / "checkpoint").exists()
     table = pd.read_parquet(folder / "predictions.parquet")
-    assert list(table) == ["file", "label", "prediction", "confidence", "correct"]
+    heads = [f"prediction_{name}" for name in scores.heads_pct]
+    assert list(table) == ["file", "label", "prediction", "confidence", "correct", *heads]
     assert 100 * table["correct"].mean() == pytest.approx(scores.top1_pct)
+    for name, top1_pct in scores.heads_pct.items():
+        right = table[f"prediction_{name}"] == table["label"]
+        assert 100 * right.mean() == pytest.approx(top1_pct)
+    assert bool(heads) == (method == "microclip")
     record = json.loads((folder / "run.json").read_text())
     assert set(record["inputs"]) == {"images", "passport", "backbone", "class_vectors"}
     assert record["is_transductive"] is False

@@ -121,7 +121,7 @@ class TestedRun:
 
     Attributes:
         predictions: one row per test image, in the order of `test`: file, label, prediction,
-            confidence, correct.
+            confidence, correct, and `prediction_<head>` of each other head.
         inputs: hashes of the files that the run read, by kind.
     """
 
