@@ -62,7 +62,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {  # what a verb imports and the warm proc
     "collect-scores": (_MEASURE + "scores",),
     "tabulate": (_MEASURE + "tables",),
     "typeset": (_MEASURE + "typesetting",),
-    "compare": (_MEASURE + "ledger",),
+    "ledger": (_MEASURE + "ledger",),
     "report": (_MEASURE + "page",),
     "plot": (_MEASURE + "curves", _MEASURE + "pictures", _MEASURE + "masks"),
 }

@@ -346,11 +346,37 @@ def plot(
 
 
 @app.command()
-def compare(study: StudyOption) -> None:
+def ledger(study: StudyOption) -> None:
     """Write the ledger: each number of the paper beside ours."""
-    from microclip.measure import ledger
+    from microclip.measure import ledger as ledgers
 
-    say(f"wrote {ledger.write(_planned(study))}.csv, .md")
+    say(f"wrote {ledgers.write(_planned(study))}.csv, .md")
+
+
+_RUN_HELP = (
+    "a run's folder, or that of all its seeds, or METHOD[/VARIANT]; :HEAD at its end: a head"
+)
+_ANY = "*"
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="RUN", help=_RUN_HELP)],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="the other one")],
+    *,
+    dataset: Annotated[str, typer.Option(help="dataset of METHOD")] = _ANY,
+    backbone: Annotated[str, typer.Option(help="backbone of METHOD")] = _ANY,
+    descriptions: Annotated[str, typer.Option(help="descriptions of METHOD")] = _ANY,
+    is_json: Annotated[bool, typer.Option("--json", help="print JSON, with all classes")] = False,
+) -> None:
+    """Compare two methods image by image on one test set: difference, interval, p, classes."""
+    from microclip.measure import comparison
+    from microclip.study import RunSpec
+
+    among = RunSpec(dataset, backbone, descriptions, method=_ANY)
+    found = comparison.compare(comparison.find(first, among), comparison.find(second, among))
+    for line in [json.dumps(found.as_dict(), indent=1)] if is_json else found.lines():
+        print(line)
 
 
 @app.command()

@@ -98,7 +98,7 @@ JOBS = {
         "plot": 1,
     },
 }
-ONCE = ("collect_scores", "typeset", "compare", "report", "mirror_study", "all")
+ONCE = ("collect_scores", "typeset", "ledger", "report", "mirror_study", "all")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tests.workflow.folder import MACHINE, RUN
 pytestmark = pytest.mark.slow
 SWEEP = {"name": "figure8", "values": [1.0e-4, 1.0e-3]}  # the first is the default run
 FIGURES = {"figures": [SWEEP, "figure4", "figure9", "figure11"]}
-READ = {"typeset": 1, "compare": 1, "report": 1, "mirror_study": 1, "all": 1}
+READ = {"typeset": 1, "ledger": 1, "report": 1, "mirror_study": 1, "all": 1}
 SIDE_BY_SIDE = ("--cores", "2", "--resources", "gpu=1")
 
 
@@ -175,7 +175,7 @@ def test_a_deleted_table_is_rebuilt_with_the_same_bytes(copy: Path) -> None:
     tables = copy / "results/tiny/tables"
     before = {path.name: path.read_bytes() for path in tables.iterdir()}
     shutil.rmtree(tables)
-    assert folder.dry(copy) == {"tabulate": 1, **{k: v for k, v in READ.items() if k != "compare"}}
+    assert folder.dry(copy) == {"tabulate": 1, **{k: v for k, v in READ.items() if k != "ledger"}}
     assert folder.snakemake(copy, *MACHINE).returncode == 0
     assert {path.name: path.read_bytes() for path in tables.iterdir()} == before
 

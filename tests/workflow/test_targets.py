@@ -23,12 +23,12 @@ ALL = {
     "collect_scores": 1,
     "tabulate": 1,
     "typeset": 1,
-    "compare": 1,
+    "ledger": 1,
     "report": 1,
     "mirror_study": 1,
     "all": 1,
 }
-TABLES = ("tabulate", "typeset", "compare", "report", "mirror_study", "all")
+TABLES = ("tabulate", "typeset", "ledger", "report", "mirror_study", "all")
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ rule plot:
         " 2>&1 | tee -i {log}"
 
 
-rule compare:
+rule ledger:
     input:
         scores=paths.STUDY_SCORES,
         settings=expand("config/tables/{table}.yaml", table=PLAN.tables),
@@ -81,7 +81,7 @@ rule compare:
         ),
         md="results/{study}/ledger.md",
     log:
-        "logs/compare/{study}.log",
+        "logs/ledger/{study}.log",
     conda:
         "../../environment.yml"
     params:
@@ -89,7 +89,7 @@ rule compare:
     message:
         "compare study {wildcards.study} with the paper"
     shell:
-        "python -m microclip compare --study {wildcards.study} 2>&1 | tee -i {log}"
+        "python -m microclip ledger --study {wildcards.study} 2>&1 | tee -i {log}"
 
 
 rule report:
