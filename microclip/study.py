@@ -18,11 +18,11 @@ from typing import Any
 
 from microclip import paths, runtime, settings
 from microclip.methods.base import (
-    declaration_of,
     evaluation_fields,
     known_methods,
     reads_of,
     recipe_of,
+    resolved_settings,
     settings_of,
 )
 from microclip.settings import reports
@@ -171,13 +171,33 @@ class Hole:
 
 @dataclass(frozen=True)
 class Selection:
-    """The part of a study that a table shows; `is_brief` leaves out rows without any run."""
+    """The part of a study that a table shows, and how.
+
+    Attributes:
+        is_brief: leave out rows without any run.
+        spread: what is shown with an accuracy.
+        reference: the row that others are compared with, unless it is the table's own.
+        has_ranks: add mean ranks over datasets.
+    """
 
     datasets: tuple[str, ...]
     backbones: tuple[str, ...]
     descriptions: tuple[str, ...]
     seeds: tuple[int, ...]
     is_brief: bool = False
+    spread: reports.Spread = "deviation"
+    reference: str | None = None
+    has_ranks: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for `plan.json`.
+
+        Options of a table are left out unless used: the workflow repeats what has another digest.
+        """
+        unused = Selection((), (), (), ())
+        options = ("spread", "reference", "has_ranks")
+        left_out = {name for name in options if getattr(self, name) == getattr(unused, name)}
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
 
 
 @dataclass(frozen=True)
@@ -219,8 +239,8 @@ class Plan:
             "title": self.title,
             "runs": [run.as_dict() for run in self.runs],
             "holes": [{**vars(hole.spec), "reason": hole.reason} for hole in self.holes],
-            "tables": {name: asdict(part) for name, part in self.tables.items()},
-            "figures": {name: asdict(part) for name, part in self.figures.items()},
+            "tables": {name: part.as_dict() for name, part in self.tables.items()},
+            "figures": {name: part.as_dict() for name, part in self.figures.items()},
         }
 
     @classmethod
@@ -315,7 +335,7 @@ class Expansion:
         if key not in self._resolved:
             own = self._file(method).datasets.get(variant, {}).get(dataset, {})
             overrides = {**self.overrides(method, variant), **own}
-            self._resolved[key] = resolve_method(self, method, dataset, overrides)
+            self._resolved[key] = resolved_settings(self.study.methods, method, dataset, overrides)
         return self._resolved[key]
 
     def named(self, method: str) -> dict[str, dict[str, Any]]:
@@ -382,12 +402,20 @@ def _add_figure(found: Expansion, selection: ReportSelection) -> None:
 
 def selected(study: StudySettings, asked: ReportSelection | RunGrid) -> Selection:
     """The requested part of a study; a list that is not given means everything."""
-    return Selection(
+    part = Selection(
         datasets=asked.datasets or study.datasets,
         backbones=asked.backbones or study.backbones,
         descriptions=asked.descriptions or study.descriptions,
         seeds=study.seeds if asked.seeds is None else asked.seeds,
-        is_brief=isinstance(asked, ReportSelection) and asked.is_brief,
+    )
+    if isinstance(asked, RunGrid):
+        return part
+    return replace(
+        part,
+        is_brief=asked.is_brief,
+        spread=asked.spread,
+        reference=asked.reference,
+        has_ranks=asked.has_ranks,
     )
 
 
@@ -400,8 +428,8 @@ def _point(found: Expansion, plot: reports.SweepPlot, dataset: str, value: float
             f"changes; known: {', '.join(settings_of(plot.method).model_fields)}"
         )
     # A point equal to the default is the default run, so that it is trained once.
-    default = resolve_method(found, plot.method, dataset, {})
-    if resolve_method(found, plot.method, dataset, overrides) == default:
+    default = resolved_settings(found.study.methods, plot.method, dataset, {})
+    if resolved_settings(found.study.methods, plot.method, dataset, overrides) == default:
         return "default"
     name = f"{plot.prefix}-{value:g}"
     named = found.named(plot.method).get(name, overrides)
@@ -412,58 +440,6 @@ def _point(found: Expansion, plot: reports.SweepPlot, dataset: str, value: float
         )
     found.generated[plot.method, name] = overrides
     return name
-
-
-def resolve_method(
-    found: Expansion, method: str, dataset: str, overrides: dict[str, Any]
-) -> dict[str, Any]:
-    """A method's complete settings: method file -> dataset -> study -> `overrides`.
-
-    A method that follows another takes what both have from the other's file and blocks as well.
-
-    Raises:
-        SettingsError: names the layer with an unknown key or a value that does not fit.
-    """
-    layers = {
-        **_followed(method),
-        f"config/methods/{method}.yaml": settings.load_method_file(method).settings,
-        f"config/datasets/{dataset}.yaml": _block(settings.load_dataset(dataset).methods, method),
-        "the study": _block(found.study.methods, method),
-        f"config/variants/{method}.yaml": overrides,
-    }
-    merged: dict[str, Any] = {}
-    resolved: dict[str, Any] = {}
-    for where, layer in layers.items():
-        merged |= layer
-        # Validated layer by layer, so that an error names the file it is in.
-        if layer or not resolved:
-            model = settings.validated(settings_of(method), merged, where)
-            resolved = model.model_dump(mode="json")
-    return resolved
-
-
-def _followed(method: str) -> dict[str, dict[str, Any]]:
-    """The file of the method that this one follows, as far as both have its settings."""
-    followed = declaration_of(method).follows
-    if followed is None:
-        return {}
-    values = settings.load_method_file(followed).settings
-    return {f"config/methods/{followed}.yaml": _shared(method, values)}
-
-
-def _block(blocks: Mapping[str, dict[str, Any]], method: str) -> dict[str, Any]:
-    """What a dataset or a study sets for a method, by the block of the method that it follows too.
-
-    Raises:
-        SettingsError: unknown method.
-    """
-    followed = declaration_of(method).follows
-    others = {} if followed is None else _shared(method, blocks.get(followed, {}))
-    return {**others, **blocks.get(method, {})}
-
-
-def _shared(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: values[key] for key in values if key in settings_of(method).model_fields}
 
 
 @dataclass(frozen=True)
@@ -571,10 +547,30 @@ def load(config: Mapping[str, Any]) -> Study:
             f"unknown method {sorted(unknown)[0]!r} in the study's methods; "
             f"known: {', '.join(known_methods())}"
         )
-    for kind, load_report in (("tables", reports.load_table), ("figures", reports.load_figure)):
-        for selection in getattr(declared, kind):
-            load_report(selection.name)
+    for selection in declared.tables:
+        _check_options(selection, reports.load_table(selection.name))
+    for selection in declared.figures:
+        _check_options(selection, reports.load_figure(selection.name))
     study = Study(declared, expand(declared))
     for spec in study.runs:
         study.resolve(spec)
     return study
+
+
+def _check_options(
+    selection: ReportSelection, report: reports.TableSettings | reports.FigureSettings
+) -> None:
+    """Refuse a table's options where they mean nothing, and an unknown reference row."""
+    named = selection.reference
+    if isinstance(report, reports.TableSettings) and report.kind == "accuracy":
+        for reference in filter(None, (report.reference, named)):
+            report.row_named(reference)
+        return
+    used = {"spread": selection.spread == "interval", "reference": named is not None}
+    used["has_ranks"] = selection.has_ranks
+    if any(used.values()):
+        asked = ", ".join(name for name, is_used in used.items() if is_used)
+        raise SettingsError(
+            f"{asked} of {report.name} in the study: only a table of accuracies has intervals, "
+            "daggers and ranks; leave it out"
+        )

@@ -5,7 +5,8 @@ best of a column is bold, the second underlined, bounds that learn all labels le
 seeds a cell is mean and sample deviation. What was not run is a hole with its reason; nothing is
 filled in. The table of datasets (the paper's Table 10) shows the counts of their passports beside
 the paper's. A dataset that is not fetched is shown with the counts that its card declares, marked
-as such; the ledger compares only counted numbers. The same inputs give the same bytes.
+as such; the ledger compares only counted numbers. Intervals, daggers and ranks are added on request
+(`significance`). The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from microclip import paths, runtime, settings
 from microclip.data import passport as passports
-from microclip.measure import published, scores
+from microclip.measure import published, scores, significance
 from microclip.measure.scores import Statistic, missing, runs_of, statistics
+from microclip.measure.significance import Options, ShownRow
 from microclip.measure.typesetting import (
     HOLE,
     Cell,
@@ -33,7 +35,7 @@ from microclip.methods.base import declaration_of
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import DatasetCard, PublicSource
 from microclip.settings.declarations import Supervision
-from microclip.settings.reports import TableRow, TableSettings
+from microclip.settings.reports import Spread, TableRow, TableSettings
 from microclip.study import Plan, Selection, unavailable
 from microclip.text import descriptions
 
@@ -113,17 +115,11 @@ def build(
         reasons = [missing(row, name, plan, selection) for name in names]
         cells = tuple(map(_cell, found, [*reasons, ""]))
         rows.append(Row(row.label, cells[: len(headings)], row.group))
-        shown.append(row)
-    rows = _compared(rows, shown)
-    if table.shows_supervision:
-        headings = [SUPERVISION, *headings]
-        rows = [
-            replace(row, cells=(Cell(supervision or HOLE), *row.cells))
-            for row, supervision in zip(rows, map(_supervision, shown), strict=True)
-        ]
-    return Table(
+        shown.append(ShownRow(row, own))
+    rows = _compared(rows, [each.row for each in shown])
+    built = Table(
         title=table.title,
-        caption=f"{table.caption} Study {plan.study}; {_seeds(sizes)}.",
+        caption=f"{table.caption} Study {plan.study}; {_seeds(sizes, selection.spread)}.",
         label=table.label,
         source=paths.STUDY_SCORES.format(study=plan.study),
         corner="Method" if len({row.method for row in table.rows}) > 1 else "Variant",
@@ -131,6 +127,25 @@ def build(
         rows=tuple(rows),
         notes=_notes(rows, headings),
     )
+    built = significance.add(built, shown, _options(table, selection, names))
+    return _with_supervision(built, shown) if table.shows_supervision else built
+
+
+def _with_supervision(table: Table, shown: Sequence[ShownRow]) -> Table:
+    """The table with a first column that says what each row's method may see."""
+    found = [_supervision(each.row) for each in shown]
+    rows = tuple(
+        replace(row, cells=(Cell(supervision or HOLE), *row.cells))
+        for row, supervision in zip(table.rows, found, strict=True)
+    )
+    return replace(table, columns=(Column(SUPERVISION), *table.columns), rows=rows)
+
+
+def _options(table: TableSettings, selection: Selection, datasets: Sequence[str]) -> Options:
+    """What the table shows besides accuracies; the study's reference row replaces the table's."""
+    named = selection.reference or table.reference
+    reference = None if named is None else table.row_named(named)
+    return Options(tuple(datasets), selection.spread, reference, selection.has_ranks)
 
 
 def _supervision(row: TableRow) -> Supervision | None:
@@ -173,14 +188,18 @@ def _ranked(cells: Iterable[Cell]) -> list[Cell]:
     return [replace(cell, rank=rank.get(cell.text)) for cell in cells]
 
 
-def _seeds(sizes: set[int]) -> str:
-    """What a caption says about the number of seeds behind its cells."""
+def _seeds(sizes: set[int], spread: Spread) -> str:
+    """What a caption says about the number of seeds behind its cells, and about their spread."""
     several = sorted(sizes - {1})
     if not sizes:
         return "no score yet"
+    interval = "[95 % interval, percentile bootstrap of test images"
     if not several:
-        return "one seed"
+        return "one seed" if spread == "deviation" else f"one seed {interval}]"
     n = str(several[0]) if len(several) == 1 else f"{several[0]} to {several[-1]}"
+    if spread == "interval":
+        alone = "; that of a single run: of images alone" if 1 in sizes else ""
+        return f"mean {interval} and seeds], {n} seeds{alone}"
     alone = "; a number alone is of one run" if 1 in sizes else ""
     return f"mean ± sample deviation, {n} seeds{alone}"
 

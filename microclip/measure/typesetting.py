@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from microclip import paths, runtime
 from microclip.study import Plan
 
-HOLE = "—"
+HOLE, DAGGER = "—", "†"
 _TEMPLATES = Path(__file__).parent / "templates"
 _TEX = {
     "\\": r"\textbackslash{}",
@@ -44,6 +44,7 @@ _TEX = {
     "±": r"$\pm$",
     "×": r"$\times$",
     "≠": r"$\neq$",
+    "†": r"$\dagger$",
     "γ": r"$\gamma$",
     "—": "---",
     "–": "--",
@@ -67,7 +68,7 @@ _LAYOUTS = (  # environment, text width, font of numbers, font of deviations; th
     ("sidewaystable", _SIDEWAYS_PT, "footnotesize", "tiny"),
     ("sidewaystable", _SIDEWAYS_PT, "scriptsize", "tiny"),
 )
-_POINT, _PLUS_MINUS = 0.6, 2.4  # widths in digits, the sign with its spaces
+_POINT, _PLUS_MINUS, _BRACKETS = 0.6, 2.4, 2.4  # widths in digits, with spaces and comma
 _GAP_PT = 6.0  # between columns, twice \tabcolsep
 
 
@@ -78,6 +79,10 @@ class Cell:
     Attributes:
         text: the number as printed; empty in a hole.
         deviation: sample deviation over seeds as printed; empty with one seed.
+        low: lower end of its interval as printed, or empty; an interval replaces the deviation.
+        high: upper end of its interval as printed, or empty.
+        p: of its difference to the reference row as printed, adjusted; empty if not compared.
+        is_marked: whether that difference is significant.
         rank: 1 for the best of its column, 2 for the second, by the printed number.
         hole: why there is no number; empty if no note is needed; None if there is a number.
         differs: differs from the paper's number by more than the tolerance.
@@ -88,14 +93,28 @@ class Cell:
     rank: int | None = None
     hole: str | None = None
     differs: bool = False
+    low: str = ""
+    high: str = ""
+    p: str = ""
+    is_marked: bool = False
+
+    @property
+    def interval(self) -> str:
+        """The interval as printed, or empty."""
+        return f"[{self.low}, {self.high}]" if self.low else ""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading, and the heading that it shares with its neighbours, if any."""
+    """A column's heading, and the heading that it shares with its neighbours, if any.
+
+    Attributes:
+        is_bare: its cells are numbers without deviation, interval or p.
+    """
 
     title: str
     group: str | None = None
+    is_bare: bool = False
 
     @property
     def name(self) -> str:
@@ -141,10 +160,11 @@ class Table:
         grouped = itertools.groupby(self.rows, lambda row: row.group)
         return [(group, list(rows)) for group, rows in grouped]
 
-    @property
-    def has_deviations(self) -> bool:
-        """Whether any cell is a mean over several seeds."""
-        return any(cell.deviation for row in self.rows for cell in row.cells)
+    def spread_columns(self) -> list[tuple[str, str]]:
+        """The columns of CSV beside each column of numbers: suffix, and field of the cell."""
+        cells = [cell for row in self.rows for cell in row.cells]
+        known = (("sd", "deviation"), ("low", "low"), ("high", "high"), ("p", "p"))
+        return [pair for pair in known if any(getattr(cell, pair[1]) for cell in cells)]
 
 
 @dataclass(frozen=True)
@@ -184,19 +204,22 @@ Block = Heading | Paragraph | Listing | Table
 
 
 def to_csv(table: Table) -> str:
-    """Plain numbers, with `sd` columns if there are deviations and `Hole` if there are holes."""
+    """Plain numbers; columns `sd`, `low`, `high`, `p` and `Hole` only if the table has any."""
     has_groups = any(row.group for row in table.rows)
     has_holes = any(cell.hole for row in table.rows for cell in row.cells)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     heads = ["Group"] * has_groups + [table.corner]
+    beside = table.spread_columns()
     for column in table.columns:
-        heads += [column.name] + [f"{column.name} sd"] * table.has_deviations
+        heads += [column.name]
+        heads += [f"{column.name} {suffix}" for suffix, _ in beside if not column.is_bare]
     writer.writerow(heads + ["Hole"] * has_holes)
     for row in table.rows:
         line = [row.group or ""] * has_groups + [row.label]
-        for cell in row.cells:
-            line += [cell.text] + [cell.deviation] * table.has_deviations
+        for column, cell in zip(table.columns, row.cells, strict=True):
+            line += [cell.text]
+            line += [getattr(cell, field) for _, field in beside if not column.is_bare]
         reasons = dict.fromkeys(cell.hole for cell in row.cells if cell.hole)
         writer.writerow(line + ["; ".join(reasons)] * has_holes)
     return stream.getvalue()
@@ -226,7 +249,10 @@ def _markdown_cell(cell: Cell) -> str:
     if cell.differs:
         return f"**{cell.text}**"
     mark = {1: "**{}**", 2: "<u>{}</u>"}.get(cell.rank or 0, "{}")
-    return mark.format(cell.text) + (f" ± {cell.deviation}" if cell.deviation else "")
+    text = mark.format(cell.text) + DAGGER * cell.is_marked
+    if cell.interval:
+        return f"{text} {cell.interval}"
+    return text + (f" ± {cell.deviation}" if cell.deviation else "")
 
 
 def text_to_markdown(blocks: Iterable[Block]) -> str:
@@ -324,7 +350,9 @@ def _width_pt(table: Table, font: str, small: str) -> float:
         widths = [letter * len(column.title)]
         for cell in (row.cells[i] for row in table.rows):
             deviation = _digits(cell.deviation) + _PLUS_MINUS if cell.deviation else 0.0
-            widths.append(_digits(cell.text) * bold + deviation * digit)
+            interval = _digits(cell.low) + _digits(cell.high) + _BRACKETS if cell.low else 0.0
+            beside = interval or deviation
+            widths.append(_digits(cell.text) * bold + (beside + cell.is_marked) * digit)
         total += max(widths) + _GAP_PT
     return total
 
@@ -367,8 +395,11 @@ def _tex_cell(cell: Cell, small: str) -> str:
     if cell.hole is not None:
         return "--"
     mark = {1: r"\textbf{%s}", 2: r"\underline{%s}"}.get(cell.rank or 0, "%s")
-    deviation = rf"\,{{\{small}$\pm$\,{cell.deviation}}}" if cell.deviation else ""
-    return mark % escape(cell.text) + deviation
+    beside = rf"\,{{\{small}$\pm$\,{cell.deviation}}}" if cell.deviation else ""
+    if cell.interval:
+        beside = rf"\,{{\{small}{cell.interval}}}"
+    dagger = r"$^\dagger$" if cell.is_marked else ""
+    return mark % escape(cell.text) + dagger + beside
 
 
 def _tex_notes(table: Table) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, runtime_check
 
 from pydantic import BaseModel
 
+from microclip import settings as configuration
 from microclip.settings import methods as declarations
 from microclip.settings.base import SettingsError
 from microclip.settings.declarations import Declaration, MethodSettings, Supervision, Work
@@ -375,3 +376,57 @@ def work_of(name: str, settings: Mapping[str, object]) -> Work | None:
     if declared.work is None:
         return Work() if declared.supervision is Supervision.NONE else None
     return declared.work(declared.settings.model_validate(settings))
+
+
+def resolved_settings(
+    of_study: Mapping[str, dict[str, Any]], method: str, dataset: str, overrides: dict[str, Any]
+) -> dict[str, Any]:
+    """Return a method's complete settings: method file -> dataset -> study -> `overrides`.
+
+    `of_study` holds what the study sets, by method.
+    A method that follows another takes what both have from the other's file and blocks as well.
+
+    Raises:
+        SettingsError: names the layer with an unknown key or a value that does not fit.
+    """
+    of_dataset = configuration.load_dataset(dataset).methods
+    layers = {
+        **_followed(method),
+        f"config/methods/{method}.yaml": configuration.load_method_file(method).settings,
+        f"config/datasets/{dataset}.yaml": _block(of_dataset, method),
+        "the study": _block(of_study, method),
+        f"config/variants/{method}.yaml": overrides,
+    }
+    merged: dict[str, Any] = {}
+    resolved: dict[str, Any] = {}
+    for where, layer in layers.items():
+        merged |= layer
+        # Validated layer by layer, so that an error names the file it is in.
+        if layer or not resolved:
+            model = configuration.validated(settings_of(method), merged, where)
+            resolved = model.model_dump(mode="json")
+    return resolved
+
+
+def _followed(method: str) -> dict[str, dict[str, Any]]:
+    """The file of the method that this one follows, as far as both have its settings."""
+    followed = declaration_of(method).follows
+    if followed is None:
+        return {}
+    values = configuration.load_method_file(followed).settings
+    return {f"config/methods/{followed}.yaml": _shared(method, values)}
+
+
+def _block(blocks: Mapping[str, dict[str, Any]], method: str) -> dict[str, Any]:
+    """What a dataset or a study sets for a method, by the block of the method that it follows too.
+
+    Raises:
+        SettingsError: unknown method.
+    """
+    followed = declaration_of(method).follows
+    others = {} if followed is None else _shared(method, blocks.get(followed, {}))
+    return {**others, **blocks.get(method, {})}
+
+
+def _shared(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: values[key] for key in values if key in settings_of(method).model_fields}

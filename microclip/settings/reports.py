@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from microclip.settings.base import Frozen, Name, load_named
+from microclip.settings.base import Frozen, Name, SettingsError, load_named
 
 Head = Literal["fused", "global", "local"]
+Spread = Literal["deviation", "interval"]
 
 
 class TableRow(Frozen):
@@ -49,12 +50,28 @@ class TableSettings(Frozen):
     tolerance_pct: float = Field(
         0.5, ge=0, description="a cell matches the published one within this many points"
     )
+    reference: str | None = Field(
+        None, description="row that others are compared with, LABEL or GROUP: LABEL; adds daggers"
+    )
 
     @model_validator(mode="after")
     def _accuracy_has_rows(self) -> TableSettings:
         if self.kind == "accuracy" and not self.rows:
             raise ValueError("a table of accuracies needs rows")
         return self
+
+    def row_named(self, name: str) -> TableRow:
+        """The row with this label, or `GROUP: LABEL`. Raises SettingsError if not exactly one."""
+        found = [row for row in self.rows if name in (row.label, f"{row.group}: {row.label}")]
+        if len(found) != 1:
+            known = "; ".join(
+                row.label if row.group is None else f"{row.group}: {row.label}" for row in self.rows
+            )
+            raise SettingsError(
+                f"reference {name!r} of table {self.name} names {len(found)} rows, expected one; "
+                f"rows of config/tables/{self.name}.yaml: {known or 'none'}"
+            )
+        return found[0]
 
 
 class PublishedPoint(Frozen):

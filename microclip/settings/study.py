@@ -29,6 +29,7 @@ from microclip.settings.datasets import (
     PublicSource,
 )
 from microclip.settings.llms import DescriptionSettings
+from microclip.settings.reports import Spread
 
 
 class BackboneSettings(Frozen):
@@ -130,6 +131,17 @@ class ReportSelection(Frozen):
         None, description="values of a sweep, in place of the figure's own"
     )
     is_brief: bool = Field(default=False, description="leave out rows that were not run")
+    spread: Spread = Field(
+        "deviation",
+        description="shown with an accuracy: its sample deviation over seeds, or its 95 % interval "
+        "over test images and seeds",
+    )
+    reference: str | None = Field(
+        None, description="row that others are compared with, in place of the table's own"
+    )
+    has_ranks: bool = Field(
+        default=False, description="add mean ranks over datasets and their critical difference"
+    )
 
     @model_validator(mode="before")
     @classmethod
