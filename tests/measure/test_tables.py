@@ -15,7 +15,7 @@ from microclip.measure import tables, typesetting
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError, reports
 from microclip.settings.reports import TableSettings
-from microclip.study import Plan, unavailable
+from microclip.study import Plan
 from tests.measure.reports import plan, scores, write_passport, write_scores
 
 ROOT = Path(__file__).resolve().parents[2]
