@@ -22,18 +22,21 @@ from torch import Tensor
 from microclip import paths, runtime
 from microclip.adaptation.checkpoint import write_weights
 from microclip.data import loading, passport
-from microclip.data.loading import Examples, LabelledImages, k_shot
+from microclip.data.loading import Examples, LabelledImages
 from microclip.data.manifest import read_manifest
+from microclip.data.shots import Draw, draw_shots
 from microclip.data.vocabulary import load_vocabulary
 from microclip.measure.evaluation import (
     Evaluation,
     LabelMonitor,
+    Repeats,
     ViewReader,
     collect_heads,
     evaluate,
     is_measured,
 )
 from microclip.methods.base import (
+    REPEAT,
     SHARED_RECIPE,
     Classifier,
     Method,
@@ -78,6 +81,8 @@ class RunScores:
 
     Attributes:
         heads_pct: accuracy by head, for the heads that the fused prediction is made of.
+        repeats: of a classifier that draws at random what it sees: `top1_pct` is then their mean,
+            while predictions and class accuracies are those of the first draw.
     """
 
     spec: RunSpec
@@ -91,9 +96,14 @@ class RunScores:
     seconds: float
     device: str
     shared_recipe: int = SHARED_RECIPE
+    repeats: Repeats | None = None
 
-    def as_dict(self) -> dict[str, str | int | float]:
+    def as_dict(self) -> dict[str, str | int | float | list[float]]:
         """Plain values in the order of `scores.json`."""
+        drawn: dict[str, float | list[float]] = {}
+        if self.repeats is not None:
+            drawn["top1_repeats_pct"] = list(self.repeats.accuracies)
+            drawn["top1_repeats_std_pct"] = self.repeats.std_pct
         return {
             **asdict(self.spec),
             "digest": self.digest,
@@ -102,6 +112,7 @@ class RunScores:
             "top1_pct": self.top1_pct,
             "mean_class_pct": self.mean_class_pct,
             **{f"top1_{name}_pct": value for name, value in self.heads_pct.items()},
+            **drawn,
             "top1_zero_shot_pct": self.top1_zero_shot_pct,
             "n_test": self.n_test,
             "seconds": self.seconds,
@@ -160,17 +171,20 @@ def _scores(
     clock: RunClock,
 ) -> RunScores:
     """The run's scores from its evaluations by head, and the time until now."""
+    repeats = Repeats.of(found)
+    heads = {n: own.top1_pct for n, own in found.items() if not n.startswith(("fused", REPEAT))}
     return RunScores(
         spec=settings.spec,
         digest=settings.digest(),
         recipe=settings.recipe,
-        top1_pct=found["fused"].top1_pct,
+        top1_pct=found["fused"].top1_pct if repeats is None else repeats.mean_pct,
         mean_class_pct=found["fused"].mean_class_pct,
-        heads_pct={name: own.top1_pct for name, own in found.items() if name != "fused"},
+        heads_pct=heads,
         top1_zero_shot_pct=zero_shot.top1_pct,
         n_test=len(inputs.splits["test"]),
         seconds=round(clock.seconds(), 3),
         device=inputs.device,
+        repeats=repeats,
     )
 
 
@@ -294,7 +308,8 @@ class _Training:
             )
         # Not a derived seed: seed 1 then draws the images that the papers' seed 1 draws.
         labels = self.inputs.splits["train"].labels.tolist()
-        return k_shot(labels, shots, self.settings.spec.seed)
+        rule: Draw = getattr(self.options, "draw", None) or "once"
+        return draw_shots(labels, shots, self.settings.spec.seed, rule)
 
     def _examples(self, out: Path) -> Examples | None:
         """The labelled images that the method may see; None for most methods."""

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from microclip import paths, runner
 from microclip.data import datasets, loading, passport, store
+from microclip.data.shots import k_shot
 from microclip.measure import evaluation
 from microclip.methods import base as methods
 from microclip.methods.base import Supervision, Task, Tracker
@@ -236,7 +237,7 @@ def test_a_few_shot_method_sees_only_its_examples(
     settings = few_shot(monkeypatch, method)
     scores = runner.run(settings, Path("run"), Journal())
     train = loading.load(settings.dataset)["train"]
-    drawn = loading.k_shot(train.labels.tolist(), 2, settings.spec.seed)
+    drawn = k_shot(train.labels.tolist(), 2, settings.spec.seed)
     given = method.task
     assert given.examples is not None
     assert (given.images, given.embeddings) == (None, None)
@@ -276,11 +277,11 @@ def test_permuted_labels_outside_the_draw_change_nothing(
     settings = few_shot(monkeypatch, method)
     runner.run(settings, Path("first"), Journal())
     labels = loading.load(settings.dataset)["train"].labels.tolist()
-    drawn = loading.k_shot(labels, 2, settings.spec.seed)
+    drawn = k_shot(labels, 2, settings.spec.seed)
     permute_labels(settings, kept=drawn)
     assert loading.load(settings.dataset)["train"].labels.tolist() != labels
     # other labels would give another draw; the question is what a given draw lets through
-    monkeypatch.setattr(runner, "k_shot", lambda *_: drawn)
+    monkeypatch.setattr(runner, "draw_shots", lambda *_: drawn)
     runner.run(settings, Path("second"), Journal())
     for name in ("adapted.safetensors", "shots.csv", "predictions.parquet"):
         assert (Path("first") / name).read_bytes() == (Path("second") / name).read_bytes()
@@ -344,7 +345,7 @@ def test_a_few_shot_run_is_tested_again_without_examples(monkeypatch: pytest.Mon
     settings = few_shot(monkeypatch, Prototypes())
     open_tracker(settings, Path("first"), "study")
     scores = runner.run(settings, Path("first"), Journal())
-    monkeypatch.setattr(runner, "k_shot", lambda *_: pytest.fail("no draw is needed"))
+    monkeypatch.setattr(runner, "draw_shots", lambda *_: pytest.fail("no draw is needed"))
     again = runner.run(settings, Path("second"), Journal(), Path("first"))
     assert again.top1_pct == scores.top1_pct
     assert not Path("second/shots.csv").exists()

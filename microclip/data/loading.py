@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-import random
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -105,34 +104,6 @@ class Examples:
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self.labels)
-
-
-def k_shot(labels: Sequence[int], shots: int, seed: int | random.Random) -> list[int]:
-    """Draw `shots` images per class without repetition and return their indices.
-
-    A generator instead of a seed goes on drawing: Dassl draws validation images after the training
-    images, min(shots, 4) of each class.
-
-    A class with fewer images contributes all of them. Images without a label are left out. The
-    classes are in order of first appearance.
-
-    Source: Dassl's few-shot draw, as in CoOp and MaPLe: the same seed gives the same images.
-
-    Raises:
-        ValueError: `shots` is below one.
-    """
-    if shots < 1:
-        raise ValueError(f"expected at least 1 shot per class, got {shots}; raise 'shots'")
-    by_class: dict[int, list[int]] = {}
-    for index, label in enumerate(labels):
-        if label != UNKNOWN:
-            by_class.setdefault(label, []).append(index)
-    # Python's generator, because it is the one that reproduces the published draws.
-    rng = random.Random(seed) if isinstance(seed, int) else seed
-    drawn = []
-    for own in by_class.values():
-        drawn += rng.sample(own, shots) if len(own) >= shots else own
-    return drawn
 
 
 def load(dataset: DatasetSettings) -> dict[str, LabelledImages]:

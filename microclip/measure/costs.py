@@ -247,7 +247,7 @@ def _n_adapted(resolved: RunSettings, images: Images) -> int:
 
 def _adapting(work: Work, network: Network, images: Images, n: int) -> Amount:
     """All epochs of a training on `n` images, without the tests between them."""
-    seen = work.epochs * n
+    seen = work.epochs * n if work.steps is None else work.steps * min(work.batch_size, n)
     teacher = work.encoded * network.encoded() + work.fused * network.fused(images.n_classes)
     student = network.trained(images.n_classes, reads_patches=work.reads_patches)
     return Amount(
@@ -265,9 +265,9 @@ def _testing(work: Work, network: Network, images: Images, times: int) -> Amount
     head = network.fused(images.n_classes) if work.reads_patches else network.encoded()
     is_kept = images.n_test * 3 * 4 * network.image_size**2 <= _KEPT_BYTES
     return Amount(
-        evaluation=images.n_test * (network.encoded() + times * head),
+        evaluation=images.n_test * (network.encoded() + times * work.tested * head),
         cuts=images.n_test * times * work.is_cut,
-        windows=images.n_test * (1 if is_kept else 1 + times),
+        windows=images.n_test * (work.tested if is_kept else 1 + times * work.tested),
     )
 
 

@@ -7,6 +7,7 @@ labels and never passes them to the method.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -15,8 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from microclip.data.crops import CropDraw, crop_embeddings
 from microclip.data.loading import UnlabelledImages, ViewRecipe, evaluation_views, image_embeddings
-from microclip.methods.base import Classifier, ViewPlan, Views
+from microclip.methods.base import REPEAT, Classifier, ViewPlan, Views
 from microclip.model.backbone import Backbone
 
 CONFIDENCE_SCALE = 100.0  # CLIP's logit scale: from cosines to probabilities
@@ -51,15 +53,22 @@ class ViewReader:
             ValueError: the plan needs a backbone and the reader has none.
         """
         if plan not in self._kept:
-            views = self._embeddings() if plan.kind == "embedding" else self._images(plan)
+            views = self._read(plan)
             if not self.is_reread or self._n_bytes(plan) > _KEPT_BYTES:
                 return views
             self._kept[plan] = list(views)
         return self._kept[plan]
 
+    def _read(self, plan: ViewPlan) -> Iterator[Views]:
+        if plan.kind == "image":
+            return self._images(plan)
+        return self._embeddings() if plan.squares is None else self._squares(plan.squares)
+
     def _n_bytes(self, plan: ViewPlan) -> int:
-        if plan.kind == "embedding" or self.tower is None:
+        if self.tower is None or (plan.kind == "embedding" and plan.squares is None):
             return 0
+        if plan.squares is not None:
+            return len(self.images) * plan.squares.n * 4 * self.tower.embedding_dim
         return len(self.images) * 3 * 4 * self.tower.image_size**2
 
     def _embeddings(self) -> Iterator[Views]:
@@ -68,6 +77,14 @@ class ViewReader:
             encoded = image_embeddings(self._backbone(), self.images)
         for batch in torch.split(encoded.to(self.device), _BATCH):
             yield Views(embeddings=batch)
+
+    def _squares(self, draw: CropDraw) -> Iterator[Views]:
+        for start in range(0, len(self.images), _BATCH):
+            part = range(start, min(start + _BATCH, len(self.images)))
+            whole, squares = crop_embeddings(
+                self._backbone(), self.images.part(part), draw, seed=self.seed, first=start
+            )
+            yield Views(embeddings=whole.to(self.device), squares=squares.to(self.device))
 
     def _images(self, plan: ViewPlan) -> Iterator[Views]:
         tower = self._backbone()
@@ -135,6 +152,29 @@ def evaluate(logits: Float[Tensor, "image classes"], labels: Int[Tensor, " image
         is_correct=is_correct,
         per_class_pct=(100 * right.double() / total).float(),
     )
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Accuracies of one classifier under several random draws of what it sees, in percent."""
+
+    accuracies: tuple[float, ...]
+
+    @classmethod
+    def of(cls, found: Mapping[str, Evaluation]) -> Repeats | None:
+        """Those of a classifier's heads; None if it was tested once."""
+        drawn = [own.top1_pct for name, own in found.items() if name.startswith(REPEAT)]
+        return cls((found["fused"].top1_pct, *drawn)) if drawn else None
+
+    @property
+    def mean_pct(self) -> float:
+        """Mean accuracy."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def std_pct(self) -> float:
+        """Population deviation, as WCA reports it."""
+        return statistics.pstdev(self.accuracies)
 
 
 @torch.no_grad()

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from microclip.adaptation.first_batch import FirstBatch
+    from microclip.data.crops import CropDraw
     from microclip.data.loading import Examples, UnlabelledImages
     from microclip.model.backbone import Backbone
     from microclip.model.embeddings import TextClassifiers
     from microclip.model.sentences import SentenceStore
 
 SHARED_RECIPE = 1  # raise when data, views, backbone or text stages change what they mean
+REPEAT = "repeat_"  # begins the names of heads that are further draws of the fused one
 _NOT_METHODS = {"__init__", "base", "fusion"}
 _DECLARED = frozenset(path.stem for path in Path(declarations.__path__[0]).glob("[!_]*.py"))
 
@@ -68,6 +70,7 @@ class ViewPlan:
 
     kind: Literal["embedding", "image"]
     crop: Literal["center", "random", "squash"] = "center"
+    squares: CropDraw | None = None  # embeddings of crops as well, for kind "embedding"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Views:
 
     embeddings: Float[Tensor, "batch embedding"] | None = None  # frozen [CLS], unit norm
     images: Float[Tensor, "batch 3 height width"] | None = None  # normalised
+    squares: Float[Tensor, "batch crop embedding"] | None = None  # as `embeddings`, if planned
 
 
 @runtime_checkable

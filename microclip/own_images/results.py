@@ -21,7 +21,7 @@ from torch import Tensor
 
 from microclip import paths, runtime
 from microclip.measure.evaluation import CONFIDENCE_SCALE, Evaluation, evaluate
-from microclip.methods.base import declaration_of
+from microclip.methods.base import REPEAT, declaration_of
 from microclip.model.embeddings import TextClassifiers
 from microclip.own_images.inputs import Materials, Request, Texts, closest_classes
 from microclip.own_images.prediction import Heads
@@ -201,7 +201,8 @@ class Results:
         if not rows:
             return None
         truth = torch.tensor([labels[self.materials.images[row]] for row in rows])
-        heads = {name: evaluate(part[rows], truth) for name, part in self.outcome.heads.items()}
+        drawn_once = {n: p for n, p in self.outcome.heads.items() if not n.startswith(REPEAT)}
+        heads = {name: evaluate(part[rows], truth) for name, part in drawn_once.items()}
         zero_shot = 100 * float((self.outcome.zero_shot[rows] == truth).double().mean())
         return {
             "n_labelled": len(rows),

@@ -31,21 +31,25 @@ class Work:
 
     Attributes:
         epochs: passes over the images that it may see.
+        steps: a number of steps instead of epochs.
         batch_size: images per step.
         encoded_once: views of an image that are encoded before the first epoch.
         encoded: views per epoch that are encoded to the class token, without gradient.
         fused: views per epoch that are read with their patches, without gradient.
         trained: views per epoch with a backward pass.
+        tested: views of a test image that are encoded for its prediction.
         reads_patches: training and testing read patches, not the class token alone.
         is_cut: patches are cut into two sides wherever they are read.
     """
 
     epochs: int = 0
+    steps: int | None = None
     batch_size: int = 1
     encoded_once: int = 0
     encoded: int = 0
     fused: int = 0
     trained: int = 0
+    tested: int = 1
     reads_patches: bool = False
     is_cut: bool = False
 

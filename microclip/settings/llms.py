@@ -127,7 +127,8 @@ class DescriptionSettings(Frozen):
     ] = ""
     frame: str = Field(
         "{sentence}",
-        description="the text that is encoded, made from {name} and {sentence}; CuPL: {sentence}",
+        description="the text that is encoded, made from {name} and {sentence}, or {clause}: the "
+        "sentence after 'which has'; CuPL: {sentence}, CLIP-D: '{name}, {clause}'",
     )
     ask: AskSettings | None = Field(None, description="for engines that ask a language model")
 
@@ -149,12 +150,13 @@ class DescriptionSettings(Frozen):
     @model_validator(mode="after")
     def _frame_holds_the_sentence(self) -> DescriptionSettings:
         try:
-            filled = self.frame.format(name="fox", sentence="\0")
+            filled = self.frame.format(name="fox", sentence="\0", clause="\0")
         except (KeyError, IndexError, ValueError):
             filled = ""
         if "\0" not in filled:
             raise ValueError(
-                f"frame {self.frame!r} must contain {{sentence}}, and may contain {{name}}"
+                f"frame {self.frame!r} must contain {{sentence}} or {{clause}}, and may contain "
+                "{name}"
             )
         return self
 

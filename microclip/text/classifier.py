@@ -54,6 +54,26 @@ def description_classifier(
     return functional.normalize(directed, dim=-1)
 
 
+def anchored_sums(
+    embeddings: ClassEmbeddings, anchors: Float[Tensor, "classes embedding"], scale: float | int
+) -> Float[Tensor, "classes embedding"]:
+    """Return each class's sentences, weighted and summed; not normalised.
+
+    The weights of a class are the softmax of `scale` times the cosine of each sentence with the
+    class's anchor. Source: tmlr-group/WCA, which normalises the sums; its paper does not.
+
+    Raises:
+        ValueError: as `description_classifier`.
+    """
+    sentences, owner = _stack(embeddings)
+    sentences = functional.normalize(sentences, dim=-1)
+    logits = scale * _anchor_cosines(sentences, owner, anchors, len(embeddings))
+    peaks = logits.new_full((len(embeddings),), -torch.inf).scatter_reduce(0, owner, logits, "amax")
+    weights = (logits - peaks[owner]).exp()[:, None]
+    totals = _sum_by_class(weights, owner, len(embeddings))
+    return _sum_by_class(weights * sentences, owner, len(embeddings)) / totals
+
+
 def template_classifier(
     embeddings: ClassEmbeddings,
     norm: Literal["per_sentence", "joint"] = "per_sentence",
@@ -122,7 +142,7 @@ def _anchor_cosines(
     if anchors is None or tuple(anchors.shape) != expected:
         got = None if anchors is None else tuple(anchors.shape)
         raise ValueError(
-            f"weighting 'similarity' needs anchors of shape {expected}, got {got}; "
+            f"weights by similarity need anchors of shape {expected}, got {got}; "
             "pass template_classifier's vectors of the same classes"
         )
     unit = functional.normalize(anchors.to(sentences.dtype), dim=-1)

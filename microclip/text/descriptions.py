@@ -37,7 +37,7 @@ from microclip.settings.base import (
 )
 from microclip.settings.datasets import DatasetSettings, IconSource
 from microclip.settings.llms import DescriptionSettings
-from microclip.text.prompts import Matches, fill, match_keys, readable
+from microclip.text.prompts import Matches, fill, match_keys, readable, relative_clause
 
 logger = logging.getLogger(__name__)
 
@@ -522,9 +522,12 @@ def load(dataset: DatasetSettings, descriptions: DescriptionSettings) -> dict[st
 
 
 def framed(class_name: str, sentences: Sequence[str], frame: str) -> tuple[str, ...]:
-    """Sentences as they are encoded: `frame` with {name} and {sentence} filled in."""
+    """Sentences as they are encoded: `frame` with its words in braces filled in."""
     name = readable(class_name)
-    return tuple(frame.format(name=name, sentence=sentence) for sentence in sentences)
+    return tuple(
+        frame.format(name=name, sentence=sentence, clause=relative_clause(sentence))
+        for sentence in sentences
+    )
 
 
 def _target(dataset: DatasetSettings, descriptions: DescriptionSettings) -> Path:

@@ -43,6 +43,20 @@ def fill(templates: Sequence[str], class_names: Sequence[str]) -> list[list[str]
     return [[t.replace("{}", readable(name)) for t in templates] for name in class_names]
 
 
+_IS, _ALONE = ("a", "used"), ("has", "often", "typically", "may", "can")
+
+
+def relative_clause(descriptor: str) -> str:
+    """A descriptor as it follows a class name: "long ears" becomes "which has long ears".
+
+    The first letters alone decide: "angular edges" becomes "which is angular edges", as published.
+    Source: tmlr-group/WCA, after Menon and Vondrick's CLIP-D.
+    """
+    if descriptor.startswith(_IS):
+        return f"which is {descriptor}"
+    return f"which {descriptor}" if descriptor.startswith(_ALONE) else f"which has {descriptor}"
+
+
 Rule = Literal["exact", "listed", "underscores", "case", "letters"]
 
 

@@ -9,8 +9,9 @@ from PIL import Image
 
 from microclip.data import datasets, loading, passport, store
 from microclip.data.files import image_files
-from microclip.data.loading import UnlabelledImages, k_shot
+from microclip.data.loading import UnlabelledImages
 from microclip.data.manifest import UNKNOWN, read_manifest
+from microclip.data.shots import k_shot
 from microclip.data.vocabulary import label_of_folder
 from microclip.runtime import MissingDataError
 from microclip.settings import DatasetSettings, FolderSource, SettingsError, load_dataset

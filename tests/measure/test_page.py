@@ -66,7 +66,7 @@ def write_config(root: Path) -> None:
                 {"method": "clip", "label": "CLIP <all>", "group": "Zero-shot"},
                 {"method": "microclip", "label": "microCLIP"},
                 {"method": "microclip", "variant": "paper-text", "label": "As the text says"},
-                {"method": "wca", "label": "WCA"},
+                {"method": "later", "label": "Later"},
             ],
         }
         files[f"figures/figure{letter}"] = {
@@ -83,8 +83,8 @@ def write_config(root: Path) -> None:
         path = root / "config" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(values))
-    wca = {"title": "WCA", "source": "Li et al.", "seeded": False}
-    (root / "config" / "methods" / "wca.yaml").write_text(yaml.safe_dump(wca))
+    later = {"title": "Later", "source": "not published", "seeded": False}
+    (root / "config" / "methods" / "later.yaml").write_text(yaml.safe_dump(later))
 
 
 def write_runs(declared: study.Study) -> None:
@@ -186,7 +186,7 @@ def test_the_page_shows_each_number_with_its_mark(plan: Plan) -> None:
     assert "<strong>44.50</strong> <small>± 0.71</small>" in text
     assert '<td class="right hole">—</td>' in text
     words = Words(text)
-    assert "— WCA: method wca has no code in this release" in words.text
+    assert "— Later: method later has no code in this release" in words.text
     assert (
         "As declared. Study toy; mean ± sample deviation, 2 seeds; a number alone is of one run."
         in words.text
@@ -325,7 +325,7 @@ def test_differences_from_the_methods_file_are_listed(plan: Plan) -> None:
 
 
 def test_holes_show_their_reason(plan: Plan) -> None:
-    assert "WCA method wca has no code in this release 2 Cats, Cars" in read(plan).text
+    assert "Later method later has no code in this release 2 Cats, Cars" in read(plan).text
 
 
 def test_durations_are_added_up_by_method(plan: Plan) -> None:

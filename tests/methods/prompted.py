@@ -10,6 +10,7 @@ from torch import Tensor
 
 from microclip.data import loading
 from microclip.data.loading import Examples
+from microclip.data.shots import k_shot
 from microclip.methods.base import Task
 from microclip.model import embeddings
 from microclip.model.backbone import Backbone, load_backbone
@@ -21,7 +22,7 @@ def task(*, shots: int | None = None, seed: int = 0, **values: Any) -> Task:
     settings = fixture.settings_of("clip")
     fixture.prepare(settings)
     train = loading.load(settings.dataset)["train"]
-    drawn = [] if shots is None else loading.k_shot(train.labels.tolist(), shots, seed)
+    drawn = [] if shots is None else k_shot(train.labels.tolist(), shots, seed)
     examples = Examples(train.labels[drawn], images=train.images.part(drawn))
     given: dict[str, Any] = {
         "class_names": fixture.CLASSES,

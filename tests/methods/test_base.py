@@ -33,12 +33,14 @@ from microclip.settings import SettingsError, load_method_file, variants_of
 from microclip.settings import methods as declarations
 from microclip.settings.declarations import Work
 from microclip.settings.methods.microclip import MicroClipSettings
+from microclip.text import descriptions
 from tests.fixtures import project as fixture
 
 SHORT: dict[str, Any] = {
     "epochs": 1,
     "batch_size": 8,
     "n_crops": 2,
+    "n_repeats": 2,
     "n_context": 2,  # the tiny network's context is short
     "depth": 1,  # and its text tower has one block
 }
@@ -65,6 +67,7 @@ def task(method: Any) -> Task:
         precision="fp32",
         templates=settings.dataset.templates,
         backbone=backbone,
+        sentences=tuple(descriptions.load(settings.dataset, settings.descriptions).values()),
     )
     examples = Examples(
         train.labels,
@@ -78,7 +81,9 @@ def views(classifier: Classifier) -> Views:
     torch.manual_seed(0)
     if classifier.views.kind == "image":
         return Views(images=torch.randn(4, 3, 32, 32))
-    return Views(embeddings=torch.nn.functional.normalize(torch.randn(4, 16), dim=1))
+    n_crops = 0 if classifier.views.squares is None else classifier.views.squares.n
+    whole, *squares = torch.nn.functional.normalize(torch.randn(1 + n_crops, 4, 16), dim=2)
+    return Views(embeddings=whole, squares=torch.stack(squares, dim=1) if squares else None)
 
 
 @pytest.mark.parametrize("name", known_methods())

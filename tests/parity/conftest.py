@@ -39,9 +39,15 @@ INPUTS = [
     "traj_a.official_*_mask",
     "traj_a.*_min_*",
     "ncut_degenerate.*_official_*_sample",
+    "wca.*_raw",
+    "wca.*_class",
+    "wca.*_labels",
+    "wca.*_scale",
+    "wca.*_index",
+    "wca.*_text_weights",  # seen in the class weights
 ]
-# Belong to other methods: WCA's scores, and TokenCut's generalised problem, box and component.
-ELSEWHERE = ["wca.*", "*tokencut_*", "*ref_cos_*_gen"]
+# Belong to another method: TokenCut's generalised problem, box and component.
+ELSEWHERE = ["*tokencut_*", "*ref_cos_*_gen"]
 READ = "parity read"
 
 

@@ -113,7 +113,8 @@ def test_sentences_are_framed_when_read_not_when_written() -> None:
 @pytest.mark.parametrize("frame", ["a {name}", "{sentence", "{sentence} {colour}", "{0}"])
 def test_a_frame_without_the_sentence_is_refused(frame: str) -> None:
     values = {"name": "x", "title": "x", "model": "x", "prompts": "x", "files": "x", "frame": frame}
-    with pytest.raises(ValueError, match=r"must contain \{sentence\}, and may contain \{name\}"):
+    expected = r"must contain \{sentence\} or \{clause\}, and may contain \{name\}"
+    with pytest.raises(ValueError, match=expected):
         DescriptionSettings.model_validate(values)
 
 

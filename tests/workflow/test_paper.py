@@ -64,6 +64,7 @@ WANTED = {
         "reclip": 1,
         "dpa": 1,
         "upl": 1,
+        "wca": 1,
     },
 }
 # Jobs that do not depend on how many methods have code.

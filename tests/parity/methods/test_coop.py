@@ -11,7 +11,7 @@ from torch import Tensor
 
 from microclip.adaptation.losses import CrossEntropy, self_training_loss
 from microclip.adaptation.schedules import recipe_of
-from microclip.data.loading import k_shot
+from microclip.data.shots import k_shot
 from microclip.methods.base import Views
 from microclip.methods.clip import PromptClassifier
 from microclip.model.backbone import Backbone
