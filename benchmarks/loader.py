@@ -24,9 +24,9 @@ from PIL import Image
 from torchvision.transforms import functional as pil
 
 import microclip
+from microclip.data.augmentation import StrongTransform
 from microclip.data.loading import TrainingViews, UnlabelledImages, ViewRecipe
 from microclip.data.store import open_store, write_store
-from microclip.data.views import StrongTransform
 
 SIZE, N_CROPS = 224, 8
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)

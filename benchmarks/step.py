@@ -32,9 +32,9 @@ from torch.nn import functional
 import microclip
 from microclip.adaptation.schedules import OptimizerRecipe, cosine
 from microclip.adaptation.training import Trainer
+from microclip.data.augmentation import StrongTransform
 from microclip.data.loading import TrainingViews, UnlabelledImages, ViewRecipe
 from microclip.data.store import open_store, write_store
-from microclip.data.views import StrongTransform
 from microclip.methods.microclip import KnowledgeTeacher, MicroClipSettings, SelfTrainingLosses
 from microclip.model.backbone import Backbone, from_open_clip
 from microclip.model.token_fusion import TokenFusion

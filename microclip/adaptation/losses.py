@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, Literal
 
 import torch
@@ -72,6 +73,17 @@ def self_training_loss(
     return (weights * each).mean()
 
 
+def smoothed_cross_entropy(
+    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Return, for each image, -log p of its label and the classes' mean of -log p.
+
+    Cross-entropy with label smoothing s is 1 - s times the first plus s times the second.
+    """
+    logs = logits.float().log_softmax(dim=-1)
+    return -logs.gather(1, labels[:, None])[:, 0], -logs.mean(dim=-1)
+
+
 def mean_probabilities(
     logits: Float[Tensor, "batch classes"], scale: float | int = 100.0
 ) -> Float[Tensor, " classes"]:
@@ -138,3 +150,59 @@ class RunningMarginal:
         """Put back what `state_dict` returned."""
         previous = state.get("previous")
         self._previous = None if previous is None else previous.clone()
+
+
+@dataclass(frozen=True, eq=False)
+class Transport:
+    """Soft transport between a batch of images and the classes, in both directions.
+
+    Attributes:
+        to_classes: share of each image that goes to each class; rows sum to 1.
+        to_images: share of each class that goes to each image; columns sum to 1.
+        image_cost: mean cost of an image.
+        class_cost: mean cost of a class; all classes count the same.
+    """
+
+    to_classes: Float[Tensor, "batch classes"]
+    to_images: Float[Tensor, "batch classes"]
+    image_cost: Float[Tensor, ""]
+    class_cost: Float[Tensor, ""]
+
+
+def transport(
+    similarity: Float[Tensor, "batch classes"], scale: Float[Tensor, ""] | float | int
+) -> Transport:
+    """Return plans and costs of moving images to classes and classes to images.
+
+    The cost of a pair is 1 minus its cosine; `scale` sharpens the plans alone. Gradient flows
+    through plans and costs.
+
+    Source: korawat-tanwisuth/POUF, as recorded in tests/parity/methods.
+    """
+    logits = scale * similarity
+    to_classes, to_images = logits.softmax(dim=1), logits.softmax(dim=0)
+    cost = 1 - similarity
+    return Transport(
+        to_classes=to_classes,
+        to_images=to_images,
+        image_cost=(to_classes * cost).sum(dim=1).mean(),
+        class_cost=(to_images * cost).sum(dim=0).mean(),
+    )
+
+
+# Added inside the logarithms. The two differ in POUF's code, and its numbers show it.
+_IMAGE_EPS, _BATCH_EPS = 1e-5, 1e-6
+
+
+def prediction_entropies(
+    probabilities: Float[Tensor, "batch classes"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return the mean entropy of an image's prediction, and the entropy of their mean, in nats.
+
+    Their difference is minus the mutual information of images and classes.
+
+    Source: korawat-tanwisuth/POUF, as recorded in tests/parity/methods.
+    """
+    own = -(probabilities * (probabilities + _IMAGE_EPS).log()).sum(dim=1).mean()
+    mean = probabilities.mean(dim=0)
+    return own, -(mean * (mean + _BATCH_EPS).log()).sum()

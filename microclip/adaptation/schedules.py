@@ -169,6 +169,14 @@ def constant(rate: float) -> Schedule:
     return lambda _: rate
 
 
+def inverse_power(start: float, *, gamma: float, power: float) -> Schedule:
+    """Return the schedule start * (1 + gamma * step) ** -power, with steps counted from 0.
+
+    Source: TLLib's schedule, as POUF uses it.
+    """
+    return lambda at: start * (1 + gamma * at.step) ** -power
+
+
 def cosine_rate(step: int, total_steps: int, peak: float, floor: float | int = 2e-6) -> float:
     """Return the rate of step 0 .. total_steps - 1: half a cosine from `peak` towards `floor`.
 

@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from microclip import runtime
 from microclip.data import passport
+from microclip.data.augmentation import Strong, strong_transform, strong_view
 from microclip.data.decoding import Pixels
 from microclip.data.manifest import SPLITS, UNKNOWN, check_labels, check_left, read_manifest
 from microclip.data.store import ImageStore, StoreRules, open_store
@@ -33,14 +34,12 @@ from microclip.data.views import (
     Memory,
     OnHost,
     Packed,
-    StrongTransform,
     Weak,
     Window,
     normalised_bytes,
     prepare,
     resized_window,
     square_windows,
-    strong_view,
     whole_window,
 )
 from microclip.data.vocabulary import load_vocabulary
@@ -154,6 +153,8 @@ class ViewRecipe:
     weak: Weak = "random"
     n_crops: int = 0
     crop_scale: tuple[float, float] = (0.5, 0.9)
+    # Not in the text that identifies a recipe, so that older checkpoints stay valid.
+    strong: Strong = field(default="randaugment", repr=False)
 
     def first_window(self, shape: tuple[int, int], rng: np.random.Generator) -> Window:
         """Draw the window of the weak view of an image."""
@@ -210,12 +211,14 @@ class TrainingViews:
         drop_last: bool = False,
         chosen: Sequence[int] | None = None,
         is_strong: bool = True,
+        steps_per_epoch: int | None = None,
     ) -> None:
         """Draw views of `images`; `n_workers` processes make the strong views.
 
         With `n_workers` None, `default_workers` decides. `drop_last` leaves out a last, smaller
         batch, unless it is the only one. Only the images at the indices `chosen` are shown, if
-        given; batches keep the indices. Without `is_strong` there are no strong views.
+        given; batches keep the indices. Without `is_strong` there are no strong views. An epoch
+        is a pass over the images, or `steps_per_epoch` batches of one pass after another.
         """
         self.images = images
         self.recipe = recipe
@@ -223,18 +226,23 @@ class TrainingViews:
         self.device = torch.device(device)
         self.drop_last = drop_last
         self.chosen = None if chosen is None else tuple(chosen)
+        self.steps_per_epoch = steps_per_epoch
         self._is_strong = is_strong
         self._memory = Memory()
         self._n_workers = default_workers(self.device) if n_workers is None else n_workers
 
     @property
     def n_items(self) -> int:
-        """Images per epoch."""
+        """Images per pass."""
         return len(self.images) if self.chosen is None else len(self.chosen)
 
     @property
     def n_batches(self) -> int:
         """Batches per epoch."""
+        return self._n_in_pass if self.steps_per_epoch is None else self.steps_per_epoch
+
+    @property
+    def _n_in_pass(self) -> int:
         whole = self.n_items // self.batch_size
         if self.drop_last and whole:
             return whole
@@ -253,6 +261,8 @@ class TrainingViews:
             "batch_size": self.batch_size,
             "drop_last": self.drop_last,
             **({} if self.chosen is None else {"chosen": list(self.chosen)}),
+            **({} if self.steps_per_epoch is None else {"steps_per_epoch": self.steps_per_epoch}),
+            **({} if self.recipe.strong == "randaugment" else {"strong": self.recipe.strong}),
         }
 
     def batches(self, first_epoch: int, last_epoch: int) -> Iterator[ViewBatch]:
@@ -262,11 +272,7 @@ class TrainingViews:
         For a GPU, a thread packs the pixels of the next batches into pinned memory, from which the
         GPU fetches them on its own: nothing here waits for it.
         """
-        keys = [
-            [(epoch, index) for index in chunk]
-            for epoch in range(first_epoch, last_epoch + 1)
-            for chunk in _chunks(self._order(epoch), self.batch_size)[: self.n_batches]
-        ]
+        keys = self._keys(first_epoch, last_epoch)
         # The loader comes first: it forks its workers before the thread starts.
         strong_views = self._strong_views(keys) if self._is_strong else repeat(None, len(keys))
         memory, recipe = self._memory, self.recipe
@@ -282,6 +288,18 @@ class TrainingViews:
             indices = torch.tensor([index for _, index in key], pin_memory=is_pinned)
             yield ViewBatch(indices, self._flipped(weak, key), crops, strong)
             del weak, crops, strong  # or their memory could not be lent to the next batch
+
+    def _keys(self, first_epoch: int, last_epoch: int) -> list[list[tuple[int, int]]]:
+        """Return the images of each batch, as pairs of pass and index."""
+        begin, end = (first_epoch - 1) * self.n_batches, last_epoch * self.n_batches
+        n = self._n_in_pass
+        first, last = begin // n, -(-end // n)  # passes, counted from 0
+        keys = [
+            [(number, index) for index in chunk]
+            for number in range(first + 1, last + 1)
+            for chunk in _chunks(self._order(number), self.batch_size)[:n]
+        ]
+        return keys[begin - first * n : end - first * n]
 
     def _strong_views(self, keys: list[list[tuple[int, int]]]) -> Iterable[Tensor]:
         return DataLoader(
@@ -339,7 +357,7 @@ class _StrongViews(Dataset[Tensor]):
     def __init__(self, images: UnlabelledImages, recipe: ViewRecipe) -> None:
         self._images = images
         self._seed = recipe.seed
-        self._transform = StrongTransform(recipe.size)
+        self._transform = strong_transform(recipe.strong, recipe.size)
 
     def __getitem__(self, key: tuple[int, int]) -> UInt8[Tensor, "3 size size"]:
         epoch, index = key

@@ -19,18 +19,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
-
-from microclip import runtime
-from microclip.data.decoding import Pixels
 
 _SUPPORT = 2.0  # of the cubic, in output pixels
 PIECE_BYTES = 512 * 2**20  # for the intermediate results of windows that are resized together
@@ -376,10 +372,6 @@ RESIZED_SCALE = (0.08, 1.0)  # area
 RESIZED_RATIO = (3 / 4, 4 / 3)  # width over height
 _ATTEMPTS = 10  # torchvision's, before it takes the largest crop in the middle
 
-# Source: sathiiii/microCLIP:utils/build_dataset.py with its arguments.
-STRONG_SCALE = (0.3, 1.0)  # area of the random resized crop
-STRONG_POLICY = "rand-m9-mstd0.5-inc1"
-
 
 def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
     """The shape with shorter side `size`; the longer side is rounded down, as CLIP does."""
@@ -471,51 +463,6 @@ def resized_window(
     return Window((height - tall) // 2, (width - wide) // 2, tall, wide, size, size)
 
 
-class StrongTransform:
-    """timm's training transform, with the arguments of the released code.
-
-    A random resized crop (area 0.3 to 1, ratio 3/4 to 4/3, bicubic), a flip, then two of
-    RandAugment's 15 operations at magnitude N(9, 0.5), each with probability 0.5; geometric ones
-    fill with black, because the transform's own normalisation is off. It draws from the global
-    generators.
-    """
-
-    def __init__(self, size: int) -> None:
-        """Make views with side `size`."""
-        from timm.data.transforms_factory import create_transform
-
-        composed: Any = create_transform(
-            size,
-            is_training=True,
-            scale=STRONG_SCALE,
-            color_jitter=0.0,  # off: RandAugment replaces it
-            auto_augment=STRONG_POLICY,
-            interpolation="bicubic",
-            re_prob=0.0,
-            mean=(0.0, 0.0, 0.0),
-            std=(1.0, 1.0, 1.0),
-        )
-        self.steps = [step for step in composed.transforms if _acts_on_images(step)]
-        for step in self.steps:
-            for operation in getattr(step, "ops", ()):
-                if operation.name.startswith("Posterize"):
-                    operation.aug_fn = _posterize
-
-    def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 side side"]:
-        """Return a view of an RGB image."""
-        for step in self.steps:
-            image = step(image)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def strong_view(
-    pixels: Pixels, transform: StrongTransform, *, seed: int
-) -> UInt8[Tensor, "3 side side"]:
-    """The strong view for `seed`; the global generators' states are restored."""
-    with runtime.seeded_globals(seed):
-        return transform(Image.fromarray(pixels))
-
-
 def normalise(
     images: Float[Tensor, "*lead 3 height width"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "*lead 3 height width"]:
@@ -550,15 +497,3 @@ def normalised_bytes(
 @cache  # a new copy for each batch would make the host wait for the GPU
 def _by_channel(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "channel 1 1"]:
     return torch.tensor(values, device=device)[:, None, None]
-
-
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep the leading bits. RandAugment may ask for 0 bits, which Pillow 13 refuses: black."""
-    if bits < 1:
-        return Image.new(image.mode, image.size)
-    return image if bits >= 8 else ImageOps.posterize(image, bits)
-
-
-def _acts_on_images(step: object) -> bool:
-    """Does a step of timm's transform work on images, not on tensors?"""
-    return type(step).__name__ not in {"MaybeToTensor", "ToTensor", "PILToTensor", "Normalize"}

@@ -455,7 +455,7 @@ def _windows(picture: np.ndarray, question: Question) -> Callable[[int], object]
 
 
 def _strong(picture: np.ndarray, size: int) -> Callable[[int], object]:
-    from microclip.data.views import StrongTransform, strong_view
+    from microclip.data.augmentation import StrongTransform, strong_view
 
     transform = StrongTransform(size)
 

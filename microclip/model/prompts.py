@@ -170,6 +170,27 @@ def class_prompts(
     return ClassPrompts(backbone, tokens, lengths, n_vectors=n_vectors, position=position)
 
 
+def plain_prompts(backbone: Backbone, sentences: Sequence[str]) -> ClassPrompts:
+    """Return prompts without context vectors, a whole sentence for each class.
+
+    Underscores become spaces.
+
+    Raises:
+        SettingsError: a sentence does not fit the text tower's context.
+        ValueError: the text tower is not CLIP's own.
+    """
+    tokens = backbone.tokenize([sentence.replace("_", " ") for sentence in sentences])
+    context = tokens.shape[1]
+    # A tokenizer cuts what is too long, so that a full row is one that was cut.
+    full = (tokens.argmax(dim=-1) == context - 1).nonzero().flatten().tolist()
+    if full:
+        raise SettingsError(
+            f"expected prompts of less than {context} tokens, got {sentences[full[0]]!r}; shorten "
+            "the class name or the words before it"
+        )
+    return ClassPrompts(backbone, tokens, [0] * len(tokens), n_vectors=0)
+
+
 def word_embeddings(backbone: Backbone, words: str) -> Float[Tensor, "word width"]:
     """Return a copy of the token embeddings of some words, without start and end."""
     tokens = backbone.tokenize([words])[0]

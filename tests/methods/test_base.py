@@ -43,6 +43,9 @@ SHORT: dict[str, Any] = {
     "n_repeats": 2,
     "n_context": 2,  # the tiny network's context is short
     "depth": 1,  # and its text tower has one block
+    "steps_per_epoch": 2,
+    "text_steps": 5,
+    "n_prompts": 3,
 }
 
 
