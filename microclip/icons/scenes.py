@@ -3,9 +3,11 @@
 A scene shows one drawing of its class at a random position and size, slightly rotated, on a plain,
 graded, textured or cluttered background. A higher `difficulty` in [0, 1] makes drawings smaller,
 clutter denser and partly in front, light dimmer and coloured, and the picture softer. Clutter is
-made of fragments of other classes' drawings from the same split, so that no drawing is ever on both
-sides of the split. Only Pillow and Python's own Mersenne Twister are used: equal seeds give equal
-bytes.
+made of fragments of other classes' drawings. With `split: drawings` no drawing is on both sides of
+the split, not even as clutter; with `split: scenes` each drawing is on both, in other scenes: then
+instances are recognised, as car models recur in Cars. A `style` other than plain is a domain that
+icon-clip was never shown. Only Pillow and Python's own Mersenne Twister are used: equal seeds give
+equal bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from microclip import paths, runtime
 from microclip.settings.base import SettingsError
@@ -26,6 +28,8 @@ from microclip.settings.datasets import IconSource
 
 ROTATION_DEG = 12.0
 TEST_SHARE = 1 / 3  # of a class's drawings, at least one
+TILES = (3, 4)  # copies in a row, with style tiles
+COARSE_PX = 20  # side to which style coarse reduces a scene
 CLUTTER_SHARE = (0.25, 0.5)  # of a fragment's side in the scene's
 
 
@@ -128,15 +132,20 @@ def load_drawings(drawings: str, names: Sequence[str]) -> list[Drawing]:
     return found
 
 
+def by_class_name(drawings: Sequence[Drawing]) -> dict[str, list[Drawing]]:
+    """Drawings by class, in their order."""
+    found: dict[str, list[Drawing]] = {}
+    for drawing in drawings:
+        found.setdefault(drawing.class_name, []).append(drawing)
+    return found
+
+
 def split_drawings(
     drawings: Sequence[Drawing], seed: int
 ) -> tuple[dict[str, list[Drawing]], dict[str, list[Drawing]]]:
     """Train and test drawings by class; a random third of each class is for testing."""
-    by_class: dict[str, list[Drawing]] = {}
-    for drawing in drawings:
-        by_class.setdefault(drawing.class_name, []).append(drawing)
     train, test = {}, {}
-    for name, own in by_class.items():
+    for name, own in by_class_name(drawings).items():
         shuffled = random.Random(seed_of(seed, name, "split")).sample(own, len(own))
         n_test = max(1, round(len(own) * TEST_SHARE))
         test[name], train[name] = shuffled[:n_test], shuffled[n_test:]
@@ -182,15 +191,45 @@ def _paste(
     canvas.paste(turned, (rng.randint(low, high), rng.randint(low, high)), turned)
 
 
-def render_scene(
+def _tile(canvas: Image.Image, drawing: Image.Image, rng: random.Random, share: float) -> None:
+    """Cover the canvas with copies of a drawing, each turned by any angle, as seen from above."""
+    n = rng.randint(*TILES)
+    pitch = canvas.width / n
+    side = max(4, round(pitch * min(1.0, share + 0.3)))
+    small = drawing.convert("RGBa").resize((side, side), Image.Resampling.LANCZOS)
+    for row in range(n):
+        for column in range(n):
+            turned = small.rotate(rng.uniform(0, 360), Image.Resampling.BICUBIC).convert("RGBA")
+            left, top = (round((i + rng.uniform(0, 0.3)) * pitch) for i in (column, row))
+            canvas.paste(turned, (left, top), turned)
+
+
+def styled(scene: Image.Image, style: str) -> Image.Image:
+    """A scene in another domain: grey, of low resolution, or outlines on white."""
+    match style:
+        case "grey":
+            return scene.convert("L").convert("RGB")
+        case "coarse":
+            small = scene.resize((COARSE_PX, COARSE_PX), Image.Resampling.BOX)
+            return small.resize(scene.size, Image.Resampling.BILINEAR)
+        case "lines":
+            edges = scene.convert("L").filter(ImageFilter.FIND_EDGES)
+            inked = ImageOps.invert(ImageOps.autocontrast(edges, cutoff=(0, 2)))
+            ImageDraw.Draw(inked).rectangle((0, 0, inked.width - 1, inked.height - 1), outline=255)
+            return inked.convert("RGB")
+    return scene
+
+
+def render_scene(  # noqa: PLR0913  all that a scene depends on
     drawing: Image.Image,
     clutter: Sequence[Image.Image],
     rng: random.Random,
     *,
     size_px: int,
     look: Look,
+    style: str = "plain",
 ) -> Image.Image:
-    """A scene, RGB [size, size]: background, clutter, drawing, occlusion, light, blur."""
+    """A scene, RGB [size, size]: background, clutter, drawing, occlusion, light, blur, style."""
 
     def add_fragment() -> None:
         fragment = clutter[rng.randrange(len(clutter))]
@@ -200,12 +239,16 @@ def render_scene(
     if clutter and rng.random() < look.clutter:
         for _ in range(rng.randint(1, look.pieces)):
             add_fragment()
-    _paste(canvas, drawing, rng, rng.uniform(*look.side_share), inside=True)
+    share = rng.uniform(*look.side_share)
+    if style == "tiles":
+        _tile(canvas, drawing, rng, share)
+    else:
+        _paste(canvas, drawing, rng, share, inside=True)
     if clutter and rng.random() < look.occlusion:
         add_fragment()
     tint = tuple(rng.randint(look.darkest, 255) for _ in range(3))
     canvas = ImageChops.multiply(canvas, Image.new("RGB", canvas.size, tint))
-    return canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0, look.blur_px)))
+    return styled(canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0, look.blur_px))), style)
 
 
 def _write_split(
@@ -225,7 +268,12 @@ def _write_split(
             chosen = drawings[name][number % len(drawings[name])]
             seed = seed_of(source.seed, source.drawings, split, name, number)
             scene = render_scene(
-                chosen.image, clutter, random.Random(seed), size_px=source.size_px, look=look
+                chosen.image,
+                clutter,
+                random.Random(seed),
+                size_px=source.size_px,
+                look=look,
+                style=source.style,
             )
             file = f"{split}/{Path(chosen.file).parent.name}/{number:03d}.png"
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -242,13 +290,17 @@ def write_dataset(source: IconSource, folder: Path) -> None:
         SettingsError: an unknown set, too few classes, or an unreadable drawing.
     """
     names = class_names(source.drawings, source.classes, source.seed)
-    halves = split_drawings(load_drawings(source.drawings, names), source.seed)
+    drawings = load_drawings(source.drawings, names)
+    if source.split == "drawings":
+        halves = split_drawings(drawings, source.seed)
+    else:
+        halves = (by_class_name(drawings),) * 2
     temporary = folder / ".rendering"
     shutil.rmtree(temporary, ignore_errors=True)
     rows: list[Row] = []
     try:
-        for split, drawings in zip(("train", "test"), halves, strict=True):
-            rows += _write_split(source, names, split, drawings, temporary)
+        for split, shown in zip(("train", "test"), halves, strict=True):
+            rows += _write_split(source, names, split, shown, temporary)
         for split in ("train", "test"):
             shutil.rmtree(folder / split, ignore_errors=True)
             (temporary / split).rename(folder / split)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from microclip.settings.base import Frozen, Name
 
@@ -33,6 +33,23 @@ class IconSource(Frozen):
     )
     size_px: int = Field(96, ge=32, le=448, description="side of a scene")
     seed: int = Field(0, ge=0, description="seed of the renderer")
+    split: Literal["drawings", "scenes"] = Field(
+        "drawings",
+        description="drawings: none is on both sides; scenes: each is, in other scenes",
+    )
+    style: Literal["plain", "grey", "coarse", "lines", "tiles"] = Field(
+        "plain",
+        description="domain: as drawn, grey, low resolution, outlines, or many copies from above",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that came later are left out at their defaults: older runs keep their digest."""
+        values: dict[str, Any] = dump(self)
+        for name in ("split", "style"):
+            if values[name] == type(self).model_fields[name].default:
+                del values[name]
+        return values
 
 
 class FolderSource(Frozen):

@@ -13,6 +13,7 @@ from microclip.icons import scenes
 from microclip.icons.catalogue import SETS
 from microclip.settings import IconSource, SettingsError
 
+SPLITS = ("train", "test")
 SMALL = IconSource(drawings="animals", classes=6, train_scenes=3, test_scenes=2, size_px=64)
 
 
@@ -100,3 +101,32 @@ def test_an_unknown_set_and_too_many_classes_are_refused() -> None:
         scenes.class_names("birds")
     with pytest.raises(SettingsError, match="5000 asked of icon set 'food', which has"):
         scenes.class_names("food", 5000)
+
+
+def test_with_split_scenes_each_drawing_is_on_both_sides_in_other_scenes(tmp_path: Path) -> None:
+    source = SMALL.model_copy(update={"split": "scenes", "train_scenes": 4, "test_scenes": 4})
+    scenes.write_dataset(source, tmp_path)
+    rows = manifest(tmp_path)
+    train, test = ({r["drawing"] for r in rows if r["split"] == split} for split in SPLITS)
+    assert train == test
+    assert len({r["sha256"] for r in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("style", ["grey", "coarse", "lines", "tiles"])
+def test_a_style_changes_the_picture_and_not_the_draws(style: str, tmp_path: Path) -> None:
+    source = SMALL.model_copy(update={"style": style})
+    scenes.write_dataset(SMALL, tmp_path / "plain")
+    scenes.write_dataset(source, tmp_path / style)
+    plain, styled = manifest(tmp_path / "plain"), manifest(tmp_path / style)
+    assert [r["seed"] for r in plain] == [r["seed"] for r in styled]
+    picture = np.asarray(Image.open(tmp_path / style / styled[0]["file"])).astype(int)
+    spread = np.abs(picture[..., 0] - picture[..., 1]).mean()
+    assert (spread == 0) == (style in ("grey", "lines"))
+    assert plain[0]["sha256"] != styled[0]["sha256"]
+
+
+def test_fields_that_came_later_leave_the_identity_of_older_sources_alone() -> None:
+    assert not {"split", "style"} & set(SMALL.model_dump(mode="json"))
+    values = SMALL.model_copy(update={"split": "scenes", "style": "lines"}).model_dump(mode="json")
+    assert (values["split"], values["style"]) == ("scenes", "lines")
+    assert IconSource.model_validate(values).style == "lines"
