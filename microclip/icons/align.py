@@ -1,11 +1,12 @@
 """Align icon-clip's text tower to its frozen image tower, write the checkpoint, and measure it.
 
-Three losses on seeded captions of the pretraining drawings: (1) a symmetric contrastive loss
-against embeddings of scenes that show the drawing, [CLS] and value path; (2) naming the emoji
-among the image tower's own emoji vectors; (3) naming the caption's words among its word vectors.
+The last of three stages of `make icon-clip`. Three losses on seeded captions of the pretraining
+drawings (`captions`): (1) a symmetric contrastive loss against embeddings of scenes that show the
+drawing, [CLS] and value path; (2) naming the emoji among the vectors fitted to the
+image tower, for emoji that are no class of the benchmark; (3) naming the words of a drawing's
+descriptions, likewise.
 
-The zero-shot accuracy on every icon set, at both sizes, decided how difficult the scenes are; it is
-written beside the checkpoint. `make icon-clip` runs this module after `pretrain`.
+The zero-shot accuracy on every icon set is written beside the checkpoint.
 """
 
 from __future__ import annotations
@@ -27,48 +28,53 @@ import torch
 from jaxtyping import Float, Int
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from microclip import paths, runtime, settings
 from microclip.icons import scenes
-from microclip.icons.catalogue import PACKAGES, SETS, Bank, Catalogue, caption, load_bank
-from microclip.icons.pretrain import Compositor, Naming, Recipe, build_model, rate
+from microclip.icons.captions import load_captions
+from microclip.icons.catalogue import PACKAGES, SETS, Bank, Catalogue, load_bank
+from microclip.icons.pretrain import Compositor, Recipe, build_model, rate, write_half
+from microclip.icons.refine import Refining
 from microclip.model.backbone import Backbone, from_open_clip, load_backbone, unit_norm
 from microclip.settings.datasets import IconSource
 from microclip.text.classifier import template_classifier
 
 log = logging.getLogger(__name__)
 
+NAME = "icon-clip-2"  # of the checkpoint; icon-clip is the version before it
 VIEWS = 2  # scenes per drawing to embed
-MAX_TOKENS = 36  # per training caption, for speed; the tower itself takes 77
+MAX_TOKENS = 48  # per training caption, for speed; the tower itself takes 77
 
 
 @dataclass(frozen=True)
 class AlignRecipe:
     """Everything that determines the text tower, besides drawings and image tower."""
 
-    steps: int = 1000
-    batch: int = 320
+    steps: int = 1400
+    batch: int = 256
     peak_lr: float = 2e-3
     weight_decay: float = 0.02
     warmup: int = 100
+    head_steps: int = 400
+    head_lr: float = 2e-2
     seed: int = 0
 
 
-def load_naming(config: Path, folder: Path, bank: Bank) -> Naming:
-    """The image tower that `pretrain` wrote."""
-    naming = Naming(from_open_clip(build_model(config)), len(bank.concepts), len(bank.vocabulary))
-    state = torch.load(folder / "image-tower.pt", weights_only=True)  # noqa: TID251  only tensors
-    naming.load_state_dict(state["naming"])
-    return naming.eval()
+def load_refined(config: Path, folder: Path, bank: Bank) -> Refining:
+    """The image tower that `refine` wrote, with its heads."""
+    backbone = from_open_clip(build_model(config))
+    refined = Refining(backbone, len(bank.concepts), len(bank.vocabulary))
+    state = torch.load(folder / "refined.pt", weights_only=True)  # noqa: TID251  only tensors
+    refined.load_state_dict(state["model"])
+    return refined.eval()
 
 
 @torch.no_grad()
-def embed_bank(naming: Naming, bank: Bank, seed: int) -> Float[Tensor, "n views 2 embedding"]:
+def embed_bank(refined: Refining, bank: Bank, seed: int) -> Float[Tensor, "n views 2 embedding"]:
     """[CLS] and mean value-path embeddings of every drawing in `VIEWS` seeded scenes."""
-    backbone = naming.backbone
+    backbone = refined.backbone
     mean = torch.tensor(backbone.mean).view(3, 1, 1)
     std = torch.tensor(backbone.std).view(3, 1, 1)
     compositor = Compositor(
@@ -78,12 +84,11 @@ def embed_bank(naming: Naming, bank: Bank, seed: int) -> Float[Tensor, "n views 
     views = []
     for _ in range(VIEWS):
         parts = []
-        for index in torch.split(torch.arange(len(bank.names)), 512):
+        for index in torch.split(torch.arange(len(bank.captions)), 512):
             scenes = compositor(index, generator, 0.7)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                tokens = backbone.encode_image((scenes.images - mean) / std)
-                value = unit_norm(backbone.project(tokens.patches.mean(1)))
-            parts.append(torch.stack([tokens.embedding.float(), value.float()], 1))
+            tokens = backbone.encode_image((scenes.images - mean) / std)
+            value = unit_norm(backbone.project(tokens.patches.mean(1)))
+            parts.append(torch.stack([tokens.embedding, value], 1))
         views.append(torch.cat(parts))
     return torch.stack(views, 1)
 
@@ -99,14 +104,11 @@ def encode_short(model: Any, tokens: Int[Tensor, "text length"]) -> Tensor:
 
 
 class Captions:
-    """Seeded batches of captions; no name appears twice in a batch."""
+    """Seeded batches of captions; no subject appears twice in a batch."""
 
     def __init__(self, bank: Bank, recipe: AlignRecipe) -> None:
         self.bank, self.recipe = bank, recipe
         self.tokenizer = SimpleTokenizer(context_length=MAX_TOKENS)
-        tokens = (t[:-4] for t in self.tokenizer.encoder if t.endswith("</w>"))
-        unknown = sorted(t for t in tokens if t.isascii() and t.isalpha() and len(t) > 2)
-        self.noise = (unknown, bank.vocabulary)  # meaningless words, and words of other names
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Indices of the drawings of a step, and token ids of their captions."""
@@ -118,73 +120,97 @@ class Captions:
             2 * self.recipe.batch,
             replacement=True,
             generator=generator,
-        ).tolist()
-        # Twice as many as needed are drawn, then one per name: the contrastive loss would treat a
-        # second drawing of the same name as a wrong answer.
-        chosen = list({self.bank.names[i]: i for i in drawn}.values())[: self.recipe.batch]
-        texts = [
-            caption(self.bank.names[i], self.bank.keywords[i], self.noise, rng) for i in chosen
-        ]
+        )
+        # Twice as many as needed are drawn, then one per subject: the contrastive loss would treat
+        # a second drawing of the same thing as a wrong answer.
+        subjects = self.bank.subject[drawn].tolist()
+        chosen = list(dict(zip(subjects, drawn.tolist(), strict=True)).values())
+        chosen = chosen[: self.recipe.batch]
+        texts = [self.bank.captions[i].draw(rng, self.bank.vocabulary) for i in chosen]
         return torch.tensor(chosen), self.tokenizer(texts)
 
 
-class Alignment(nn.Module):
-    """The three losses of a batch of captions."""
+class Heads(nn.Module):
+    """Vectors of words and of named emoji, to which embeddings of images and captions are held."""
 
-    def __init__(self, naming: Naming) -> None:
+    def __init__(self, n_concepts: int, n_words: int, width: int) -> None:
         super().__init__()
-        self.concepts: Tensor
-        self.words: Tensor
-        self.scales: Tensor
-        self.word_bias: Tensor
-        self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
-        self.register_buffer("concepts", functional.normalize(naming.concepts.detach(), dim=-1))
-        self.register_buffer("words", functional.normalize(naming.words.detach(), dim=-1))
-        self.register_buffer("scales", naming.log_scale.detach().exp().clamp(max=60.0))
-        self.register_buffer("word_bias", naming.word_bias.detach())
+        self.concepts = nn.Parameter(functional.normalize(torch.randn(n_concepts, width), dim=-1))
+        self.words = nn.Parameter(functional.normalize(torch.randn(n_words, width), dim=-1))
+        self.word_bias = nn.Parameter(torch.zeros(n_words))
+        self.log_scale = nn.Parameter(torch.full((2,), math.log(16.0)))
 
     def forward(
-        self, texts: Tensor, images: Float[Tensor, "batch 2 e"], concept: Tensor, words: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Contrastive, emoji and word loss."""
+        self, embedding: Float[Tensor, "batch e"], concept: Tensor, words: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Losses of naming the emoji, where it may be named, and the words."""
         scale = self.log_scale.exp().clamp(max=60.0)
-        own = torch.arange(len(texts))
-        contrast = torch.zeros(())
-        for view, weight in ((0, 0.6), (1, 0.4)):
-            similarity = scale * texts @ images[:, view].T
-            both = functional.cross_entropy(similarity, own) + functional.cross_entropy(
-                similarity.T, own
-            )
-            contrast = contrast + weight * 0.5 * both
-        by_concept = self.scales[0] * texts @ self.concepts.T
-        emoji = functional.cross_entropy(by_concept, concept, ignore_index=-1)
-        by_word = self.scales[1] * texts @ self.words.T + self.word_bias
+        by_concept = scale[0] * embedding @ functional.normalize(self.concepts, dim=-1).T
+        # A sum over the batch, so that a batch with few named emoji weighs them no more.
+        emoji = functional.cross_entropy(by_concept, concept, ignore_index=-1, reduction="sum")
+        by_word = scale[1] * embedding @ functional.normalize(self.words, dim=-1).T + self.word_bias
         naming = -(words * functional.log_softmax(by_word, -1)).sum(1).mean()
-        return contrast, emoji, naming
+        return emoji / len(embedding), naming
 
 
-def align(naming: Naming, bank: Bank, recipe: AlignRecipe) -> None:
-    """Train the text tower of `naming.backbone` in place."""
+def fit_heads(images: Float[Tensor, "n views 2 e"], bank: Bank, recipe: AlignRecipe) -> Heads:
+    """Heads fitted to the finished image tower: those it was refined with hardly moved."""
     torch.manual_seed(recipe.seed)
-    model: Any = naming.backbone.model
-    images = embed_bank(naming, bank, recipe.seed)
-    log.info("embedded %d drawings, %d scenes each", len(bank.names), VIEWS)
-    captions, losses = Captions(bank, recipe), Alignment(naming)
+    heads = Heads(int(bank.concept.max()) + 1, len(bank.vocabulary), images.shape[-1])
+    opt = torch.optim.Adam(heads.parameters(), lr=recipe.head_lr)
+    schedule = Recipe(steps=recipe.head_steps, peak_lr=recipe.head_lr, warmup=20)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    for step in range(recipe.head_steps):
+        opt.param_groups[0]["lr"] = rate(step, schedule)
+        index = torch.multinomial(bank.sampling, 512, replacement=True, generator=generator)
+        view = torch.randint(VIEWS, (len(index),), generator=generator)
+        targets = bank.concept[index], bank.word_targets(index)
+        losses = [part for k in (0, 1) for part in heads(images[index, view, k], *targets)]
+        sum(losses, torch.zeros(())).backward()
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+        if (step + 1) % 100 == 0:
+            said = [round(float(x.detach()), 4) for x in losses]
+            log.info("%s", json.dumps({"head_step": step + 1, "losses": said}))
+    return heads.requires_grad_(requires_grad=False)
+
+
+def contrast(
+    texts: Float[Tensor, "batch e"], images: Float[Tensor, "batch 2 e"], scale: Tensor
+) -> Tensor:
+    """Symmetric contrastive loss of captions against [CLS] and value path."""
+    own = torch.arange(len(texts))
+    loss = torch.zeros(())
+    for head, weight in ((0, 0.6), (1, 0.4)):
+        similarity = scale * texts @ images[:, head].T
+        rows, columns = (functional.cross_entropy(each, own) for each in (similarity, similarity.T))
+        loss = loss + weight * 0.5 * (rows + columns)
+    return loss
+
+
+def align(refined: Refining, bank: Bank, recipe: AlignRecipe) -> None:
+    """Train the text tower of `refined.backbone` in place."""
+    torch.manual_seed(recipe.seed)
+    model: Any = refined.backbone.model
+    images = embed_bank(refined, bank, recipe.seed)
+    log.info("embedded %d drawings, %d scenes each", len(bank.captions), VIEWS)
+    captions, heads = Captions(bank, recipe), fit_heads(images, bank, recipe)
+    log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
     trained = [p for n, p in model.named_parameters() if "visual." not in n and n != "logit_scale"]
     opt = torch.optim.AdamW(
-        [*trained, losses.log_scale], lr=recipe.peak_lr, weight_decay=recipe.weight_decay
+        [*trained, log_scale], lr=recipe.peak_lr, weight_decay=recipe.weight_decay
     )
     schedule = Recipe(steps=recipe.steps, peak_lr=recipe.peak_lr, warmup=recipe.warmup)
-    encode = torch.compile(encode_short)
     started, running = time.monotonic(), torch.zeros(3)
     for step in range(recipe.steps):
         opt.param_groups[0]["lr"] = rate(step, schedule)
         index, tokens = captions(step)
         view = torch.randint(VIEWS, (len(index),), generator=torch.Generator().manual_seed(step))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            texts = encode(model, tokens)
-        parts = losses(
-            texts.float(), images[index, view], bank.concept[index], bank.word_targets(index)
+        texts = encode_short(model, tokens)
+        own = images[index, view]
+        parts = (
+            contrast(texts, own, log_scale.exp().clamp(max=60.0)),
+            *heads(texts, bank.concept[index], bank.word_targets(index)),
         )
         sum(parts, torch.zeros(())).backward()
         opt.step()
@@ -204,9 +230,7 @@ def write_checkpoint(backbone: Backbone, path: Path) -> None:
     with torch.no_grad():
         model: Any = backbone.model
         model.logit_scale.fill_(math.log(100.0))
-    state = {name: value.detach().half() for name, value in backbone.model.state_dict().items()}
-    with runtime.atomic_path(path) as temporary:
-        save_file({k: v.contiguous() for k, v in state.items()}, temporary)
+    write_half(backbone.model.state_dict(), path)
 
 
 def scenes_to_test(source: IconSource, backbone: Backbone) -> tuple[Tensor, Tensor]:
@@ -267,30 +291,31 @@ def measure(backbone: Backbone) -> list[dict[str, object]]:
 
 
 def report_accuracies() -> None:
-    """Measure zero-shot accuracy, print it, and write `resources/icon-clip/zero-shot.json`."""
-    rows = measure(load_backbone("icon-clip"))
+    """Measure zero-shot accuracy, print it, and write them beside the checkpoint."""
+    rows = measure(load_backbone(NAME))
     lines = [
         "| set | size | classes | images | [CLS] | value path | both |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
         *("| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
-    target = paths.project_root() / "resources" / "icon-clip" / "zero-shot.json"
+    target = paths.project_root() / "resources" / "icon-clip" / f"{NAME}-zero-shot.json"
     runtime.write_text(target, json.dumps(rows, indent=1) + "\n")
 
 
 def main() -> None:
-    """Align the text tower, write `resources/icon-clip/icon-clip.safetensors`, and measure it."""
+    """Align the text tower, write the checkpoint, and measure it."""
     root = paths.project_root()
     folder, home = root / "build" / "icon-clip", root / "resources" / "icon-clip"
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger().addHandler(logging.FileHandler(folder / "text-tower.log", mode="w"))
-    bank = load_bank(folder, Catalogue(root / "build" / "npm"))
-    naming = load_naming(home / "icon-clip.json", folder, bank)
+    known = load_captions(home / "captions.json")
+    bank = load_bank(folder, Catalogue(root / "build" / "npm"), known=known)
+    refined = load_refined(home / "icon-clip.json", folder, bank)
     recipe = AlignRecipe()
     log.info("%s", json.dumps({"packages": PACKAGES, **asdict(recipe)}))
-    align(naming, bank, recipe)
-    write_checkpoint(naming.backbone, home / "icon-clip.safetensors")
+    align(refined, bank, recipe)
+    write_checkpoint(refined.backbone, home / f"{NAME}.safetensors")
     report_accuracies()
 
 

@@ -5,20 +5,17 @@ packages, with versions in `PACKAGES`: `@iconify/json` (drawings as SVG bodies, 
 artist) and `emojibase-data` (labels, keywords, groups). A drawing belongs to the class whose label
 or one of whose shortcodes has the same letters and digits as the drawing's name.
 
-`load_bank` gives the pretraining drawings with their names and word targets, and `caption` writes
-training captions. A description names its class among words that the text tower has never seen
-with an image, so the tower must learn to find the name in a sentence and to ignore unknown words:
-captions put names and keywords between ordinary function words and random tokens.
+`load_bank` gives the pretraining drawings with what can be said of them (`captions`) and the words
+that their pictures must predict.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +25,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from microclip.icons.captions import Caption, caption_of, words
 
 PACKAGES = {"@iconify/json": "2.2.535", "emojibase-data": "17.0.0"}
 
@@ -77,35 +76,6 @@ REDISTRIBUTABLE = {"Apache-2.0", "MIT", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0"}
 _SKIN = re.compile(r"skin-tone|-(light|medium|dark|medium-light|medium-dark)$")
 SINGLE_COLOUR = ("fluent-emoji-high-contrast", "emojione-monotone", "game-icons")
 KEYWORD_WEIGHT = 0.35  # of a keyword; a word of the name has weight 1
-_STOP = {"a", "an", "and", "of", "the", "with", "in", "on", "to", "for", "flat", "fill", "duo"}
-FRAMES = (
-    "{}",
-    "a {}",
-    "the {}",
-    "a picture of a {}",
-    "a picture of the {}",
-    "an icon of a {}",
-    "a drawing of a {}",
-    "a photo of a {}",
-    "this is a {}",
-    "an emoji of a {}",
-    "an image that shows a {}",
-    "one can see a {} here",
-    "{} in the middle of a picture",
-)
-_WORDS = """
-    a an the of with and or in on at from to by for as its it is are has have shows showing seen
-    looks like drawn usually often typically against between above below under over near around
-    along across into out up down left right side top bottom front back middle centre end edge
-    small large big long short tall wide thin thick round curved straight flat sharp soft bright
-    dark light pale deep bold simple plain clear distinct visible main single two three several
-    many few some each both all other another unlike than rather instead while whose which that
-    this these those not no without only also more most very slightly mostly almost fully partly
-    shape outline form line lines part parts body face head colour color coloured colored shade
-    tone surface pattern detail details feature features design style view picture image drawing
-    icon artwork recognise recognised identified characteristic typical marked set placed facing
-    standing sitting held made filled covered surrounded topped"""
-FUNCTION_WORDS = tuple(_WORDS.split())
 
 
 def slug(text: str) -> str:
@@ -256,22 +226,15 @@ class Catalogue:
         return chosen
 
 
-def words(text: str) -> list[str]:
-    """Lower-case words of a name or keyword, without numbers and stop words."""
-    found = re.findall(r"[a-zà-ÿ]+", text.lower().replace("-", " "))
-    return [word for word in found if len(word) > 1 and word not in _STOP]
-
-
 @dataclass(frozen=True)
 class Bank:
     """The pretraining drawings with their names and targets.
 
-    `concept[i]` indexes `concepts` and is -1 for drawings that are not emoji.
+    `concept[i]` indexes `concepts` and is -1 for drawings that are not emoji or must not be named;
+    `subject[i]` is the same number for drawings of one emoji, another one for any other drawing.
     """
 
     rasters: torch.Tensor  # [n, s, s, 4] uint8
-    names: list[str]
-    keywords: list[tuple[str, ...]]
     concepts: list[Concept]
     concept: Int[Tensor, " n"]
     vocabulary: list[str]
@@ -280,6 +243,8 @@ class Bank:
     tint: Bool[Tensor, " n"]
     mirror: Bool[Tensor, " n"]
     sampling: Float[Tensor, " n"]
+    captions: list[Caption]
+    subject: Int[Tensor, " n"]
 
     def word_targets(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch words"]:
         """Multi-hot word targets whose rows sum to one."""
@@ -320,10 +285,18 @@ def _pad(rows: list[dict[int, float]]) -> tuple[Tensor, Tensor]:
     return index, weight
 
 
-def load_bank(folder: Path, catalogue: Catalogue, *, min_count: int = 3) -> Bank:
+def load_bank(
+    folder: Path,
+    catalogue: Catalogue,
+    *,
+    min_count: int = 3,
+    known: Mapping[str, Any] | None = None,
+) -> Bank:
     """The drawings of `make icons` whose names contain at least one word of the vocabulary.
 
-    The vocabulary is every word that at least `min_count` drawings have.
+    The vocabulary is every word that at least `min_count` drawings have. With `known`, the content
+    of `captions.json`, words of descriptions are targets, and names of the benchmark's classes are
+    not.
     """
     index = json.loads((folder / "drawings.json").read_text())["drawings"]
     texts = []
@@ -333,15 +306,36 @@ def load_bank(folder: Path, catalogue: Catalogue, *, min_count: int = 3) -> Bank
             texts.append((concept.name, concept.tags))
         else:
             texts.append((row["icon"].replace("-", " "), ()))
-    vocabulary, known = _vocabulary([_weights(*text) for text in texts], min_count)
-    keep = [i for i, row in enumerate(known) if row]
-    word_index, word_weight = _pad([known[i] for i in keep])
+    unnamed = set() if known is None else _class_codes(catalogue)
+    captions = [
+        caption_of(
+            name,
+            tags,
+            (known or {}).get(name, {}) if row["hexcode"] else {},
+            is_benchmark=row["hexcode"] in unnamed,
+        )
+        for row, (name, tags) in zip(index, texts, strict=True)
+    ]
+    vocabulary, weights = _vocabulary(
+        [
+            _weights(*text) if known is None else caption.word_weights()
+            for text, caption in zip(texts, captions, strict=True)
+        ],
+        min_count,
+    )
+    keep = [i for i, row in enumerate(weights) if row]
+    word_index, word_weight = _pad([weights[i] for i in keep])
     hexcodes = [index[i]["hexcode"] for i in keep]
-    concepts = sorted({code for code in hexcodes if code})
+    concepts = sorted({code for code in hexcodes if code and code not in unnamed})
     number = {code: i for i, code in enumerate(concepts)}
     artists = [index[i]["artist"] for i in keep]
     tint = torch.tensor([artist in SINGLE_COLOUR for artist in artists])
     concept_of = torch.tensor([number.get(code or "", -1) for code in hexcodes])
+    codes = sorted({code for code in hexcodes if code})
+    subjects = {code: i for i, code in enumerate(codes)}
+    subject = torch.tensor(
+        [subjects.get(code or "", len(codes) + i) for i, code in enumerate(hexcodes)]
+    )
     flags = [
         artist in FLAG_ARTISTS or (code is not None and catalogue.concepts[code].group == 9)
         for artist, code in zip(artists, hexcodes, strict=True)
@@ -349,8 +343,6 @@ def load_bank(folder: Path, catalogue: Catalogue, *, min_count: int = 3) -> Bank
     rasters = np.load(folder / "drawings.npy", mmap_mode="r")[keep]
     return Bank(
         rasters=torch.from_numpy(rasters),
-        names=[texts[i][0] for i in keep],
-        keywords=[tuple(texts[i][1]) for i in keep],
         concepts=[catalogue.concepts[code] for code in concepts],
         concept=concept_of,
         vocabulary=vocabulary,
@@ -358,56 +350,19 @@ def load_bank(folder: Path, catalogue: Catalogue, *, min_count: int = 3) -> Bank
         word_weight=word_weight,
         tint=tint,
         mirror=~torch.tensor(flags),
-        sampling=_sampling(concept_of, tint),
+        sampling=_sampling(subject < len(codes), tint),
+        captions=[captions[i] for i in keep],
+        subject=subject,
     )
 
 
-def _sampling(concept: Tensor, tint: Tensor) -> Tensor:
+def _class_codes(catalogue: Catalogue) -> set[str]:
+    chosen = catalogue.benchmark_classes().values()
+    return {concept.hexcode for concepts in chosen for concept in concepts}
+
+
+def _sampling(is_emoji: Tensor, tint: Tensor) -> Tensor:
     """Sampling weights: colour emoji are drawn four times as often as other drawings."""
-    weight = torch.full((len(concept),), 0.25)
-    weight[(concept >= 0) & ~tint] = 1.0
+    weight = torch.full((len(is_emoji),), 0.25)
+    weight[is_emoji & ~tint] = 1.0
     return weight / weight.sum()
-
-
-def keyword_caption(name: str, keywords: Sequence[str], rng: random.Random) -> str:
-    """The name with up to three of its keywords, in random order."""
-    chosen = rng.sample(list(keywords), min(len(keywords), rng.randint(1, 3)))
-    parts = [name, *chosen]
-    rng.shuffle(parts)
-    return rng.choice((", ", " and ", " ")).join(parts)
-
-
-def sentence(
-    name: str, keywords: Sequence[str], noise: tuple[Sequence[str], ...], rng: random.Random
-) -> str:
-    """A sentence-like string: the name, usually early, among function words, keywords and noise.
-
-    Each member of `noise` supplies about one word in six.
-    """
-    words = [
-        rng.choice(noise[kind]) if (kind := rng.randrange(6)) < len(noise) else _function_word(rng)
-        for _ in range(rng.randint(4, 22))
-    ]
-    for keyword in keywords:
-        if rng.random() < 0.25:
-            words.insert(rng.randint(0, len(words)), keyword)
-    early = rng.random() < 0.85  # most descriptions name their subject first
-    place = rng.randint(0, 4) if early else rng.randint(0, len(words))
-    words.insert(place, name)
-    return ("The " if rng.random() < 0.3 else "") + " ".join(words) + "."
-
-
-def _function_word(rng: random.Random) -> str:
-    return rng.choice(FUNCTION_WORDS)
-
-
-def caption(
-    name: str, keywords: Sequence[str], noise: tuple[Sequence[str], ...], rng: random.Random
-) -> str:
-    """A random caption: a frame, a list of keywords, or a noisy sentence."""
-    kind = rng.random()
-    if kind < 0.25:
-        return rng.choice(FRAMES).format(name)
-    if kind < 0.4 and keywords:
-        return keyword_caption(name, keywords, rng)
-    return sentence(name, keywords, noise, rng)

@@ -1,10 +1,11 @@
 """Pretrain icon-clip's image tower to name what a scene shows, from [CLS] and from the patches.
 
-`make icon-clip` runs this module and then `align`. Targets come only from the drawings' names:
-(1) which emoji it is, a softmax over all emoji of the pretraining artists; (2) which words its
-name and keywords contain, a softmax over the vocabulary with multi-hot targets. Both are predicted
-from the [CLS] embedding and, with half the weight, from the mean value-path token over the
-drawing's patches. Every random draw derives from `Recipe.seed`; `catalogue.PACKAGES` pins the data.
+The first of three stages of `make icon-clip`, before `refine` and `align`. Targets come only from
+the drawings' names: (1) which emoji it is, a softmax over all emoji of the pretraining artists;
+(2) which words its name and keywords contain, a softmax over the vocabulary with multi-hot targets.
+Both are predicted from the [CLS] embedding and, with half the weight, from the mean value-path
+token over the drawing's patches. Every random draw derives from `Recipe.seed`;
+`catalogue.PACKAGES` pins the data.
 
 Scenes are composed in batches of tensors (`Compositor`), not by the benchmark's renderer in
 `scenes`: pretraining never sees a benchmark image, and the two differ in code, backgrounds and
@@ -17,12 +18,14 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import open_clip
 import torch
 from jaxtyping import Float, Int, UInt8
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,6 +35,7 @@ from microclip.model.backbone import Backbone, from_open_clip, unit_norm
 
 log = logging.getLogger(__name__)
 
+IMAGE_TOWER = "image-tower.safetensors"  # of this stage; the next begins with it
 DRAWING_PX = 48  # about the size at which drawings appear: sampling then needs no low-pass filter
 
 
@@ -127,6 +131,30 @@ def premultiplied(bank: UInt8[Tensor, "n s s 4"], side: int) -> UInt8[Tensor, "n
     return torch.cat(parts)
 
 
+@dataclass(frozen=True)
+class Crops:
+    """Windows of canvases, in their coordinates [-1, 1]: half sides and centres (x, y)."""
+
+    half: Float[Tensor, "n 2"]
+    centre: Float[Tensor, "n 2"]
+
+    @classmethod
+    def draw(cls, n: int, generator: torch.Generator, *, share: float) -> Crops:
+        """Windows of 30 to 100 % of the area, ratio 3/4 to 4/3, for a share of the canvases."""
+        area = uniform(generator, (n,), 0.3, 1.0)
+        ratio = torch.exp(uniform(generator, (n,), math.log(3 / 4), math.log(4 / 3)))
+        half = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1).clamp(max=1.0)
+        whole = torch.rand((n, 1), generator=generator) >= share
+        half = torch.where(whole, torch.ones_like(half), half)
+        return cls(half, uniform(generator, (n, 2), -1, 1) * (1 - half))
+
+    def of(self, theta: Float[Tensor, "n 2 3"]) -> Float[Tensor, "n 2 3"]:
+        """Maps from the window to the drawing, given those from the canvas."""
+        turn, shift = theta[:, :, :2], theta[:, :, 2:]
+        moved = turn @ self.centre[:, :, None] + shift
+        return torch.cat([turn * self.half[:, None], moved], 2)
+
+
 class Compositor:
     """Composes random scenes from a bank of RGBA drawings [n, s, s, 4] uint8.
 
@@ -155,7 +183,9 @@ class Compositor:
         rgb = torch.where(tinted, colour * rgba[:, 3:], rgba[:, :3])
         return torch.cat([rgb, rgba[:, 3:]], 1)
 
-    def _clutter(self, canvas: Tensor, generator: torch.Generator, amount: float) -> Tensor:
+    def _clutter(
+        self, canvas: Tensor, generator: torch.Generator, amount: float, crops: Crops | None
+    ) -> Tensor:
         """The canvas with up to two other drawings, mostly cut off by the edge."""
         n = len(canvas)
         for _ in range(2):
@@ -165,21 +195,30 @@ class Compositor:
             # Hidden ones shrink to nothing: the whole batch is drawn at once.
             scale = torch.where(hidden, torch.full_like(scale, 1e-3), scale)
             theta = placement(scale, generator, flip=torch.ones(n), inside=False)
+            theta = theta if crops is None else crops.of(theta)
             canvas, _ = paste(canvas, self.drawings(index, generator), theta)
         return canvas
 
     def __call__(
-        self, index: Int[Tensor, " batch"], generator: torch.Generator, difficulty: float
+        self,
+        index: Int[Tensor, " batch"],
+        generator: torch.Generator,
+        difficulty: float,
+        crops: Crops | None = None,
     ) -> Scenes:
-        """Scenes of the given drawings; difficulty in [0, 1] adds clutter and shrinks drawings."""
+        """Scenes of the given drawings; difficulty in [0, 1] adds clutter and shrinks drawings.
+
+        With `crops`, a window of each scene, enlarged to the whole.
+        """
         n = len(index)
         canvas = backgrounds(n, self.side, generator)
         if difficulty > 0:
-            canvas = self._clutter(canvas, generator, 0.7 * difficulty)
+            canvas = self._clutter(canvas, generator, 0.7 * difficulty, crops)
         scale = uniform(generator, (n,), 0.85 - 0.35 * difficulty, 1.0)
         flip = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
         flip = torch.where(self.mirror[index], flip, torch.ones(n))
         theta = placement(scale, generator, flip=flip, inside=True)
+        theta = theta if crops is None else crops.of(theta)
         drawings = self.drawings(index, generator)
         canvas, alpha = paste(canvas, drawings, theta)
         return Scenes(recolour(canvas, generator), alpha)
@@ -387,17 +426,26 @@ def pretrain(config: Path, folder: Path, bank: Bank, recipe: Recipe) -> Naming:
     return naming
 
 
+def write_half(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors in half precision."""
+    with runtime.atomic_path(path) as temporary:
+        save_file({k: v.detach().half().contiguous() for k, v in state.items()}, temporary)
+
+
 def main() -> None:
-    """Train the image tower into `build/icon-clip/image-tower.pt`."""
+    """Train the image tower and write `resources/icon-clip/image-tower.safetensors`."""
     root = paths.project_root()
-    folder = root / "build" / "icon-clip"
+    folder, home = root / "build" / "icon-clip", root / "resources" / "icon-clip"
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger().addHandler(logging.FileHandler(folder / "image-tower.log"))
     bank = load_bank(folder, Catalogue(root / "build" / "npm"))
     recipe = Recipe()
-    log.info("%s", json.dumps({"packages": PACKAGES, "drawings": len(bank.names)}))
+    log.info("%s", json.dumps({"packages": PACKAGES, "drawings": len(bank.captions)}))
     log.info("%s", json.dumps(asdict(recipe)))
-    pretrain(root / "resources" / "icon-clip" / "icon-clip.json", folder, bank, recipe)
+    naming = pretrain(home / "icon-clip.json", folder, bank, recipe)
+    state = naming.backbone.model.state_dict()
+    visual = {name: value for name, value in state.items() if name.startswith("visual.")}
+    write_half(visual, home / IMAGE_TOWER)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,14 @@ from microclip.settings import IconSource, load_dataset
 HOME = paths.project_root() / "resources" / "icon-clip"
 
 
-def test_stock_open_clip_loads_it_and_gives_our_embeddings() -> None:
+@pytest.mark.parametrize("name", ["icon-clip", "icon-clip-2"])
+def test_stock_open_clip_loads_it_and_gives_our_embeddings(name: str) -> None:
     open_clip.add_model_config(HOME)
     stock, _, preprocess = open_clip.create_model_and_transforms(
-        "icon-clip", pretrained=str(HOME / "icon-clip.safetensors")
+        "icon-clip", pretrained=str(HOME / f"{name}.safetensors")
     )
     stock.eval()
-    ours = load_backbone("icon-clip")
+    ours = load_backbone(name)
     images = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     texts = ["a picture of a fox", "a slice of pizza"]
     tokenizer = open_clip.get_tokenizer("icon-clip")
@@ -34,10 +35,11 @@ def test_stock_open_clip_loads_it_and_gives_our_embeddings() -> None:
     assert preprocess.transforms[0].size == 56
 
 
-def test_checkpoint_is_small_and_in_half_precision() -> None:
-    path = HOME / "icon-clip.safetensors"
+@pytest.mark.parametrize("name", ["icon-clip", "icon-clip-2"])
+def test_checkpoint_is_small_and_in_half_precision(name: str) -> None:
+    path = HOME / f"{name}.safetensors"
     assert path.stat().st_size < 30e6
-    n_image = sum(p.numel() for p in load_backbone("icon-clip").visual.parameters())
+    n_image = sum(p.numel() for p in load_backbone(name).visual.parameters())
     assert 1e6 < n_image < 3e6
 
 

@@ -1,11 +1,8 @@
-"""The parts of pretraining: seeded scenes, captions and targets."""
-
-import random
+"""The parts of pretraining: seeded scenes and the learning rate."""
 
 import torch
 
-from microclip.icons.catalogue import FRAMES, caption, keyword_caption, sentence, words
-from microclip.icons.pretrain import Compositor, Recipe, backgrounds, paste, placement, rate
+from microclip.icons.pretrain import Compositor, Crops, Recipe, backgrounds, paste, placement, rate
 
 
 def bank() -> torch.Tensor:
@@ -70,22 +67,24 @@ def test_backgrounds_differ_and_stay_in_range() -> None:
     assert float(images.std(0).mean()) > 0.05
 
 
-def test_captions_are_seeded_and_contain_the_name() -> None:
-    first, again = (
-        [caption("red fox", ("animal", "orange"), (("qua",),), random.Random(7)) for _ in range(1)]
-        for _ in range(2)
-    )
-    assert first == again
-    rng = random.Random(0)
-    for _ in range(200):
-        assert "red fox" in caption("red fox", ("animal",), (("qua",), ("zum",)), rng)
-    assert "animal" in keyword_caption("fox", ("animal",), rng)
-    assert sentence("fox", (), (("qua",),), rng).endswith(".")
-    assert all(frame.count("{}") == 1 for frame in FRAMES)
+def test_a_crop_is_the_window_of_the_whole_scene() -> None:
+    theta = torch.tensor([[[1.3, 0.2, 0.1], [-0.2, 1.3, 0.3]]])
+    drawing = torch.rand(1, 4, 40, 40, generator=torch.Generator().manual_seed(0))
+    crops = Crops(half=torch.tensor([[0.5, 0.5]]), centre=torch.tensor([[0.25, -0.5]]))
+    whole, _ = paste(torch.zeros(1, 3, 80, 80), drawing, theta)
+    window, _ = paste(torch.zeros(1, 3, 40, 40), drawing, crops.of(theta))
+    torch.testing.assert_close(window, whole[:, :, 0:40, 30:70], atol=1e-5, rtol=0)
 
 
-def test_words_exclude_numbers_and_stop_words() -> None:
-    assert words("flag of the Côte-d'Ivoire 2") == ["flag", "côte", "ivoire"]
+def test_crops_have_the_area_and_ratio_of_strong_views_and_stay_inside() -> None:
+    crops = Crops.draw(500, torch.Generator().manual_seed(0), share=0.6)
+    area = crops.half.prod(1)
+    is_whole = (crops.half == 1).all(1)
+    assert 0.3 < float(is_whole.float().mean()) < 0.5
+    assert float(area.min()) >= 0.25  # 0.3, but for windows that would leave the scene
+    ratio = crops.half[:, 0] / crops.half[:, 1]
+    assert 0.74 < float(ratio.min()) < float(ratio.max()) < 1.34
+    assert float((crops.centre.abs() + crops.half).max()) <= 1 + 1e-6
 
 
 def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
