@@ -54,7 +54,7 @@ def test_the_datasets_are_the_columns_of_the_papers_tables() -> None:
     lists = {path.stem for path in (ROOT / "resources/classes").iterdir()}
     assert lists == set(TEMPLATES)
     others = {name for name in settings.known("datasets") if name not in TEMPLATES}
-    assert all(name.startswith("icons-") for name in others)
+    assert all(name.startswith(("icons-", "scenes-")) for name in others)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -135,7 +135,9 @@ def test_three_datasets_use_a_hundredth_of_the_learning_rate() -> None:
         assert "# appendix" in next(line for line in text.splitlines() if "learning_rate" in line)
 
 
-@pytest.mark.parametrize("name", [n for n in settings.known("backbones") if n != "icon-clip"])
+@pytest.mark.parametrize(
+    "name", [n for n in settings.known("backbones") if not n.startswith("icon-clip")]
+)
 def test_open_clip_knows_each_backbone_with_the_activation_of_its_weights(name: str) -> None:
     backbone = settings.load_backbone_settings(name)
     assert backbone.model is not None

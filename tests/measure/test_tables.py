@@ -121,7 +121,8 @@ def test_a_rows_variant_decides_what_its_method_sees() -> None:
     assert [row.cells[0].text for row in built.rows] == ["unlabelled", "transductive"]
 
 
-def test_a_method_without_code_says_no_supervision() -> None:
+def test_a_method_without_code_says_no_supervision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "unavailable", lambda _: "no code")
     wca = {"method": "wca", "label": "WCA"}
     built = build(table=changed(rows=[wca], shows_supervision=True), is_brief=False)
     assert built.rows[0].cells[0].text == typesetting.HOLE
