@@ -177,3 +177,47 @@ def test_for_a_cpu_a_batch_is_made_when_it_is_asked_for() -> None:
     reader = _ahead(lambda key: made.append(key), range(3), torch.device("cpu"))
     next(reader)
     assert made == [0]
+
+
+def test_augmented_views_are_flipped_half_of_the_time_and_drawn_by_epoch_and_index(
+    images: UnlabelledImages,
+) -> None:
+    recipe = replace(RECIPE, weak="augmented", n_crops=0)
+    drawn = [recipe.is_flipped(epoch, index) for epoch in range(40) for index in range(5)]
+    assert 70 < sum(drawn) < 130
+    plain = replace(RECIPE, weak="center")
+    assert not any(plain.is_flipped(epoch, 0) for epoch in range(40))
+
+    def batches(size: int) -> dict[int, torch.Tensor]:
+        views = TrainingViews(images, recipe, batch_size=size, is_strong=False)
+        return {
+            index: view
+            for batch in views.batches(3, 3)
+            for index, view in zip(batch.indices.tolist(), batch.weak, strict=True)
+        }
+
+    once, again = batches(3), batches(7)
+    assert all(torch.equal(once[index], again[index]) for index in range(N))
+
+
+def test_a_flip_is_that_of_the_same_crop(
+    images: UnlabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = TrainingViews(images, replace(RECIPE, weak="augmented"), batch_size=N)
+    found = []
+    for is_flipped in (False, True):
+        monkeypatch.setattr(ViewRecipe, "is_flipped", lambda *_, flip=is_flipped: flip)
+        found.append(views.weak_and_crops(1, [0, 1]))
+    assert torch.equal(found[0].weak.flip(-1), found[1].weak)
+    assert torch.equal(found[0].crops, found[1].crops)
+
+
+def test_only_chosen_images_are_shown_under_their_own_numbers(images: UnlabelledImages) -> None:
+    views = TrainingViews(images, RECIPE, batch_size=2, chosen=[5, 1, 4], is_strong=False)
+    batches = list(views.batches(1, 1))
+    assert (views.n_items, views.n_batches) == (3, 2)
+    assert sorted(torch.cat([batch.indices for batch in batches]).tolist()) == [1, 4, 5]
+    assert all(batch.strong is None for batch in batches)
+    whole = TrainingViews(images, RECIPE, batch_size=2, is_strong=False)
+    assert "chosen" in views.identity()
+    assert "chosen" not in whole.identity()

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from microclip.data import views
 from microclip.data.views import (
     normalise,
     resized_shape,
+    resized_window,
     square_windows,
     whole_window,
 )
@@ -53,3 +55,39 @@ def test_normalising_agrees_with_hand_calculation() -> None:
     image = torch.tensor([0.5, 0.25, 1.0])[:, None, None]
     out = normalise(image, (0.5, 0.5, 0.5), (0.5, 0.25, 0.1))
     torch.testing.assert_close(out.flatten(), torch.tensor([0.0, -1.0, 5.0]))
+
+
+def test_random_resized_crops_have_torchvisions_areas_and_ratios() -> None:
+    """Area 0.08 to 1 of the image, ratio 3/4 to 4/3, both to within a rounded pixel."""
+    rng = np.random.default_rng(0)
+    windows = [resized_window((300, 400), 32, rng) for _ in range(500)]
+    areas = [w.height * w.width / (300 * 400) for w in windows]
+    ratios = [w.width / w.height for w in windows]
+    assert 0.079 < min(areas) < 0.12
+    assert 0.8 < max(areas) <= 1
+    assert 0.74 < min(ratios) < 0.78
+    assert 1.28 < max(ratios) < 1.345
+    for w in windows:
+        assert 0 <= w.top <= 300 - w.height
+        assert 0 <= w.left <= 400 - w.width
+        assert (w.to_height, w.to_width, w.y, w.x) == (32, 32, 0, 0)
+
+
+@pytest.mark.parametrize(("shape", "ratio"), [((400, 8), 3 / 4), ((8, 400), 4 / 3)])
+def test_an_image_too_narrow_for_a_crop_gives_the_largest_one_in_its_middle(
+    shape: tuple[int, int], ratio: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "_ATTEMPTS", 0)
+    window = resized_window(shape, 32, np.random.default_rng(0))
+    assert window.width / window.height == pytest.approx(ratio, rel=0.1)
+    assert abs(2 * window.top + window.height - shape[0]) <= 1
+    assert abs(2 * window.left + window.width - shape[1]) <= 1
+
+
+def test_crops_of_the_squashed_image_stay_inside_the_image() -> None:
+    rng = np.random.default_rng(0)
+    windows = [resized_window((90, 300), 32, rng, is_squashed=True) for _ in range(200)]
+    assert all(0 < w.height <= 90 - w.top and 0 < w.width <= 300 - w.left for w in windows)
+    ratios = [w.width / w.height for w in windows]
+    assert min(ratios) > 2  # of an image that is 3.3 times as wide as high
+    assert whole_window((90, 300), 32, "squash")[:6] == (0, 0, 90, 300, 32, 32)
