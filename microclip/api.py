@@ -11,6 +11,7 @@ from typing import Any
 
 from microclip import runtime
 from microclip.adaptation.first_batch import FirstBatch
+from microclip.data.manifest import UNKNOWN
 from microclip.data.vocabulary import Vocabulary, checked
 from microclip.methods.base import Classifier, load_method
 from microclip.model import embeddings
@@ -106,20 +107,23 @@ def adapt(
         backbone: name of a file in `config/backbones`.
         method: name of a file in `config/methods`.
         settings: fields of the method's Settings, and `seed`, `device` ("auto", "cpu", "cuda"),
-            `precision` ("fp32", "bf16"), `templates` (each with one {}) and `skip_bad` (skip
-            images that cannot be read).
+            `precision` ("fp32", "bf16"), `templates` (each with one {}), `skip_bad` (skip
+            images that cannot be read) and `labels` (class names by path of an image; a few-shot
+            method learns from `shots` of each class).
 
     Raises:
         SettingsError: unknown backbone, method or setting; a class without description; images
-            that cannot be read.
+            that cannot be read; labels of other images or classes, or none for a few-shot method.
     """
     skip_bad = bool(settings.pop("skip_bad", False))
+    labels: Mapping[str, str] = settings.pop("labels", None) or {}
     chosen = resolve(method, settings, "the arguments of microclip.adapt")
     vocabulary = checked(list(class_names), "class_names")
     sentences = _sentences(descriptions, vocabulary, chosen.options.templates)
     files = prediction.usable(images, skip_bad=skip_bad)
     device = runtime.choose_device(chosen.options.device)
-    start = training.load_start(sentences, load_backbone_settings(backbone), chosen, device)
+    known = _labels(labels, files, vocabulary)
+    start = training.load_start(sentences, load_backbone_settings(backbone), chosen, device, known)
     place = training.Place(_LogTracker(), RunClock())
     with prediction.stored(files) as unlabelled:
         outcome = training.adapt_images(start, unlabelled, place)
@@ -169,6 +173,23 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
             "files from one run"
         )
     return Adapted(record, texts, tower, classifier)
+
+
+def _labels(labels: Mapping[str, str], files: Sequence[Path], vocabulary: Vocabulary) -> list[int]:
+    """The class of each file, -1 where unknown."""
+    numbers = {name: number for number, name in enumerate(vocabulary.class_names)}
+    wanted = {Path(file).resolve(): name for file, name in labels.items()}
+    unknown = next((name for name in wanted.values() if name not in numbers), None)
+    if unknown is not None:
+        raise SettingsError(
+            f"labels name the class {unknown!r}, which is not among the {len(numbers)} class "
+            "names; correct the labels"
+        )
+    strange = next(iter(wanted.keys() - {path.resolve() for path in files}), None)
+    if strange is not None:
+        raise SettingsError(f"labels name {strange}, which is not among the images; correct it")
+    places = (wanted.get(path.resolve()) for path in files)
+    return [UNKNOWN if name is None else numbers[name] for name in places]
 
 
 class _LogTracker:

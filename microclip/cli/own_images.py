@@ -38,7 +38,8 @@ FromFoldersFlag = Annotated[
     bool, typer.Option("--classes-from-folders", help="use the folders' names as class names")
 ]
 LabelsOption = Annotated[
-    Path | None, typer.Option(help="CSV with columns file,class; only for scoring")
+    Path | None,
+    typer.Option(help="CSV with columns file,class; for scoring, and for few-shot methods"),
 ]
 OutOption = Annotated[Path, typer.Option(help="folder for everything that is written")]
 DescriptionsOption = Annotated[
@@ -190,12 +191,14 @@ def _prepare(
     request: Request, given: Materials, texts: Texts, named: OwnSettings, chosen: Resolved
 ) -> Prepared:
     """Load and encode what training needs, and print the plan."""
+    from microclip.data.manifest import UNKNOWN
     from microclip.own_images import results, training
     from microclip.own_images.report import Prepared
 
     _say_all(results.survey_lines(given, request.out))
     device = runtime.choose_device(chosen.options.device)
-    start = training.load_start(texts.sentences, named.backbone, chosen, device)
+    labels = [given.labels.get(path, UNKNOWN) for path in given.images]
+    start = training.load_start(texts.sentences, named.backbone, chosen, device, labels)
     _say_all(results.text_lines(texts, start.texts, given.vocabulary.class_names))
     _say_all(results.warning_lines(given, chosen.settings))
     is_begun = (request.out / paths.RUN_CHECKPOINT).is_dir()

@@ -174,7 +174,7 @@ def network_of(adapted: Adapted) -> FusionNetwork | LinearNetwork:
         case _:
             raise _refused(
                 f"method {adapted.record.method!r} has no network in microclip.export.onnx; "
-                "known: microclip, clip, cupl"
+                "known: microclip, clip, cupl, coop"
             )
 
 

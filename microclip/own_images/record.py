@@ -16,6 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from microclip import paths, runtime, settings
 from microclip.adaptation.checkpoint import write_weights
-from microclip.data.loading import UnlabelledImages, image_embeddings
+from microclip.data.loading import Examples, UnlabelledImages, image_embeddings
 from microclip.methods.base import Classifier, Method, Sight, Task, grant, load_method, recipe_of
 from microclip.model import embeddings
 from microclip.model.backbone import Backbone
@@ -177,15 +178,33 @@ def task_of(
 
 
 def with_images(
-    task: Task, method: Method[BaseModel], tower: Backbone, images: UnlabelledImages
+    task: Task,
+    method: Method[BaseModel],
+    tower: Backbone,
+    images: UnlabelledImages,
+    drawn: Mapping[int, int] | None = None,
 ) -> Task:
     """The task with what the method may see of the images.
+
+    `drawn` are the labels that a few-shot method learns from, by number of the image.
 
     Raises:
         SettingsError: the method needs labels.
     """
     seen = Sight(images, lambda: image_embeddings(tower, images).to(task.device))
-    return grant(task, method, train=seen, test=seen)
+    return grant(task, method, train=seen, test=seen, examples=_examples(seen, method, drawn))
+
+
+def _examples(
+    seen: Sight, method: Method[BaseModel], drawn: Mapping[int, int] | None
+) -> Examples | None:
+    """The drawn images with their labels, in the form that the method reads."""
+    if not drawn:
+        return None
+    rows, labels = list(drawn), torch.tensor(list(drawn.values()))
+    if method.reads == "images":
+        return Examples(labels, images=seen.images.part(rows))
+    return Examples(labels, embeddings=seen.embeddings()[rows])
 
 
 @dataclass(frozen=True)

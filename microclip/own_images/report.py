@@ -166,11 +166,14 @@ def _head(results: Results) -> Iterator[str]:
     record = results.outcome.record
     yield f"# A classifier for {_plain(results.title)}"
     yield ""
-    kept = results.outcome.verdict.keeps_zero_shot
+    kept, n_learned = results.outcome.verdict.keeps_zero_shot, len(results.outcome.learned)
+    seen = f"adapted to {len(results.files)} images without labels"
+    if n_learned:
+        seen = f"trained on {n_learned} labelled ones of {len(results.files)} images"
     what = "Zero-shot" if kept else f"Method `{record.method}`"
     yield (
         f"{what} on the backbone `{record.backbone}`, for {len(record.class_names)} classes, "
-        f"adapted to {len(results.files)} images without labels by microclip {runtime.version()}."
+        f"{seen} by microclip {runtime.version()}."
     )
     yield ""
 
@@ -191,9 +194,10 @@ def _verdict(results: Results) -> Iterator[str]:
         yield from (f"| {name} | {value:.4g} |" for name, value in verdict.numbers.items())
         yield ""
     if (scores := results.scores()) is not None:
+        how = "saw without their labels" if scores["seen_in_training"] else "did not see"
         yield (
-            f"Accuracy on {scores['n_labelled']} labelled images, which training saw without their "
-            f"labels: **{scores['top1_pct']:.2f} %**, zero-shot "
+            f"Accuracy on {scores['n_labelled']} labelled images, which training {how}: "
+            f"**{scores['top1_pct']:.2f} %**, zero-shot "
             f"{scores['top1_zero_shot_pct']:.2f} %."
         )
         yield ""

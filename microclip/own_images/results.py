@@ -195,9 +195,13 @@ class Results:
         return [(self.class_names[label], n) for label, n in counts.most_common()]
 
     def scores(self) -> dict[str, Any] | None:
-        """Accuracy on the labelled images; None if there are none."""
-        labels = self.materials.labels
-        rows = [row for row, path in enumerate(self.materials.images) if path in labels]
+        """Accuracy on the labelled images, but for those learned from; None if there are none."""
+        labels, learned = self.materials.labels, set(self.outcome.learned)
+        rows = [
+            row
+            for row, path in enumerate(self.materials.images)
+            if path in labels and row not in learned
+        ]
         if not rows:
             return None
         truth = torch.tensor([labels[self.materials.images[row]] for row in rows])
@@ -211,9 +215,10 @@ class Results:
             "top1_zero_shot_pct": _round(zero_shot),
             **{f"top1_{n}_pct": _round(e.top1_pct) for n, e in heads.items() if n != "fused"},
             "per_class_pct": _per_class(heads["fused"], self.class_names),
-            # The images, never the labels; a classifier of texts alone saw no image.
+            # The images, never the labels; a classifier of texts alone saw no image, and a
+            # few-shot method only those that are left out here.
             "seen_in_training": declaration_of(self.outcome.record.method).supervision
-            is not Supervision.NONE,
+            not in (Supervision.NONE, Supervision.FEW_SHOT),
         }
 
     def as_dict(self) -> dict[str, Any]:

@@ -18,13 +18,15 @@ from torch import Tensor
 
 from microclip import runtime
 from microclip.adaptation.training import NonFiniteLossError
-from microclip.data.loading import UnlabelledImages
+from microclip.data.loading import UnlabelledImages, k_shot
 from microclip.methods.base import Classifier, Method, Silence, Task, Tracker, load_method
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.embeddings import TextClassifiers, backbone_key, classifiers
 from microclip.own_images import prediction
 from microclip.own_images.record import Record, Resolved, task_of, with_images
 from microclip.own_images.verdict import MAX_LOOKED_AT, Verdict, Watch, judge
+from microclip.settings.base import SettingsError
+from microclip.settings.declarations import Supervision
 from microclip.settings.study import BackboneSettings
 from microclip.tracking.run import EpochReporter, RunClock
 
@@ -35,7 +37,12 @@ _FIRST, _MOST = 2, 64  # images in the first measurement, and at most
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """What training starts from: a fresh backbone, class vectors, a method and its settings."""
+    """What training starts from: a fresh backbone, class vectors, a method and its settings.
+
+    Attributes:
+        labels: class of each image, -1 where unknown; empty if none is known. Only a few-shot
+            method learns from some of them.
+    """
 
     record: Record
     backbone: BackboneSettings
@@ -45,6 +52,26 @@ class Start:
     method: Method[BaseModel]
     settings: BaseModel
     precision: str = "fp32"
+    labels: tuple[int, ...] = ()
+
+    def drawn(self) -> dict[int, int]:
+        """The labels that a few-shot method learns from, by number of the image; else none.
+
+        The draw follows the seed, as in a study: `shots` images of each class, or all it has.
+
+        Raises:
+            SettingsError: a few-shot method, and no image has a label.
+        """
+        if self.method.supervision is not Supervision.FEW_SHOT:
+            return {}
+        shots = int(getattr(self.settings, "shots", 1))
+        rows = k_shot(self.labels, shots, self.record.seed)
+        if not rows:
+            raise SettingsError(
+                f"method {self.record.method!r} learns from labelled images, got none; give "
+                "--labels FILE with columns file,class (labels= in Python), or use another method"
+            )
+        return {row: self.labels[row] for row in rows}
 
 
 def load_start(
@@ -52,6 +79,7 @@ def load_start(
     backbone: BackboneSettings,
     chosen: Resolved,
     device: str,
+    labels: Sequence[int] = (),
 ) -> Start:
     """Load the backbone on `device` and encode the sentences, in the order of the classes."""
     tower = load_backbone(backbone, device)
@@ -74,6 +102,7 @@ def load_start(
         method=chosen.method,
         settings=chosen.settings,
         precision=chosen.options.precision,
+        labels=tuple(labels),
     )
 
 
@@ -87,6 +116,7 @@ class Outcome:
         tower: the classifier's backbone.
         heads: its cosine similarities for all images, by head.
         zero_shot: class of each image before training.
+        learned: numbers of the images whose labels were learned from.
     """
 
     record: Record
@@ -95,6 +125,7 @@ class Outcome:
     heads: prediction.Heads
     zero_shot: Int[Tensor, " image"]
     verdict: Verdict
+    learned: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +145,7 @@ class Place:
 
 def adapt_images(start: Start, images: UnlabelledImages, place: Place) -> Outcome:
     """Adapt to `images` and judge the result; zero-shot replaces a network that collapsed."""
-    record, folder = start.record, place.folder
+    record, folder, drawn = start.record, place.folder, start.drawn()
     task = task_of(record, start.texts, start.tower, start.precision)
     untrained = prediction.heads(_zero_shot(task), start.tower, images, record.seed)
     zero_shot = untrained["fused"].argmax(dim=-1)
@@ -126,7 +157,7 @@ def adapt_images(start: Start, images: UnlabelledImages, place: Place) -> Outcom
         n_epochs=getattr(start.settings, "epochs", None),
         past=place.past,
     )
-    given = with_images(task, start.method, start.tower, images)
+    given = with_images(task, start.method, start.tower, images, drawn)
     given = replace(given, checkpoints=folder, monitor=watch, sentences=start.sentences)
     stopped, classifier, heads = "", None, untrained
     try:
@@ -141,7 +172,7 @@ def adapt_images(start: Start, images: UnlabelledImages, place: Place) -> Outcom
     )
     if classifier is None or verdict.keeps_zero_shot:
         return _kept_zero_shot(start, untrained, verdict)
-    return Outcome(record, classifier, start.tower, heads, zero_shot, verdict)
+    return Outcome(record, classifier, start.tower, heads, zero_shot, verdict, tuple(drawn))
 
 
 def _kept_zero_shot(start: Start, untrained: prediction.Heads, verdict: Verdict) -> Outcome:
@@ -193,7 +224,12 @@ def estimate(images: Sequence[Path], start: Start) -> Estimate:
         count = min(4 * count, _MOST, len(images))
     per_image = {name: seconds / count for name, seconds in found.items()}
     return Estimate(
-        seconds=_total(per_image, len(images), _n_epochs(start.settings, len(images))),
+        seconds=_total(
+            per_image,
+            len(images),
+            _n_epochs(start.settings, len(images)),
+            n_trained=len(start.drawn()) or len(images),
+        ),
         n_measured=count,
         store_mib=mib / count * len(images),
         peak_memory_mib=runtime.peak_memory_mib(),
@@ -207,11 +243,11 @@ def _n_epochs(settings: BaseModel, n_images: int) -> int:
     return found
 
 
-def _total(per_image: Mapping[str, float], n_images: int, epochs: int) -> float:
+def _total(per_image: Mapping[str, float], n_images: int, epochs: int, *, n_trained: int) -> float:
     """Seconds of a command: decoding, training, one evaluation per epoch, final evaluations."""
     looked_at = min(n_images, MAX_LOOKED_AT)
     looks = (epochs + 1) * looked_at + 2 * n_images
-    trained = epochs * n_images
+    trained = epochs * n_trained
     return per_image["decode"] * n_images + per_image["train"] * trained + per_image["look"] * looks
 
 
@@ -225,7 +261,10 @@ def _measure(
         short = short.model_copy(update={"epochs": 1})
     with prediction.stored(sample) as images:
         decoded = time.perf_counter()
-        task = with_images(task_of(record, start.texts, tower), method, tower, images)
+        # Any labels do: the time does not depend on them.
+        labels = {row: row % len(record.class_names) for row in range(len(images))}
+        drawn = labels if start.drawn() else None
+        task = with_images(task_of(record, start.texts, tower), method, tower, images, drawn)
         task = replace(task, sentences=start.sentences)
         classifier = None
         with contextlib.suppress(NonFiniteLossError):  # the actual training reports it
