@@ -18,7 +18,9 @@ from torch import Tensor
 
 from microclip import runtime
 from microclip.adaptation.training import NonFiniteLossError
-from microclip.data.loading import UnlabelledImages, k_shot
+from microclip.data.loading import UnlabelledImages
+from microclip.data.manifest import UNKNOWN
+from microclip.data.shots import Draw, draw_shots
 from microclip.methods.base import Classifier, Method, Silence, Task, Tracker, load_method
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.embeddings import TextClassifiers, backbone_key, classifiers
@@ -65,12 +67,13 @@ class Start:
         if self.method.supervision is not Supervision.FEW_SHOT:
             return {}
         shots = int(getattr(self.settings, "shots", 1))
-        rows = k_shot(self.labels, shots, self.record.seed)
-        if not rows:
+        rule: Draw = getattr(self.settings, "draw", None) or "once"
+        if all(label == UNKNOWN for label in self.labels):
             raise SettingsError(
                 f"method {self.record.method!r} learns from labelled images, got none; give "
                 "--labels FILE with columns file,class (labels= in Python), or use another method"
             )
+        rows = draw_shots(self.labels, shots, self.record.seed, rule)
         return {row: self.labels[row] for row in rows}
 
 
