@@ -116,7 +116,7 @@ def judge(
         numbers["churn_pct"] = sum(churns[-LAST:]) / len(churns[-LAST:])
     if collapse := _signs_of_collapse(first, last):
         return Verdict("collapsed", tuple(collapse), numbers)
-    doubts = _doubts(last, churns, n_images / n_classes)
+    doubts = _doubts(last, churns, n_images / n_classes, n_epochs=len(trained))
     if doubts:
         return Verdict("no evidence", tuple(doubts), numbers)
     settled = f"pseudo-labels settled (churn {numbers['churn_pct']:.1f} %), no collapse"
@@ -146,13 +146,19 @@ def _signs_of_collapse(first: Mapping[str, float], last: Mapping[str, float]) ->
 
 
 def _doubts(
-    last: Mapping[str, float], churns: Sequence[float], images_per_class: float
+    last: Mapping[str, float],
+    churns: Sequence[float],
+    images_per_class: float,
+    *,
+    n_epochs: int,
 ) -> list[str]:
     """Why there is no reason to prefer the adapted classifier, in words."""
     found = []
     if images_per_class < MIN_IMAGES_PER_CLASS:
         found.append(f"{images_per_class:.1f} images per class are too few to judge by")
-    if len(churns) < LAST:
+    if not churns and n_epochs > 1:
+        found.append("this method has no pseudo-labels that could settle")
+    elif len(churns) < LAST:
         n = len(churns) + 1
         epochs = "1 epoch is" if n == 1 else f"{n} epochs are"
         found.append(f"{epochs} too few to see whether pseudo-labels settle")
@@ -259,7 +265,8 @@ class Watch:
     ) -> None:
         """Keep a batch's pseudo-labels, the ones learnt from."""
         # Left on their device: copying each batch to the host would wait for the GPU.
-        self._new.append((indices, guesses["mix"]))
+        if "mix" in guesses:  # POUF has none
+            self._new.append((indices, guesses["mix"]))
 
     def evaluate(self, classifier: Classifier, epoch: int) -> None:
         """Compute the signs of the classifier as it is now."""
@@ -284,7 +291,9 @@ class Watch:
             for indices, labels in self._new:
                 guesses[indices] = labels.cpu()
             if (before := self._guesses.get(epoch - 1)) is not None:
-                found["churn_pct"] = _share(guesses != before)
+                is_known = (guesses >= 0) & (before >= 0)  # an epoch may leave images out
+                if bool(is_known.any()):
+                    found["churn_pct"] = _share((guesses != before)[is_known])
             kept = {e: g for e, g in self._guesses.items() if e == epoch - 1}
             self._guesses = {**kept, epoch: guesses}
         if self._file is not None and self._start is not None:

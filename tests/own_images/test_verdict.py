@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from microclip.own_images.verdict import judge, signs
+from microclip.data.loading import UnlabelledImages
+from microclip.own_images.verdict import Watch, judge, signs
 
 START = {"epoch": 0, "kept_pct": 79.4, "agreement_pct": 63.8, "classes_seen_pct": 100.0}
 START |= {"entropy": 0.921, "confidence": 0.9}
@@ -76,6 +78,26 @@ def test_nan_counts_as_a_collapse() -> None:
 
 def test_a_method_without_training_is_not_judged() -> None:
     assert judge([], n_images=160, n_classes=20).kind == "untrained"
+
+
+def test_a_method_without_pseudo_labels_is_said_to_have_none() -> None:
+    rows = history({key: v for key, v in MEASURED["1e-4"].items() if key != "churn_pct"})
+    found = judge(rows, n_images=160, n_classes=20)
+    assert found.kind == "no evidence"
+    assert found.reasons == ("this method has no pseudo-labels that could settle",)
+
+
+def test_churn_counts_the_images_that_both_epochs_labelled() -> None:
+    images = UnlabelledImages(store=None, rows=(0, 1, 2, 3))  # type: ignore[arg-type]
+    tower: Any = SimpleNamespace(device="cpu")
+    watch = Watch(images, tower, torch.zeros(4, dtype=torch.long), seed=0)
+    seen = []
+    for epoch, (indices, labels) in enumerate((([0, 1, 2], [0, 1, 2]), ([3, 2, 1], [0, 0, 1])), 1):
+        watch.pseudo_labels(torch.tensor(indices), {"mix": torch.tensor(labels)})
+        seen.append(watch.take(epoch))
+    assert seen == [{}, {"churn_pct": 50.0}]
+    watch.pseudo_labels(torch.tensor([0]), {})  # POUF teaches nothing
+    assert watch.take(3) == {}
 
 
 def test_signs_are_computed_from_the_heads() -> None:
