@@ -65,6 +65,8 @@ WANTED = {
         "dpa": 1,
         "upl": 1,
         "wca": 1,
+        "pouf": 1,
+        "lafter": 1,
     },
 }
 # Jobs that do not depend on how many methods have code.
