@@ -15,7 +15,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -299,61 +299,56 @@ def load_bank(
     not.
     """
     index = json.loads((folder / "drawings.json").read_text())["drawings"]
-    texts = []
-    for row in index:
-        concept = catalogue.concepts.get(row["hexcode"] or "")
-        if concept:
-            texts.append((concept.name, concept.tags))
-        else:
-            texts.append((row["icon"].replace("-", " "), ()))
     unnamed = set() if known is None else _class_codes(catalogue)
-    captions = [
-        caption_of(
-            name,
-            tags,
-            (known or {}).get(name, {}) if row["hexcode"] else {},
-            is_benchmark=row["hexcode"] in unnamed,
-        )
-        for row, (name, tags) in zip(index, texts, strict=True)
+    captions = [_caption_of(row, catalogue, known or {}, unnamed) for row in index]
+    said = [
+        _weights(each.name, each.keywords) if known is None else each.word_weights()
+        for each in captions
     ]
-    vocabulary, weights = _vocabulary(
-        [
-            _weights(*text) if known is None else caption.word_weights()
-            for text, caption in zip(texts, captions, strict=True)
-        ],
-        min_count,
-    )
+    vocabulary, weights = _vocabulary(said, min_count)
     keep = [i for i, row in enumerate(weights) if row]
     word_index, word_weight = _pad([weights[i] for i in keep])
-    hexcodes = [index[i]["hexcode"] for i in keep]
-    concepts = sorted({code for code in hexcodes if code and code not in unnamed})
-    number = {code: i for i, code in enumerate(concepts)}
+    codes = [index[i]["hexcode"] for i in keep]
+    named = sorted({code for code in codes if code and code not in unnamed})
+    number = {code: i for i, code in enumerate(named)}
     artists = [index[i]["artist"] for i in keep]
     tint = torch.tensor([artist in SINGLE_COLOUR for artist in artists])
-    concept_of = torch.tensor([number.get(code or "", -1) for code in hexcodes])
-    codes = sorted({code for code in hexcodes if code})
-    subjects = {code: i for i, code in enumerate(codes)}
-    subject = torch.tensor(
-        [subjects.get(code or "", len(codes) + i) for i, code in enumerate(hexcodes)]
-    )
-    flags = [
+    is_flag = [
         artist in FLAG_ARTISTS or (code is not None and catalogue.concepts[code].group == 9)
-        for artist, code in zip(artists, hexcodes, strict=True)
+        for artist, code in zip(artists, codes, strict=True)
     ]
     rasters = np.load(folder / "drawings.npy", mmap_mode="r")[keep]
     return Bank(
         rasters=torch.from_numpy(rasters),
-        concepts=[catalogue.concepts[code] for code in concepts],
-        concept=concept_of,
+        concepts=[catalogue.concepts[code] for code in named],
+        concept=torch.tensor([number.get(code or "", -1) for code in codes]),
         vocabulary=vocabulary,
         word_index=word_index,
         word_weight=word_weight,
         tint=tint,
-        mirror=~torch.tensor(flags),
-        sampling=_sampling(subject < len(codes), tint),
+        mirror=~torch.tensor(is_flag),
+        sampling=_sampling(torch.tensor([code is not None for code in codes]), tint),
         captions=[captions[i] for i in keep],
-        subject=subject,
+        subject=_subjects(codes),
     )
+
+
+def _caption_of(
+    row: Mapping[str, Any], catalogue: Catalogue, known: Mapping[str, Any], unnamed: set[str]
+) -> Caption:
+    """What can be said of a drawing; one that is no emoji has its file's name."""
+    concept = catalogue.concepts.get(row["hexcode"] or "")
+    if concept is None:
+        return caption_of(row["icon"].replace("-", " "), (), {}, is_benchmark=False)
+    entry = known.get(concept.name, {})
+    return caption_of(concept.name, concept.tags, entry, is_benchmark=concept.hexcode in unnamed)
+
+
+def _subjects(codes: Sequence[str | None]) -> Int[Tensor, " n"]:
+    """A number for each drawing, the same for drawings of one emoji."""
+    number = {code: i for i, code in enumerate(sorted({code for code in codes if code}))}
+    own = range(len(number), len(number) + len(codes))
+    return torch.tensor([number.get(code or "", i) for code, i in zip(codes, own, strict=True)])
 
 
 def _class_codes(catalogue: Catalogue) -> set[str]:

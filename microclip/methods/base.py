@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SHARED_RECIPE = 1  # raise when data, views, backbone or text stages change what they mean
 REPEAT = "repeat_"  # begins the names of heads that are further draws of the fused one
-_NOT_METHODS = {"__init__", "base", "fusion"}
+_NOT_METHODS = {"__init__", "base", "few_shot", "fusion"}
 _DECLARED = frozenset(path.stem for path in Path(declarations.__path__[0]).glob("[!_]*.py"))
 
 
@@ -287,35 +287,8 @@ def grant(
     return replace(task, embeddings=seen.embeddings())
 
 
-def labelled(
-    task: Task, shots: int, tracker: Tracker
-) -> tuple[UnlabelledImages, Int[Tensor, " example"]]:
-    """Return a few-shot task's images and labels; say which classes have too few.
-
-    A class with fewer images than `shots` gives all it has, once, as in the official code.
-
-    Raises:
-        ValueError: the task has no labelled images.
-    """
-    examples = task.examples
-    if examples is None or examples.images is None:
-        raise ValueError("this method learns from labelled images, got none; give it examples")
-    counts = [0] * len(task.class_names)
-    for label in examples.labels.tolist():
-        counts[label] += 1
-    few = [name for name, count in zip(task.class_names, counts, strict=True) if count < shots]
-    if few:
-        n_empty = counts.count(0)
-        empty = f", {n_empty} of them none" if n_empty else ""
-        tracker.message(
-            f"{len(few)} of {len(counts)} classes have fewer than {shots} labelled images{empty} "
-            f"({few[0]!r} and so on); they give all they have"
-        )
-    return examples.images, examples.labels
-
-
 def known_methods() -> list[str]:
-    """Names of all methods, one file of this folder each; `fusion` is what some of them share."""
+    """Names of all methods, a file each; `few_shot` and `fusion` are what some of them share."""
     return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _NOT_METHODS)
 
 

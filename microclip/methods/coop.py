@@ -11,13 +11,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from microclip import runtime
-from microclip.adaptation.losses import CrossEntropy
-from microclip.adaptation.schedules import recipe_of
-from microclip.adaptation.teacher import FixedLabels
-from microclip.adaptation.training import Trainer
-from microclip.data.loading import TrainingViews, augmented
-from microclip.methods.base import DeclaredMethod, Task, Tracker, Watching, labelled
+from microclip.methods.base import DeclaredMethod, Task, Tracker, Watching
 from microclip.methods.clip import PromptClassifier
+from microclip.methods.few_shot import labelled, prompt_trainer
 from microclip.model.prompts import ContextPrompts
 from microclip.settings.methods.coop import DECLARATION, CoopSettings
 
@@ -33,25 +29,9 @@ class Coop(DeclaredMethod[CoopSettings]):
         Raises:
             SettingsError: a prompt does not fit the text tower's context.
         """
-        images, labels = labelled(task, settings.shots, tracker)
+        examples = labelled(task, settings.shots, tracker)
         network = _network(task, settings)
-        backbone = network.prompts.backbone
-        trainer = Trainer(
-            network,
-            FixedLabels(labels),
-            CrossEntropy(network.similarity, backbone.logit_scale),
-            recipe_of(settings),
-            TrainingViews(
-                images,
-                augmented(task.seed, backbone),
-                batch_size=settings.batch_size,
-                device=task.device,
-                drop_last=settings.drop_last,
-                is_strong=False,
-            ),
-            settings=settings.model_dump(mode="json"),
-            precision=task.precision,
-        )
+        trainer = prompt_trainer(task, settings, network, examples)
         classifier = PromptClassifier(network)
         trainer.train(Watching(task, tracker, classifier), task.checkpoints)
         return classifier

@@ -14,11 +14,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from microclip import runtime
-from microclip.adaptation.losses import CrossEntropy
-from microclip.adaptation.schedules import recipe_of
-from microclip.adaptation.teacher import FixedLabels
-from microclip.adaptation.training import Trainer
-from microclip.data.loading import TrainingViews, augmented
 from microclip.methods.base import (
     DeclaredMethod,
     Task,
@@ -26,8 +21,8 @@ from microclip.methods.base import (
     ViewPlan,
     Views,
     Watching,
-    labelled,
 )
+from microclip.methods.few_shot import labelled, prompt_trainer
 from microclip.model.backbone import Backbone, unit_norm
 from microclip.model.prompts import (
     ClassPrompts,
@@ -151,25 +146,9 @@ class Maple(DeclaredMethod[MapleSettings]):
         Raises:
             SettingsError: deeper than a tower, or a prompt does not fit the text tower's context.
         """
-        images, labels = labelled(task, settings.shots, tracker)
+        examples = labelled(task, settings.shots, tracker)
         network = untrained(task, settings)
-        backbone = network.prompts.backbone
-        trainer = Trainer(
-            network,
-            FixedLabels(labels),
-            CrossEntropy(network.similarity, backbone.logit_scale),
-            recipe_of(settings),
-            TrainingViews(
-                images,
-                augmented(task.seed, backbone),
-                batch_size=settings.batch_size,
-                device=task.device,
-                drop_last=settings.drop_last,
-                is_strong=False,
-            ),
-            settings=settings.model_dump(mode="json"),
-            precision=task.precision,
-        )
+        trainer = prompt_trainer(task, settings, network, examples)
         classifier = CoupledClassifier(network)
         trainer.train(Watching(task, tracker, classifier), task.checkpoints)
         return classifier

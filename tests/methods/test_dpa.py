@@ -28,6 +28,7 @@ from microclip.settings import SettingsError, validated
 from microclip.settings.methods.dpa import DpaSettings
 from microclip.study import load as load_study
 from tests.fixtures import project as fixture
+from tests.methods.prompted import Interrupting, KilledError
 
 TEXT = torch.tensor([[0.7, 0.3], [0.6, 0.4]])
 IMAGE = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
@@ -177,22 +178,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_does_not() -> None:
     assert not torch.equal(states[0]["classifier"], states[2]["classifier"])
 
 
-class Stops(fixture.Journal):
-    """A tracker under which a run ends in its third epoch's report."""
-
-    def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        super().epoch(epoch, row)
-        if epoch == 3:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.usefixtures("project")
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     long = options(epochs=4)
     expected = METHOD.adapt(task(), long, fixture.Journal()).trained_state()
     stopped = task(checkpoints=tmp_path / "kept")
-    with pytest.raises(KeyboardInterrupt):
-        METHOD.adapt(stopped, long, Stops())
+    with pytest.raises(KilledError):
+        METHOD.adapt(stopped, long, Interrupting(after=2))
     journal = fixture.Journal()
     found = METHOD.adapt(task(checkpoints=tmp_path / "kept"), long, journal).trained_state()
     assert list(journal.rows) == [3, 4]

@@ -29,6 +29,7 @@ from microclip.settings import SettingsError, validated
 from microclip.settings.methods.reclip import DECLARATION, ReclipSettings
 from microclip.text.prompts import fill
 from tests.fixtures import project as fixture
+from tests.methods.prompted import Interrupting, KilledError
 
 TEMPLATES = ("a picture of a {}", "an icon of a {}")
 
@@ -143,23 +144,14 @@ def test_before_training_it_is_the_mean_of_the_first_template_and_of_all() -> No
     torch.testing.assert_close(heads["fused"], (first + every) / 2, atol=1e-5, rtol=0)
 
 
-class Stops(fixture.Journal):
-    """A tracker under which a run ends in its third epoch's report."""
-
-    def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        super().epoch(epoch, row)
-        if epoch == 3:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.usefixtures("project")
 def test_the_same_seed_gives_the_same_bits_and_so_does_a_resumed_run(tmp_path: Path) -> None:
     long = options(epochs=4, text_learning_rate=0.01, visual_learning_rate=0.5)
     images = torch.randn(6, 3, 32, 32)
     whole = METHOD.adapt(task(), long, fixture.Journal())
     expected = whole.trained_state()
-    with pytest.raises(KeyboardInterrupt):
-        METHOD.adapt(task(checkpoints=tmp_path / "kept"), long, Stops())
+    with pytest.raises(KilledError):
+        METHOD.adapt(task(checkpoints=tmp_path / "kept"), long, Interrupting(after=2))
     journal = fixture.Journal()
     resumed = METHOD.adapt(task(checkpoints=tmp_path / "kept"), long, journal)
     found = resumed.trained_state()
