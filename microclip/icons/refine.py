@@ -82,6 +82,7 @@ class Refining(nn.Module):
         super().__init__()
         self.backbone = backbone
         e = backbone.embedding_dim
+        # Of norm 11, which at these rates hardly moves: docs/icons.md says what that cost.
         self.concepts = nn.Parameter(torch.randn(n_concepts, e))
         self.words = nn.Parameter(torch.randn(n_words, e))
         self.word_bias = nn.Parameter(torch.zeros(n_words))

@@ -448,7 +448,7 @@ def follow(journals: Mapping[str, int], closing: int, hint: str = HINT) -> bool:
     return follower.close()
 
 
-_WAIT_S = 30.0  # for the mirror of one run, after the run
+_WAIT_S = 60.0  # for the mirror of one run, after the run: importing MLflow alone can take 30
 
 
 def start(folders: Sequence[Path], *arguments: str) -> Companion:
