@@ -172,7 +172,7 @@ class Upl(DeclaredMethod[UplSettings]):
         tracker.message(_chosen_line(chosen, task.class_names, settings.per_class))
         trainer = Trainer(
             network,
-            FixedLabels(probabilities.argmax(dim=-1)),
+            FixedLabels(probabilities.argmax(dim=-1).to(task.device)),
             EnsembleLosses(network),
             recipe_of(settings),
             EnsembleViews(_views(task, settings, chosen)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from microclip.adaptation.teacher import FixedLabels
 from microclip.data import loading
 from microclip.data.loading import Examples, UnlabelledImages
 from microclip.methods import base
@@ -133,6 +135,24 @@ def _untrained(method: Any, name: str) -> dict[str, torch.Tensor]:
         task(method), given, fixture.Journal()
     ).trained_state()
     return state
+
+
+class LabelsSeenError(RuntimeError):
+    """Says where the labels of a training are."""
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("name", ["lafter", "oracle", "upl"])
+def test_labels_are_on_the_device_that_trains(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On "meta", which needs no GPU: a loss cannot read labels of another device."""
+
+    def stop(_: FixedLabels, labels: torch.Tensor) -> None:
+        raise LabelsSeenError(labels.device)
+
+    monkeypatch.setattr(FixedLabels, "__init__", stop)
+    method = load_method(name)
+    with pytest.raises(LabelsSeenError, match="meta"):
+        method.adapt(replace(task(method), device="meta"), options(name), fixture.Journal())
 
 
 @pytest.mark.parametrize("name", known_methods())
