@@ -81,6 +81,26 @@ class Views:
     images: Float[Tensor, "batch 3 height width"] | None = None  # normalised
     squares: Float[Tensor, "batch crop embedding"] | None = None  # as `embeddings`, if planned
 
+    def needed_embeddings(self) -> Float[Tensor, "batch embedding"]:
+        """Return the embeddings.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.embeddings is None:
+            raise ValueError("this classifier reads embeddings, got none; follow its ViewPlan")
+        return self.embeddings
+
+    def needed_images(self) -> Float[Tensor, "batch 3 height width"]:
+        """Return the images.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.images is None:
+            raise ValueError("this classifier reads images, got none; follow its ViewPlan")
+        return self.images
+
 
 @runtime_checkable
 class Monitor(Protocol):

@@ -34,9 +34,8 @@ class LinearClassifier:
 
     def logits(self, views: Views) -> Float[Tensor, "batch classes"]:
         """Return cosine similarities."""
-        if views.embeddings is None:
-            raise ValueError("this classifier reads embeddings, got images; follow its ViewPlan")
-        return cosine_similarity(views.embeddings, self.vectors.to(views.embeddings.device))
+        embeddings = views.needed_embeddings()
+        return cosine_similarity(embeddings, self.vectors.to(embeddings.device))
 
     def heads(self, views: Views) -> dict[str, Float[Tensor, "batch classes"]]:
         """Return the one prediction there is."""

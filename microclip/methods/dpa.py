@@ -49,10 +49,8 @@ class PrototypeClassifier:
     @torch.no_grad()
     def logits(self, views: Views) -> Float[Tensor, "batch classes"]:
         """Return cosines with the textual prototypes."""
-        if views.images is None:
-            raise ValueError("this classifier reads images, got embeddings; follow its ViewPlan")
         self._network.eval()
-        return self._network.global_similarity(views.images)
+        return self._network.global_similarity(views.needed_images())
 
     def heads(self, views: Views) -> dict[str, Float[Tensor, "batch classes"]]:
         """Return the one prediction there is."""

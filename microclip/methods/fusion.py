@@ -40,12 +40,11 @@ class FusionClassifier:
     @torch.no_grad()
     def heads(self, views: Views) -> dict[str, Float[Tensor, "batch classes"]]:
         """Return the fused, global and local similarities."""
-        if views.images is None:
-            raise ValueError("this classifier reads images, got embeddings; follow its ViewPlan")
+        images = views.needed_images()
         self._fusion.eval()
         if self._fusion.options.train_head == "cls":
-            return {"fused": self._fusion.global_similarity(views.images)}
-        seen = self._fusion(views.images, generator=runtime.generator(self._seed, "test-query"))
+            return {"fused": self._fusion.global_similarity(images)}
+        seen = self._fusion(images, generator=runtime.generator(self._seed, "test-query"))
         return {"fused": seen.logits, "global": seen.global_logits, "local": seen.local_logits}
 
     def trained_state(self) -> dict[str, Tensor]:

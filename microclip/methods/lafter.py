@@ -115,11 +115,9 @@ class PromptedClassifier:
         This changes no prediction: it makes the scores at most 1, and cosines if all rows have one
         length.
         """
-        if views.images is None:
-            raise ValueError("this classifier reads images, got embeddings; follow its ViewPlan")
-        head = self._network.head
+        images, head = views.needed_images(), self._network.head
         longest = head.norm(dim=-1).max().clamp_min(torch.finfo(head.dtype).tiny)
-        return scores(unit_norm(self._network.embeddings(views.images)), head / longest)
+        return scores(unit_norm(self._network.embeddings(images)), head / longest)
 
     def heads(self, views: Views) -> dict[str, Float[Tensor, "batch classes"]]:
         """Return the one prediction there is."""

@@ -48,10 +48,8 @@ class ProbeClassifier:
 
     def logits(self, views: Views) -> Float[Tensor, "batch classes"]:
         """Return scaled scores; the arg max is the prediction."""
-        if views.embeddings is None:
-            raise ValueError("this classifier reads embeddings, got images; follow its ViewPlan")
-        device = views.embeddings.device
-        scores = functional.linear(views.embeddings, self._weight.to(device), self._bias.to(device))
+        rows = views.needed_embeddings()
+        scores = functional.linear(rows, self._weight.to(rows.device), self._bias.to(rows.device))
         return scores / self._scale
 
     def heads(self, views: Views) -> dict[str, Float[Tensor, "batch classes"]]:

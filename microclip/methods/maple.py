@@ -119,12 +119,10 @@ class CoupledClassifier:
     @torch.no_grad()
     def logits(self, views: Views) -> Float[Tensor, "batch classes"]:
         """Return cosines."""
-        if views.images is None:
-            raise ValueError("this classifier reads images, got embeddings; follow its ViewPlan")
         version = self._network.state_version()
         if self._vectors is None or version != self._version:
             self._vectors, self._version = self._network.class_vectors(), version
-        return cosine_similarity(self._network.encode_image(views.images), self._vectors)
+        return cosine_similarity(self._network.encode_image(views.needed_images()), self._vectors)
 
     def heads(self, views: Views) -> dict[str, Float[Tensor, "batch classes"]]:
         """Return the one prediction there is."""

@@ -93,12 +93,10 @@ class AlignedClassifier:
     def logits(self, views: Views) -> Float[Tensor, "batch classes"]:
         """Return cosine similarities."""
         if self.views.kind == "image":
-            if views.images is None:
-                raise ValueError("this classifier reads images, got none; follow its ViewPlan")
-            return cosine_similarity(self._network.image_embeddings(views.images), self.vectors())
-        if views.embeddings is None:
-            raise ValueError("this classifier reads embeddings, got none; follow its ViewPlan")
-        return cosine_similarity(views.embeddings, self.vectors())
+            embeddings = self._network.image_embeddings(views.needed_images())
+        else:
+            embeddings = views.needed_embeddings()
+        return cosine_similarity(embeddings, self.vectors())
 
     @torch.no_grad()
     def vectors(self) -> Float[Tensor, "classes embedding"]:

@@ -154,13 +154,9 @@ class CopiesClassifier:
     @torch.no_grad()
     def heads(self, views: Views) -> dict[str, Float[Tensor, "batch classes"]]:
         """Return the mean, and the cosines of the text and of the visual copy."""
-        if views.images is None:
-            raise ValueError("this classifier reads images, got embeddings; follow its ViewPlan")
-        network = self._network.eval()
-        text = cosine_similarity(
-            network.text.encode_global(views.images), network.known_class_vectors()
-        )
-        visual = cosine_similarity(network.visual.encode_global(views.images), network.centroids)
+        images, network = views.needed_images(), self._network.eval()
+        text = cosine_similarity(network.text.encode_global(images), network.known_class_vectors())
+        visual = cosine_similarity(network.visual.encode_global(images), network.centroids)
         return {"fused": 0.5 * (text + visual), "text": text, "visual": visual}
 
     def trained_state(self) -> dict[str, Tensor]:

@@ -68,11 +68,10 @@ class EnsembleClassifier:
     @torch.no_grad()
     def logits(self, views: Views) -> Float[Tensor, "batch classes"]:
         """Return the mean of the members' cosines."""
-        embeddings = views.embeddings
-        if self.views.kind == "image" and views.images is not None:
-            embeddings = self._network.backbone.encode_global(views.images)
-        if embeddings is None:
-            raise ValueError(f"this classifier reads {self.views.kind}s; follow its ViewPlan")
+        if self.views.kind == "image":
+            embeddings = self._network.backbone.encode_global(views.needed_images())
+        else:
+            embeddings = views.needed_embeddings()
         return mean_over_members(
             [cosine_similarity(embeddings, each.vectors) for each in self._members]
         )

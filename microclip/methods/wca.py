@@ -73,9 +73,11 @@ class CropClassifier:
 
     def _scores(self, views: Views, repeat: int) -> Float[Tensor, "batch classes"]:
         """Return the weighted sum of cosines between crops and sentences."""
-        if views.embeddings is None or views.squares is None:
-            raise ValueError("this classifier reads embeddings of crops too; follow its ViewPlan")
-        whole, settings = views.embeddings, self._settings
+        if views.squares is None:
+            raise ValueError(
+                "this classifier reads embeddings of crops, got none; follow its ViewPlan"
+            )
+        whole, settings = views.needed_embeddings(), self._settings
         drawn = views.squares[:, self._draws[repeat].to(whole.device)]
         summed = aggregate_views if settings.sums == "normalised" else weighted_views
         image = summed(whole, drawn, 1 / settings.image_scale)
