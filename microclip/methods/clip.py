@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from microclip.methods.base import DeclaredMethod, Task, Tracker, ViewPlan, Views
 from microclip.model.prompts import ContextPrompts
 from microclip.model.token_fusion import cosine_similarity
+from microclip.model.trained import Remembered
 from microclip.settings.methods.clip import DECLARATION, ClipSettings
 
 
@@ -51,26 +51,17 @@ class PromptClassifier(LinearClassifier):
 
     def __init__(self, network: ContextPrompts) -> None:
         """Classify by the prompts of `network`."""
-        super().__init__(_vectors_of(network))
         self._network = network
-        self._version = network.state_version()
+        self._class_vectors = Remembered(network, network.class_vectors)
 
     @property
     def vectors(self) -> Float[Tensor, "classes embedding"]:
         """Return the class vectors; encoded again only after the context has changed."""
-        version = self._network.state_version()
-        if version != self._version:
-            self._vectors, self._version = _vectors_of(self._network), version
-        return self._vectors
+        return self._class_vectors()
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return the context vectors."""
         return self._network.trained_state()
-
-
-@torch.no_grad()
-def _vectors_of(network: ContextPrompts) -> Float[Tensor, "classes embedding"]:
-    return network.class_vectors()
 
 
 class Clip(DeclaredMethod[ClipSettings]):

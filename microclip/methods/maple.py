@@ -32,7 +32,7 @@ from microclip.model.prompts import (
     word_embeddings,
 )
 from microclip.model.token_fusion import cosine_similarity
-from microclip.model.trained import TrainedModule
+from microclip.model.trained import Remembered, TrainedModule
 from microclip.settings.base import SettingsError
 from microclip.settings.methods.maple import DECLARATION, MapleSettings
 
@@ -113,16 +113,13 @@ class CoupledClassifier:
     def __init__(self, network: CoupledPrompts) -> None:
         """Classify by `network`, in its present state."""
         self._network = network
-        self._vectors: Tensor | None = None
-        self._version: tuple[int, ...] = ()
+        self._class_vectors = Remembered(network, network.class_vectors)
 
     @torch.no_grad()
     def logits(self, views: Views) -> Float[Tensor, "batch classes"]:
         """Return cosines."""
-        version = self._network.state_version()
-        if self._vectors is None or version != self._version:
-            self._vectors, self._version = self._network.class_vectors(), version
-        return cosine_similarity(self._network.encode_image(views.needed_images()), self._vectors)
+        embeddings = self._network.encode_image(views.needed_images())
+        return cosine_similarity(embeddings, self._class_vectors())
 
     def heads(self, views: Views) -> dict[str, Float[Tensor, "batch classes"]]:
         """Return the one prediction there is."""

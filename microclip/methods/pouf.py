@@ -21,7 +21,7 @@ from microclip.methods.base import DeclaredMethod, Task, Tracker, ViewPlan, View
 from microclip.model.backbone import Backbone
 from microclip.model.prompts import ClassPrompts, class_prompts, plain_prompts, word_embeddings
 from microclip.model.token_fusion import cosine_similarity
-from microclip.model.trained import TrainedModule
+from microclip.model.trained import Remembered, TrainedModule
 from microclip.settings.methods.pouf import DECLARATION, PoufSettings
 
 _CONTEXT, _SCALE = "context", "logit_scale"
@@ -86,8 +86,7 @@ class AlignedClassifier:
         """Classify by `network`; with a frozen image tower, embeddings are enough."""
         self.views = ViewPlan("image" if network.context is None else "embedding")
         self._network = network
-        self._version: tuple[int, ...] | None = None
-        self._vectors = torch.empty(0)
+        self._class_vectors = Remembered(network, network.class_vectors)
 
     @torch.no_grad()
     def logits(self, views: Views) -> Float[Tensor, "batch classes"]:
@@ -96,15 +95,7 @@ class AlignedClassifier:
             embeddings = self._network.image_embeddings(views.needed_images())
         else:
             embeddings = views.needed_embeddings()
-        return cosine_similarity(embeddings, self.vectors())
-
-    @torch.no_grad()
-    def vectors(self) -> Float[Tensor, "classes embedding"]:
-        """Return the class vectors."""
-        version = self._network.state_version()
-        if version != self._version:
-            self._vectors, self._version = self._network.class_vectors(), version
-        return self._vectors
+        return cosine_similarity(embeddings, self._class_vectors())
 
     def heads(self, views: Views) -> dict[str, Float[Tensor, "batch classes"]]:
         """Return the one prediction there is."""

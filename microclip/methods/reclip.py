@@ -39,7 +39,7 @@ from microclip.model import frozen_linear
 from microclip.model.backbone import Backbone
 from microclip.model.prompts import ClassPrompts, text_layer_norms
 from microclip.model.token_fusion import cosine_similarity
-from microclip.model.trained import TrainedModule
+from microclip.model.trained import Remembered, TrainedModule
 from microclip.settings.methods.reclip import DECLARATION, ReclipSettings
 from microclip.text.classifier import template_classifier
 from microclip.text.prompts import fill
@@ -83,8 +83,9 @@ class TwoCopies(TrainedModule):
         first = tokens[:, 0]
         self._prompts = [ClassPrompts(backbone, first, [0] * len(first), n_vectors=0)]
         self.register_buffer("tokens", tokens, persistent=False)
-        self.register_buffer("centroids", self.text_matrix(), persistent=False)
-        self._class_vectors: tuple[tuple[int, ...], Tensor] | None = None
+        self._class_vectors = Remembered(self, self.class_vectors)
+        self._text_matrix = Remembered(self, self._encoded_templates)
+        self.register_buffer("centroids", self.text_matrix().clone(), persistent=False)
         self.freeze_the_rest()
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -121,17 +122,18 @@ class TwoCopies(TrainedModule):
         (prompts,) = self._prompts
         return prompts.encode(self.centroids.new_empty(0, prompts.width))
 
-    @torch.no_grad()
     def known_class_vectors(self) -> Float[Tensor, "classes embedding"]:
-        """Return `class_vectors` without gradient, encoded again only if the tower has changed."""
-        version = self.state_version()
-        if self._class_vectors is None or self._class_vectors[0] != version:
-            self._class_vectors = version, self.class_vectors()
-        return self._class_vectors[1]
+        """Return `class_vectors` without gradient, encoded again only if a copy has changed."""
+        return self._class_vectors()
 
-    @torch.no_grad()
     def text_matrix(self) -> Float[Tensor, "classes embedding"]:
-        """Return the class vectors of all templates, each normalised before their mean."""
+        """Return the class vectors of all templates, each normalised before their mean.
+
+        They are encoded again only if a copy has changed: ImageNet has 80,000 filled templates.
+        """
+        return self._text_matrix()
+
+    def _encoded_templates(self) -> Float[Tensor, "classes embedding"]:
         n_classes, n_templates, _ = self.tokens.shape
         rows = torch.split(self.tokens.flatten(0, 1), 256)
         encoded = torch.cat([self.text.encode_tokens(own) for own in rows])

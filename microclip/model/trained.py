@@ -1,8 +1,9 @@
-"""Networks of which only some tensors are trained, kept and put back."""
+"""Networks of which only some tensors are trained: kept, put back, and what is made of them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -50,3 +51,21 @@ class TrainedModule(nn.Module, ABC):
     def state_version(self) -> tuple[int, ...]:
         """Return a number per trained tensor that each change in place raises."""
         return tuple(parameter._version for parameter in self.trained_parameters().values())
+
+
+class Remembered:
+    """A tensor made of what a network trains, without gradient; made again only after a change."""
+
+    def __init__(self, network: TrainedModule, make: Callable[[], Tensor]) -> None:
+        """Remember what `make` returns while nothing that `network` trains has changed."""
+        self._network, self._make = network, make
+        self._version: tuple[int, ...] | None = None
+        self._made = torch.empty(0)
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        """Return the tensor, which is lent: do not write into it."""
+        version = self._network.state_version()
+        if version != self._version:
+            self._made, self._version = self._make(), version
+        return self._made
