@@ -20,7 +20,6 @@ from microclip.model.backbone import unit_norm
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-UNLABELLED = -1  # label of an image that belongs to no class
 _ROWS_TOGETHER = 1024  # of the similarity matrix, so that memory grows with N, not with its square
 
 

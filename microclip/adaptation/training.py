@@ -57,15 +57,11 @@ class Trainable(Protocol):
 
 
 class Batches(Protocol[BatchOut]):
-    """What is trained on, pass by pass; `data.loading.TrainingViews` is one."""
-
-    @property
-    def n_items(self) -> int:
-        """Items per pass, for the images per second in the history."""
+    """What is trained on, epoch by epoch; `data.loading.TrainingViews` is one."""
 
     @property
     def n_batches(self) -> int:
-        """Batches per pass."""
+        """Batches per epoch."""
 
     @property
     def device(self) -> torch.device:

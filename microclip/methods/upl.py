@@ -104,7 +104,6 @@ class EnsembleViews:
         self._views = tuple(views)
         self.seed = views[0].seed
         self.device = views[0].device
-        self.n_items = sum(each.n_items for each in views)
         self.n_batches = views[0].n_batches
 
     def identity(self) -> dict[str, object]:

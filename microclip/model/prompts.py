@@ -54,7 +54,7 @@ def prompt_order(
 
 
 class ClassPrompts(nn.Module):
-    """The prompts of all classes, with places for learned context vectors, on a frozen text tower.
+    """The prompts of all classes, with places for learned context vectors, and their text tower.
 
     Attributes:
         n_vectors: context vectors of a prompt.
@@ -225,15 +225,10 @@ def check_text_tower(backbone: Backbone) -> None:
 
 def text_layer_norms(backbone: Backbone) -> dict[str, nn.Parameter]:
     """Return gains and biases of the LayerNorms of CLIP's own text tower, by name."""
-    model: Any = backbone.model
-    norms = {
-        f"transformer.{path}": module
-        for path, module in model.transformer.named_modules()
-        if isinstance(module, nn.LayerNorm)
-    }
     return {
         f"{path}.{name}": parameter
-        for path, module in {**norms, "ln_final": model.ln_final}.items()
+        for path, module in backbone.model.named_modules()
+        if isinstance(module, nn.LayerNorm) and not path.startswith("visual.")
         for name, parameter in module.named_parameters(recurse=False)
     }
 
