@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, TypeVar
 
@@ -156,6 +156,11 @@ class ViewRecipe:
     # Not in the text that identifies a recipe, so that older checkpoints stay valid.
     strong: Strong = field(default="randaugment", repr=False)
 
+    @classmethod
+    def of(cls, backbone: Backbone, seed: int) -> ViewRecipe:
+        """Return the recipe of the views that a backbone reads."""
+        return cls(seed, backbone.image_size, backbone.mean, backbone.std)
+
     def first_window(self, shape: tuple[int, int], rng: np.random.Generator) -> Window:
         """Draw the window of the weak view of an image."""
         match self.weak:
@@ -178,13 +183,8 @@ def augmented(seed: int, backbone: Backbone, *, is_squashed: bool = False) -> Vi
 
     Source: CoOp, UPL and MaPLe. With `is_squashed`, crops are of the squashed image.
     """
-    return ViewRecipe(
-        seed=seed,
-        size=backbone.image_size,
-        mean=backbone.mean,
-        std=backbone.std,
-        weak="squash-augmented" if is_squashed else "augmented",
-    )
+    weak: Weak = "squash-augmented" if is_squashed else "augmented"
+    return replace(ViewRecipe.of(backbone, seed), weak=weak)
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,6 +322,11 @@ class TrainingViews:
         moved = is_flipped.to(self.device, non_blocking=True)[:, None, None, None]
         return torch.where(moved, views.flip(-1), views)
 
+    def in_order(self, batch_size: int) -> Iterator[ViewBatch]:
+        """Yield weak views and crops of all images once, in order, as drawn before any epoch."""
+        for indices in _chunks(list(range(len(self.images))), batch_size):
+            yield self.weak_and_crops(0, indices)
+
     def weak_and_crops(self, epoch: int, indices: Sequence[int]) -> ViewBatch:
         """The weak views and crops of some images, as drawn in `epoch`."""
         key = [(epoch, index) for index in indices]
@@ -446,8 +451,7 @@ def image_embeddings(
     backbone: Backbone, images: UnlabelledImages, crop: Crop = "center"
 ) -> Float[Tensor, "image embedding"]:
     """Return the unit [CLS] embeddings of test views, on the CPU, in float32."""
-    recipe = ViewRecipe(seed=0, size=backbone.image_size, mean=backbone.mean, std=backbone.std)
-    device = backbone.device
+    recipe, device = ViewRecipe.of(backbone, seed=0), backbone.device
     views = evaluation_views(images, recipe, crop=crop, batch_size=_ENCODED_TOGETHER, device=device)
     return torch.cat([backbone.encode_global(batch).cpu() for batch in views])
 

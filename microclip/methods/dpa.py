@@ -317,17 +317,11 @@ class Dpa(DeclaredMethod[DpaSettings]):
         if task.images is None:
             raise ValueError("dpa trains on images, got none; give the training images")
         network = _network(task, settings)
-        recipe = ViewRecipe(
-            seed=task.seed,
-            size=network.backbone.image_size,
-            mean=network.backbone.mean,
-            std=network.backbone.std,
-            weak="random",
-        )
+        recipe = ViewRecipe.of(network.backbone, task.seed)
         views = TrainingViews(
             task.images, recipe, batch_size=settings.batch_size, device=task.device
         )
-        teacher = PrototypeTeacher(network, settings, lambda: _once(views))
+        teacher = PrototypeTeacher(network, settings, lambda: views.in_order(_BANK_BATCH))
         trainer = Trainer(
             network,
             teacher,
@@ -372,9 +366,3 @@ def _network(task: Task, settings: DpaSettings) -> TokenFusion:
     is_described = settings.initial_classifier == "descriptions"
     start = task.texts.uniform if is_described else task.texts.templates
     return TokenFusion(task.backbone, start, train_head="cls")
-
-
-def _once(views: TrainingViews) -> Iterable[ViewBatch]:
-    """Weak views of all images, drawn for no epoch."""
-    for start in range(0, views.n_items, _BANK_BATCH):
-        yield views.weak_and_crops(0, range(start, min(start + _BANK_BATCH, views.n_items)))

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from microclip import runtime
 from microclip.adaptation.schedules import OptimizerRecipe, cosine
-from microclip.data.loading import ViewRecipe
 from microclip.methods.base import Task, ViewPlan, Views
 from microclip.model.token_fusion import TokenFusion
 from microclip.settings.fusion import FusionSettings
@@ -70,12 +69,6 @@ def restored(task: Task, settings: FusionSettings, state: Mapping[str, Tensor]) 
     fusion = untrained(task, settings)
     fusion.load_trained_state(dict(state))
     return FusionClassifier(fusion, settings, task.seed)
-
-
-def view_recipe(task: Task, fusion: TokenFusion) -> ViewRecipe:
-    """Return how views are drawn for the network: by the task's seed, in the backbone's size."""
-    tower = fusion.backbone
-    return ViewRecipe(task.seed, tower.image_size, tower.mean, tower.std)
 
 
 def trained_similarity(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -148,11 +148,6 @@ class Sentences:
         self.seed = seed
 
     @property
-    def n_items(self) -> int:
-        """Sentences per step."""
-        return len(self._batch.indices)
-
-    @property
     def device(self) -> torch.device:
         """Where the embeddings are."""
         return self._batch.embeddings.device
@@ -272,14 +267,7 @@ class Lafter(DeclaredMethod[LafterSettings]):
         head = trained_head(task, settings, tracker)
         network = _student(task, settings, head)
         backbone = network.backbone
-        recipe = ViewRecipe(
-            seed=task.seed,
-            size=backbone.image_size,
-            mean=backbone.mean,
-            std=backbone.std,
-            weak="center",
-            strong="simsiam",
-        )
+        recipe = replace(ViewRecipe.of(backbone, task.seed), weak="center", strong="simsiam")
         trainer = Trainer(
             network,
             HeadTeacher(backbone, head),
@@ -358,8 +346,7 @@ def trained_head(
         SettingsError: a class has no sentence.
         ValueError: the task has no backbone.
     """
-    if task.backbone is None:
-        raise ValueError("lafter trains the backbone, got none; give one to the task")
+    backbone = _backbone(task)
     texts, labels = _texts(task, settings)
     empty = sorted(set(range(len(task.class_names))) - set(labels))
     if empty:
@@ -368,7 +355,7 @@ def trained_head(
             f"({len(empty)} such classes); give descriptions or templates"
         )
     tracker.message(f"training the text head on {len(texts)} sentences")
-    encoded = sentences.encode(task.backbone, texts, task.sentence_store)
+    encoded = sentences.encode(backbone, texts, task.sentence_store)
     embeddings = unit_norm(encoded.raw).to(task.device)
     head = TextHead(initial_head(task).to(task.device))
     trainer = Trainer(
@@ -398,8 +385,7 @@ def _texts(task: Task, settings: LafterSettings) -> tuple[list[str], list[int]]:
 
 def initial_head(task: Task) -> Float[Tensor, "classes embedding"]:
     """Draw a head as torch draws a linear layer's: evenly within 1 / sqrt(embedding)."""
-    assert task.backbone is not None
-    size = task.backbone.embedding_dim
+    size = _backbone(task).embedding_dim
     return _even(
         (len(task.class_names), size), 1 / math.sqrt(size), runtime.generator(task.seed, "head")
     )
@@ -428,8 +414,12 @@ def _student(
     task: Task, settings: LafterSettings, head: Float[Tensor, "classes embedding"]
 ) -> PromptedTower:
     """Return the student before training. It changes the task's backbone in place."""
+    backbone, generator = _backbone(task), runtime.generator(task.seed, "prompt")
+    prompt = initial_prompt(backbone.width, settings.n_prompts, generator=generator)
+    return PromptedTower(backbone, prompt, head)
+
+
+def _backbone(task: Task) -> Backbone:
     if task.backbone is None:
         raise ValueError("lafter trains the backbone, got none; give one to the task")
-    generator = runtime.generator(task.seed, "prompt")
-    prompt = initial_prompt(task.backbone.width, settings.n_prompts, generator=generator)
-    return PromptedTower(task.backbone, prompt, head)
+    return task.backbone

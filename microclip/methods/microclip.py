@@ -38,7 +38,6 @@ from microclip.methods.fusion import (
     restored,
     trained_similarity,
     untrained,
-    view_recipe,
 )
 from microclip.model import frozen_linear
 from microclip.model.backbone import Backbone
@@ -189,7 +188,7 @@ class MicroClip(DeclaredMethod[MicroClipSettings]):
         fusion = untrained(task, settings)
         knowledge = _knowledge(task, settings)
         recipe = replace(
-            view_recipe(task, fusion),
+            ViewRecipe.of(fusion.backbone, task.seed),
             weak=settings.weak_view,
             n_crops=0 if settings.pseudo_label == "single" else settings.n_crops,
             crop_scale=settings.crop_scale,
@@ -248,10 +247,7 @@ def _frozen_prior(
         device=task.device,
         n_workers=0,
     )
-    indices = list(range(len(task.images)))
-    chunks = [indices[i : i + _PRIOR_BATCH] for i in range(0, len(indices), _PRIOR_BATCH)]
-    batches = (views.weak_and_crops(0, chunk) for chunk in chunks)
-    return encode_prior(fusion.backbone, batches, knowledge)
+    return encode_prior(fusion.backbone, views.in_order(_PRIOR_BATCH), knowledge)
 
 
 def _measures(saliency: Saliency) -> dict[str, Float[Tensor, " batch"]]:

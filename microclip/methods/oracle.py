@@ -18,7 +18,7 @@ from torch import Tensor
 from microclip.adaptation.losses import Losses, self_training_loss
 from microclip.adaptation.teacher import FixedLabels, Teaching
 from microclip.adaptation.training import Trainer
-from microclip.data.loading import TrainingViews, UnlabelledImages, ViewBatch
+from microclip.data.loading import TrainingViews, UnlabelledImages, ViewBatch, ViewRecipe
 from microclip.methods.base import DeclaredMethod, Task, Tracker, Watching
 from microclip.methods.fusion import (
     FusionClassifier,
@@ -26,7 +26,6 @@ from microclip.methods.fusion import (
     restored,
     trained_similarity,
     untrained,
-    view_recipe,
 )
 from microclip.model.token_fusion import TokenFusion
 from microclip.settings.base import digest
@@ -107,7 +106,7 @@ def _views(
     then the center square.
     """
     recipe = replace(
-        view_recipe(task, fusion),
+        ViewRecipe.of(fusion.backbone, task.seed),
         weak="center",
         n_crops=int(settings.trained_view == "mild"),
         crop_scale=settings.mild_scale,

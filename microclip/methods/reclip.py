@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -331,13 +331,7 @@ class Reclip(DeclaredMethod[ReclipSettings]):
         if task.images is None:
             raise ValueError("reclip trains on images, got none; give the images to adapt to")
         network = _network(task)
-        recipe = ViewRecipe(
-            seed=task.seed,
-            size=network.text.image_size,
-            mean=network.text.mean,
-            std=network.text.std,
-            weak="center",
-        )
+        recipe = replace(ViewRecipe.of(network.text, task.seed), weak="center")
         views = TrainingViews(
             task.images,
             recipe,
