@@ -31,7 +31,7 @@ class PromptedNetwork(Trainable, Protocol):
 def labelled(
     task: Task, shots: int, tracker: Tracker
 ) -> tuple[UnlabelledImages, Int[Tensor, " example"]]:
-    """Return a few-shot task's images and labels; say which classes have too few.
+    """Return a few-shot task's images, and labels on its device; say which classes have too few.
 
     A class with fewer images than `shots` gives all it has, once, as in the official code.
 
@@ -52,7 +52,7 @@ def labelled(
             f"{len(few)} of {len(counts)} classes have fewer than {shots} labelled images{empty} "
             f"({few[0]!r} and so on); they give all they have"
         )
-    return examples.images, examples.labels
+    return examples.images, examples.labels.to(task.device)
 
 
 def prompt_trainer(

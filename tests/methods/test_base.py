@@ -142,7 +142,7 @@ class LabelsSeenError(RuntimeError):
 
 
 @pytest.mark.usefixtures("project")
-@pytest.mark.parametrize("name", ["lafter", "oracle", "upl"])
+@pytest.mark.parametrize("name", ["coop", "lafter", "maple", "oracle", "upl"])
 def test_labels_are_on_the_device_that_trains(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On "meta", which needs no GPU: a loss cannot read labels of another device."""
 
