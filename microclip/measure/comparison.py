@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from microclip import paths
 from microclip.data.manifest import read_manifest
 from microclip.measure import statistics
 from microclip.measure.statistics import Difference, Right
+from microclip.methods.base import REPEAT
 from microclip.runtime import MissingDataError
 from microclip.settings.base import SettingsError
 from microclip.settings.reports import Head
@@ -36,6 +37,7 @@ class TestedImages:
     Attributes:
         made_by: settings of the run, without its seed and device: equal for all seeds of a method.
         images: digest of the manifest's images, which says whether two test sets are the same.
+        right: whether each image is right; of several draws, the share that is (WCA).
     """
 
     folder: Path
@@ -43,7 +45,7 @@ class TestedImages:
     made_by: dict[str, Any]
     images: str
     labels: Int[np.ndarray, " image"]
-    right: Bool[np.ndarray, " image"]
+    right: Bool[np.ndarray, " image"] | Float[np.ndarray, " image"]
 
 
 def read(folder: Path, head: Head) -> TestedImages:
@@ -71,6 +73,10 @@ def read(folder: Path, head: Head) -> TestedImages:
             f"{column} in {paths.RUN_PREDICTIONS}): an older version made it; run `snakemake "
             f"--cores 1 --resources gpu=1 --forcerun {folder / paths.RUN_SCORES}`"
         )
+    draws = [column]
+    if head == "fused":
+        draws += [name for name in found if name.startswith(f"prediction_{REPEAT}")]
+    right = found[draws].eq(found["label"], axis=0).to_numpy()
     settings = dict(record["settings"])
     spec = RunSpec(**settings["spec"])
     del settings["device"]
@@ -81,7 +87,7 @@ def read(folder: Path, head: Head) -> TestedImages:
         made_by={**settings, "shared_recipe": record["shared_recipe"]},
         images=str(record["inputs"]["images"]),
         labels=found["label"].to_numpy(),
-        right=(found[column] == found["label"]).to_numpy(),
+        right=right[:, 0] if len(draws) == 1 else right.mean(axis=1),
     )
 
 

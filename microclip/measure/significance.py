@@ -184,9 +184,10 @@ def _pairs(
 
 
 def _p(first: Measured, second: Measured, resamples: int) -> float:
-    if len(first.sets) == len(first.seeds) == len(second.seeds) == 1:
+    one, other = first.sets[0][0], second.sets[0][0]
+    are_single = len(first.sets) == len(first.seeds) == len(second.seeds) == 1
+    if are_single and one.dtype == other.dtype == np.bool_:  # not the shares of several draws
         # Exact where a bootstrap is not: a handful of images that only one of two gets right.
-        one, other = first.sets[0][0], second.sets[0][0]
         return statistics.mcnemar(int((one & ~other).sum()), int((other & ~one).sum()))
     paired = comparison.is_paired(first.seeds, second.seeds)
     return statistics.difference(first.sets, second.sets, is_paired=paired, resamples=resamples).p

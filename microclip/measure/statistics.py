@@ -1,6 +1,7 @@
 """Intervals and tests for accuracies that were measured on the same test images.
 
-Input is which images each run got right: a matrix of runs by images. Two things vary: which
+Input is which images each run got right: a matrix of runs by images. A run that predicts each image
+several times at random (WCA) has the share of its draws that are right. Two things vary: which
 images are in the test set, and the seed of a run. The bootstrap resamples both: the seeds, then
 the images, the same images for both methods. Its intervals are percentile intervals, because a
 difference of accuracies is a mean, with next to no bias or skew for BCa to correct, and because
@@ -23,8 +24,10 @@ from jaxtyping import Bool, Float, Int
 
 LEVEL = 0.95  # of intervals; tests are at 1 - LEVEL
 RESAMPLES = 10_000
+_MOST_COUNTS = 1 << 24  # drawn at a time: 128 MiB
 
-Right = Bool[np.ndarray, "run image"]  # whether each run, one a seed, got each test image right
+# Whether each run, one a seed, got each test image right; of several draws, the share that did.
+Right = Bool[np.ndarray, "run image"] | Float[np.ndarray, "run image"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,12 @@ def _resampled_images(
         # right and wrong occurs is the same as drawing images, and a hundred times less work.
         patterns, counts = np.unique(right, axis=1, return_counts=True)
         n = right.shape[1]
-        total += 100 / n * (generator.multinomial(n, counts / n, size=resamples) @ patterns.T)
+        # Shares make many patterns; a part of the resamples at a time bounds the memory.
+        step = max(1, _MOST_COUNTS // len(counts))
+        for start in range(0, resamples, step):
+            part = slice(start, min(start + step, resamples))
+            drawn = generator.multinomial(n, counts / n, size=part.stop - part.start)
+            total[part] += 100 / n * (drawn @ patterns.T)
     return total / len(sets)
 
 

@@ -223,6 +223,35 @@ def test_a_row_of_one_token_is_measured_by_that_tokens_predictions(
         build(found, card(rows=rows), reference="Both", titles={"cats": "Cats"})
 
 
+def test_a_run_of_several_draws_is_measured_by_the_share_that_each_image_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec, other = RunSpec("cats", "b", "d", "wca"), RunSpec("cats", "b", "d", "clip")
+    first, second = np.arange(N) < 80, (np.arange(N) >= 60) & (np.arange(N) < 180)
+    write_run(spec, first, repeat_2=second)
+    found = pd.DataFrame(
+        [
+            {**vars(spec), "top1_pct": 50.0},  # the mean of 40 and 60
+            {**vars(other), "top1_pct": write_run(other, np.arange(N) < 100)},
+        ]
+    )
+    rows = [{"method": "clip", "label": "CLIP"}, {"method": "wca", "label": "WCA"}]
+    asked = {"spread": "interval", "reference": "CLIP"}
+    table = build(found, card(rows=rows), titles={"cats": "Cats"}, **asked)
+    cell, share = table.rows[1].cells[0], (first + 0.0 + second) / 2
+    expected = statistics.accuracy_interval([share[None]])
+    assert (cell.text, cell.low, cell.high) == (
+        "50.00",
+        f"{expected.low:.1f}",
+        f"{expected.high:.1f}",
+    )
+    clip = (np.arange(N) < 100)[None]
+    # By the bootstrap, which sees both draws; McNemar's test would compare one of them.
+    p = statistics.difference([clip], [share[None]], is_paired=False).p
+    assert cell.p == f"{p:.4f}"
+
+
 def test_runs_that_are_not_those_of_the_scores_are_refused(scores: pd.DataFrame) -> None:
     older = scores.assign(top1_pct=scores["top1_pct"] + 1)
     with pytest.raises(SettingsError, match="scores.csv has 51.0000 %: it is older; run `snake"):

@@ -117,6 +117,20 @@ def test_the_interval_covers_the_true_difference_as_often_as_it_says(n_runs: int
     assert 0.89 <= covered / n_times <= 1
 
 
+def test_resampling_in_parts_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = simulated(np.random.default_rng(0), 0.7, 3)
+    whole = statistics.accuracy_interval([right, right[:, :90]], resamples=FEW)
+    monkeypatch.setattr(statistics, "_MOST_COUNTS", 25)
+    assert statistics.accuracy_interval([right, right[:, :90]], resamples=FEW) == whole
+
+
+def test_shares_of_draws_are_resampled_like_answers() -> None:
+    right = np.arange(400)[None] < 240
+    halves = np.full((1, 400), 0.5)
+    assert statistics.accuracy_interval([right * 1.0]) == statistics.accuracy_interval([right])
+    assert statistics.accuracy_interval([halves]) == statistics.Interval(50.0, 50.0)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "paired", "message"),
     [
