@@ -209,7 +209,7 @@ def _is_number(text: str) -> bool:
 
 
 def ledger_part(plan: Plan) -> Ledger | None:
-    """The ledger as `compare` writes it; None if it was not written."""
+    """The ledger as `microclip ledger` writes it; None if it was not written."""
     if not Path(paths.LEDGER.format(study=plan.study, format="csv")).is_file():
         return None
     entries = ledger.compare(plan)

@@ -20,6 +20,7 @@ from microclip.measure.scores import ACCURACIES
 from microclip.measure.statistics import Right
 from microclip.measure.typesetting import Cell, Column, Row, Table
 from microclip.settings.base import SettingsError
+from microclip.settings.declarations import Supervision
 from microclip.settings.reports import Spread, TableRow
 from microclip.study import RunSpec
 
@@ -54,10 +55,20 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class ShownRow:
-    """A row of a table, and its runs' rows of `scores.csv`."""
+    """A row of a table, and its runs' rows of `scores.csv`.
+
+    Attributes:
+        supervision: what its method may see; None if that is not known.
+    """
 
     row: TableRow
     scores: pd.DataFrame
+    supervision: Supervision | None = None
+
+    @property
+    def is_bound(self) -> bool:
+        """A method that learns all labels is a bound for the others and competes with none."""
+        return self.supervision is Supervision.LABELS
 
     @cached_property
     def runs(self) -> dict[str, dict[int, TestedImages]]:
@@ -108,7 +119,7 @@ def add(table: Table, shown: Sequence[ShownRow], options: Options) -> Table:
         table, caption = _with_marks(table, shown, options)
         captions.append(caption)
     if options.has_ranks:
-        table, caption = _with_ranks(table, len(options.datasets))
+        table, caption = _with_ranks(table, shown, len(options.datasets))
         captions.append(caption)
     return replace(table, caption=" ".join([table.caption, *captions]))
 
@@ -199,9 +210,13 @@ def _marked(cell: Cell, p: float | None) -> Cell:
     return replace(cell, p=f"{p:.4f}", is_marked=p < 1 - statistics.LEVEL)
 
 
-def _with_ranks(table: Table, n_datasets: int) -> tuple[Table, str]:
+def _with_ranks(table: Table, shown: Sequence[ShownRow], n_datasets: int) -> tuple[Table, str]:
     """The table with a column of mean ranks, and what its caption says about them."""
-    whole = [row for row in table.rows if all(cell.hole is None for cell in row.cells)]
+    whole = [
+        row
+        for row, one in zip(table.rows, shown, strict=True)
+        if not one.is_bound and all(cell.hole is None for cell in row.cells)
+    ]
     if len(whole) < 3 or n_datasets < 2:
         return table, "No ranks: they need three rows without holes and two datasets."
     # By the printed text, as in the columns: numbers that look equal share a rank.

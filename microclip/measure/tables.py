@@ -115,8 +115,8 @@ def build(
         reasons = [missing(row, name, plan, selection) for name in names]
         cells = tuple(map(_cell, found, [*reasons, ""]))
         rows.append(Row(row.label, cells[: len(headings)], row.group))
-        shown.append(ShownRow(row, own))
-    rows = _compared(rows, [each.row for each in shown])
+        shown.append(ShownRow(row, own, _supervision(row)))
+    rows = _compared(rows, shown)
     built = Table(
         title=table.title,
         caption=f"{table.caption} Study {plan.study}; {_seeds(sizes, selection.spread)}.",
@@ -133,12 +133,12 @@ def build(
 
 def _with_supervision(table: Table, shown: Sequence[ShownRow]) -> Table:
     """The table with a first column that says what each row's method may see."""
-    found = [_supervision(each.row) for each in shown]
     rows = tuple(
-        replace(row, cells=(Cell(supervision or HOLE), *row.cells))
-        for row, supervision in zip(table.rows, found, strict=True)
+        replace(row, cells=(Cell(each.supervision or HOLE), *row.cells))
+        for row, each in zip(table.rows, shown, strict=True)
     )
-    return replace(table, columns=(Column(SUPERVISION), *table.columns), rows=rows)
+    first = Column(SUPERVISION, is_bare=True)
+    return replace(table, columns=(first, *table.columns), rows=rows)
 
 
 def _options(table: TableSettings, selection: Selection, datasets: Sequence[str]) -> Options:
@@ -159,15 +159,14 @@ def _supervision(row: TableRow) -> Supervision | None:
     return declared.sees({**own, **settings.load_variant(row.method, row.variant)})
 
 
-def _compared(rows: Sequence[Row], shown: Sequence[TableRow]) -> list[Row]:
-    """The rows with ranks, but for bounds: a method that learns all labels competes with none."""
-    is_bound = [_supervision(row) is Supervision.LABELS for row in shown]
-    competing = [row for row, bound in zip(rows, is_bound, strict=True) if not bound]
+def _compared(rows: Sequence[Row], shown: Sequence[ShownRow]) -> list[Row]:
+    """The rows with the best two of each column marked, bounds left out."""
+    competing = [row for row, each in zip(rows, shown, strict=True) if not each.is_bound]
     ranked = [_ranked(column) for column in zip(*(row.cells for row in competing), strict=True)]
     lines: Iterator[tuple[Cell, ...]] = iter(zip(*ranked, strict=True) if competing else ())
     return [
-        row if bound else replace(row, cells=next(lines))
-        for row, bound in zip(rows, is_bound, strict=True)
+        row if each.is_bound else replace(row, cells=next(lines))
+        for row, each in zip(rows, shown, strict=True)
     ]
 
 

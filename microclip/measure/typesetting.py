@@ -109,7 +109,7 @@ class Column:
     """A column's heading, and the heading that it shares with its neighbours, if any.
 
     Attributes:
-        is_bare: its cells are numbers without deviation, interval or p.
+        is_bare: its cells have no deviation, interval or p beside them.
     """
 
     title: str

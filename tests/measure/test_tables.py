@@ -108,6 +108,9 @@ def test_a_bound_that_learns_labels_stands_above_and_outranks_none() -> None:
         ["Ours", "unlabelled", "**44.00**", "<u>49.00</u>", "**46.50**"],
     ]
     assert r"\midrule" in typesetting.to_tex(built)
+    assert typesetting.to_csv(built).startswith("Group,Method,Supervision,Cats & Dogs,Cars_100%,")
+    ranked = build(frame, changed(rows=rows, shows_supervision=True), has_ranks=True)
+    assert ranked.caption.endswith("No ranks: they need three rows without holes and two datasets.")
     without = build(frame, changed(rows=rows))
     assert [row.cells for row in without.rows] == [row.cells[1:] for row in built.rows]
 
