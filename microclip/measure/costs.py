@@ -229,7 +229,7 @@ def amount_of_run(
         return opened
     n = _n_adapted(resolved, images)
     # Before training, in between, and after the last epoch.
-    n_tested = 1 if is_only_tested else 1 + -(-work.epochs // evaluate_every)
+    n_tested = 1 if is_only_tested else 1 + -(-work.n_epochs(n) // evaluate_every)
     trained = Amount() if is_only_tested else _adapting(work, network, images, n)
     return opened + Amount(loads=1) + trained + _testing(work, network, images, n_tested)
 
@@ -247,7 +247,7 @@ def _n_adapted(resolved: RunSettings, images: Images) -> int:
 
 def _adapting(work: Work, network: Network, images: Images, n: int) -> Amount:
     """All epochs of a training on `n` images, without the tests between them."""
-    seen = work.epochs * n if work.steps is None else work.steps * min(work.batch_size, n)
+    seen = work.n_epochs(n) * n if work.steps is None else work.steps * min(work.batch_size, n)
     teacher = work.encoded * network.encoded() + work.fused * network.fused(images.n_classes)
     student = network.trained(images.n_classes, reads_patches=work.reads_patches)
     return Amount(

@@ -30,7 +30,7 @@ class Work:
     """What adapting a method computes, in views of an image, so that its time can be estimated.
 
     Attributes:
-        epochs: passes over the images that it may see.
+        epochs: passes over the images that it may see; a function if their number decides.
         steps: a number of steps instead of epochs.
         batch_size: images per step.
         encoded_once: views of an image that are encoded before the first epoch.
@@ -42,7 +42,7 @@ class Work:
         is_cut: patches are cut into two sides wherever they are read.
     """
 
-    epochs: int = 0
+    epochs: int | Callable[[int], int] = 0
     steps: int | None = None
     batch_size: int = 1
     encoded_once: int = 0
@@ -52,6 +52,10 @@ class Work:
     tested: int = 1
     reads_patches: bool = False
     is_cut: bool = False
+
+    def n_epochs(self, n_images: int) -> int:
+        """Return the passes over so many images."""
+        return self.epochs(n_images) if callable(self.epochs) else self.epochs
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ class Declaration(Generic[MethodSettings]):
         revised: values of settings that came to mean other numbers; they raise the recipe of the
             runs with that value alone.
         evaluation_fields: settings that only change how a trained classifier is tested.
-        work: what adapting with some settings computes; without it, or where it returns None,
-            `microclip plan` gives no time for the method's runs.
+        work: what adapting with some settings computes; without it, `microclip plan` gives no time
+            for the method's runs.
         follows: a method whose settings this one takes, as far as both have them: from its file,
             from a dataset's block and from a study's. So a bound trains like what it bounds.
     """
@@ -80,7 +84,7 @@ class Declaration(Generic[MethodSettings]):
     recipe: int = 1
     revised: Mapping[str, object] = field(default_factory=dict)
     evaluation_fields: frozenset[str] = frozenset()
-    work: Callable[[MethodSettings], Work | None] | None = None
+    work: Callable[[MethodSettings], Work] | None = None
     follows: str | None = None
     supervision_with: Callable[[MethodSettings], Supervision] | None = None
 

@@ -80,6 +80,14 @@ def test_a_method_that_trains_nothing_needs_not_say_so() -> None:
     assert work_of("clip", {}) == Work()
 
 
+def test_the_number_of_images_may_decide_the_epochs() -> None:
+    by_rule, set_by_hand = work_of("reclip", {}), work_of("reclip", {"epochs": 3})
+    assert by_rule is not None
+    assert set_by_hand is not None
+    assert (by_rule.n_epochs(3_680), by_rule.n_epochs(20_000)) == (2, 6)  # n // 5000 + 2
+    assert set_by_hand.n_epochs(20_000) == 3
+
+
 def test_seconds_by_hand() -> None:
     amount = Amount(
         forward=1000, evaluation=100, training=20, cuts=2, windows=4, strong=3, hashed=500, starts=1

@@ -49,12 +49,10 @@ def supervision(settings: ReclipSettings) -> Supervision:
     return Supervision.TRANSDUCTIVE if is_transductive else Supervision.UNLABELLED
 
 
-def work(settings: ReclipSettings) -> Work | None:
-    """Return what a training computes; unknown if the number of images decides the epochs."""
-    if settings.epochs is None:
-        return None
+def work(settings: ReclipSettings) -> Work:
+    """Return what a training computes: the images once, then two views of each an epoch."""
     return Work(
-        epochs=settings.epochs,
+        epochs=settings.n_epochs,
         batch_size=settings.batch_size,
         encoded_once=1,
         encoded=1,
