@@ -313,12 +313,9 @@ class _Followed:
             return []
         with stream:
             # Deleted and begun again? A file system may give the new file the old one's number.
-            start = self.offset - len(self.before)
-            stream.seek(start)
-            if (
-                not (text := stream.read()).startswith(self.before)
-                or start + len(text) < self.offset
-            ):
+            is_shorter = stream.seek(0, os.SEEK_END) < self.offset
+            stream.seek(self.offset - len(self.before))
+            if is_shorter or not (text := stream.read()).startswith(self.before):
                 self.offset, self.before = 0, b""
                 stream.seek(0)
                 text = stream.read()

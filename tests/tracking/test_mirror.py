@@ -287,6 +287,20 @@ def test_a_run_that_starts_again_before_the_mirror_looks_is_followed_on() -> Non
 
 
 @pytest.mark.usefixtures("work")
+def test_a_journal_that_was_deleted_and_begun_again_is_read_from_its_start() -> None:
+    settings = settings_of("microclip")
+    folder = settings.spec.folder
+    first = open_tracker(settings, folder, "tiny")
+    for epoch in (0, 1):
+        first.epoch(epoch, ROWS[epoch])
+    follower = mirror.Follower(mirror.sizes([folder]))  # it has read nothing of this journal
+    (folder / paths.RUN_JOURNAL).unlink()
+    open_tracker(settings, folder, "tiny").epoch(0, ROWS[0])
+    follower.look()
+    assert [run.info.status for run in runs()] == ["RUNNING"]
+
+
+@pytest.mark.usefixtures("work")
 def test_half_a_line_in_a_journal_costs_nothing_but_itself() -> None:
     settings = settings_of("microclip")
     folder = settings.spec.folder
