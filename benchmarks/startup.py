@@ -25,8 +25,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "Python": ("-c", "pass"),
     "`microclip --help`": ("-m", "microclip", "--help"),
     "`import microclip.cli.main`": ("-c", "import microclip.cli.main"),
-    "`microclip status`, 44 runs": ("-m", "microclip", "status", "--config", "{icons}"),
-    "`microclip plan --no-calibration`, 704 runs": (
+    "`microclip status` of icons-all": ("-m", "microclip", "status", "--config", "{icons}"),
+    "`microclip plan --no-calibration` of paper": (
         *("-m", "microclip", "plan", "--no-calibration"),
         *("--config", "config/paper.yaml"),
     ),
