@@ -101,7 +101,7 @@ def test_no_method_imports_another() -> None:
     methods = {m for m in MODULES if m.startswith("methods.")} - {
         "methods.__init__",
         "methods.base",
-        "methods.few_shot",  # what those share that learn prompts from labels; it is no method
+        "methods.few_shot",  # what those share that learn from labels; it is no method
         "methods.fusion",  # what those share that train TokenFusion; it is no method
     }
     shared = {"methods.clip"}  # LinearClassifier: the head that training-free methods share

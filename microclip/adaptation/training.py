@@ -78,6 +78,46 @@ class Batches(Protocol[BatchOut]):
         """Yield the batches of some epochs, the same ones at each call."""
 
 
+class Rounds(Generic[BatchOut]):
+    """Several passes as one epoch, so that many short passes are not tested and saved one by one.
+
+    The batches are those of the passes, in their order.
+    """
+
+    def __init__(self, views: Batches[BatchOut], passes: int) -> None:
+        """Join `passes` passes over `views`."""
+        self.views = views
+        self.passes = passes
+
+    @classmethod
+    def of(cls, views: Batches[BatchOut], steps: int, rounds: int) -> Rounds[BatchOut]:
+        """Join passes so that `steps` steps take at most about `rounds` epochs."""
+        return cls(views, max(1, round(steps / rounds / views.n_batches)))
+
+    @property
+    def n_batches(self) -> int:
+        """Batches per epoch."""
+        return self.passes * self.views.n_batches
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        return self.views.device
+
+    @property
+    def seed(self) -> int:
+        """What all random draws of the training derive from."""
+        return self.views.seed
+
+    def identity(self) -> dict[str, object]:
+        """Return what identifies the batches."""
+        return {**self.views.identity(), "passes": self.passes}
+
+    def batches(self, first_epoch: int, last_epoch: int) -> Iterator[BatchOut]:
+        """Yield the batches of some epochs."""
+        return self.views.batches((first_epoch - 1) * self.passes + 1, last_epoch * self.passes)
+
+
 @runtime_checkable
 class Watcher(Protocol):
     """Follows a training; it returns nothing, so it cannot change the training."""

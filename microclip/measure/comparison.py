@@ -75,7 +75,7 @@ def read(folder: Path, head: Head) -> TestedImages:
         )
     draws = [column]
     if head == "fused":
-        draws += [name for name in found if name.startswith(f"prediction_{REPEAT}")]
+        draws += [name for name in map(str, found) if name.startswith(f"prediction_{REPEAT}")]
     right = found[draws].eq(found["label"], axis=0).to_numpy()
     settings = dict(record["settings"])
     spec = RunSpec(**settings["spec"])

@@ -1,4 +1,4 @@
-"""What the methods that learn prompts from a few labelled images share. No method itself."""
+"""What the methods that learn from a few labelled images share. No method itself."""
 
 from __future__ import annotations
 

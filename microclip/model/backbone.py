@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from microclip.model import weights
 from microclip.model.frozen_linear import linear
+from microclip.model.lora import updated
 from microclip.paths import project_root
 from microclip.settings.base import SettingsError, read_yaml, validated
 from microclip.settings.study import BackboneSettings
@@ -491,7 +492,7 @@ def _packed(attention: Any, tokens: Tensor, first: int, last: int) -> tuple[Tens
     width = tokens.shape[-1]
     rows = slice(first * width, last * width)
     packed = linear(tokens, attention.in_proj_weight, attention.in_proj_bias, rows)
-    return packed.chunk(last - first, dim=-1)
+    return updated(attention, tokens, first, packed.chunk(last - first, dim=-1))
 
 
 def run_block(
@@ -514,7 +515,8 @@ def _attend(attention: Any, *parts: Tensor, is_causal: bool = False) -> Tensor:
 def _finish(block: Any, hidden: Tensor, mixed: Tensor) -> Tensor:
     """Return a block's output: output projection, residual, MLP, residual."""
     out = block.attn.out_proj
-    hidden = hidden + block.ls_1(linear(mixed, out.weight, out.bias))
+    (projected,) = updated(block.attn, mixed, 3, [linear(mixed, out.weight, out.bias)])
+    hidden = hidden + block.ls_1(projected)
     inner = block.ln_2(hidden)
     for layer in block.mlp:
         is_map = isinstance(layer, nn.Linear)

@@ -31,7 +31,7 @@ class Rows:
 class Table:
     """Passes over a fixed matrix of embeddings, four at a time, in order."""
 
-    n_items, n_batches, seed, device = N, 3, 0, torch.device("cpu")
+    n_batches, seed, device = 3, 0, torch.device("cpu")
 
     def __init__(self) -> None:
         self.values = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
