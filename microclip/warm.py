@@ -43,9 +43,10 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CHUNK = 1 << 16
 # Variables that may differ between the warm process and a job: they are read when a verb runs, not
 # when a library is imported, or they are a shell's own. All others must be equal.
-_FREE = ("MICROCLIP_", "MLFLOW_", "SNAKEMAKE_", "SLURM_", "BASH_")
+_FREE = ("MICROCLIP_", "MLFLOW_", "OPENAI_", "SNAKEMAKE_", "SLURM_", "BASH_")
 _FREE_NAMES = {"TMPDIR", "TMP", "TEMP", "TEMPDIR", "PWD", "OLDPWD", "SHLVL", "_"}
 _FREE_NAMES |= {"COLUMNS", "LINES", "CUDA_VISIBLE_DEVICES"}
+_FREE_NAMES |= {"PYTEST_CURRENT_TEST"}  # changes from test to test, and no library reads it
 # Snakemake sets these in a job, to the job's threads.
 _THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")}
 _THREADS["VECLIB_MAXIMUM_THREADS"] = "1"
@@ -65,6 +66,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {  # what a verb imports and the warm proc
     "ledger": (_MEASURE + "ledger",),
     "report": (_MEASURE + "page",),
     "plot": (_MEASURE + "curves", _MEASURE + "pictures", _MEASURE + "masks"),
+    "mirror": ("microclip.tracking.mirror", "mlflow"),  # where workflows share a warm process
 }
 
 
@@ -216,10 +218,12 @@ def start() -> Companion | None:
     """Start a warm process and set the variable by which jobs find it; None where there is none.
 
     Only Linux has one: on macOS, a fork of a process that has loaded such libraries is not safe.
+    Where the variable names one that lives, jobs use that; so many workflows can share one.
     """
     from microclip.processes import Companion
 
-    if sys.platform != "linux" or os.environ.get(VARIABLE) == _OFF:
+    folder = os.environ.get(VARIABLE, "")
+    if sys.platform != "linux" or folder == _OFF or (folder and _lives(folder)):
         return None
     _remove_dead()
     try:
@@ -242,15 +246,25 @@ def start() -> Companion | None:
     return companion
 
 
+def _lives(folder: str) -> bool | None:
+    """Does a warm process listen in this folder? None if that cannot be found out."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            if _is_private(folder):
+                connection.connect(str(Path(folder, _SOCKET)))
+                return True
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            pass
+    return None
+
+
 def _remove_dead() -> None:
     """Remove folders of warm processes that were killed together with their workflows."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
-            try:
-                if _is_private(str(folder)):
-                    connection.connect(str(folder / _SOCKET))
-            except ConnectionRefusedError:
-                shutil.rmtree(folder, ignore_errors=True)
+        if _lives(str(folder)) is False:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def note(*key: str | int) -> Path | None:
@@ -433,6 +447,8 @@ def _preload(arguments: Sequence[str]) -> bool:
     verb = next((word for word in arguments if not word.startswith("-")), "")
     try:
         for name in ("microclip.cli.main", *_NEEDED.get(verb, ())):
+            if name == "mlflow":  # it reads its variables, and might send telemetry, when imported
+                sys.modules["microclip.tracking.mirror"].be_quiet()
             importlib.import_module(name)
     except Exception:  # noqa: BLE001  whatever an import raises
         return False

@@ -50,7 +50,9 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def place(project: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(
+    project: Path, empty_database: Path, shared_warm: str, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """Work in a folder with photos, class names and an empty MLflow store; return that folder."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (project / "results").mkdir()

@@ -9,8 +9,10 @@ from typing import Any
 
 import yaml
 
+from microclip import warm
+from tests.fixtures.warm import variables
+
 ROOT = Path(__file__).resolve().parents[2]
-PLUGINS = ROOT / "workflow" / "plugins"  # where an installed project has them, too
 LINKED = ("Snakefile", "workflow", "resources", "environment.yml")
 MACHINE = ("--cores", "1", "--resources", "gpu=1")
 RUN = Path("results/runs/tiny/icon-clip/shipped")
@@ -60,10 +62,9 @@ def environment() -> dict[str, str]:
     kept = {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("MICROCLIP_", "MLFLOW_", "SNAKEMAKE_"))
+        if key == warm.VARIABLE or not key.startswith(("MICROCLIP_", "MLFLOW_", "SNAKEMAKE_"))
     }
-    paths = [str(PLUGINS), *filter(None, [kept.get("PYTHONPATH")])]
-    return {**kept, "NO_COLOR": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    return {**kept, **variables()}
 
 
 def command(*arguments: str) -> list[str]:

@@ -15,6 +15,7 @@ from tests.text.asking import PRICES, server
 from tests.workflow import folder
 
 __all__ = ["server"]
+pytestmark = pytest.mark.usefixtures("shared_warm")
 DESCRIBED = "results/descriptions/asked/tiny.json"
 W_LLM = "results/classifiers/icon-clip/asked/tiny.safetensors"
 

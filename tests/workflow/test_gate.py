@@ -16,7 +16,7 @@ from microclip.settings import IconSource
 from tests.workflow import folder
 from tests.workflow.folder import MACHINE, ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_warm")]
 SOURCE = IconSource.model_validate(
     {"drawings": "food", "classes": 4, "train_scenes": 2, "test_scenes": 4, "size_px": 64}
 )

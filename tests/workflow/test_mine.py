@@ -15,7 +15,7 @@ from microclip.settings import DatasetSettings, FolderSource, IconSource
 from tests.workflow import folder
 from tests.workflow.folder import MACHINE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_warm")]
 SCORES = "results/tiny/scores.csv"
 EXAMPLE = Path("config/datasets/mine.yaml.example")
 THREE_LINES = """\

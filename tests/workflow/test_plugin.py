@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.warm import PLUGINS
 from tests.workflow import folder
-from tests.workflow.folder import MACHINE, PLUGINS, ROOT
+from tests.workflow.folder import MACHINE, ROOT
 
 sys.path.insert(0, str(PLUGINS))
 from snakemake_logger_plugin_microclip import command_line  # noqa: E402

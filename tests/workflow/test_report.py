@@ -12,7 +12,7 @@ import yaml
 from tests.browser import Browser
 from tests.workflow import folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_warm")]
 FIGURE = {
     "title": "Figure 3",
     "caption": "Test accuracy by epoch.",
@@ -32,7 +32,7 @@ TABLE = {
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def study(shared_warm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where a study of one run, without training, is complete."""
     made = folder.write(
         tmp_path_factory.mktemp("report") / "study",

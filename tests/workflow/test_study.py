@@ -13,7 +13,7 @@ import pytest
 from tests.workflow import folder
 from tests.workflow.folder import MACHINE, RUN
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_warm")]
 SWEEP = {"name": "figure8", "values": [1.0e-4, 1.0e-3]}  # the first is the default run
 FIGURES = {"figures": [SWEEP, "figure4", "figure9", "figure11"]}
 READ = {"typeset": 1, "ledger": 1, "report": 1, "mirror_study": 1, "all": 1}
@@ -21,7 +21,7 @@ SIDE_BY_SIDE = ("--cores", "2", "--resources", "gpu=1")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def made(shared_warm: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder in which the study was run, and what the user saw."""
     place = folder.write(tmp_path_factory.mktemp("made") / "study", **FIGURES)
     done = folder.snakemake(place, *SIDE_BY_SIDE, "all")

@@ -27,7 +27,7 @@ N_JOBS = 1 if HAS_GPU else workflow.cores or 1
 if workflow.local_exec:  # a cluster's node counts its own CPUs
     os.environ.setdefault("MICROCLIP_THREADS", str(max(1, runtime.n_cpus() // N_JOBS)))
 os.environ.update(
-    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
+    PATH=os.pathsep.join(dict.fromkeys([str(Path(sys.executable).parent), *os.get_exec_path()])),
     MICROCLIP_STUDY=STUDY_NAME,
     MICROCLIP_DEVICE=STUDY.settings.device,
     MICROCLIP_EVALUATE_EVERY=str(STUDY.settings.evaluate_every),
