@@ -248,12 +248,14 @@ def _n_adapted(resolved: RunSettings, images: Images) -> int:
 def _adapting(work: Work, network: Network, images: Images, n: int) -> Amount:
     """All epochs of a training on `n` images, without the tests between them."""
     seen = work.n_epochs(n) * n if work.steps is None else work.steps * min(work.batch_size, n)
+    # Back through activations alone, about as much as forward: the tower's maps are not trained.
+    prompts = 2 * work.prompts * images.n_classes * network.text(work.prompt_tokens)
     teacher = work.encoded * network.encoded() + work.fused * network.fused(images.n_classes)
     student = network.trained(images.n_classes, reads_patches=work.reads_patches)
     return Amount(
         forward=seen * teacher,
         evaluation=n * work.encoded_once * network.encoded(),
-        training=seen * work.trained * student,
+        training=seen * work.trained * student + work.n_steps(n) * prompts,
         cuts=seen * (work.fused + work.trained) * work.is_cut,
         windows=seen * max(1, work.encoded + work.fused) + n * work.encoded_once,
         strong=seen * work.trained,
@@ -263,11 +265,13 @@ def _adapting(work: Work, network: Network, images: Images, n: int) -> Amount:
 def _testing(work: Work, network: Network, images: Images, times: int) -> Amount:
     """Zero-shot accuracy, then the classifier's, `times` over."""
     head = network.fused(images.n_classes) if work.reads_patches else network.encoded()
+    n_views = times * work.tested or 1  # an embedding is kept
+    prompts = work.prompts * images.n_classes * network.text(work.prompt_tokens)
     is_kept = images.n_test * 3 * 4 * network.image_size**2 <= _KEPT_BYTES
     return Amount(
-        evaluation=images.n_test * (network.encoded() + times * work.tested * head),
+        evaluation=images.n_test * (network.encoded() + n_views * head) + times * prompts,
         cuts=images.n_test * times * work.is_cut,
-        windows=images.n_test * (work.tested if is_kept else 1 + times * work.tested),
+        windows=images.n_test * (work.tested if is_kept else 1 + n_views),
     )
 
 

@@ -85,9 +85,9 @@ class Network:
         query = 2 * 2 * self.patches * self.width
         return self._stem() + 2 * blocks + again + heads + graph + query
 
-    def text(self) -> float:
-        """FLOP to encode a text, padding included."""
-        width, n = self.text_width, self.context
+    def text(self, tokens: int | None = None) -> float:
+        """FLOP to encode a text of so many tokens; by default the whole context, with padding."""
+        width, n = self.text_width, min(tokens or self.context, self.context)
         block = 2 * n * 4 * width**2 + 4 * n**2 * width + 4 * n * width * 4 * width
         return self.text_layers * block + 2 * width * self.embedding_dim
 

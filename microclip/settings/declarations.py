@@ -37,7 +37,10 @@ class Work:
         encoded: views per epoch that are encoded to the class token, without gradient.
         fused: views per epoch that are read with their patches, without gradient.
         trained: views per epoch with a backward pass.
-        tested: views of a test image that are encoded for its prediction.
+        prompts: texts of a class that each step sends through the text tower, with a backward pass.
+        prompt_tokens: their length, about; None: the tower's whole context.
+        tested: views of a test image that are encoded for its prediction; 0: its frozen embedding
+            is kept.
         reads_patches: training and testing read patches, not the class token alone.
         is_cut: patches are cut into two sides wherever they are read.
     """
@@ -49,6 +52,8 @@ class Work:
     encoded: int = 0
     fused: int = 0
     trained: int = 0
+    prompts: int = 0
+    prompt_tokens: int | None = None
     tested: int = 1
     reads_patches: bool = False
     is_cut: bool = False
@@ -56,6 +61,12 @@ class Work:
     def n_epochs(self, n_images: int) -> int:
         """Return the passes over so many images."""
         return self.epochs(n_images) if callable(self.epochs) else self.epochs
+
+    def n_steps(self, n_images: int) -> int:
+        """Return the steps of a training on so many images."""
+        if self.steps is not None:
+            return self.steps
+        return self.n_epochs(n_images) * -(-n_images // self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,25 @@ def test_the_number_of_images_may_decide_the_epochs() -> None:
     assert set_by_hand.n_epochs(20_000) == 3
 
 
+@pytest.mark.usefixtures("project")
+def test_learned_prompts_cost_the_text_tower_and_no_image_of_a_test() -> None:
+    resolved = settings_of("coop", epochs=3, n_context=4)
+    prepare(resolved)
+    images, network = images_of(resolved.dataset), network_of(resolved.backbone)
+    assert images is not None
+    found = costs.amount_of_run(resolved, network, images)
+    assert found is not None
+    one_step = 3 * 2 * network.text(4 + 8)  # three classes, forward and back
+    assert found.training == 3 * one_step  # one batch an epoch
+    assert network.text(4 + 8) < network.text() == network.text(10_000)
+    in_tests = 4 * one_step / 2  # before training and after each epoch
+    # For zero-shot, and for the embeddings that all tests of the prompts read.
+    assert found.evaluation == 2 * images.n_test * network.encoded() + in_tests
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        runner.run(resolved, resolved.spec.folder, Journal())
+    assert found.flop == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
 def test_seconds_by_hand() -> None:
     amount = Amount(
         forward=1000, evaluation=100, training=20, cuts=2, windows=4, strong=3, hashed=500, starts=1

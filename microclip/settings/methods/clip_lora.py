@@ -66,13 +66,14 @@ class ClipLoraSettings(Frozen):
 
 
 def work(settings: ClipLoraSettings) -> Work:
-    """Return what a training computes of images; the prompts of all classes are extra."""
+    """Return what a training computes: one view per image, and all classes a step."""
     return Work(
         epochs=settings.epochs or 0,
         steps=settings.steps,
         batch_size=settings.batch_size,
         trained=1,
-        reads_patches=False,
+        prompts=int(settings.encoder != "vision"),
+        prompt_tokens=16,
     )
 
 

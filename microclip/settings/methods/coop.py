@@ -16,7 +16,14 @@ class CoopSettings(PromptSettings):
 
 def work(settings: CoopSettings) -> Work:
     """Return what a training computes: one frozen view per image and epoch; the text is extra."""
-    return Work(epochs=settings.epochs, batch_size=settings.batch_size, encoded=1)
+    return Work(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        encoded=1,
+        prompts=1,
+        prompt_tokens=settings.n_context + 8,  # a name has about five, and three are fixed
+        tested=0,
+    )
 
 
 DECLARATION = Declaration(CoopSettings, supervision=Supervision.FEW_SHOT, reads="images", work=work)

@@ -24,8 +24,14 @@ class MapleSettings(TrainingSettings):
 
 
 def work(settings: MapleSettings) -> Work:
-    """Return what a training computes: one view per image and epoch; the text is extra."""
-    return Work(epochs=settings.epochs, batch_size=settings.batch_size, trained=1)
+    """Return what a training computes: one view per image and epoch, and all classes a step."""
+    return Work(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        trained=1,
+        prompts=1,
+        prompt_tokens=16,
+    )
 
 
 DECLARATION = Declaration(

@@ -56,7 +56,7 @@ class PoufSettings(Frozen):
 
 
 def work(settings: PoufSettings) -> Work:
-    """Return what a training computes: one view per image; texts are extra."""
+    """Return what a training computes: one view per image, and all classes a step."""
     is_model, each = settings.mode == "model", settings.steps_per_epoch
     return Work(
         epochs=settings.epochs,
@@ -64,6 +64,9 @@ def work(settings: PoufSettings) -> Work:
         steps=None if each is None else each * settings.epochs,
         encoded=int(not is_model),
         trained=int(is_model),
+        prompts=1,
+        prompt_tokens=16,
+        tested=int(is_model),
     )
 
 

@@ -47,6 +47,9 @@ def work(settings: UplSettings) -> Work:
         batch_size=settings.batch_size,
         encoded_once=1,
         encoded=settings.ensemble,
+        prompts=settings.ensemble,
+        prompt_tokens=settings.n_context + 8,  # a name has about five, and three are fixed
+        tested=int(settings.image_shape == "squash"),
     )
 
 
