@@ -14,7 +14,7 @@ from microclip.adaptation.first_batch import FirstBatch
 from microclip.data.manifest import UNKNOWN
 from microclip.data.vocabulary import Vocabulary, checked
 from microclip.methods.base import Classifier, load_method
-from microclip.model import embeddings
+from microclip.model import embeddings, weights
 from microclip.model.backbone import Backbone, difference, load_backbone
 from microclip.own_images import inputs, prediction, training
 from microclip.own_images.prediction import Images, Prediction
@@ -149,7 +149,7 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
     source = Path(folder)
     record, texts, state = read_adapted(source)
     backbone = load_backbone_settings(record.backbone)
-    key = embeddings.backbone_key(backbone)
+    key = weights.backbone_key(backbone)
     if key != record.backbone_key:
         raise SettingsError(
             f"{source} was made with backbone {record.backbone!r} of key {record.backbone_key}, "

@@ -16,6 +16,8 @@ import json
 import os
 import platform
 import re
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -332,7 +334,7 @@ def _told(ask: Callable[[Any], Any], what: Any) -> Any:
 
 
 def _backbone(name: str) -> dict[str, Any]:
-    from microclip.model.embeddings import backbone_key
+    from microclip.model.weights import backbone_key
 
     found = settings.load_backbone_settings(name)
     return {"settings": found.model_dump(mode="json"), "key": backbone_key(found)}
@@ -355,21 +357,44 @@ _GPU = "index,name,driver_version,vbios_version,memory.total,compute_cap,power.l
 _NO_GPU = "nvidia-smi: not available\n"
 
 
-def _machine() -> dict[str, str]:
-    """Facts about the machine, the packages and the code, by file of the report."""
+def torch_facts() -> dict[str, Any]:
+    """Return what torch says of its build and of this machine's GPUs; imports it."""
     import torch
 
     is_usable = torch.cuda.is_available()
     n_gpus = torch.cuda.device_count() if is_usable else 0
     gpus = [str(torch.cuda.get_device_properties(gpu)) for gpu in range(n_gpus)]
-    facts: dict[str, Any] = {
-        **runtime.record(),  # after the properties: it names the GPU only if CUDA is in use
-        "microclip": runtime.version(),
+    return {
+        "gpu": runtime.record()["gpu"],  # after the properties: only if CUDA is in use
         "torch_cuda": torch.version.cuda,
         "torch_sees_gpus": gpus,
         "cudnn": torch.backends.cudnn.version() if is_usable else None,  # type: ignore[no-untyped-call]
         "threads": torch.get_num_threads(),
+        "build": torch.__config__.show() + torch.__config__.parallel_info(),
     }
+
+
+_ASK_TORCH = "import json; from microclip import bundle; print(json.dumps(bundle.torch_facts()))"
+
+
+def _asked_torch() -> dict[str, Any]:
+    """`torch_facts`, from a process of its own: a broken torch is a reason to send a report."""
+    if "torch" in sys.modules:
+        return torch_facts()
+    asked = subprocess.run(
+        [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False
+    )
+    if asked.returncode:
+        return {"build": f"torch cannot be imported, exit code {asked.returncode}\n{asked.stderr}"}
+    found: dict[str, Any] = json.loads(asked.stdout)
+    return found
+
+
+def _machine() -> dict[str, str]:
+    """Facts about the machine, the packages and the code, by file of the report."""
+    asked = _asked_torch()
+    build = asked.pop("build")
+    facts: dict[str, Any] = {**runtime.record(), "microclip": runtime.version(), **asked}
     nvidia = runtime.output("nvidia-smi", f"--query-gpu={_GPU}", "--format=csv")
     changes = runtime.output("git", "diff", "--stat", "HEAD")
     del facts["tf32"]  # of this process; a run's own is in its run.json and first_batch.json
@@ -382,7 +407,7 @@ def _machine() -> dict[str, str]:
     return {
         "machine.json": _json(facts),
         "packages.txt": "\n".join(sorted(installed, key=str.casefold)) + "\n",
-        "torch.txt": torch.__config__.show() + torch.__config__.parallel_info(),
+        "torch.txt": build,
         "environment.txt": "\n".join(sorted(shown)) + "\n",
         # Fields that stay the same: the plain table has the time and other people's processes.
         "nvidia-smi.txt": f"{nvidia}\n" if nvidia else _NO_GPU,

@@ -411,7 +411,7 @@ def _input_hashes(out: Path, settings: RunSettings) -> dict[str, str]:
     return {
         "images": read_manifest(settings.dataset.name).images_sha256,
         "passport": passport.file_sha256(settings.dataset.name),
-        "backbone": embeddings.backbone_key(settings.backbone),
+        "backbone": weights.backbone_key(settings.backbone),
         "class_vectors": embeddings.file_sha256(
             settings.dataset, settings.backbone, settings.descriptions
         ),

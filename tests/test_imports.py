@@ -20,8 +20,10 @@ VERBS = (  # in this order: the later ones read the plan
     "unlock",
     "export-schema",
     "data list",
+    "bundle",
     "describe --help",
     "adapt --help",
+    "compare --help",
 )
 # One process for all verbs: what the first of them imports is there for the next, too.
 PROGRAM = """

@@ -354,7 +354,7 @@ def ledger(study: StudyOption) -> None:
 
 
 _RUN_HELP = (
-    "a run's folder, or that of all its seeds, or METHOD[/VARIANT]; :HEAD at its end: a head"
+    "a run's folder, that of all its seeds, METHOD or METHOD/VARIANT; :HEAD at its end: a head"
 )
 _ANY = "*"
 

@@ -37,7 +37,7 @@ from microclip.data.vocabulary import load_vocabulary
 from microclip.measure.evaluation import ViewReader, collect_heads
 from microclip.methods.base import Classifier, Sight, Silence, Task, grant, load_method
 from microclip.methods.fusion import FusionClassifier
-from microclip.model import embeddings
+from microclip.model import embeddings, weights
 from microclip.model.backbone import ImageTokens, load_backbone
 from microclip.model.token_fusion import FusionOutput, TokenFusion
 from microclip.settings.base import SettingsError, read_yaml, validated
@@ -351,7 +351,7 @@ def _check_inputs(tested: TestedRun) -> None:
     """Refuse a network whose backbone or class vectors have changed since the run."""
     settings = tested.settings
     today = {
-        "backbone": embeddings.backbone_key(settings.backbone),
+        "backbone": weights.backbone_key(settings.backbone),
         "class_vectors": embeddings.file_sha256(
             settings.dataset, settings.backbone, settings.descriptions
         ),

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float
@@ -27,7 +27,7 @@ from microclip.model import weights
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.sentences import FORMAT as SENTENCE_FORMAT
 from microclip.model.sentences import SentenceStore, encode_classes
-from microclip.model.weights import tensors_sha256
+from microclip.model.weights import backbone_key, tensors_sha256
 from microclip.settings.base import SettingsError, digest
 from microclip.settings.datasets import DatasetSettings
 from microclip.settings.llms import DescriptionSettings
@@ -76,23 +76,6 @@ class Origin(TypedDict, total=False):
 
 
 _TENSORS = ("uniform", "similarity", "templates", "anchors")
-
-
-def backbone_key(backbone: BackboneSettings) -> str:
-    """Key of a backbone: architecture, activation and weights, but not its title.
-
-    Raises:
-        MissingDataError: the weights or the configuration do not exist.
-    """
-    parts: dict[str, Any] = {"model": backbone.model, "pretrained": backbone.pretrained}
-    for field, path in backbone.files.items():
-        if not path.is_file():
-            raise runtime.MissingDataError(
-                f"{field} of backbone {backbone.name!r}, {path}, is not there; "
-                f"make it or correct config/backbones/{backbone.name}.yaml"
-            )
-        parts[field] = runtime.sha256(path)
-    return digest(parts)
 
 
 def weights_sha256(backbone: BackboneSettings) -> str | None:

@@ -20,26 +20,45 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from microclip import paths, runtime
 from microclip.data.public import downloads, sources
-from microclip.settings.base import Frozen, SettingsError, read_record
+from microclip.settings.base import Frozen, SettingsError, digest, read_record
 from microclip.settings.datasets import RemoteFile
 from microclip.settings.study import BackboneSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ZIP = b"PK\x03\x04"
 _MOST_HEADER = 100_000_000  # bytes; safetensors refuses a longer header too
 
 
+def backbone_key(backbone: BackboneSettings) -> str:
+    """Key of a backbone: architecture, activation and weights, but not its title.
+
+    Raises:
+        MissingDataError: the weights or the configuration do not exist.
+    """
+    parts: dict[str, Any] = {"model": backbone.model, "pretrained": backbone.pretrained}
+    for field, path in backbone.files.items():
+        if not path.is_file():
+            raise runtime.MissingDataError(
+                f"{field} of backbone {backbone.name!r}, {path}, is not there; "
+                f"make it or correct config/backbones/{backbone.name}.yaml"
+            )
+        parts[field] = runtime.sha256(path)
+    return digest(parts)
+
+
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of tensors' names, types, shapes and bytes, whatever file holds them."""
+    import torch
+
     found = hashlib.sha256()
     for name in sorted(tensors):
         values = tensors[name].detach().cpu().contiguous()
@@ -89,6 +108,8 @@ def load_local(
         FileNotFoundError: there is no such file.
         ValueError: it is no safetensors file, damaged, of another network, or of the other GELU.
     """
+    from safetensors.torch import load_file
+
     if not path.is_file():
         raise FileNotFoundError(f"weights {path} do not exist; fetch them or correct 'weights'")
     runtime.refuse_pickle(path)
@@ -461,6 +482,8 @@ def torchscript_state(path: Path) -> dict[str, Tensor]:
 
     Only for a file whose hash is the published one.
     """
+    import torch
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # deprecated, but nothing else reads it
         script: Any = torch.jit

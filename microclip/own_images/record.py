@@ -28,7 +28,8 @@ from microclip.data.loading import Examples, UnlabelledImages, image_embeddings
 from microclip.methods.base import Classifier, Method, Sight, Task, grant, load_method, recipe_of
 from microclip.model import embeddings
 from microclip.model.backbone import Backbone
-from microclip.model.embeddings import TextClassifiers, backbone_key
+from microclip.model.embeddings import TextClassifiers
+from microclip.model.weights import backbone_key
 from microclip.own_images.inputs import Materials, Request
 from microclip.runtime import refuse_pickle, sha256
 from microclip.settings.base import (

@@ -23,7 +23,8 @@ from microclip.data.manifest import UNKNOWN
 from microclip.data.shots import Draw, draw_shots
 from microclip.methods.base import Classifier, Method, Silence, Task, Tracker, load_method
 from microclip.model.backbone import Backbone, load_backbone
-from microclip.model.embeddings import TextClassifiers, backbone_key, classifiers
+from microclip.model.embeddings import TextClassifiers, classifiers
+from microclip.model.weights import backbone_key
 from microclip.own_images import prediction
 from microclip.own_images.record import Record, Resolved, task_of, with_images
 from microclip.own_images.verdict import MAX_LOOKED_AT, Verdict, Watch, judge

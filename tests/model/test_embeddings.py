@@ -10,7 +10,8 @@ import torch
 
 from microclip.model import embeddings
 from microclip.model.backbone import Backbone, load_backbone
-from microclip.model.embeddings import backbone_key, classifiers, input_key
+from microclip.model.embeddings import classifiers, input_key
+from microclip.model.weights import backbone_key
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError, load_backbone_settings
 from microclip.text import descriptions
