@@ -6,10 +6,10 @@ every block although only the last one's is used; the three maps on every patch.
 builds no second graph and anomaly detection is off, both of which the released code leaves on, so
 the ratios are lower bounds. Ours are the trainer's own step and views, in turn with it. Weights are
 random; ViT-B/32's shape, and icon-clip's. `prior: frozen` has no crops in a step. bf16 is skipped
-on a CPU without instructions for it. `PYTHONPATH=<another copy> python benchmarks/step.py`
-measures that copy.
+on a CPU without instructions for it. `compiled` adds the same steps with `compile: default`, whose
+compiling takes minutes. `PYTHONPATH=<another copy> python benchmarks/step.py` measures that copy.
 
-Usage: python benchmarks/step.py [rounds] [images of a B/32 step] [images of an icon-clip step]
+Usage: python benchmarks/step.py [rounds] [images, B/32] [images, icon-clip] [compiled]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from microclip.data.loading import TrainingViews, UnlabelledImages, ViewRecipe
 from microclip.data.store import open_store, write_store
 from microclip.methods.microclip import KnowledgeTeacher, MicroClipSettings, SelfTrainingLosses
 from microclip.model.backbone import Backbone, from_open_clip
+from microclip.model.compilation import compiled
 from microclip.model.token_fusion import TokenFusion
 
 N_CLASSES = 40
@@ -149,10 +150,12 @@ class OfficialStep:
         return mask ^ ~mask.gather(-1, seed)
 
 
-def our_step(name: str, images: UnlabelledImages, prior: str, precision: str) -> Callable[[], None]:
+def our_step(
+    name: str, images: UnlabelledImages, prior: str, precision: str, mode: str = "off"
+) -> Callable[[], None]:
     """The trainer's step on the views of all images, an epoch of one step at each call."""
     settings = MicroClipSettings(batch_size=len(images), epochs=1000, prior=prior)  # type: ignore[arg-type]
-    network = tower(name)
+    network = compiled(tower(name), mode)
     fusion = TokenFusion(network, torch.randn(N_CLASSES, network.embedding_dim))
     knowledge = functional.normalize(torch.randn(N_CLASSES, network.embedding_dim), dim=-1)
     is_frozen = prior == "frozen"
@@ -176,7 +179,7 @@ def our_step(name: str, images: UnlabelledImages, prior: str, precision: str) ->
     return step
 
 
-def measure(name: str, n_images: int, n_rounds: int) -> None:
+def measure(name: str, n_images: int, n_rounds: int, compile_modes: Sequence[str]) -> None:
     """Print the rows of one network."""
     modes = [("online", "fp32"), ("frozen", "fp32")]
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -186,8 +189,10 @@ def measure(name: str, n_images: int, n_rounds: int) -> None:
         write_store(files, Path(folder) / "store", "made")
         images = UnlabelledImages(open_store(Path(folder) / "store"), tuple(range(n_images)))
         ways: dict[str, Callable[[], object]] = {"official": OfficialStep(name, files)}
-        for prior, precision in modes:
-            ways[f"{prior}, {precision}"] = our_step(name, images, prior, precision)
+        for mode in compile_modes:
+            for prior, precision in modes:
+                way = f"{prior}, {precision}" + ("" if mode == "off" else ", compiled")
+                ways[way] = our_step(name, images, prior, precision, mode)
         taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for way in list(ways)[1:]:
             ways[way]()  # what is prepared once
@@ -206,7 +211,12 @@ def measure(name: str, n_images: int, n_rounds: int) -> None:
         )
 
 
-def main(n_rounds: int = 2, n_photographs: int = 2, n_icons: int = 16) -> None:
+def main(
+    n_rounds: int = 2,
+    n_photographs: int = 2,
+    n_icons: int = 16,
+    compile_modes: Sequence[str] = ("off",),
+) -> None:
     """Print the table."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -214,8 +224,9 @@ def main(n_rounds: int = 2, n_photographs: int = 2, n_icons: int = 16) -> None:
     print("| Step | Way | CPU ms an image | Official / this (CPU) | (wall) |")
     print("| --- | --- | ---: | ---: | ---: |")
     for name, n_images in (("icon-clip", n_icons), ("ViT-B/32", n_photographs)):
-        measure(name, n_images, n_rounds)
+        measure(name, n_images, n_rounds, compile_modes)
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:]))
+    numbers = [int(argument) for argument in sys.argv[1:] if argument != "compiled"]
+    main(*numbers, compile_modes=("off", "default") if "compiled" in sys.argv else ("off",))

@@ -51,6 +51,7 @@ from microclip.methods.base import (
 )
 from microclip.model import embeddings, weights
 from microclip.model.backbone import Backbone, load_backbone
+from microclip.model.compilation import compiled
 from microclip.model.embeddings import TextClassifiers
 from microclip.model.sentences import SentenceStore
 from microclip.model.token_fusion import cosine_similarity
@@ -198,7 +199,7 @@ def read_inputs(settings: RunSettings, reads: str) -> Inputs:
     )
     sentences = tuple(descriptions.load(settings.dataset, settings.descriptions).values())
     if reads == "images":
-        tower = load_backbone(settings.backbone, device)
+        tower = compiled(load_backbone(settings.backbone, device), settings.compile)
         weights.record(settings.backbone)
         store = embeddings.sentence_store(settings.backbone, tower)
         return Inputs(splits, names, texts, device, sentences, store, backbone=tower)
@@ -276,7 +277,7 @@ class _Training:
         )
         task = replace(
             _task(self.settings, self.inputs),
-            checkpoints=out / paths.RUN_CHECKPOINT,
+            checkpoints=checkpoints(out, self.settings.compile),
             monitor=monitor,
         )
         granted = grant(
@@ -336,6 +337,12 @@ class _Training:
         if self.method.reads == "images":
             return Examples(labels, images=train.images.part(drawn))
         return Examples(labels, embeddings=train.embeddings()[list(drawn)])
+
+
+def checkpoints(out: Path, compile_mode: str) -> Path:
+    """The folder of a run's checkpoints, apart for each mode: none resumes what another began."""
+    folder = out / paths.RUN_CHECKPOINT
+    return folder if compile_mode == "off" else folder / compile_mode
 
 
 def write_shots(

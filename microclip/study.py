@@ -75,9 +75,14 @@ class RunSettings:
     device: str
     precision: str
     recipe: int
+    compile: str = "off"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for YAML or JSON, without titles and other parts that change no number."""
+        """Plain values for YAML or JSON, without titles and other parts that change no number.
+
+        `compile` is left out while it is off, so that older runs keep their digests.
+        """
+        used = {} if self.compile == "off" else {"compile": self.compile}
         return {
             "spec": dict(vars(self.spec)),
             "dataset": self.dataset.model_dump(mode="json", exclude={"title", "methods", "card"}),
@@ -87,6 +92,7 @@ class RunSettings:
             "device": self.device,
             "precision": self.precision,
             "recipe": self.recipe,
+            **used,
         }
 
     @classmethod
@@ -119,6 +125,7 @@ class RunSettings:
             device=check_device(values.get("device", "auto"), where),
             precision=str(values.get("precision", "fp32")),
             recipe=int(values["recipe"]),
+            compile=str(values.get("compile", "off")),
         )
 
     @cached_property
@@ -475,6 +482,7 @@ class Study:
             device=self.settings.device,
             precision=self.settings.precision,
             recipe=recipe_of(spec.method, method),
+            compile=self.settings.compile,
         )
 
     def trained_by(self, spec: RunSpec) -> RunSpec | None:

@@ -30,6 +30,7 @@ from microclip.methods.base import Supervision, Task, Tracker
 from microclip.methods.clip import ClipSettings, LinearClassifier
 from microclip.model import embeddings
 from microclip.model.backbone import load_backbone, read_backbone, unit_norm
+from microclip.model.compilation import CompiledBackbone
 from microclip.runtime import MissingDataError, sha256
 from microclip.settings import Frozen, SettingsError
 from microclip.study import RunSettings
@@ -83,6 +84,15 @@ def test_the_history_has_losses_pseudo_labels_and_all_heads() -> None:
     assert journal.rows[2]["test_fused_pct"] == scores.top1_pct
     assert journal.rows[0]["test_global_pct"] == pytest.approx(scores.top1_zero_shot_pct)
     assert scores.heads_pct["local"] == journal.rows[2]["test_local_pct"]
+
+
+@pytest.mark.usefixtures("project")
+def test_a_compiled_run_resumes_no_checkpoint_of_another_kind() -> None:
+    settings = replace(settings_of("microclip"), compile="default")
+    prepare(settings)
+    assert isinstance(runner.read_inputs(settings, "images").backbone, CompiledBackbone)
+    folders = {runner.checkpoints(Path("run"), mode) for mode in ("off", "default", "cuda-graphs")}
+    assert len(folders) == 3
 
 
 @pytest.mark.usefixtures("project")

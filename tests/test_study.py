@@ -134,6 +134,16 @@ def test_a_runs_digest_includes_precision_but_not_the_device() -> None:
     assert one("microclip").digest() != one("microclip", precision="bf16").digest()
 
 
+def test_a_runs_digest_includes_compile_once_it_is_used() -> None:
+    plain, fast = one("microclip"), one("microclip", compile="default")
+    assert plain.digest() == one("microclip", compile="off").digest()
+    assert "compile" not in plain.as_dict()
+    assert plain.digest() != fast.digest()
+    assert RunSettings.from_dict(fast.as_dict()).digest() == fast.digest()
+    with pytest.raises(SettingsError, match="compile in the study"):
+        one("microclip", compile="fast")
+
+
 def test_the_gate_of_a_study_changes_no_run() -> None:
     assert bare(runs=THREE, gate="warn").plan() == bare(runs=THREE).plan()
     with pytest.raises(SettingsError, match="gate in the study"):

@@ -189,7 +189,8 @@ def _folder_of_method(name: str, among: RunSpec) -> Path:
 def _check_same_settings(one: TestedImages, other: TestedImages) -> None:
     if one.made_by == other.made_by:
         return
-    differing = [key for key in one.made_by if one.made_by[key] != other.made_by.get(key)]
+    keys = {**one.made_by, **other.made_by}
+    differing = [key for key in keys if one.made_by.get(key) != other.made_by.get(key)]
     raise SettingsError(
         f"{one.folder} and {other.folder} are not seeds of one method: they differ in "
         f"{', '.join(differing)}; name one of them, or run the older one again"

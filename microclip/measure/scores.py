@@ -315,7 +315,7 @@ def _run(spec: RunSpec, scored: Mapping[Any, Any] | None, page: Path) -> Run:
         seconds=float(scored["seconds"]),
         device=str(scored["device"]),
         method=used.get("method"),
-        precision=str(used.get("precision", "")),
+        precision=str(used.get("precision", "")) + (", compiled" if "compile" in used else ""),
         record=record or None,
         folder=_relative(folder, page),
         gallery=_relative(gallery, page),

@@ -385,8 +385,12 @@ class Backbone(nn.Module):
         """Return the tokens that the last block keeps, in slices that fit a CPU's cache."""
         is_whole = torch.is_grad_enabled() or images.device.type != "cpu"
         parts = (images,) if is_whole else torch.split(images, _CPU_SLICE)
-        kept = [self._last_block(self._hidden(p), with_patches=with_patches) for p in parts]
-        return torch.cat(kept)
+        return torch.cat([self._tokens(part, with_patches=with_patches) for part in parts])
+
+    def _tokens(
+        self, images: Float[Tensor, "batch 3 rows columns"], *, with_patches: bool
+    ) -> Float[Tensor, "batch kept width"]:
+        return self._last_block(self._hidden(images), with_patches=with_patches)
 
     def embed_patches(
         self, images: Float[Tensor, "batch 3 rows columns"]

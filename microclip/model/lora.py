@@ -120,6 +120,11 @@ def attach(attention: Any, update: LowRank) -> None:
     setattr(attention, _PLACE, update)
 
 
+def is_attached(tower: nn.Module) -> bool:
+    """True if an attention of the tower has updates."""
+    return any(isinstance(module, LowRank) for module in tower.modules())
+
+
 _TWELVE = {
     "bottom": range(4),
     "mid": range(4, 8),

@@ -31,6 +31,8 @@ from microclip.settings.datasets import (
 from microclip.settings.llms import DescriptionSettings
 from microclip.settings.reports import Spread
 
+Compile = Literal["off", "default", "cuda-graphs"]
+
 
 class BackboneSettings(Frozen):
     """One CLIP: an open_clip architecture and its weights."""
@@ -168,6 +170,9 @@ class StudySettings(Frozen):
     figures: tuple[ReportSelection, ...] = Field((), description="files in config/figures")
     device: Device = "auto"
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPU only")
+    compile: Compile = Field(
+        "off", description="the image tower by torch.compile; changes the last bits"
+    )
     evaluate_every: int = Field(
         1, ge=1, description="epochs between tests while training; the last one is always tested"
     )

@@ -201,6 +201,7 @@ def tags(run: RunSettings) -> dict[str, str]:
         **{name: str(value) for name, value in asdict(run.spec).items()},
         "changed": _listed(changed(run)) or "nothing",
         "precision": run.precision,
+        **({} if run.compile == "off" else {"compile": run.compile}),
         "data": json.dumps(run.as_dict()["dataset"]["source"]),
         "job_key": run.digest(),
         "mlflow.source.git.commit": str(runtime.output("git", "rev-parse", "HEAD")),
