@@ -27,6 +27,7 @@ from microclip.data.manifest import read_manifest
 from microclip.data.shots import Draw, draw_shots
 from microclip.data.vocabulary import load_vocabulary
 from microclip.measure.evaluation import (
+    BestEpoch,
     Evaluation,
     LabelMonitor,
     Repeats,
@@ -59,7 +60,7 @@ from microclip.settings.base import SettingsError, read_yaml, validated
 from microclip.settings.declarations import Supervision
 from microclip.study import RunSettings, RunSpec
 from microclip.text import descriptions
-from microclip.tracking.run import EpochReporter, RunClock
+from microclip.tracking.run import EpochReporter, RunClock, read_history
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +85,8 @@ class RunScores:
         heads_pct: accuracy by head, for the heads that the fused prediction is made of.
         repeats: of a classifier that draws at random what it sees: `top1_pct` is then their mean,
             while predictions and class accuracies are those of the first draw.
+        best: the best of the tested epochs, selected with the labels of the test images, beside the
+            last one, which all else is about; None if nothing was trained.
     """
 
     spec: RunSpec
@@ -98,8 +101,9 @@ class RunScores:
     device: str
     shared_recipe: int = SHARED_RECIPE
     repeats: Repeats | None = None
+    best: BestEpoch | None = None
 
-    def as_dict(self) -> dict[str, str | int | float | list[float]]:
+    def as_dict(self) -> dict[str, str | int | float | list[float] | None]:
         """Plain values in the order of `scores.json`."""
         drawn: dict[str, float | list[float]] = {}
         if self.repeats is not None:
@@ -114,6 +118,8 @@ class RunScores:
             "mean_class_pct": self.mean_class_pct,
             **{f"top1_{name}_pct": value for name, value in self.heads_pct.items()},
             **drawn,
+            "best_top1_pct": None if self.best is None else self.best.top1_pct,
+            "best_epoch": None if self.best is None else self.best.epoch,
             "top1_zero_shot_pct": self.top1_zero_shot_pct,
             "n_test": self.n_test,
             "seconds": self.seconds,
@@ -133,7 +139,7 @@ def run(
 
     `weights_from` is the folder of a run with the same training. Its weights are then only tested,
     in this run's way. `evaluate_every` epochs and after the last one, the history has accuracies on
-    the test images.
+    the test images; the best epoch is one of these.
 
     Raises:
         MissingDataError: an input is missing.
@@ -147,16 +153,17 @@ def run(
     views = test_views(inputs, settings.spec.seed)
     # Before training, which changes the backbone in place.
     zero_shot = evaluate(zero_shot_logits(inputs, views), test.labels)
+    best: BestEpoch | None = None
     if weights_from is None:
         training = _Training(settings, inputs, method, options, views, evaluate_every)
-        classifier, heads = training.adapt(tracker, out, clock)
+        classifier, heads, best = training.adapt(tracker, out, clock)
     else:
         tracker.message(f"testing the weights of {weights_from}")
         state = read_trained(weights_from, settings, evaluation_fields(settings.spec.method))
         classifier = method.restore(_task(settings, inputs), options, state)
         heads = collect_heads(classifier, views(classifier.views))
     found = {name: evaluate(part, test.labels) for name, part in heads.items()}
-    scores = _scores(settings, inputs, found, zero_shot, clock)
+    scores = replace(_scores(settings, inputs, found, zero_shot, clock), best=best)
     _write(out, settings, inputs, classifier.trained_state(), found)
     # Last, because its presence says that the run is complete; only then may the checkpoint go.
     runtime.write_json(out / paths.RUN_SCORES, scores.as_dict())
@@ -258,7 +265,7 @@ class _Training:
 
     def adapt(
         self, tracker: Tracker, out: Path, clock: RunClock
-    ) -> tuple[Classifier, dict[str, Tensor]]:
+    ) -> tuple[Classifier, dict[str, Tensor], BestEpoch | None]:
         """Adapt the method and test it, by head; a few-shot draw is written first."""
         splits = self.inputs.splits
         seen = sees_with(self.method, self.options)
@@ -287,9 +294,10 @@ class _Training:
             test=self._sight("test"),
             examples=examples,
         )
-        reporter = EpochReporter(tracker, monitor, clock, n_epochs=n_epochs)
+        past = read_history(out)  # of an interrupted process: its epochs may be the best ones
+        reporter = EpochReporter(tracker, monitor, clock, n_epochs=n_epochs, past=past)
         classifier = self.method.adapt(granted, self.options, reporter)
-        return classifier, monitor.heads(classifier)
+        return classifier, monitor.heads(classifier), BestEpoch.of(reporter.rows)
 
     def _sight(self, split: str) -> Sight:
         def frozen() -> Tensor:
@@ -415,6 +423,11 @@ def _input_hashes(out: Path, settings: RunSettings) -> dict[str, str]:
     # The key of a downloaded backbone names its tag, not its bytes.
     loaded = embeddings.weights_sha256(settings.backbone)
     drawn |= {"weights": loaded} if loaded else {}
+    for one in settings.further_backbones:
+        weights.record(one)  # as the method has loaded it by now
+        drawn[f"backbone_{one.name}"] = embeddings.backbone_key(one)
+        if loaded := embeddings.weights_sha256(one):
+            drawn[f"weights_{one.name}"] = loaded
     return {
         "images": read_manifest(settings.dataset.name).images_sha256,
         "passport": passport.file_sha256(settings.dataset.name),

@@ -19,6 +19,7 @@ from typing import Any
 from microclip import paths, runtime, settings
 from microclip.methods.base import (
     evaluation_fields,
+    further_backbones,
     known_methods,
     reads_of,
     recipe_of,
@@ -27,7 +28,7 @@ from microclip.methods.base import (
 )
 from microclip.settings import reports
 from microclip.settings.base import SettingsError, check_device, digest_of_text
-from microclip.settings.study import ReportSelection, RunGrid, StudySettings
+from microclip.settings.study import ReportSelection, RunGrid, StudySettings, check_options
 
 __all__ = ["Plan", "RunSettings", "RunSpec", "Study", "load", "reads_of"]
 
@@ -76,17 +77,21 @@ class RunSettings:
     precision: str
     recipe: int
     compile: str = "off"
+    further_backbones: tuple[settings.BackboneSettings, ...] = ()  # that the method also loads
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for YAML or JSON, without titles and other parts that change no number.
 
-        `compile` is left out while it is off, so that older runs keep their digests.
+        `compile` is left out while it is off, and further backbones while there are none, so that
+        older runs keep their digests.
         """
-        used = {} if self.compile == "off" else {"compile": self.compile}
+        used: dict[str, Any] = {} if self.compile == "off" else {"compile": self.compile}
+        if self.further_backbones:
+            used["further_backbones"] = [_identity(one) for one in self.further_backbones]
         return {
             "spec": dict(vars(self.spec)),
             "dataset": self.dataset.model_dump(mode="json", exclude={"title", "methods", "card"}),
-            "backbone": self.backbone.model_dump(mode="json", exclude={"title"}),
+            "backbone": _identity(self.backbone),
             "descriptions": self.descriptions.identity(),
             "method": self.method,
             "device": self.device,
@@ -126,6 +131,10 @@ class RunSettings:
             precision=str(values.get("precision", "fp32")),
             recipe=int(values["recipe"]),
             compile=str(values.get("compile", "off")),
+            further_backbones=tuple(
+                settings.validated(settings.BackboneSettings, {"title": "", **one}, where)
+                for one in values.get("further_backbones", ())
+            ),
         )
 
     @cached_property
@@ -138,6 +147,11 @@ class RunSettings:
     def digest(self) -> str:
         """Digest that identifies these settings; the device is not part of it."""
         return digest_of_text(self.identity)
+
+
+def _identity(backbone: settings.BackboneSettings) -> dict[str, Any]:
+    """What decides a backbone's numbers."""
+    return backbone.model_dump(mode="json", exclude={"title"})
 
 
 @dataclass(frozen=True)
@@ -185,6 +199,7 @@ class Selection:
         spread: what is shown with an accuracy.
         reference: the row that others are compared with, unless it is the table's own.
         has_ranks: add mean ranks over datasets.
+        epoch: which one is shown of methods that train.
     """
 
     datasets: tuple[str, ...]
@@ -195,6 +210,7 @@ class Selection:
     spread: reports.Spread = "deviation"
     reference: str | None = None
     has_ranks: bool = False
+    epoch: reports.Epoch = "last"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `plan.json`.
@@ -202,7 +218,7 @@ class Selection:
         Options of a table are left out unless used: the workflow repeats what has another digest.
         """
         unused = Selection((), (), (), ())
-        options = ("spread", "reference", "has_ranks")
+        options = ("spread", "reference", "has_ranks", "epoch")
         left_out = {name for name in options if getattr(self, name) == getattr(unused, name)}
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
@@ -423,6 +439,7 @@ def selected(study: StudySettings, asked: ReportSelection | RunGrid) -> Selectio
         spread=asked.spread,
         reference=asked.reference,
         has_ranks=asked.has_ranks,
+        epoch=asked.epoch,
     )
 
 
@@ -483,6 +500,9 @@ class Study:
             precision=self.settings.precision,
             recipe=recipe_of(spec.method, method),
             compile=self.settings.compile,
+            further_backbones=tuple(
+                map(settings.load_backbone_settings, further_backbones(spec.method, method))
+            ),
         )
 
     def trained_by(self, spec: RunSpec) -> RunSpec | None:
@@ -556,29 +576,10 @@ def load(config: Mapping[str, Any]) -> Study:
             f"known: {', '.join(known_methods())}"
         )
     for selection in declared.tables:
-        _check_options(selection, reports.load_table(selection.name))
+        check_options(selection, reports.load_table(selection.name))
     for selection in declared.figures:
-        _check_options(selection, reports.load_figure(selection.name))
+        check_options(selection, reports.load_figure(selection.name))
     study = Study(declared, expand(declared))
     for spec in study.runs:
         study.resolve(spec)
     return study
-
-
-def _check_options(
-    selection: ReportSelection, report: reports.TableSettings | reports.FigureSettings
-) -> None:
-    """Refuse a table's options where they mean nothing, and an unknown reference row."""
-    named = selection.reference
-    if isinstance(report, reports.TableSettings) and report.kind == "accuracy":
-        for reference in filter(None, (report.reference, named)):
-            report.row_named(reference)
-        return
-    used = {"spread": selection.spread == "interval", "reference": named is not None}
-    used["has_ranks"] = selection.has_ranks
-    if any(used.values()):
-        asked = ", ".join(name for name, is_used in used.items() if is_used)
-        raise SettingsError(
-            f"{asked} of {report.name} in the study: only a table of accuracies has intervals, "
-            "daggers and ranks; leave it out"
-        )

@@ -51,6 +51,9 @@ def test_a_run_writes_its_files_and_scores_last(method: str) -> None:
     assert scores.digest == settings.digest()
     assert scores.recipe == settings.recipe
     assert scores.n_test == N_TEST * len(CLASSES)
+    is_trained = method in ("microclip", "oracle")
+    assert (written["best_top1_pct"] is not None) == (written["best_epoch"] is not None)
+    assert (written["best_epoch"] is not None) == is_trained
     assert not (folder / "checkpoint").exists()
     table = pd.read_parquet(folder / "predictions.parquet")
     heads = [f"prediction_{name}" for name in scores.heads_pct]
@@ -115,7 +118,14 @@ def test_what_is_tested_in_between_changes_no_score(monkeypatch: pytest.MonkeyPa
     assert len(tests) == 4 + 3
     measured = [epoch for epoch, row in seldom.rows.items() if "test_fused_pct" in row]
     assert measured == [0, 2, 3]
-    assert scores.as_dict() | {"seconds": 0} == whole.as_dict() | {"seconds": 0}
+    rest: dict[str, object] = {"seconds": 0, "best_top1_pct": 0, "best_epoch": 0}
+    assert scores.as_dict() | rest == whole.as_dict() | rest
+    for found, journal in ((whole, often), (scores, seldom)):
+        tested = {e: r["test_fused_pct"] for e, r in journal.rows.items() if "test_fused_pct" in r}
+        del tested[0]
+        assert found.best is not None
+        assert found.best.top1_pct == max(tested.values())
+        assert found.best.top1_pct == tested[found.best.epoch]
     for name in (paths.RUN_PREDICTIONS, paths.RUN_WEIGHTS):
         assert Path("often", name).read_bytes() == Path("seldom", name).read_bytes()
 

@@ -177,6 +177,27 @@ class Repeats:
         return statistics.pstdev(self.accuracies)
 
 
+@dataclass(frozen=True)
+class BestEpoch:
+    """The epoch with the best accuracy on the test images: their labels select it."""
+
+    epoch: int
+    top1_pct: float
+
+    @classmethod
+    def of(cls, history: Iterable[Mapping[str, float]]) -> BestEpoch | None:
+        """The first of the best tested epochs of a history; None if no training was tested.
+
+        Epoch 0, the state before training, is not among them.
+        """
+        tested = [
+            cls(int(row["epoch"]), row["test_fused_pct"])
+            for row in history
+            if row["epoch"] > 0 and "test_fused_pct" in row
+        ]
+        return max(tested, key=lambda one: one.top1_pct, default=None)
+
+
 @torch.no_grad()
 def collect_heads(
     classifier: Classifier, batches: Iterable[Views]

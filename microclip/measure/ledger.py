@@ -169,7 +169,7 @@ def _accuracies(
             yield from (_judged(replace(entry, reason=why)) for entry in blanks.values())
             continue
         own = scores.runs_of(row, frame, plan.tables[table.name], table.name)
-        found = scores.statistics(own, printed.datasets, row.head)
+        found = scores.statistics(own, printed.datasets, scores.ACCURACIES[row.head])
         filled: dict[str, Entry] = {}
         for column, one in zip([*printed.datasets, AVERAGE], found, strict=True):
             if one.mean is None:

@@ -10,6 +10,7 @@ It is long because all of it reads the same run folders, and nothing else reads 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +41,8 @@ COLUMNS = (
     "top1_zero_shot_pct",
     "top1_global_pct",
     "top1_local_pct",
+    "best_top1_pct",
+    "best_epoch",
     "n_test",
     "seconds",
     "device",
@@ -47,6 +50,7 @@ COLUMNS = (
     "recipe",
     "shared_recipe",
 )
+BEST = "best_top1_pct"  # of the epoch that test labels select; blank if the run recorded none
 ACCURACIES = {"fused": "top1_pct", "global": "top1_global_pct", "local": "top1_local_pct"}
 Changes = tuple[tuple[str, str], ...]  # changed settings and their values
 LOCAL_SERVER = "http://127.0.0.1:5000"  # where `make ui` shows a database that is a file
@@ -93,7 +97,7 @@ def collect(plan: Plan, target: Path, shared_recipe: int) -> pd.DataFrame:
     import pandas as pd
 
     rows = [read_score(run, shared_recipe) for run in plan.runs]
-    frame = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+    frame = pd.DataFrame(rows).reindex(columns=list(COLUMNS)).astype({"best_epoch": "Int64"})
     with runtime.atomic_path(target) as path:
         frame.to_csv(path, index=False, lineterminator="\n", float_format="%.4f")
     return frame
@@ -167,13 +171,15 @@ def runs_of(row: TableRow, scores: pd.DataFrame, selection: Selection, table: st
     return own
 
 
-def statistics(own: pd.DataFrame, datasets: Sequence[str], head: str) -> list[Statistic]:
-    """One statistic per dataset, then that of the mean over datasets.
+def statistics(own: pd.DataFrame, datasets: Sequence[str], column: str) -> list[Statistic]:
+    """One statistic of a column per dataset, then that of the mean over datasets.
 
+    Older scores may lack the column; there is then no mean.
     The mean takes only the seeds that every dataset has: otherwise it would average other datasets
     for some seeds than for others.
     """
-    table = own.pivot(index="seed", columns="dataset", values=ACCURACIES[head])
+    known = own if column in own else own.assign(**{column: None})
+    table = known.pivot(index="seed", columns="dataset", values=column)
     table = table.reindex(columns=list(datasets)).astype(float)
     columns = [table[name].dropna() for name in datasets] + [table.dropna().mean(axis=1)]
     return [
@@ -224,6 +230,7 @@ class Run:
 
     Attributes:
         top1_pct: accuracy in `scores.csv`.
+        best_top1_pct: of the best epoch, selected with test labels; None if none was recorded.
         seconds: wall time of the whole run.
         method: resolved settings of its method.
         record: contents of `run.json`: versions, platform, commit.
@@ -234,6 +241,8 @@ class Run:
 
     spec: RunSpec
     top1_pct: float | None = None
+    best_top1_pct: float | None = None
+    best_epoch: int | None = None
     seconds: float | None = None
     device: str = ""
     method: Mapping[str, Any] | None = None
@@ -312,6 +321,8 @@ def _run(spec: RunSpec, scored: Mapping[Any, Any] | None, page: Path) -> Run:
     return Run(
         spec,
         top1_pct=float(scored["top1_pct"]),
+        best_top1_pct=_number(scored, BEST),
+        best_epoch=None if (epoch := _number(scored, "best_epoch")) is None else int(epoch),
         seconds=float(scored["seconds"]),
         device=str(scored["device"]),
         method=used.get("method"),
@@ -321,6 +332,12 @@ def _run(spec: RunSpec, scored: Mapping[Any, Any] | None, page: Path) -> Run:
         gallery=_relative(gallery, page),
         mlflow=_mlflow(_json(folder / paths.RUN_MIRRORED)),
     )
+
+
+def _number(scored: Mapping[Any, Any], column: str) -> float | None:
+    """A number of `scores.csv`; None if the cell is blank, or the file too old to have it."""
+    found = scored.get(column)
+    return None if found is None or math.isnan(found) else float(found)
 
 
 def _json(path: Path) -> dict[str, Any]:

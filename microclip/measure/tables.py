@@ -2,7 +2,8 @@
 
 In a table of accuracies, columns are datasets and their mean, rows are methods and variants. The
 best of a column is bold, the second underlined, bounds that learn all labels left out; with several
-seeds a cell is mean and sample deviation. What was not run is a hole with its reason; nothing is
+seeds a cell is mean and sample deviation. Accuracies are the last epoch's, unless study or card ask
+for the best one's. What was not run is a hole with its reason; nothing is
 filled in. The table of datasets (the paper's Table 10) shows the counts of their passports beside
 the paper's. A dataset that is not fetched is shown with the counts that its card declares, marked
 as such; the ledger compares only counted numbers. Intervals, daggers and ranks are added on request
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from microclip import paths, runtime, settings
 from microclip.data import passport as passports
 from microclip.measure import published, scores, significance
-from microclip.measure.scores import Statistic, missing, runs_of, statistics
+from microclip.measure.scores import ACCURACIES, BEST, Statistic, missing, runs_of, statistics
 from microclip.measure.significance import Options, ShownRow
 from microclip.measure.typesetting import (
     HOLE,
@@ -31,7 +32,7 @@ from microclip.measure.typesetting import (
     to_markdown,
     to_tex,
 )
-from microclip.methods.base import declaration_of
+from microclip.methods.base import declaration_of, work_of
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import DatasetCard, PublicSource
 from microclip.settings.declarations import Supervision
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEAN, SUPERVISION = "Mean", "Supervision"
+BEST_MARK = "‡"
+BEST_CAPTION = f" {BEST_MARK} best epoch of each run, selected with test labels."
+NO_BEST = "no best epoch recorded: the run is older, or tests another run's weights"
 HEADINGS = {  # by column of the published CSV
     "descriptions_per_class": "Descriptions a class",
     "classes": "Classes",
@@ -108,18 +112,22 @@ def build(
     sizes: set[int] = set()
     for row in table.rows:
         own = runs_of(row, frame, selection, table.name)
-        found = statistics(own, names, row.head)
-        if selection.is_brief and not any(one.n for one in found):
+        is_best = _is_best(row, table, selection)
+        found = statistics(own, names, BEST if is_best else ACCURACIES[row.head])
+        run = set(own["dataset"]) if is_best else set()
+        if selection.is_brief and not run and not any(one.n for one in found):
             continue
         sizes |= {one.n for one in found} - {0}
-        reasons = [missing(row, name, plan, selection) for name in names]
+        reasons = [NO_BEST if n in run else missing(row, n, plan, selection) for n in names]
         cells = tuple(map(_cell, found, [*reasons, ""]))
-        rows.append(Row(row.label, cells[: len(headings)], row.group))
+        label = f"{row.label} {BEST_MARK}" if is_best else row.label
+        rows.append(Row(label, cells[: len(headings)], row.group))
         shown.append(ShownRow(row, own, _supervision(row)))
     rows = _compared(rows, shown)
     built = Table(
         title=table.title,
-        caption=f"{table.caption} Study {plan.study}; {_seeds(sizes, selection.spread)}.",
+        caption=f"{table.caption} Study {plan.study}; {_seeds(sizes, selection.spread)}."
+        + (BEST_CAPTION if any(row.label.endswith(BEST_MARK) for row in rows) else ""),
         label=table.label,
         source=paths.STUDY_SCORES.format(study=plan.study),
         corner="Method" if len({row.method for row in table.rows}) > 1 else "Variant",
@@ -129,6 +137,14 @@ def build(
     )
     built = significance.add(built, shown, _options(table, selection, names))
     return _with_supervision(built, shown) if table.shows_supervision else built
+
+
+def _is_best(row: TableRow, table: TableSettings, selection: Selection) -> bool:
+    """Whether a row shows its best epoch: a method that does not train has none to select."""
+    if "best" not in (table.epoch, selection.epoch) or unavailable(row.method):
+        return False
+    work = work_of(row.method, settings.load_method_file(row.method).settings)
+    return work is None or bool(work.epochs or work.steps)
 
 
 def _with_supervision(table: Table, shown: Sequence[ShownRow]) -> Table:

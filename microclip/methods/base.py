@@ -367,6 +367,15 @@ def evaluation_fields(name: str) -> frozenset[str]:
     return declaration_of(name).evaluation_fields
 
 
+def further_backbones(name: str, settings: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the names of the backbones that a method loads beside the run's own."""
+    declared = declaration_of(name)
+    if declared.also_loads is None:
+        return ()
+    found: tuple[str, ...] = declared.also_loads(declared.settings.model_validate(settings))
+    return found
+
+
 def work_of(name: str, settings: Mapping[str, object]) -> Work | None:
     """Return what a method with these settings computes; None if its declaration does not say."""
     declared = declaration_of(name)

@@ -87,6 +87,7 @@ class Declaration(Generic[MethodSettings]):
             for the method's runs.
         follows: a method whose settings this one takes, as far as both have them: from its file,
             from a dataset's block and from a study's. So a bound trains like what it bounds.
+        also_loads: names of further backbones that it loads with some settings (UPL's voters).
     """
 
     settings: type[MethodSettings]
@@ -98,6 +99,7 @@ class Declaration(Generic[MethodSettings]):
     work: Callable[[MethodSettings], Work] | None = None
     follows: str | None = None
     supervision_with: Callable[[MethodSettings], Supervision] | None = None
+    also_loads: Callable[[MethodSettings], tuple[str, ...]] | None = None
 
     def sees(self, settings: Mapping[str, object] | BaseModel) -> Supervision:
         """Return what the method may see with some settings."""

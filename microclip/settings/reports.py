@@ -13,6 +13,7 @@ from microclip.settings.base import Frozen, Name, SettingsError, load_named
 
 Head = Literal["fused", "global", "local"]
 Spread = Literal["deviation", "interval"]
+Epoch = Literal["last", "best"]
 
 
 class TableRow(Frozen):
@@ -44,7 +45,12 @@ class TableSettings(Frozen):
     )
     rows: tuple[TableRow, ...] = ()
     shows_supervision: bool = Field(
-        default=False, description="a first column that says what each method may see"
+        default=True, description="a first column that says what each method may see"
+    )
+    epoch: Epoch = Field(
+        "last",
+        description="of trained methods: the last, or the best, which the test labels select; a "
+        "study can ask for the best too",
     )
     published: Name | None = Field(None, description="file in config/published, without .csv")
     tolerance_pct: float = Field(

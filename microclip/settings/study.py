@@ -29,7 +29,7 @@ from microclip.settings.datasets import (
     PublicSource,
 )
 from microclip.settings.llms import DescriptionSettings
-from microclip.settings.reports import Spread
+from microclip.settings.reports import Epoch, FigureSettings, Spread, TableSettings
 
 Compile = Literal["off", "default", "cuda-graphs"]
 
@@ -138,6 +138,9 @@ class ReportSelection(Frozen):
         description="shown with an accuracy: its sample deviation over seeds, or its 95 % interval "
         "over test images and seeds",
     )
+    epoch: Epoch = Field(
+        "last", description="of trained methods: the last, or the best, selected with test labels"
+    )
     reference: str | None = Field(
         None, description="row that others are compared with, in place of the table's own"
     )
@@ -179,6 +182,46 @@ class StudySettings(Frozen):
     gate: Literal["stop", "warn"] = Field(
         "stop", description="if CLIP's zero-shot accuracy is too far from the paper's"
     )
+
+
+def check_options(selection: ReportSelection, report: TableSettings | FigureSettings) -> None:
+    """Refuse a table's options where they mean nothing, and an unknown reference row.
+
+    Raises:
+        SettingsError: names the option and the report.
+    """
+    named = selection.reference
+    if isinstance(report, TableSettings) and report.kind == "accuracy":
+        for reference in filter(None, (report.reference, named)):
+            report.row_named(reference)
+        _check_epoch(selection, report)
+        return
+    used = {"spread": selection.spread == "interval", "reference": named is not None}
+    used |= {"has_ranks": selection.has_ranks, "epoch": selection.epoch == "best"}
+    if any(used.values()):
+        asked = ", ".join(name for name, is_used in used.items() if is_used)
+        raise SettingsError(
+            f"{asked} of {report.name} in the study: only a table of accuracies has intervals, "
+            "daggers, ranks and a best epoch; leave it out"
+        )
+
+
+def _check_epoch(selection: ReportSelection, table: TableSettings) -> None:
+    """Refuse what runs keep of the last epoch alone: one token's accuracy, and predictions."""
+    if "best" not in (selection.epoch, table.epoch):
+        return
+    if any(row.head != "fused" for row in table.rows):
+        raise SettingsError(
+            f"epoch: best of table {table.name}: a row shows one token, whose best epoch no run "
+            "records; leave out head or epoch"
+        )
+    has_reference = (selection.reference or table.reference) is not None
+    if selection.spread == "interval" or has_reference:
+        name = "reference" if has_reference else "spread: interval"
+        raise SettingsError(
+            f"epoch: best and {name} of table {table.name}: runs keep the predictions of the last "
+            "epoch alone, intervals and daggers come from these; leave out one of the two"
+        )
 
 
 def load_dataset(name: str) -> DatasetSettings:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from microclip.measure.evaluation import collect_heads, evaluate
+from microclip.measure.evaluation import BestEpoch, collect_heads, evaluate
 from microclip.methods.base import ViewPlan, Views
 
 
@@ -46,6 +46,14 @@ def test_of_equal_classes_the_first_is_predicted() -> None:
 def test_similarities_that_cannot_be_scored_are_refused(logits: Tensor, labels: Tensor) -> None:
     with pytest.raises(ValueError, match="expected"):
         evaluate(logits, labels)
+
+
+def test_the_best_epoch_is_the_first_of_the_best_tested_ones_after_training_began() -> None:
+    history = [(0, 90.0), (1, 40.0), (2, 60.0), (4, 60.0), (5, 50.0)]
+    rows = [{"epoch": epoch, "test_fused_pct": value} for epoch, value in history]
+    rows.insert(3, {"epoch": 3.0, "loss": 1.0})  # not tested
+    assert BestEpoch.of(rows) == BestEpoch(2, 60.0)
+    assert BestEpoch.of(rows[:1]) is BestEpoch.of([]) is None
 
 
 class Halves:

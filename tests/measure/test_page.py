@@ -195,9 +195,11 @@ def test_the_page_shows_each_number_with_its_mark(plan: Plan) -> None:
 
 def test_rows_columns_and_groups_are_headings(plan: Plan) -> None:
     text = page.write(plan).read_text()
-    assert '<th scope="rowgroup" colspan="4"><span>Zero-shot</span></th>' in text
+    assert '<th scope="rowgroup" colspan="5"><span>Zero-shot</span></th>' in text
     assert '<th scope="row">CLIP &lt;all&gt;</th>' in text
     assert '<th scope="col" class="right">Cars</th>' in text
+    assert '<th scope="col" class="right">Supervision</th>' in text
+    assert '<td class="right">unlabelled</td>' in text
     words = Words(text)
     assert all(t.get("scope") for t in words.of("th"))
     assert all(image.get("alt") for image in words.of("img"))
@@ -298,6 +300,17 @@ def test_runs_link_to_mlflow_their_folder_and_their_gallery(plan: Plan) -> None:
     assert f"https://ml.example/#/runs/{RUN_ID}" in links
     assert [link for link in links if link.endswith("gallery.html")] == [f"{clip}/gallery.html"]
     assert f"{clip}/" in links
+
+
+def test_runs_show_their_best_epoch_beside_the_last_one(plan: Plan) -> None:
+    file = Path(paths.STUDY_SCORES.format(study="toy"))
+    head, first, second, *rest = file.read_text().splitlines()
+    cells = dict(zip(head.split(","), second.split(","), strict=True))
+    cells |= {"best_top1_pct": "57.75", "best_epoch": "3"}
+    runtime.write_text(file, "\n".join([head, first, ",".join(cells.values()), *rest, ""]))
+    text = page.write(plan).read_text()
+    assert text.count('<td class="right">57.75</td><td class="right">3</td>') == 1
+    assert "The best epoch is selected with test labels: its accuracy is no fair result." in text
 
 
 def test_a_planned_run_without_a_score_is_listed_as_such(plan: Plan) -> None:

@@ -47,6 +47,23 @@ def test_there_is_one_row_per_run_in_the_studys_order(plan: Plan, project: Path)
     assert frame["top1_pct"].tolist() == [50.1235] * 3
 
 
+def test_the_best_epoch_is_blank_for_runs_without_one_and_for_older_ones(plan: Plan) -> None:
+    clip, _, microclip = plan.runs
+    for run in plan.runs:
+        write_scores(run)  # as written before there was a best epoch
+    write_scores(clip, best_top1_pct=None, best_epoch=None)
+    write_scores(microclip, best_top1_pct=61.25, best_epoch=7)
+    scores.collect(plan, Path("scores.csv"), SHARED_RECIPE)
+    frame = pd.read_csv("scores.csv", dtype=str, keep_default_na=False)
+    assert frame["best_top1_pct"].tolist() == ["", "", "61.2500"]
+    assert frame["best_epoch"].tolist() == ["", "", "7"]
+    read = scores.read_runs(plan, pd.read_csv("scores.csv"))
+    best = [(run.best_top1_pct, run.best_epoch) for run in read]
+    assert best == [(None, None), (None, None), (61.25, 7)]
+    older = pd.read_csv("scores.csv").drop(columns=["best_top1_pct", "best_epoch"])
+    assert {run.best_epoch for run in scores.read_runs(plan, older)} == {None}
+
+
 def test_collecting_twice_gives_the_same_bytes(plan: Plan) -> None:
     for run in plan.runs:
         write_scores(run)

@@ -40,7 +40,9 @@ ANSWERS: Answers = {
 
 
 def card(**values: Any) -> TableSettings:
-    given = {"name": "t", "title": "Table 0", "caption": "Accuracy.", "label": "tab:t"}
+    given: dict[str, Any] = {"name": "t", "title": "Table 0", "caption": "Accuracy."}
+    given["label"] = "tab:t"
+    given |= {"shows_supervision": False}  # the columns are then those of the accuracies
     return TableSettings.model_validate({**given, "rows": ROWS, **values})
 
 
@@ -298,3 +300,20 @@ def test_options_that_mean_nothing_are_refused_before_anything_runs() -> None:
     for kind, name in (("tables", "table10"), ("figures", "figure3")):
         with pytest.raises(SettingsError, match=f"spread of {name} in the study: only a table of"):
             study.load({**STUDY, kind: [{"name": name, "spread": "interval"}]})
+        with pytest.raises(SettingsError, match=f"epoch of {name} in the study: only a table of"):
+            study.load({**STUDY, kind: [{"name": name, "epoch": "best"}]})
+
+
+def test_what_comes_from_the_last_epochs_predictions_is_refused_beside_the_best_epoch() -> None:
+    assert planned(epoch="best", has_ranks=True).tables["table1"].epoch == "best"
+    assert planned(epoch="last").as_dict() == planned().as_dict()
+    for option in ({"spread": "interval"}, {"reference": "Zero-shot: CLIP"}):
+        with pytest.raises(SettingsError, match="keep the predictions of the last epoch alone"):
+            planned(epoch="best", **option)
+
+
+def test_the_best_epoch_of_one_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"method": "microclip", "label": "FG", "head": "local"}]
+    monkeypatch.setattr(study.reports, "load_table", lambda _: card(rows=rows, epoch="best"))
+    with pytest.raises(SettingsError, match="a row shows one token, whose best epoch no run reco"):
+        planned()

@@ -14,6 +14,7 @@ from microclip import paths, runtime, settings, study
 from microclip.measure import tables, typesetting
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError, reports
+from microclip.settings.declarations import Supervision
 from microclip.settings.reports import TableSettings
 from microclip.study import Plan
 from tests.measure.reports import plan, scores, write_passport, write_scores
@@ -26,6 +27,7 @@ SETTINGS = TableSettings.model_validate(
         "title": "Table 0",
         "caption": "Top-1 accuracy (%) of A&B.",
         "label": "tab:t",
+        "shows_supervision": False,  # most tests here are about accuracies
         "rows": [
             {"method": "clip", "label": "CLIP"},
             {"method": "cupl", "label": "CuPL_2"},
@@ -216,6 +218,29 @@ def test_a_row_may_show_the_accuracy_of_one_token() -> None:
     assert table.notes == ("CLIP's FG: no accuracy of the local token in its runs",)
 
 
+def test_the_best_epoch_is_marked_as_selected_with_test_labels() -> None:
+    frame = ONE_SEED.assign(best_top1_pct=[None, None, None, None, 47.0, 49.5])
+    assert printed(build(frame)) == printed(build())  # the last epoch, unless asked for
+    for table in (build(frame, epoch="best"), build(frame, changed(epoch="best"))):
+        assert printed(table) == {
+            "CLIP": ["40.00", "50.00", "45.00"],  # trains nothing: there is nothing to select
+            "CuPL_2": ["41.13", "49.00", "45.06"],
+            "Ours ‡": ["47.00", "49.50", "48.25"],
+        }
+        assert table.caption.endswith("‡ best epoch of each run, selected with test labels.")
+        assert r"Ours $\ddagger$ &" in typesetting.to_tex(table)
+    assert "‡" not in build(frame[frame["method"] != "microclip"], epoch="best").caption
+
+
+def test_runs_that_recorded_no_best_epoch_leave_a_hole_with_the_reason() -> None:
+    older = build(epoch="best")  # scores.csv from before there was such a column
+    assert printed(older)["Ours ‡"] == ["", "", ""]
+    assert older.notes == (f"Ours ‡: {tables.NO_BEST}",)
+    some = build(ONE_SEED.assign(best_top1_pct=[None] * 4 + [47.0, None]), epoch="best")
+    assert printed(some)["Ours ‡"] == ["47.00", "", ""]
+    assert some.notes == (f"Ours ‡ (Cars_100%): {tables.NO_BEST}",)
+
+
 def test_a_missing_cell_is_a_hole_with_its_place_and_leaves_no_mean() -> None:
     frame = scores(
         {
@@ -341,6 +366,24 @@ def test_every_table_of_the_shipped_study_has_the_same_bytes_each_time(icons: Pl
         assert "—" not in before["md"].decode(), f"{name} has a hole"
 
 
+@pytest.mark.parametrize("name", settings.base.known("tables"))
+def test_every_shipped_table_of_accuracies_says_what_each_method_may_see(name: str) -> None:
+    card = reports.load_table(name)
+    if card.kind == "datasets":
+        return
+    runs = {(row.method, row.variant): {"cats": [50.0]} for row in card.rows}
+    frame = scores(runs).assign(top1_local_pct=1.0, top1_global_pct=1.0)
+    rows = [row.model_copy(update={"backbone": None}) for row in card.rows]
+    card = card.model_copy(update={"rows": tuple(rows)})
+    built = tables.build(card, frame, titles={"cats": "Cats"}, plan=plan(name, ["cats"]))
+    seen = [row.cells[0].text for row in built.rows]
+    assert len(seen) == len(card.rows)
+    assert set(seen) <= {one.value for one in Supervision}
+    for format_ in tables.FORMATS.values():
+        assert "Supervision" in format_(built)
+    assert "unlabelled" in seen or name == "table11"
+
+
 def test_table_1_has_the_rows_of_the_shipped_study(icons: Plan) -> None:
     write_scores(
         pd.DataFrame([run.as_dict() for run in icons.runs]).assign(top1_pct=50.0), "icons-all"
@@ -352,7 +395,7 @@ def test_table_1_has_the_rows_of_the_shipped_study(icons: Plan) -> None:
         label for label, method in labels.items() if study.unavailable(method) is None
     ]
     assert list(rows[0])[2:] == [
-        "Animals", "Food", "Objects", "Travel", "Flags", "Faces", "Mean",
+        "Supervision", "Animals", "Food", "Objects", "Travel", "Flags", "Faces", "Mean",
     ]  # fmt: skip
 
 

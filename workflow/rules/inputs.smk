@@ -5,6 +5,7 @@ jobs that depend on it. Snakemake asks for each several times a job: what files 
 is found once.
 """
 
+import json
 from functools import cache
 
 from microclip.measure import published
@@ -16,8 +17,13 @@ def spec_of(wildcards):
 
 
 def run_settings(wildcards):
-    """The resolved settings of a run, as JSON."""
-    return STUDY.settings_json(**wildcards)
+    """The resolved settings of a run, as JSON, and the weights of further backbones, if any."""
+    text = STUDY.settings_json(**wildcards)
+    further = STUDY.resolve(spec_of(wildcards)).further_backbones
+    if not further:
+        return text
+    weights = {one.name: digest_of_backbone(one.name) for one in further}
+    return json.dumps({**json.loads(text), "further_weights": weights})
 
 
 def run_inputs(wildcards):

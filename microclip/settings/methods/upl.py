@@ -53,6 +53,15 @@ def work(settings: UplSettings) -> Work:
     )
 
 
+def voters(settings: UplSettings) -> tuple[str, ...]:
+    """Return the further backbones that label the images."""
+    return settings.voters
+
+
 DECLARATION = Declaration(
-    UplSettings, supervision=Supervision.UNLABELLED, reads="images", work=work
+    UplSettings,
+    supervision=Supervision.UNLABELLED,
+    reads="images",
+    work=work,
+    also_loads=voters,
 )
