@@ -30,7 +30,7 @@ from microclip.methods.base import (
 from microclip.methods.few_shot import labelled
 from microclip.model.backbone import Backbone, unit_norm
 from microclip.model.lora import InputDropout, LowRank, LowRankOptions, attach, placed_layers
-from microclip.model.prompts import check_text_tower, embed_tokens, encode_embedded
+from microclip.model.prompts import check_fit, check_text_tower, embed_tokens, encode_embedded
 from microclip.model.token_fusion import cosine_similarity
 from microclip.model.trained import TrainedModule
 from microclip.settings.base import SettingsError
@@ -239,12 +239,7 @@ def _network(task: Task, settings: ClipLoraSettings) -> LowRankClip:
     if task.backbone is None:
         raise ValueError("clip_lora trains the backbone, got none; give one to the task")
     prompts = [own[0] for own in fill([settings.template], task.class_names)]
+    check_fit(task.backbone, prompts, "template")
     tokens = task.backbone.tokenize(prompts)
-    full = [prompt for prompt, row in zip(prompts, tokens, strict=True) if row[-1] != 0]
-    if full:
-        raise SettingsError(
-            f"prompts must end before the text tower's {tokens.shape[1]} tokens do, but "
-            f"{len(full)} fill them, first {full[0]!r}; shorten 'template' or the class names"
-        )
     generator = runtime.generator(task.seed, "low-rank")
     return LowRankClip(task.backbone, tokens, settings, generator)

@@ -23,7 +23,7 @@ from microclip.data.views import Crop
 from microclip.methods.base import DeclaredMethod, Task, Tracker, ViewPlan, Views, Watching
 from microclip.methods.clip import PromptClassifier
 from microclip.model.backbone import Backbone, load_backbone
-from microclip.model.prompts import ContextPrompts
+from microclip.model.prompts import ContextPrompts, check_fit
 from microclip.model.token_fusion import cosine_similarity
 from microclip.model.trained import TrainedModule
 from microclip.settings.methods.upl import DECLARATION, UplSettings
@@ -225,7 +225,9 @@ def _probabilities(
     embeddings = image_embeddings(backbone, task.images, crop)
     if vectors is None:
         names = [name.replace("_", " ") for name in task.class_names]
-        vectors = backbone.encode_text([settings.template.format(name) for name in names])
+        sentences = [settings.template.format(name) for name in names]
+        check_fit(backbone, sentences, "template")
+        vectors = backbone.encode_text(sentences)
     cosines = cosine_similarity(embeddings, vectors.to(embeddings.device))
     return (backbone.logit_scale * cosines).softmax(dim=-1)
 

@@ -17,6 +17,7 @@ from microclip.adaptation.multi_view import aggregate_views, weighted_views
 from microclip.data.crops import CropDraw
 from microclip.methods.base import REPEAT, DeclaredMethod, Task, Tracker, ViewPlan, Views
 from microclip.model.backbone import unit_norm
+from microclip.model.prompts import check_fit
 from microclip.model.sentences import encode, encode_classes
 from microclip.settings.methods.wca import DECLARATION, WcaSettings
 from microclip.text.classifier import ClassEmbeddings, anchored_sums
@@ -90,7 +91,11 @@ class Wca(DeclaredMethod[WcaSettings]):
     declaration = DECLARATION
 
     def adapt(self, task: Task, settings: WcaSettings, tracker: Tracker) -> CropClassifier:
-        """Return the classifier of the task's sentences; there is nothing to train."""
+        """Return the classifier of the task's sentences; there is nothing to train.
+
+        Raises:
+            SettingsError: an anchor does not fit the text tower's context.
+        """
         tracker.message(f"no training: {settings.n_crops} crops per image against descriptions")
         return self.restore(task, settings, {"vectors": _encoded(task, settings)})
 
@@ -115,6 +120,7 @@ def _encoded(task: Task, settings: WcaSettings) -> Float[Tensor, "classes embedd
     if task.backbone is None or not task.sentences:
         raise ValueError("wca encodes sentences, got none or no backbone; give both to the task")
     anchors = [own[0] for own in fill([settings.anchor], task.class_names)]
+    check_fit(task.backbone, anchors, "anchor")
     store = task.sentence_store
     sentences, _ = encode_classes(task.backbone, task.sentences, store)
     return class_vectors(sentences, encode(task.backbone, anchors, store).raw, settings)

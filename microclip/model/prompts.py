@@ -170,6 +170,21 @@ def class_prompts(
     return ClassPrompts(backbone, tokens, lengths, n_vectors=n_vectors, position=position)
 
 
+def check_fit(backbone: Backbone, prompts: Sequence[str], setting: str) -> None:
+    """Refuse prompts that fill the text tower's context, since a longer one would be cut unseen.
+
+    Raises:
+        SettingsError: names the first of them, and `setting`, which their words are from.
+    """
+    tokens = backbone.tokenize(list(prompts))
+    full = [prompt for prompt, row in zip(prompts, tokens, strict=True) if row[-1] != 0]
+    if full:
+        raise SettingsError(
+            f"prompts must end before the text tower's {tokens.shape[1]} tokens do, but "
+            f"{len(full)} fill them, first {full[0]!r}; shorten {setting!r} or the class names"
+        )
+
+
 def plain_prompts(backbone: Backbone, sentences: Sequence[str]) -> ClassPrompts:
     """Return prompts without context vectors, a whole sentence for each class.
 

@@ -129,6 +129,25 @@ def test_the_default_depth_is_refused_by_a_small_network() -> None:
 
 
 @pytest.mark.usefixtures("project")
+def test_a_prompt_longer_than_the_context_is_refused() -> None:
+    with pytest.raises(SettingsError, match="at most 16 tokens, got 19 for class 'red_disc'"):
+        METHOD.adapt(task(shots=1), options(n_context=14), fixture.Journal())
+
+
+@pytest.mark.usefixtures("project")
+def test_a_class_without_labelled_images_is_named() -> None:
+    given = task(shots=1)
+    assert given.examples is not None
+    names = [*given.class_names, "purple_cross"]
+    journal = fixture.Journal()
+    given = Task(**{**vars(given), "class_names": names})
+    METHOD.adapt(given, options(shots=1, epochs=0), journal)
+    assert journal.lines[0].startswith(
+        "1 of 4 classes have fewer than 1 labelled images, 1 of them none ('purple_cross'"
+    )
+
+
+@pytest.mark.usefixtures("project")
 def test_it_needs_labelled_images_and_a_backbone() -> None:
     given = task(shots=1)
     for missing in ("examples", "backbone"):

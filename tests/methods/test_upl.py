@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from microclip import runner, runtime
 from microclip.adaptation.pseudo_labels import most_confident
 from microclip.methods.base import Task, Views
 from microclip.methods.upl import METHOD, mean_over_members, zero_shot_probabilities
 from microclip.model.backbone import load_backbone
+from microclip.model.embeddings import backbone_key
 from microclip.model.token_fusion import cosine_similarity
 from microclip.settings import SettingsError, load_method_file, variants_of
-from microclip.settings.base import validated
+from microclip.settings.base import _load, validated
 from microclip.settings.methods.upl import UplSettings
+from microclip.study import RunSettings
 from tests.fixtures import project as fixture
 
 from .prompted import frozen_of, states_of_resumed_and_whole, task
@@ -141,6 +146,29 @@ def test_voters_are_averaged_in() -> None:
     torch.testing.assert_close(one, two)
 
 
+def test_a_changed_voter_is_another_run_and_is_recorded_among_its_inputs(own_project: Path) -> None:
+    """Its YAML decides what is current, the bytes of its weights are in `run.json`."""
+    file = own_project / "config" / "backbones" / "voter.yaml"
+
+    def resolved(title: str, **changes: Any) -> RunSettings:
+        own = {"config": "resources/tiny/tiny.json", "weights": "resources/tiny/tiny.safetensors"}
+        file.write_text(yaml.safe_dump({"title": title, **own, **changes}))
+        _load.cache_clear()
+        values = {"per_class": 2, "n_context": 3, "epochs": 1, "batch_size": 3}
+        return fixture.settings_of("upl", template="a {}.", voters=["voter"], **values)
+
+    run = resolved("Voter")
+    assert resolved("Another title").digest() == run.digest()
+    sha256 = runtime.sha256(own_project / "resources" / "tiny" / "tiny.safetensors")
+    assert resolved("Voter", sha256=sha256).digest() != run.digest()
+    assert RunSettings.from_dict(json.loads(run.identity)).digest() == run.digest()
+    assert "further_backbones" not in fixture.settings_of("upl").as_dict()
+    fixture.prepare(run)
+    runner.run(run, Path("run"), fixture.Journal())
+    inputs = json.loads(Path("run/run.json").read_text())["inputs"]
+    assert inputs["backbone_voter"] == backbone_key(run.further_backbones[0])
+
+
 def test_squashed_images_are_tested_squashed() -> None:
     classifier = METHOD.adapt(task(), options(image_shape="squash"), fixture.Journal())
     assert (classifier.views.kind, classifier.views.crop) == ("image", "squash")
@@ -179,6 +207,9 @@ def test_bad_settings_get_one_line(values: dict[str, Any], message: str) -> None
 def test_a_prompt_longer_than_the_context_is_refused() -> None:
     with pytest.raises(SettingsError, match="at most 16 tokens, got 21 for class 'red_disc'"):
         METHOD.adapt(task(), options(n_context=16), fixture.Journal())
+    template = "a photo of one of the many kinds of a small {} on a table."
+    with pytest.raises(SettingsError, match="shorten 'template' or the class names"):
+        METHOD.adapt(task(), options(template=template), fixture.Journal())
 
 
 def test_it_needs_images_and_a_backbone() -> None:

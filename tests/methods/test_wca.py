@@ -188,6 +188,25 @@ def test_it_needs_sentences_and_a_backbone() -> None:
         METHOD.adapt(task, options(), fixture.Journal())
 
 
+@pytest.mark.usefixtures("project")
+def test_an_anchor_longer_than_the_context_is_refused() -> None:
+    settings = fixture.settings_of("wca")
+    fixture.prepare(settings)
+    texts = runner.read_inputs(settings, "images").texts
+    given = Task(
+        fixture.CLASSES,
+        texts,
+        seed=0,
+        device="cpu",
+        precision="fp32",
+        backbone=load_backbone("tiny"),
+        sentences=tuple(("red",) for _ in fixture.CLASSES),
+    )
+    long = "a photo of one of the many kinds of a small {} on a table."
+    with pytest.raises(SettingsError, match="shorten 'anchor' or the class names"):
+        METHOD.adapt(given, options(anchor=long), fixture.Journal())
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
