@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ from microclip.tracking.run import EpochReporter, RunClock
 
 ZERO_SHOT = "cupl"  # classifies by the mean vector of a class's sentences; trains nothing
 _ENOUGH_S = 1.5  # a shorter measurement is dominated by start-up costs: repeat with more images
+# What makes a training one pass over its images; LaFTer's head learns from texts alone.
+_ONE_PASS = {"epochs": 1, "steps_per_epoch": None, "text_steps": 1}
 _FIRST, _MOST = 2, 64  # images in the first measurement, and at most
 
 
@@ -227,31 +230,45 @@ def estimate(images: Sequence[Path], start: Start) -> Estimate:
             break
         count = min(4 * count, _MOST, len(images))
     per_image = {name: seconds / count for name, seconds in found.items()}
+    n_trained = len(start.drawn()) or len(images)
+    length = _Length.of(start.settings, n_trained)
     return Estimate(
-        seconds=_total(
-            per_image,
-            len(images),
-            _n_epochs(start.settings, len(images)),
-            n_trained=len(start.drawn()) or len(images),
-        ),
+        seconds=_total(per_image, len(images), length, n_trained),
         n_measured=count,
         store_mib=mib / count * len(images),
         peak_memory_mib=runtime.peak_memory_mib(),
     )
 
 
-def _n_epochs(settings: BaseModel, n_images: int) -> int:
-    """Epochs of a training; ReCLIP's depend on the number of images."""
-    by_size = getattr(settings, "n_epochs", None)
-    found: int = getattr(settings, "epochs", 1) if by_size is None else by_size(n_images)
-    return found
+@dataclass(frozen=True)
+class _Length:
+    """How long a method trains: passes over the images that it learns from, and tests between."""
+
+    passes: float
+    tests: int
+
+    @classmethod
+    def of(cls, settings: BaseModel, n_images: int) -> _Length:
+        """That of some settings with so many images to learn from.
+
+        CLIP-LoRA has steps instead of epochs, POUF steps in each epoch; ReCLIP's epochs depend on
+        the number of images.
+        """
+        batches = math.ceil(n_images / getattr(settings, "batch_size", n_images))
+        steps: int | None = getattr(settings, "steps", None)
+        if steps is not None:
+            return cls(steps / batches, getattr(settings, "rounds", 1))
+        by_size = getattr(settings, "n_epochs", None)
+        epochs: int = getattr(settings, "epochs", 1) if by_size is None else by_size(n_images)
+        each: int | None = getattr(settings, "steps_per_epoch", None)
+        return cls(epochs if each is None else epochs * each / batches, epochs)
 
 
-def _total(per_image: Mapping[str, float], n_images: int, epochs: int, *, n_trained: int) -> float:
+def _total(per_image: Mapping[str, float], n_images: int, length: _Length, n_trained: int) -> float:
     """Seconds of a command: decoding, training, one evaluation per epoch, final evaluations."""
     looked_at = min(n_images, MAX_LOOKED_AT)
-    looks = (epochs + 1) * looked_at + 2 * n_images
-    trained = epochs * n_trained
+    looks = (length.tests + 1) * looked_at + 2 * n_images
+    trained = length.passes * n_trained
     return per_image["decode"] * n_images + per_image["train"] * trained + per_image["look"] * looks
 
 
@@ -261,8 +278,8 @@ def _measure(
     """Seconds of each stage for `sample`, and the MiB of its decoded images."""
     started = time.perf_counter()
     record, method, short = start.record, start.method, start.settings
-    if "epochs" in type(short).model_fields:
-        short = short.model_copy(update={"epochs": 1})
+    known = type(short).model_fields
+    short = short.model_copy(update={k: value for k, value in _ONE_PASS.items() if k in known})
     with prediction.stored(sample) as images:
         decoded = time.perf_counter()
         # Any labels do: the time does not depend on them.

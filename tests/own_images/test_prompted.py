@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import BaseModel
 
 import microclip
 from microclip.cli import main
 from microclip.export.onnx import network_of, similarities
+from microclip.own_images.training import _Length
 from microclip.settings import SettingsError
+from microclip.settings.methods.clip_lora import ClipLoraSettings
+from microclip.settings.methods.pouf import PoufSettings
+from microclip.settings.methods.reclip import ReclipSettings
+from microclip.settings.methods.wca import WcaSettings
 from tests.fixtures.project import CLASSES
 
 from .folder import adapt, place, read, write_labels, write_photos
@@ -47,6 +53,34 @@ def test_coop_learns_from_the_shots_that_labels_give_and_is_scored_on_the_others
     report = (place / "adapted/README.md").read_text()
     assert "trained on 6 labelled ones of 15 images" in report
     assert "9 labelled images, which training did not see" in report
+
+
+def test_a_training_in_steps_is_estimated_and_run(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CLIP-LoRA counts steps: here 4 a shot, in batches of 3 of the 6 images."""
+    labels = str(write_labels(place / "labels.csv", write_photos(place / "photos")))
+    given = ("--method", "clip_lora", "--labels", labels, "--set", "shots=2")
+    steps = ("--set", "steps_per_shot=4", "--set", "batch_size=3", "--set", "rounds=2")
+    assert adapt(*given, *steps, "--set", "template=a {}.") == 0, capsys.readouterr().err
+    assert json.loads((place / "adapted/scores.json").read_text())["n_labelled"] == 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes", "tests"),
+    [
+        (ClipLoraSettings(shots=2, steps_per_shot=10, batch_size=4, rounds=5), 20 / 3, 5),
+        (ClipLoraSettings(epochs=7, batch_size=4), 7, 7),
+        (PoufSettings(epochs=2, steps_per_epoch=30, batch_size=4), 2 * 30 / 3, 2),
+        (PoufSettings(epochs=2, steps_per_epoch=None, batch_size=4), 2, 2),
+        (ReclipSettings(), 2, 2),  # 10 // 5000 + 2
+        (WcaSettings(), 1, 1),
+    ],
+)
+def test_an_estimate_counts_passes_over_ten_images(
+    settings: BaseModel, passes: float, tests: int
+) -> None:
+    assert _Length.of(settings, 10) == _Length(passes, tests)
 
 
 def test_a_few_shot_method_without_labels_names_the_option(
