@@ -182,8 +182,8 @@ def check_fit(backbone: Backbone, prompts: Sequence[str], setting: str) -> None:
     if full:
         raise SettingsError(
             f"prompts must end before the text tower's {tokens.shape[1]} tokens do, but "
-            f"{len(full)} fill them, first {textwrap.shorten(full[0], 80)!r}; shorten {setting!r} or "
-            "the class names"
+            f"{len(full)} fill them, first {textwrap.shorten(full[0], 60)!r}; shorten {setting!r} "
+            "or the class names"
         )
 
 
