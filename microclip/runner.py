@@ -425,7 +425,7 @@ def _input_hashes(out: Path, settings: RunSettings) -> dict[str, str]:
     drawn |= {"weights": loaded} if loaded else {}
     for one in settings.further_backbones:
         weights.record(one)  # as the method has loaded it by now
-        drawn[f"backbone_{one.name}"] = embeddings.backbone_key(one)
+        drawn[f"backbone_{one.name}"] = weights.backbone_key(one)
         if loaded := embeddings.weights_sha256(one):
             drawn[f"weights_{one.name}"] = loaded
     return {

@@ -15,8 +15,8 @@ from microclip.adaptation.pseudo_labels import most_confident
 from microclip.methods.base import Task, Views
 from microclip.methods.upl import METHOD, mean_over_members, zero_shot_probabilities
 from microclip.model.backbone import load_backbone
-from microclip.model.embeddings import backbone_key
 from microclip.model.token_fusion import cosine_similarity
+from microclip.model.weights import backbone_key
 from microclip.settings import SettingsError, load_method_file, variants_of
 from microclip.settings.base import _load, validated
 from microclip.settings.methods.upl import UplSettings
