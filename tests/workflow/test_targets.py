@@ -57,13 +57,13 @@ def test_tables_is_a_target_and_so_is_every_stages_file(fresh: Path) -> None:
     assert counts == {"describe": 1}
 
 
-def test_the_study_of_all_tables_has_44_runs_on_seven_datasets() -> None:
+def test_the_study_of_all_tables_has_80_runs_on_seven_datasets() -> None:
     """Six sets of Table 1 and the small one of ablations: tests/test_study.py counts the runs.
 
     Only Table 1 asks for methods that read embeddings, so the small set's are not encoded.
     """
     counts = folder.planned(folder.snakemake(ROOT, "--dry-run", "--forceall", *MACHINE, *ALL_ICONS))
-    assert counts["adapt"] == 44
+    assert counts["adapt"] == 80
     assert counts["fetch_dataset"] == counts["describe"] == counts["embed_descriptions"] == 7
     assert counts["encode_images"] == 6
     assert counts["tabulate"] == 6
@@ -182,3 +182,21 @@ def test_every_rule_whose_verb_takes_a_device_takes_a_gpu_slot() -> None:
             found[given.split()[0].strip('"')] = "gpu=gpu_slots," in rule
     assert {verb for verb, has_slot in found.items() if has_slot} == takers & found.keys()
     assert {"run", "encode-images", "embed-descriptions", "check-zero-shot"} <= takers
+
+
+def test_the_weights_of_a_voter_are_a_parameter_of_the_runs_that_load_it_alone(
+    tmp_path: Path,
+) -> None:
+    """Snakemake repeats a job whose parameters changed: here, if the voter's file did."""
+    place = folder.write(
+        tmp_path / "study",
+        runs=[{"methods": ["clip", "upl"]}],
+        tables=[],
+        methods={"upl": {"template": "a {}.", "voters": ["icon-clip-2"]}},
+    )
+    done = folder.snakemake(place, "--dry-run", "--printshellcmds", *MACHINE, "all")
+    commands = [line for line in done.stdout.splitlines() if "microclip run --settings" in line]
+    found = {
+        ("/clip/" in line, '"further_weights": {"icon-clip-2": "' in line) for line in commands
+    }
+    assert found == {(True, False), (False, True)}, done.stdout
