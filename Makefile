@@ -45,7 +45,8 @@ run: setup  ## run the study: descriptions, self-training, scores, tables, figur
 test: setup  ## run the whole test suite, on two CPUs if there are two
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 30 --durations-min 1
 
-bench: setup  ## the short benchmarks: a training step, and its views
+bench: setup  ## the short benchmarks: starting, a training step, and its views
+	@$(BIN)/python benchmarks/startup.py --rounds 1
 	@$(BIN)/python benchmarks/loader.py
 	@$(BIN)/python benchmarks/step.py
 

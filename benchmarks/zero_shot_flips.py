@@ -20,7 +20,8 @@ from PIL import Image
 
 from microclip import settings
 from microclip.icons import scenes
-from microclip.model.backbone import encode_classes, load_backbone
+from microclip.model.backbone import load_backbone
+from microclip.model.sentences import encode_classes
 from microclip.model.token_fusion import cosine_similarity
 from microclip.settings import IconSource
 from microclip.text.classifier import template_classifier

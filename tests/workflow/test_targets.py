@@ -179,7 +179,7 @@ def test_every_rule_whose_verb_takes_a_device_takes_a_gpu_slot() -> None:
     for rule in text.split("\nrule ")[1:]:
         _, calls, given = rule.partition('"python -m microclip ')
         if calls:
-            found[given.split()[0].strip('"')] = "gpu=gpu_slots," in rule
+            found[given.split()[0].strip('"')] = "gpu=GPU_SLOTS," in rule
     assert {verb for verb, has_slot in found.items() if has_slot} == takers & found.keys()
     assert {"run", "encode-images", "embed-descriptions", "check-zero-shot"} <= takers
 

@@ -16,7 +16,7 @@ rule adapt:
     conda:
         "../../environment.yml"
     resources:
-        gpu=gpu_slots,
+        gpu=GPU_SLOTS,
     params:
         settings=run_settings,
         folder=paths.RUN,

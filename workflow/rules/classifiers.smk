@@ -11,7 +11,7 @@ rule embed_descriptions:
     conda:
         "../../environment.yml"
     resources:
-        gpu=gpu_slots,
+        gpu=GPU_SLOTS,
     params:
         digest=description_digest,
         backbone=backbone_digest,
@@ -32,7 +32,7 @@ rule encode_images:
     conda:
         "../../environment.yml"
     resources:
-        gpu=gpu_slots,
+        gpu=GPU_SLOTS,
     params:
         backbone=backbone_digest,
     message:

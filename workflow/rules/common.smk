@@ -21,13 +21,18 @@ PLAN = STUDY.plan()
 PLANNED = PLAN.as_dict()  # plain values, for digests
 PUBLISHED = runtime.content(paths.project_root() / "config" / "published")
 HAS_GPU = STUDY.settings.device != "cpu" and bool(runtime.visible_gpus())
+# 0 for local jobs without a GPU, so that only CPUs limit their number. A value and not a function,
+# which Snakemake would ask once a job.
+GPU_SLOTS = int(HAS_GPU or not workflow.local_exec)
 N_JOBS = 1 if HAS_GPU else workflow.cores or 1
 # Environment variables rather than parameters: they do not change results, so they must not
 # make Snakemake repeat a job.
 if workflow.local_exec:  # a cluster's node counts its own CPUs
     os.environ.setdefault("MICROCLIP_THREADS", str(max(1, runtime.n_cpus() // N_JOBS)))
 os.environ.update(
-    PATH=os.pathsep.join(dict.fromkeys([str(Path(sys.executable).parent), *os.get_exec_path()])),
+    PATH=os.pathsep.join(
+        dict.fromkeys([str(Path(sys.executable).parent), *os.get_exec_path()])
+    ),
     MICROCLIP_STUDY=STUDY_NAME,
     MICROCLIP_DEVICE=STUDY.settings.device,
     MICROCLIP_EVALUATE_EVERY=str(STUDY.settings.evaluate_every),

@@ -11,7 +11,7 @@ rule check_zero_shot:
     conda:
         "../../environment.yml"
     resources:
-        gpu=gpu_slots,
+        gpu=GPU_SLOTS,
     params:
         dataset=dataset_digest,
         templates=template_digest,

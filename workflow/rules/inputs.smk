@@ -5,6 +5,7 @@ jobs that depend on it. Snakemake asks for each several times a job: what files 
 is found once.
 """
 
+import inspect
 import json
 from functools import cache
 
@@ -52,11 +53,6 @@ def run_weights(wildcards):
 def weights_option(wildcards, input):
     """The option with that run's folder."""
     return f"--weights-from {Path(input.weights).parent}" if input.weights else ""
-
-
-def gpu_slots(wildcards):
-    """1, or 0 for a local job without a GPU, so that only CPUs limit the number of jobs."""
-    return int(HAS_GPU or not workflow.local_exec)
 
 
 def selection_digest(wildcards):
@@ -131,3 +127,8 @@ def shipped_descriptions(wildcards):
     if not source.is_file():
         return []
     return os.path.relpath(source) if source.is_relative_to(Path.cwd()) else str(source)
+
+
+# Snakemake reads a function's signature several times a job; Python takes this one as it is.
+for _asked in (run_settings, run_inputs, zero_shot_gate, run_weights, weights_option):
+    _asked.__signature__ = inspect.signature(_asked)
