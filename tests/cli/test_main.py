@@ -220,9 +220,7 @@ def test_two_processes_cannot_write_one_run(project: Path) -> None:
         if (project / "out" / "history.csv").is_file():
             break
         time.sleep(0.1)
-    second = subprocess.run(
-        command, env=as_a_job(), capture_output=True, text=True, check=False
-    )
+    second = subprocess.run(command, env=as_a_job(), capture_output=True, text=True, check=False)
     assert second.returncode in (2, 4)
     assert "another process is writing out" in second.stderr
     first.kill()

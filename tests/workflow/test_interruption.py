@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from microclip import warm
 from tests.workflow import folder
 from tests.workflow.folder import MACHINE, RUN
 
@@ -67,14 +68,16 @@ def members(session: int) -> list[psutil.Process]:
     return found
 
 
-def check_continued(place: Path) -> None:
+def check_continued(place: Path, warm_process: str) -> None:
     """Run the same command again and check that nothing is trained or mirrored twice."""
     from mlflow import MlflowClient
 
     before = epochs(place)
     released = folder.microclip(place, "unlock")
     assert released.returncode == 0, released.stderr
-    done = folder.snakemake(place, *MACHINE)
+    with pytest.MonkeyPatch.context() as patch:  # faster than one of its own
+        patch.setenv(warm.VARIABLE, warm_process)
+        done = folder.snakemake(place, *MACHINE)
     assert done.returncode == 0, done.stdout
     assert "resuming after epoch" in done.stdout
     assert "epoch 1/30:" not in done.stdout
@@ -89,14 +92,16 @@ def check_continued(place: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(warm_process: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which everything but the training is done."""
     place = folder.write(tmp_path_factory.mktemp("prepared") / "study", **ONE)
     inputs = (
         "results/data/tiny/store.json",
         "results/classifiers/icon-clip/shipped/tiny.safetensors",
     )
-    assert folder.snakemake(place, *MACHINE, "--", *inputs).returncode == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(warm.VARIABLE, warm_process)
+        assert folder.snakemake(place, *MACHINE, "--", *inputs).returncode == 0
     return place
 
 
@@ -107,30 +112,32 @@ def place(prepared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(prepared, tmp_path / "study", symlinks=True))
 
 
-def test_after_kill_9_of_everything_the_same_command_continues(place: Path) -> None:
+def test_after_kill_9_of_everything_the_same_command_continues(
+    place: Path, warm_process: str
+) -> None:
     with started(place) as job:
         for process in members(job.pid):
             process.kill()
         job.wait()
     assert any((place / ".snakemake/locks").iterdir())
-    check_continued(place)
+    check_continued(place, warm_process)
 
 
-def test_after_ctrl_c_the_same_command_continues(place: Path) -> None:
+def test_after_ctrl_c_the_same_command_continues(place: Path, warm_process: str) -> None:
     with started(place) as job:
         os.killpg(job.pid, signal.SIGINT)
         assert job.wait(timeout=120) != 0
     assert not (place / HERE / "scores.json").exists()
-    check_continued(place)
+    check_continued(place, warm_process)
 
 
-def test_a_job_that_outlived_its_scheduler_is_stopped_first(place: Path) -> None:
+def test_a_job_that_outlived_its_scheduler_is_stopped_first(place: Path, warm_process: str) -> None:
     with started(place) as job:
         job.kill()
         job.wait()
         orphans = [p for p in members(job.pid) if "microclip" in " ".join(p.cmdline())]
         assert orphans
-        check_continued(place)
+        check_continued(place, warm_process)
         assert not any(p.is_running() and p.status() != "zombie" for p in orphans)
 
 

@@ -7,6 +7,7 @@ holes into runs: what is asked for (`WANTED`) stays the same.
 from __future__ import annotations
 
 import resource
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,7 @@ class Planned:
 def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Planned]:
     """The dry run of each study, in a folder without results."""
     place = folder.write(tmp_path_factory.mktemp("paper") / "clone")
+    shutil.copy(folder.ROOT / "config/tables/table1.yaml", place / "config/tables")  # all rows
     found = {}
     for name in WANTED:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
