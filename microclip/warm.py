@@ -66,7 +66,8 @@ _NEEDED: dict[str, tuple[str, ...]] = {  # what a verb imports and the warm proc
     "ledger": (_MEASURE + "ledger",),
     "report": (_MEASURE + "page",),
     "plot": (_MEASURE + "curves", _MEASURE + "pictures", _MEASURE + "masks"),
-    "mirror": ("microclip.tracking.mirror", "mlflow"),  # where workflows share a warm process
+    # Where workflows share a warm process.
+    "mirror": ("microclip.tracking.mirror", "mlflow", "mlflow.store.tracking.sqlalchemy_store"),
 }
 
 
