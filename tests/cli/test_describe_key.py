@@ -10,6 +10,7 @@ from tests.llm_server import KEY, Server
 from tests.text.asking import asked_project, server, start
 
 __all__ = ["server"]
+pytestmark = pytest.mark.usefixtures("shared_warm")
 
 
 def test_the_key_is_written_nowhere(server: Server, own_project: Path) -> None:
