@@ -194,8 +194,10 @@ def _prepare(
     from microclip.data.manifest import UNKNOWN
     from microclip.own_images import results, training
     from microclip.own_images.report import Prepared
+    from microclip.settings.declarations import Supervision
 
-    _say_all(results.survey_lines(given, request.out))
+    learns_labels = chosen.method.supervision is Supervision.FEW_SHOT
+    _say_all(results.survey_lines(given, request.out, learns_labels=learns_labels))
     device = runtime.choose_device(chosen.options.device)
     labels = [given.labels.get(path, UNKNOWN) for path in given.images]
     start = training.load_start(texts.sentences, named.backbone, chosen, device, labels)

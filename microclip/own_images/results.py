@@ -261,10 +261,11 @@ def _per_class(scored: Evaluation, names: Sequence[str]) -> dict[str, float]:
     return {name: _round(value) for name, value in values if value == value}  # NaN: no image
 
 
-def survey_lines(materials: Materials, out: Path) -> Iterator[str]:
-    """Yield what was found in the folder."""
+def survey_lines(materials: Materials, out: Path, *, learns_labels: bool) -> Iterator[str]:
+    """Yield what was found in the folder; `learns_labels`: the method is a few-shot one."""
     survey = materials.survey
-    labelled = f"{len(materials.labels)} labels, only for scoring" if materials.labels else ""
+    use = "a few to learn from, the others for scoring" if learns_labels else "only for scoring"
+    labelled = f"{len(materials.labels)} labels, {use}" if materials.labels else ""
     yield (
         f"{len(survey.images)} images of {len(materials.vocabulary)} classes in "
         f"{materials.folder}: {survey.described()}; {labelled or 'no labels (fine)'}"

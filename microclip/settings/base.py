@@ -9,10 +9,17 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from microclip import paths
@@ -27,6 +34,21 @@ class Frozen(BaseModel):
     """Base of all settings: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _off(cls, values: Any) -> Any:
+        """Take False for "off": YAML 1.1, which Snakemake reads too, means it by a bare `off`."""
+        names = _with_off(cls) if isinstance(values, Mapping) else ()
+        wrong = {name: "off" for name in names if values.get(name) is False}
+        return {**values, **wrong} if wrong else values
+
+
+@cache
+def _with_off(model: type[BaseModel]) -> tuple[str, ...]:
+    """The fields that may be "off"."""
+    fields = model.model_fields.items()
+    return tuple(name for name, field in fields if "off" in get_args(field.annotation))
 
 
 def _known_device(name: Any) -> Any:

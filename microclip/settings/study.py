@@ -183,6 +183,17 @@ class StudySettings(Frozen):
         "stop", description="if CLIP's zero-shot accuracy is too far from the paper's"
     )
 
+    @model_validator(mode="after")
+    def _shows_each_report_once(self) -> StudySettings:
+        for kind, listed in (("tables", self.tables), ("figures", self.figures)):
+            names = [selection.name for selection in listed]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(
+                    f"{kind} lists {twice[0]} twice; copy config/{kind}/{twice[0]}.yaml under "
+                    "another name to show it in two ways"
+                )
+        return self
+
 
 def check_options(selection: ReportSelection, report: TableSettings | FigureSettings) -> None:
     """Refuse a table's options where they mean nothing, and an unknown reference row.

@@ -46,7 +46,8 @@ def test_coop_learns_from_the_shots_that_labels_give_and_is_scored_on_the_others
     truth = write_photos(place / "photos")
     labels = str(write_labels(place / "labels.csv", truth))
     given = ("--method", "coop", *TINY, "--set", "shots=2", "--labels", labels)
-    assert adapt(*given) == 0, capsys.readouterr().err
+    assert adapt(*given) == 0
+    assert "15 labels, a few to learn from, the others for scoring" in capsys.readouterr().err
     scores = json.loads((place / "adapted/scores.json").read_text())
     assert scores["n_labelled"] == 9
     assert not scores["seen_in_training"]

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from microclip import settings
 from microclip.cli import main
 from microclip.settings import SettingsError, reports
+from microclip.settings.methods.microclip import MicroClipSettings
 from microclip.text.prompts import PromptSet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +64,28 @@ def test_a_study_lists_a_table_by_name_or_with_a_part_of_the_study() -> None:
     assert study.tables[1].seeds == (1,)
     with pytest.raises(SettingsError, match="unknown key 'tables.0.rows' in the study"):
         settings.load_study({**STUDY, "tables": [{"name": "table1", "rows": []}]})
+
+
+def test_a_table_that_is_listed_twice_is_refused() -> None:
+    twice = ["table1", "table2", {"name": "table1", "epoch": "best"}]
+    with pytest.raises(SettingsError, match="tables lists table1 twice; copy config/tables/"):
+        settings.load_study({**STUDY, "tables": twice})
+
+
+def official() -> dict[str, object]:
+    values: dict[str, object] = settings.load_method_file("microclip").settings
+    return values
+
+
+def test_a_bare_off_is_the_word_off() -> None:
+    """YAML 1.1 reads it as False, in a file, in Snakemake's --configfile and after --set."""
+    study = yaml.safe_load("compile: off")
+    assert study == {"compile": False}
+    assert settings.load_study({**STUDY, **study}).compile == "off"
+    options = MicroClipSettings.model_validate({**official(), "gradient_clip": False})
+    assert options.gradient_clip == "off"
+    with pytest.raises(SettingsError, match="compile in the study"):
+        settings.load_study({**STUDY, "compile": True})
 
 
 @pytest.mark.parametrize(
