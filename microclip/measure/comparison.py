@@ -22,7 +22,7 @@ from microclip.measure import statistics
 from microclip.measure.statistics import Difference, Right
 from microclip.methods.base import REPEAT
 from microclip.runtime import MissingDataError
-from microclip.settings.base import SettingsError
+from microclip.settings.base import SettingsError, known
 from microclip.settings.reports import Head
 from microclip.study import RunSpec
 
@@ -148,12 +148,15 @@ def find(typed: str, among: RunSpec) -> Side:
     if not separator or Path(typed).is_dir():
         name, head = typed, "fused"
     if head not in get_args(Head):
-        known = ", ".join(get_args(Head))
+        heads = ", ".join(get_args(Head))
         raise SettingsError(
-            f"unknown head {head!r} in {typed!r}; write RUN or RUN:HEAD, of {known}"
+            f"unknown head {head!r} in {typed!r}; write RUN or RUN:HEAD, of {heads}"
         )
     folder = Path(name)
-    folder = folder if folder.is_dir() else _folder_of_method(name, among)
+    # This project's own folder is called microclip, as a method is.
+    is_method = name.partition("/")[0] in known("methods")
+    if is_method or not folder.is_dir():
+        folder = _folder_of_method(name, among)
     # A run's folder, or one that has a run for each seed.
     seeds = sorted(path for path in folder.glob("seed-*") if (path / paths.RUN_SCORES).is_file())
     runs = [read(one, head) for one in (seeds or [folder])]  # type: ignore[arg-type]

@@ -198,6 +198,14 @@ def test_a_run_from_before_heads_were_kept_is_refused_by_name_of_the_column() ->
 
 
 @pytest.mark.usefixtures("own_runs")
+def test_a_method_is_found_beside_a_folder_of_its_name() -> None:
+    """As in this project, whose package is called microclip."""
+    Path("microclip").mkdir()
+    [run] = comparison.find("microclip", ANY).runs
+    assert run.folder == MICROCLIP
+
+
+@pytest.mark.usefixtures("own_runs")
 def test_what_names_no_complete_run_is_refused() -> None:
     with pytest.raises(MissingDataError, match="no complete run matches results/runs/.*/cupl/def"):
         comparison.find("cupl", ANY)
