@@ -15,7 +15,7 @@ class CoopSettings(PromptSettings):
 
 
 def work(settings: CoopSettings) -> Work:
-    """Return what a training computes: one frozen view per image and epoch; the text is extra."""
+    """Return what a training computes: a frozen view per image and epoch, all classes a step."""
     return Work(
         epochs=settings.epochs,
         batch_size=settings.batch_size,

@@ -40,7 +40,7 @@ class UplSettings(PromptSettings):
 
 
 def work(settings: UplSettings) -> Work:
-    """Return what a training computes: one frozen view per image and epoch; the text is extra."""
+    """Return what a training computes: a frozen view per image and epoch, all classes a step."""
     # All images are encoded once to choose from; how many are trained on is not known before.
     return Work(
         epochs=settings.epochs,
