@@ -32,7 +32,7 @@ from microclip.model.backbone import Backbone, unit_norm
 from microclip.model.lora import InputDropout, LowRank, LowRankOptions, attach, placed_layers
 from microclip.model.prompts import check_fit, check_text_tower, embed_tokens, encode_embedded
 from microclip.model.token_fusion import cosine_similarity
-from microclip.model.trained import TrainedModule
+from microclip.model.trained import Remembered, TrainedModule
 from microclip.settings.base import SettingsError
 from microclip.settings.methods.clip_lora import DECLARATION, ClipLoraSettings
 from microclip.text.prompts import fill
@@ -68,7 +68,7 @@ class LowRankClip(TrainedModule):
         for tower, blocks in self._towers().items():
             self._attach(tower, blocks, settings, generator)
         self.freeze_the_rest()
-        self._vectors: tuple[tuple[int, ...], Tensor] | None = None
+        self._class_vectors = Remembered(self, self.class_vectors)
 
     def class_vectors(self) -> Float[Tensor, "classes embedding"]:
         """Return the unit vectors of the classes' prompts, by the text tower as it is now."""
@@ -92,10 +92,7 @@ class LowRankClip(TrainedModule):
     ) -> Float[Tensor, "batch classes"]:
         """Return the cosines for a test; the prompts are encoded once for each state."""
         self.eval()
-        version = self.state_version()
-        if self._vectors is None or self._vectors[0] != version:
-            self._vectors = version, self.class_vectors()
-        return cosine_similarity(self.backbone.encode_global(images), self._vectors[1])
+        return cosine_similarity(self.backbone.encode_global(images), self._class_vectors())
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return the matrix pairs of all updates, as "text.0.q.down" and "text.0.q.up"."""
@@ -150,9 +147,7 @@ class LowRankClassifier:
 
     def logits(self, views: Views) -> Float[Tensor, "batch classes"]:
         """Return cosine similarities."""
-        if views.images is None:
-            raise ValueError("this classifier reads images, got embeddings; follow its ViewPlan")
-        return self._network.predict(views.images)
+        return self._network.predict(views.needed_images())
 
     def heads(self, views: Views) -> dict[str, Float[Tensor, "batch classes"]]:
         """Return the one prediction there is."""

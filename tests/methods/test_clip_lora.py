@@ -12,20 +12,19 @@ import torch
 
 from microclip import runner
 from microclip.adaptation.training import Rounds
-from microclip.data import loading
-from microclip.data.loading import Examples
 from microclip.data.shots import draw_shots, separate_shots
+from microclip.methods import clip_lora
 from microclip.methods.base import Task, Views
 from microclip.methods.clip_lora import METHOD, LowRankClassifier, LowRankClip
-from microclip.model import embeddings
-from microclip.model.backbone import load_backbone
 from microclip.model.lora import InputDropout, LowRank, LowRankOptions, placed_layers
+from microclip.model.prompts import encode_embedded
 from microclip.model.token_fusion import cosine_similarity
 from microclip.own_images.record import resolve
 from microclip.runtime import generator
 from microclip.settings.base import SettingsError
 from microclip.settings.methods.clip_lora import ClipLoraSettings, work
 from tests.fixtures import project as fixture
+from tests.methods import tasks
 from tests.model.networks import images, tiny_backbone
 
 TOKENS = torch.tensor([[62, 5, 63, 0, 0, 0, 0, 0], [62, 7, 9, 63, 0, 0, 0, 0]])
@@ -128,15 +127,14 @@ def test_only_the_chosen_towers_change(encoder: str, moves: str) -> None:
     }
 
 
-def test_prompts_are_encoded_again_only_after_a_change() -> None:
+def test_prompts_are_encoded_again_only_after_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     clip, calls = network(), []
-    plain = clip.class_vectors
 
-    def counted() -> torch.Tensor:
+    def counted(*given: Any) -> torch.Tensor:
         calls.append(1)
-        return plain()
+        return encode_embedded(*given)
 
-    clip.class_vectors = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(clip_lora, "encode_embedded", counted)
     first = clip.predict(images(1))
     assert torch.equal(clip.predict(images(1)), first)
     assert len(calls) == 1
@@ -168,21 +166,8 @@ def test_steps_do_not_depend_on_the_number_of_images_and_rounds_join_passes() ->
     assert joined.identity() == {"pets": 37, "passes": 25}
 
 
-def task(seed: int = 0, shots: int = 1, **changes: Any) -> Task:
-    settings = fixture.settings_of("clip")
-    fixture.prepare(settings)
-    train = loading.load(settings.dataset)["train"]
-    drawn = draw_shots(train.labels.tolist(), shots, seed, "repeated")
-    values: dict[str, Any] = {
-        "class_names": fixture.CLASSES,
-        "texts": embeddings.load_texts(settings.dataset, settings.backbone, settings.descriptions),
-        "seed": seed,
-        "device": "cpu",
-        "precision": "fp32",
-        "backbone": load_backbone("tiny"),
-        "examples": Examples(train.labels[drawn], images=train.images.part(drawn)),
-    }
-    return Task(**{**values, **changes})
+def task(shots: int = 1, **changes: Any) -> Task:
+    return tasks.task(shots=shots, **changes)
 
 
 @pytest.mark.usefixtures("project")

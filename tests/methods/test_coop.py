@@ -17,7 +17,7 @@ from microclip.settings.base import validated
 from microclip.settings.methods.coop import CoopSettings
 from tests.fixtures import project as fixture
 
-from .prompted import frozen_of, states_of_resumed_and_whole, task
+from .tasks import frozen_of, states_of_resumed_and_whole, task
 
 pytestmark = pytest.mark.usefixtures("project")
 

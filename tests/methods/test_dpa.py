@@ -11,7 +11,7 @@ import torch
 
 from microclip.adaptation.losses import fairness_loss, self_training_loss
 from microclip.data import loading
-from microclip.methods.base import Task, Views
+from microclip.methods.base import Views
 from microclip.methods.dpa import (
     METHOD,
     PrototypeLosses,
@@ -21,32 +21,16 @@ from microclip.methods.dpa import (
     dual_labels,
     optimizer_recipe,
 )
-from microclip.model import embeddings
 from microclip.model.backbone import load_backbone
 from microclip.model.token_fusion import TokenFusion, cosine_similarity
 from microclip.settings import SettingsError, validated
 from microclip.settings.methods.dpa import DpaSettings
 from microclip.study import load as load_study
 from tests.fixtures import project as fixture
-from tests.methods.prompted import Interrupting, KilledError
+from tests.methods.tasks import Interrupting, KilledError, task
 
 TEXT = torch.tensor([[0.7, 0.3], [0.6, 0.4]])
 IMAGE = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
-
-
-def task(seed: int = 0, **values: Any) -> Task:
-    settings = fixture.settings_of("clip")
-    fixture.prepare(settings)
-    given: dict[str, Any] = {
-        "class_names": fixture.CLASSES,
-        "texts": embeddings.load_texts(settings.dataset, settings.backbone, settings.descriptions),
-        "seed": seed,
-        "device": "cpu",
-        "precision": "fp32",
-        "backbone": load_backbone("tiny"),
-        "images": loading.load(settings.dataset)["train"].images,
-    }
-    return Task(**{**given, **values})
 
 
 def options(**values: Any) -> DpaSettings:
@@ -172,7 +156,8 @@ def test_before_training_it_is_zero_shot_by_templates_or_descriptions() -> None:
 @pytest.mark.usefixtures("project")
 def test_the_same_seed_gives_the_same_bits_and_another_one_does_not() -> None:
     states = [
-        METHOD.adapt(task(seed), options(), fixture.Journal()).trained_state() for seed in (0, 0, 1)
+        METHOD.adapt(task(seed=seed), options(), fixture.Journal()).trained_state()
+        for seed in (0, 0, 1)
     ]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["classifier"], states[2]["classifier"])

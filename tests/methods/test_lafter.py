@@ -39,8 +39,8 @@ from microclip.model.prompts import encode_prompted_images
 from microclip.settings import SettingsError
 from microclip.settings.methods.lafter import LafterSettings
 from tests.fixtures.project import CLASSES, SENTENCES, Journal
-from tests.methods import prompted
-from tests.methods.prompted import Interrupting, KilledError, frozen_of
+from tests.methods import tasks
+from tests.methods.tasks import Interrupting, KilledError, frozen_of
 
 in_project = pytest.mark.usefixtures("project")
 TEMPLATES = ("a picture of a {}", "an icon of a {}")
@@ -48,7 +48,7 @@ TEMPLATES = ("a picture of a {}", "an icon of a {}")
 
 def task(**values: Any) -> Task:
     own = tuple(SENTENCES[name.replace("_", " ")] for name in CLASSES)
-    return prompted.task(**{"sentences": own, "templates": TEMPLATES, **values})
+    return tasks.task(**{"sentences": own, "templates": TEMPLATES, **values})
 
 
 def options(**values: Any) -> LafterSettings:

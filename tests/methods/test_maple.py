@@ -17,7 +17,7 @@ from microclip.settings.methods.maple import MapleSettings
 from tests.fixtures import project as fixture
 from tests.model.test_prompts import backbone
 
-from .prompted import frozen_of, states_of_resumed_and_whole, task
+from .tasks import frozen_of, states_of_resumed_and_whole, task
 
 
 def options(**values: Any) -> MapleSettings:

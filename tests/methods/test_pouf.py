@@ -17,7 +17,7 @@ from microclip.model.backbone import Backbone
 from microclip.settings import SettingsError
 from microclip.settings.methods.pouf import PoufSettings
 from tests.fixtures.project import CLASSES, Journal
-from tests.methods.prompted import Interrupting, KilledError, frozen_of, task
+from tests.methods.tasks import Interrupting, KilledError, frozen_of, task
 
 MODES = pytest.mark.parametrize("mode", ["model", "prompt"])
 in_project = pytest.mark.usefixtures("project")

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from microclip import runner, study
 from microclip.adaptation.teacher import Teaching
-from microclip.data import loading
 from microclip.data.loading import ViewBatch
-from microclip.methods.base import Supervision, Task, Views, sees_with
+from microclip.methods.base import Supervision, Views, sees_with
 from microclip.methods.reclip import (
     METHOD,
     CopiesLosses,
@@ -22,32 +21,15 @@ from microclip.methods.reclip import (
     TwoCopies,
     optimizer_recipe,
 )
-from microclip.model import embeddings
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.token_fusion import cosine_similarity
 from microclip.settings import SettingsError, validated
 from microclip.settings.methods.reclip import DECLARATION, ReclipSettings
 from microclip.text.prompts import fill
 from tests.fixtures import project as fixture
-from tests.methods.prompted import Interrupting, KilledError
+from tests.methods.tasks import Interrupting, KilledError, task
 
 TEMPLATES = ("a picture of a {}", "an icon of a {}")
-
-
-def task(seed: int = 0, **values: Any) -> Task:
-    settings = fixture.settings_of("clip")
-    fixture.prepare(settings)
-    given: dict[str, Any] = {
-        "class_names": fixture.CLASSES,
-        "texts": embeddings.load_texts(settings.dataset, settings.backbone, settings.descriptions),
-        "seed": seed,
-        "device": "cpu",
-        "precision": "fp32",
-        "backbone": load_backbone("tiny"),
-        "templates": settings.dataset.templates,
-        "images": loading.load(settings.dataset)["train"].images,
-    }
-    return Task(**{**given, **values})
 
 
 def options(**values: Any) -> ReclipSettings:
@@ -96,12 +78,12 @@ def test_one_copy_trains_text_layer_norms_and_the_other_visual_ones() -> None:
     }
 
 
-@pytest.mark.usefixtures("project")
 def encoded(copy: Backbone, pictures: Tensor) -> Tensor:
     """In the teacher's batches: the last bits may hang on a batch's size."""
     return torch.cat([copy.encode_global(part) for part in pictures.split(5)])
 
 
+@pytest.mark.usefixtures("project")
 def test_the_text_copys_image_tower_and_the_visual_copys_texts_never_change() -> None:
     network, settings = copies(), options()
     pictures = torch.randn(15, 3, 32, 32)

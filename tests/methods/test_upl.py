@@ -23,7 +23,7 @@ from microclip.settings.methods.upl import UplSettings
 from microclip.study import RunSettings
 from tests.fixtures import project as fixture
 
-from .prompted import frozen_of, states_of_resumed_and_whole, task
+from .tasks import frozen_of, states_of_resumed_and_whole, task
 
 pytestmark = pytest.mark.usefixtures("project")
 

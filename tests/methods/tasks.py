@@ -1,4 +1,4 @@
-"""What the tests of the prompt-learning methods share: tasks on the tiny project."""
+"""What the tests of trained methods share: tasks on the tiny project, and runs that die."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def task(*, shots: int | None = None, seed: int = 0, **values: Any) -> Task:
         "device": "cpu",
         "precision": "fp32",
         "backbone": load_backbone("tiny"),
+        "templates": settings.dataset.templates,
         "images": train.images if shots is None else None,
         "examples": None if shots is None else examples,
     }
