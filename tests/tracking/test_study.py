@@ -20,6 +20,7 @@ from microclip.tracking import study as study_tracking
 from microclip.tracking.mirror import PARENT
 from microclip.tracking.run import DESCRIPTION, open_tracker
 from tests.browser import Browser, executable
+from tests.fixtures.project import keep_three_methods
 from tests.fixtures.tracking import client, free_port, own_store, points, runs, served, show
 
 OWN = Path(__file__).resolve().parents[2] / "config"
@@ -100,8 +101,7 @@ def root(project_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = Path(shutil.copytree(project_source, tmp_path_factory.mktemp("root") / "project"))
     for kind in ("tables", "figures"):
         shutil.copytree(OWN / kind, folder / "config" / kind)
-    few = folder / "config" / "tables" / "table1-start.yaml"  # three methods are enough here
-    shutil.copy(few, few.with_name("table1.yaml"))
+    keep_three_methods(folder / "config")
     return folder
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from microclip import warm
+from tests.fixtures.project import METHODS, keep_three_methods
 from tests.fixtures.warm import variables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,13 +29,12 @@ DATASET = {
     },
     "templates": ["a picture of a {}"],
 }
-METHODS = ["clip", "cupl", "microclip"]  # of table 1; three show the chain
 STUDY = {
     "study": "tiny",
     "datasets": ["tiny"],
     "backbones": ["icon-clip"],
     "descriptions": ["shipped"],
-    "runs": [{"methods": METHODS}],
+    "runs": [{"methods": list(METHODS)}],
     "methods": {"microclip": {"epochs": 2, "batch_size": 8}},
     "tables": [{"name": "table1", "is_brief": True}],
     "device": "cpu",
@@ -47,10 +47,7 @@ def write(folder: Path, **changes: Any) -> Path:
     for name in LINKED:
         (folder / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "config", folder / "config")
-    card = folder / "config" / "tables" / "table1.yaml"
-    table = yaml.safe_load(card.read_text())
-    table["rows"] = [row for row in table["rows"] if row["method"] in METHODS]
-    card.write_text(yaml.safe_dump(table))
+    keep_three_methods(folder / "config")
     (folder / "config" / "datasets" / "tiny.yaml").write_text(yaml.safe_dump(DATASET))
     write_study(folder, **changes)
     return folder
