@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,15 @@ from microclip.adaptation.training import NonFiniteLossError
 from microclip.data.loading import UnlabelledImages
 from microclip.data.manifest import UNKNOWN
 from microclip.data.shots import Draw, draw_shots
-from microclip.methods.base import Classifier, Method, Silence, Task, Tracker, load_method
+from microclip.methods.base import (
+    Classifier,
+    Method,
+    Silence,
+    Task,
+    Tracker,
+    load_method,
+    work_of,
+)
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.embeddings import TextClassifiers, classifiers
 from microclip.model.weights import backbone_key
@@ -30,7 +37,7 @@ from microclip.own_images import prediction
 from microclip.own_images.record import Record, Resolved, task_of, with_images
 from microclip.own_images.verdict import MAX_LOOKED_AT, Verdict, Watch, judge
 from microclip.settings.base import SettingsError
-from microclip.settings.declarations import Supervision
+from microclip.settings.declarations import Supervision, Work
 from microclip.settings.study import BackboneSettings
 from microclip.tracking.run import EpochReporter, RunClock
 
@@ -231,44 +238,20 @@ def estimate(images: Sequence[Path], start: Start) -> Estimate:
         count = min(4 * count, _MOST, len(images))
     per_image = {name: seconds / count for name, seconds in found.items()}
     n_trained = len(start.drawn()) or len(images)
-    length = _Length.of(start.settings, n_trained)
+    work = work_of(start.record.method, start.settings.model_dump()) or Work(epochs=1)
     return Estimate(
-        seconds=_total(per_image, len(images), length, n_trained),
+        seconds=_total(per_image, len(images), work, n_trained),
         n_measured=count,
         store_mib=mib / count * len(images),
         peak_memory_mib=runtime.peak_memory_mib(),
     )
 
 
-@dataclass(frozen=True)
-class _Length:
-    """How long a method trains: passes over the images that it learns from, and tests between."""
-
-    passes: float
-    tests: int
-
-    @classmethod
-    def of(cls, settings: BaseModel, n_images: int) -> _Length:
-        """That of some settings with so many images to learn from.
-
-        CLIP-LoRA has steps instead of epochs, POUF steps in each epoch; ReCLIP's epochs depend on
-        the number of images.
-        """
-        batches = math.ceil(n_images / getattr(settings, "batch_size", n_images))
-        steps: int | None = getattr(settings, "steps", None)
-        if steps is not None:
-            return cls(steps / batches, getattr(settings, "rounds", 1))
-        by_size = getattr(settings, "n_epochs", None)
-        epochs: int = getattr(settings, "epochs", 1) if by_size is None else by_size(n_images)
-        each: int | None = getattr(settings, "steps_per_epoch", None)
-        return cls(epochs if each is None else epochs * each / batches, epochs)
-
-
-def _total(per_image: Mapping[str, float], n_images: int, length: _Length, n_trained: int) -> float:
+def _total(per_image: Mapping[str, float], n_images: int, work: Work, n_trained: int) -> float:
     """Seconds of a command: decoding, training, one evaluation per epoch, final evaluations."""
     looked_at = min(n_images, MAX_LOOKED_AT)
-    looks = (length.tests + 1) * looked_at + 2 * n_images
-    trained = length.passes * n_trained
+    looks = (work.n_epochs(n_trained) + 1) * looked_at + 2 * n_images
+    trained = n_trained * work.n_passes(n_trained)
     return per_image["decode"] * n_images + per_image["train"] * trained + per_image["look"] * looks
 
 

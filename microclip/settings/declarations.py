@@ -30,8 +30,9 @@ class Work:
     """What adapting a method computes, in views of an image, so that its time can be estimated.
 
     Attributes:
-        epochs: passes over the images that it may see; a function if their number decides.
-        steps: a number of steps instead of epochs.
+        epochs: passes over the images that it may see; a function if their number decides. After
+            each it is tested.
+        steps: a number of steps, divided among the epochs, however many passes they are.
         batch_size: images per step.
         encoded_once: views of an image that are encoded before the first epoch.
         encoded: views per epoch that are encoded to the class token, without gradient.
@@ -66,7 +67,14 @@ class Work:
         """Return the steps of a training on so many images."""
         if self.steps is not None:
             return self.steps
-        return self.n_epochs(n_images) * -(-n_images // self.batch_size)
+        return self.n_epochs(n_images) * self._n_batches(n_images)
+
+    def n_passes(self, n_images: int) -> float:
+        """Return how often so many images are gone through, whether epochs or steps count it."""
+        return self.n_steps(n_images) / self._n_batches(n_images)
+
+    def _n_batches(self, n_images: int) -> int:
+        return -(-n_images // self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from pydantic import BaseModel
 
 import microclip
 from microclip.cli import main
 from microclip.export.onnx import network_of, similarities
-from microclip.own_images.training import _Length
+from microclip.methods.base import work_of
 from microclip.settings import SettingsError
-from microclip.settings.methods.clip_lora import ClipLoraSettings
-from microclip.settings.methods.pouf import PoufSettings
-from microclip.settings.methods.reclip import ReclipSettings
-from microclip.settings.methods.wca import WcaSettings
 from tests.fixtures.project import CLASSES
 
 from .folder import adapt, place, read, write_labels, write_photos
@@ -68,20 +64,22 @@ def test_a_training_in_steps_is_estimated_and_run(
 
 
 @pytest.mark.parametrize(
-    ("settings", "passes", "tests"),
+    ("method", "settings", "passes", "tests"),
     [
-        (ClipLoraSettings(shots=2, steps_per_shot=10, batch_size=4, rounds=5), 20 / 3, 5),
-        (ClipLoraSettings(epochs=7, batch_size=4), 7, 7),
-        (PoufSettings(epochs=2, steps_per_epoch=30, batch_size=4), 2 * 30 / 3, 2),
-        (PoufSettings(epochs=2, steps_per_epoch=None, batch_size=4), 2, 2),
-        (ReclipSettings(), 2, 2),  # 10 // 5000 + 2
-        (WcaSettings(), 1, 1),
+        ("clip_lora", {"shots": 2, "steps_per_shot": 10, "batch_size": 4, "rounds": 5}, 20 / 3, 5),
+        ("clip_lora", {"epochs": 7, "batch_size": 4}, 7, 7),
+        ("pouf", {"epochs": 2, "steps_per_epoch": 30, "batch_size": 4}, 2 * 30 / 3, 2),
+        ("pouf", {"epochs": 2, "steps_per_epoch": None, "batch_size": 4}, 2, 2),
+        ("reclip", {}, 2, 2),  # 10 // 5000 + 2
+        ("wca", {}, 0, 0),  # nothing is trained
     ],
 )
 def test_an_estimate_counts_passes_over_ten_images(
-    settings: BaseModel, passes: float, tests: int
+    method: str, settings: dict[str, Any], passes: float, tests: int
 ) -> None:
-    assert _Length.of(settings, 10) == _Length(passes, tests)
+    work = work_of(method, settings)
+    assert work is not None
+    assert (work.n_passes(10), work.n_epochs(10)) == (passes, tests)
 
 
 def test_a_few_shot_method_without_labels_names_the_option(

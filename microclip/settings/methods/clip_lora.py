@@ -68,7 +68,7 @@ class ClipLoraSettings(Frozen):
 def work(settings: ClipLoraSettings) -> Work:
     """Return what a training computes: one view per image, and all classes a step."""
     return Work(
-        epochs=settings.epochs or 0,
+        epochs=settings.rounds if settings.epochs is None else settings.epochs,
         steps=settings.steps,
         batch_size=settings.batch_size,
         trained=1,
