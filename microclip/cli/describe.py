@@ -22,7 +22,7 @@ from microclip.settings.base import MissingFileError, SettingsError
 if TYPE_CHECKING:
     from microclip.settings import DatasetSettings, DescriptionSettings
     from microclip.text.doctor import Options, Report
-    from microclip.text.generation import Estimate, Generation, Order
+    from microclip.text.generation import Estimate, Generation, Order, Outcome
 
 
 @dataclass(frozen=True)
@@ -398,6 +398,8 @@ def _generate(job: _Job, work: Generation, max_cost: float | None) -> None:
             generation.write_usage(job.target, work, before)
         if work.done.n_sent or is_whole:
             _mirror(job)
+    for line in _kept_back(found):
+        say(line)
     for name, why in found.quarantined.items():
         say(f"{name!r} is quarantined and described by its usable answers or templates ({why})")
     n_sentences = sum(map(len, found.sentences.values()))
@@ -407,6 +409,20 @@ def _generate(job: _Job, work: Generation, max_cost: float | None) -> None:
         f"{work.done.n_sent} requests sent now{_faults(work)}, {found.tokens.prompt:,} prompt and "
         f"{found.tokens.completion:,} answer tokens in all{money}"
     )
+
+
+def _kept_back(found: Outcome) -> list[str]:
+    """What was paid for and not used, and what is used although it is cut: a line each."""
+    lines = []
+    if found.unusable:
+        reasons = ", ".join(f"{n} x {reason}" for reason, n in sorted(found.unusable.items()))
+        lines.append(f"answers that were not used ({reasons}) were asked again; they stay saved")
+    if found.n_cut_as_asked:
+        lines.append(
+            f"{found.n_cut_as_asked} sentences end where the request's own limit of tokens cut "
+            "them, as in CuPL; raise `max_tokens` (`ask.parameters` in config/llms/) to avoid that"
+        )
+    return lines
 
 
 def _faults(work: Generation) -> str:

@@ -147,9 +147,48 @@ def is_foreign(text: str) -> bool:
     return foreign >= _MIN_WORDS and foreign > english
 
 
-Reason = Literal["empty", "refused", "unnumbered", "wrong count"]
+Reason = Literal[
+    "empty",
+    "refused",
+    "unnumbered",
+    "wrong count",
+    "reasoning alone",
+    "cut off",
+    "broken off",
+    "a tool call",
+]
 
 _SHOWN = 60  # characters of an answer in an error
+
+# Why an answer ended, as services name it (`finish_reason`), in lower case. Others, such as stop,
+# end_turn and eos, end a whole answer.
+_CUT = ("length", "max_tokens", "max_output_tokens", "model_length", "error_limit", "limit")
+_FILTERED = ("content_filter", "safety", "refusal", "recitation", "prohibited_content", "spii")
+_TOOLS = ("tool_calls", "tool_call", "tool_use", "function_call")
+_BROKEN = ("error", "abort", "aborted", "cancelled", "insufficient_system_resource")
+_LIMITS = ("max_tokens", "max_completion_tokens")  # parameters of a request
+
+# Models that reason aloud: deepseek-r1 and qwen3 (<think>), Mistral ([THINK]), Kimi (◁think▷),
+# open-thoughts (<|begin_of_thought|>).
+_THOUGHT = "(?:seed:)?think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad"
+_REASONING = re.compile(
+    rf"<\s*/?\s*(?:{_THOUGHT})(?:\s[^<>]*)?>|\[/?THINK\]|◁/?think▷|<\|(?:begin|end)_of_thought\|>",
+    re.IGNORECASE,
+)
+_CLOSING = re.compile(r"(?:<\s*|\[|◁)/|<\|end", re.IGNORECASE)
+# gpt-oss, with its special tokens and without them.
+_CHANNELS = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")
+_BARE_CHANNEL = re.compile(r"\Aanalysis(?=[A-Z<\"'])")
+_BARE_FINAL = "assistantfinal"
+_WRAPPING = re.compile(
+    r"</?(?:answer|final_answer|final|output|response|solution)>|<\|[\w-]{1,40}\|>|</?s>"
+    r"|<(?:end|start)_of_turn>",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*\w*[ \t]*$", re.MULTILINE)
+# Line separators that are no line break of JSON lines or of numbered lists.
+_SEPARATORS = re.compile(r"[\v\f\x1c-\x1e\x85\u2028\u2029]+")
+_SEPARATED_ITEM = re.compile(_SEPARATORS.pattern + r"(?=[ \t*_-]*\(?\d{1,4}[).:])")
 
 # sathiiii/microCLIP: digits, then any of ) . - and spaces; up to the next line that starts so.
 _OFFICIAL = re.compile(r"\d+[).\s-]+(.*?)(?=\n\d+[).\s-]+|\Z)", re.DOTALL)
@@ -170,6 +209,64 @@ class AnswerError(ValueError):
         self.reason: Reason = reason
 
 
+def usable(record: AnswerRecord, *, items: int, mode: AnswerMode) -> list[str]:
+    """The sentences of a stored answer, as `parse` reads them.
+
+    Raises:
+        AnswerError: as `parse`; also if the service filtered or cut the answer, or called a tool.
+            An answer of "single" that ends at the request's own limit is whole: CuPL's is such.
+    """
+    text, end = record["text"], (record["finish_reason"] or "").casefold()
+    if record["refused"] or end in _FILTERED:
+        raise AnswerError("refused", "expected sentences", text)
+    if end in _TOOLS:
+        raise AnswerError("a tool call", "expected sentences", text)
+    if end in _BROKEN:
+        raise AnswerError("broken off", f"the service ended it with {end!r}", text)
+    if end in _CUT and not is_cut_as_asked(record, mode):
+        raise AnswerError("cut off", f"the service ended it with {end!r}", text)
+    return parse(text, items=items, mode=mode)
+
+
+def is_cut_as_asked(record: AnswerRecord, mode: AnswerMode) -> bool:
+    """Whether an answer is one sentence that ended at the limit of tokens that was asked for."""
+    is_cut = (record["finish_reason"] or "").casefold() in _CUT
+    return is_cut and mode == "single" and any(record["asked"].get(name) for name in _LIMITS)
+
+
+def answer_alone(text: str) -> str:
+    """An answer without the reasoning before it, special tokens, code fences and wrapping tags.
+
+    Reasoning that is never closed takes all that follows with it; a closing mark without an
+    opening one (which some chat templates put into the prompt) takes all that precedes it.
+    """
+    final = _final_channel(text)
+    kept: list[str] = []
+    depth = end = 0
+    for mark in _REASONING.finditer(final):
+        if mark[0].endswith("/>"):
+            continue
+        if _CLOSING.match(mark[0]):
+            kept = kept if depth else []
+            depth = max(depth - 1, 0)
+        else:
+            kept += [] if depth else [final[end : mark.start()]]
+            depth += 1
+        end = mark.end()
+    kept += [] if depth else [final[end:]]
+    return _FENCE.sub("", _WRAPPING.sub("", "".join(kept)))
+
+
+def _final_channel(text: str) -> str:
+    """The final channel of an answer in gpt-oss's format; any other text as it is."""
+    channels = list(_CHANNELS.finditer(text))
+    if channels:
+        return text[channels[-1].end() :] if channels[-1][1] == "final" else ""
+    if _BARE_CHANNEL.match(text):
+        return text.partition(_BARE_FINAL)[2]
+    return text
+
+
 def parse(text: str | None, *, items: int, mode: AnswerMode) -> list[str]:
     """Read the sentences of one answer.
 
@@ -177,13 +274,17 @@ def parse(text: str | None, *, items: int, mode: AnswerMode) -> list[str]:
     "official": as `official_items` of sathiiii/microCLIP reads them, however many there are.
     "single": the whole answer is one sentence, as in sarahpratt/CuPL; `items` is not used.
 
+    What `answer_alone` leaves out is no part of the answer.
+
     Raises:
         AnswerError: the answer says nothing, is a refusal, has no numbers, or has the wrong number
             of sentences.
     """
-    text = text or ""
+    whole = text or ""
+    text = answer_alone(whole)
     if not has_words(text):
-        raise AnswerError("empty", "expected sentences", text)
+        reason: Reason = "reasoning alone" if has_words(whole) else "empty"
+        raise AnswerError(reason, "expected sentences", whole)
     found = _READERS[mode](text)
     if is_refusal(found[0] if found else text):
         raise AnswerError("refused", "expected sentences", text)
@@ -223,7 +324,9 @@ def strict_items(text: str) -> list[str]:
     """
     lines: list[list[str]] = []
     is_open = False  # the last item may go on
-    for line in text.splitlines():
+    # Not str.splitlines(): it also splits within a sentence, at U+2028, U+0085 and others.
+    separated = _SEPARATORS.sub(" ", _SEPARATED_ITEM.sub("\n", text))
+    for line in re.split(r"\r\n|\r|\n", separated):
         numbered = _NUMBERED.match(line)
         if numbered and int(numbered[1]) == len(lines) + 1:
             lines.append([numbered[2]])
@@ -342,7 +445,7 @@ class AnswerCache:
             # Another process may be in the middle of a line: read it next time.
             whole = block[: block.rfind(b"\n") + 1]
             self._read_to += len(whole)
-            for line in whole.splitlines():
+            for line in whole.split(b"\n"):
                 self._take(line)
 
     def _take(self, line: bytes) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -22,8 +23,10 @@ from microclip.text.answers import (
     AnswerError,
     AnswerRecord,
     Message,
-    parse,
+    Reason,
+    is_cut_as_asked,
     question_key,
+    usable,
 )
 from microclip.text.llm import (
     Body,
@@ -151,6 +154,8 @@ class Outcome:
     sentences: Mapping[str, tuple[str, ...]]
     quarantined: Mapping[str, str]
     used: Sequence[AnswerRecord]  # the records whose sentences these are
+    unusable: Mapping[Reason, int]  # answers that were paid for and not used, by what is wrong
+    n_cut_as_asked: int  # sentences that end where the request's own limit of tokens cut them
     n_answers: int
     tokens: Tokens
     cost_usd: float | None
@@ -163,6 +168,7 @@ class _Reading:
     sentences: Sequence[str] = ()
     record: AnswerRecord | None = None
     why: str = ""
+    unusable: tuple[Reason, ...] = ()  # what was wrong with the answers before
 
 
 @dataclass
@@ -200,18 +206,16 @@ class Generation:
     def _read(self, question: Question, sample: int) -> _Reading:
         """Read the first usable answer to a sample, or say why the last one is unusable."""
         why = "no answer"
+        wrong: tuple[Reason, ...] = ()
         for record in self._cache.answers(question.key, sample):
-            shown = " ".join(record["text"].split())[:_SHOWN]
-            if record["refused"]:
-                why = f"refused: {shown!r}"
-                continue
             try:
-                found = parse(record["text"], items=self._prompts.n_items, mode=self._mode)
+                found = usable(record, items=self._prompts.n_items, mode=self._mode)
             except AnswerError as error:
-                why = f"{error.reason}: {shown!r}"
+                shown = " ".join(record["text"].split())[:_SHOWN]
+                why, wrong = f"{error.reason}: {shown!r}", (*wrong, error.reason)
                 continue
-            return _Reading(found, record)
-        return _Reading(why=why)
+            return _Reading(found, record, unusable=wrong)
+        return _Reading(why=why, unusable=wrong)
 
     def missing(self) -> list[Request]:
         """Requests still to be sent: those without a usable answer and with tries left."""
@@ -307,10 +311,12 @@ class Generation:
         sentences: dict[str, list[str]] = {name: [] for name in self.order.class_names}
         bad: dict[str, str] = {}
         used = []
+        unusable: Counter[Reason] = Counter()
         for question, sample in self._wanted():
             name = question.prompt.class_name
             found = self._read(question, sample)
             sentences[name] += found.sentences
+            unusable.update(found.unusable)
             if found.record is None:
                 bad.setdefault(name, f"{found.why} to {question.prompt.text[:_SHOWN]!r}")
             else:
@@ -318,7 +324,8 @@ class Generation:
         for name in bad:
             sentences[name] = sentences[name] or fill(self.order.templates, [name])[0]
         whole = {name: tuple(own) for name, own in sentences.items()}
-        return Outcome(whole, bad, used, *self._total_usage())
+        n_cut = sum(is_cut_as_asked(record, self._mode) for record in used)
+        return Outcome(whole, bad, used, unusable, n_cut, *self._total_usage())
 
     def _total_usage(self) -> tuple[int, Tokens, float | None]:
         """Number of answers, usable or not, their tokens and their price."""
@@ -366,10 +373,22 @@ def checked_outcome(found: Outcome, order: Order) -> Outcome:
         more = f"; and {len(found.quarantined) - 3} more" if len(found.quarantined) > 3 else ""
         raise runtime.ServiceError(
             f"{len(found.quarantined)} of {len(order.class_names)} classes are in quarantine, "
-            f"without a usable answer in {order.ask.tries} tries: {shown}{more}; try again with "
-            "--retry-quarantined, or describe them by templates with --allow-quarantined"
+            f"without a usable answer in {order.ask.tries} tries: {shown}{more}; "
+            f"{_remedy(found.quarantined.values())}try again with --retry-quarantined, or describe "
+            "them by templates with --allow-quarantined"
         )
     return found
+
+
+def _remedy(reasons: Iterable[str]) -> str:
+    """What to do first about answers that fail by their length or form; empty if nothing."""
+    firsts = {why.partition(":")[0] for why in reasons}
+    if firsts & {"cut off", "reasoning alone"}:
+        return (
+            "answers end at a limit of tokens: raise `max_tokens` (`ask.parameters` in "
+            "config/llms/) or the server's own limit, or let the model reason less, then "
+        )
+    return ""
 
 
 class LastCommand(TypedDict):

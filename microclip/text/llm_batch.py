@@ -23,6 +23,7 @@ from microclip.text.llm import (
     Caller,
     Complaint,
     StoppedError,
+    UnansweredError,
     cost_usd,
     expected_tokens,
     judge_complaint,
@@ -76,16 +77,26 @@ class _Line:
     complaint: Complaint
 
     @classmethod
-    def read(cls, text: str) -> _Line:
-        """Read a line. Raises BrokenAnswerError if it is not a JSON object."""
+    def read_or_none(cls, text: bytes) -> _Line | None:
+        """Read a line; None if it is not a JSON object."""
+        try:
+            return cls.read(text)
+        except (ValueError, RecursionError):
+            return None
+
+    @classmethod
+    def read(cls, text: bytes) -> _Line:
+        """Read a line. Raises ValueError if it is not a JSON object."""
         values = json.loads(text)
         if not isinstance(values, dict):
             raise BrokenAnswerError("a line of a result file is not an object")
-        response = values.get("response") or {}
-        body = response.get("body")
+        response = values.get("response")
+        response = response if isinstance(response, dict) else {}
+        body, status = response.get("body"), response.get("status_code")
         own = body.get("error") if isinstance(body, dict) else None
         complaint = Complaint.read(values.get("error") or own)
-        return cls(str(values.get("custom_id")), response.get("status_code"), body, complaint)
+        status = status if isinstance(status, int) else None
+        return cls(str(values.get("custom_id")), status, body, complaint)
 
 
 class Batches:
@@ -294,15 +305,33 @@ class Batches:
                 raise StoppedError
 
     def _lines(self, file_id: str) -> list[_Line]:
-        """All lines of a result file, fetched again if it arrives incomplete."""
+        """The lines of a result file, fetched again if it arrives incomplete.
+
+        The readable lines are paid for, so they are kept whatever the others are: requests whose
+        lines stay unreadable are asked again.
+        """
+        readable: list[_Line] = []
 
         def download() -> list[_Line]:
-            text = self._client.files.content(file_id).read().decode()
-            if text and not text.endswith("\n") and not text.rstrip().endswith("}"):
-                raise BrokenAnswerError("a result file is cut")
-            return [_Line.read(line) for line in text.splitlines() if line.strip()]
+            readable.clear()
+            content = self._client.files.content(file_id).read()
+            # Within a string, JSON may hold any line separator but \n, so no other one splits.
+            read = [_Line.read_or_none(line) for line in content.split(b"\n") if line.strip()]
+            readable.extend(line for line in read if line is not None)
+            is_cut = not content.endswith(b"\n") and read[-1:] == [None]
+            if is_cut or (read and not readable):
+                raise BrokenAnswerError("a result file is cut or not JSON")
+            if len(readable) < len(read):
+                self._caller.faults["broken line"] += len(read) - len(readable)
+            return readable
 
-        return self._caller.call(download)
+        try:
+            return self._caller.call(download)
+        except UnansweredError:
+            if not readable:
+                raise
+            self.report(f"{file_id} stays cut; its {len(readable)} whole answers are kept")
+            return readable
 
     def _keep(self, part: Part, lines: Sequence[_Line]) -> None:
         """Store the answers of a result file that are not stored yet.

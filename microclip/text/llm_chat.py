@@ -7,6 +7,7 @@ files.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from microclip.text.llm import (
     Body,
     Budget,
     Caller,
+    Complaint,
     Connection,
     RefusedError,
     StoppedError,
@@ -97,24 +99,50 @@ def send(connection: Connection, body: Body) -> Completion:
     endpoint = client.chat.completions if "messages" in body else client.completions
     # Read the raw text: the SDK's models accept any JSON, even a proxy's login page, as an answer.
     raw = endpoint.with_raw_response.create(**body)
-    return completion_of(json.loads(raw.text))
+    try:
+        values = json.loads(raw.text)
+    except RecursionError:
+        raise BrokenAnswerError("its JSON is nested too deeply") from None
+    return completion_of(values)
 
 
 def completion_of(answer: Any) -> Completion:
     """Read an answer in the protocol's form. Raises BrokenAnswerError if it has another form."""
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list) or not choices:
+    if not isinstance(answer, dict):
         raise BrokenAnswerError("it has no choices")
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not choices:
+        # Some proxies send their faults with status 200.
+        said = Complaint.read(answer.get("error")).message
+        raise BrokenAnswerError("it has no choices" + (f": {said}" if said else ""))
     reported = answer.get("usage")
     usage = reported if isinstance(reported, dict) else {}
     return Completion(
-        choices=tuple(map(_choice_of, choices)),
-        created=_count(answer.get("created")),
-        model=answer.get("model"),
-        fingerprint=answer.get("system_fingerprint"),
+        choices=_choices_of(choices),
+        created=_moment(answer.get("created")),
+        model=_text(answer.get("model")),
+        fingerprint=_text(answer.get("system_fingerprint")),
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
     )
+
+
+def _choices_of(choices: Sequence[Any]) -> tuple[Choice, ...]:
+    """The samples; one in another form is an empty answer beside others that are paid for.
+
+    Raises:
+        BrokenAnswerError: all are in another form.
+    """
+    found, n_broken = [], 0
+    for choice in choices:
+        try:
+            found.append(_choice_of(choice))
+        except BrokenAnswerError:
+            n_broken += 1
+            found.append(Choice("", is_refusal=False, finish_reason="error"))
+    if n_broken == len(choices):
+        raise BrokenAnswerError("a choice without text")
+    return tuple(found)
 
 
 def _choice_of(choice: Any) -> Choice:
@@ -123,18 +151,45 @@ def _choice_of(choice: Any) -> Choice:
         if not isinstance(choice, dict) or not isinstance(choice.get("text"), str):
             raise BrokenAnswerError("a choice without text")
         message = {"content": choice["text"]}
-    finish = choice.get("finish_reason")
-    refusal = message.get("refusal")
-    return Choice(
-        text=str(refusal or message.get("content") or ""),
-        is_refusal=bool(refusal) or finish == "content_filter",
-        finish_reason=finish,
-    )
+    finish, refusal = _text(choice.get("finish_reason")), _content(message.get("refusal"))
+    text = refusal or _content(message.get("content"))
+    if not text and (message.get("tool_calls") or message.get("function_call")):
+        finish = "tool_calls"
+    is_refusal = bool(refusal) or finish == "content_filter"
+    return Choice(text=text, is_refusal=is_refusal, finish_reason=finish)
+
+
+def _content(content: Any) -> str:
+    """The text of a message's content, which may come in parts; other parts (thoughts) are not it.
+
+    Raises:
+        BrokenAnswerError: it is neither text nor a list of parts.
+    """
+    match content:
+        case None:
+            return ""
+        case str():
+            return _encodable(content)
+        case list():
+            kinds = ("text", "output_text")
+            parts = [p for p in content if isinstance(p, dict) and p.get("type", "text") in kinds]
+            return "".join(_encodable(p["text"]) for p in parts if isinstance(p.get("text"), str))
+    raise BrokenAnswerError("a choice without text")
+
+
+def _text(value: Any) -> str | None:
+    """A short text that the service reported, whatever its type, or None."""
+    return None if value is None else _encodable(str(value))
+
+
+def _encodable(text: str) -> str:
+    """A text without halves of surrogate pairs, which JSON may hold and no file can."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def refused(request: Request, said: str) -> Completion:
     """The answer recorded for a prompt that the service refuses: unusable samples."""
-    choice = Choice(said or "refused", is_refusal=True, finish_reason="content_filter")
+    choice = Choice(_encodable(said) or "refused", is_refusal=True, finish_reason="content_filter")
     return Completion((choice,) * len(request.samples))
 
 
@@ -183,9 +238,17 @@ def spent(request: Request, found: Sequence[AnswerRecord]) -> Tokens:
 
 def _count(value: Any) -> int | None:
     """A number that the service reported, or None."""
-    return int(value) if isinstance(value, int | float) else None
+    is_number = isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    return int(value) if is_number else None
 
 
+def _moment(value: Any) -> int | None:
+    """Seconds since 1970 that the service reported, or None; some report milliseconds."""
+    seconds = _count(value)
+    return seconds if seconds is not None and seconds < _YEAR_9999 else None
+
+
+_YEAR_9999 = 253_370_764_800  # no later moment has a date in Python
 # Answers in flight are paid for, so we wait for them: this long after a fault has stopped the rest,
 _GRACE_S = 4.0
 # and this long when the command is interrupted.

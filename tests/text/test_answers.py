@@ -6,7 +6,14 @@ from typing import Literal
 
 import pytest
 
-from microclip.text.answers import AnswerError, official_items, parse, strict_items
+from microclip.text.answers import (
+    AnswerError,
+    AnswerRecord,
+    official_items,
+    parse,
+    strict_items,
+    usable,
+)
 
 
 def reason(text: str | None, mode: Literal["strict", "official", "single"] = "strict") -> str:
@@ -114,3 +121,100 @@ def test_an_error_shows_only_the_start_of_a_long_answer() -> None:
     with pytest.raises(AnswerError, match="unnumbered: expected 2 numbered sentences") as caught:
         parse("word " * 500, items=2, mode="strict")
     assert len(str(caught.value)) < 160
+
+
+LIST = "1. A red fox.\n2. A bushy tail."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<think>\n1. Plan one.\n2. Plan two.\n</think>\n\n{LIST}",
+        f"<think>\nOkay, the user wants a fox.\n</think>{LIST}",
+        f"1. Plan one.\n2. Plan two.\n</think>\n{LIST}",  # the template has opened it
+        f"<THINK>a <think>b</think> 1. c</THINK>\n{LIST}",
+        f"<thinking>\n1. no\n</thinking>\n<answer>\n{LIST}\n</answer>",
+        f"<reasoning effort='high'>1. no</reasoning>{LIST}",
+        f"<thought>1. no</thought>\n{LIST}\n<reflection>1. no\n2. no",
+        f"{LIST}\n<think>was that right?",
+        f"[THINK]1. no[/THINK]{LIST}",
+        f"◁think▷1. no◁/think▷{LIST}",
+        f"<|begin_of_thought|>1. no<|end_of_thought|><|begin_of_solution|>{LIST}"
+        "<|end_of_solution|>",
+        f"<|channel|>analysis<|message|>1. no<|end|><|start|>assistant<|channel|>final"
+        f"<|message|>{LIST}<|return|>",
+        f"analysisWe need two sentences.\n1. no\n2. noassistantfinal{LIST}",
+        f"<think/>```\n{LIST}\n```<|im_end|>",
+        LIST.replace("\n", "\r\n"),
+        LIST.replace("\n", "\u2028"),
+        LIST.replace("red fox", "red\u2028fox").replace("bushy tail", "bushy\x85tail"),
+    ],
+)
+def test_reasoning_wrapping_and_separators_never_reach_a_sentence(text: str) -> None:
+    assert parse(text, items=2, mode="strict") == ["A red fox.", "A bushy tail."]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>\n1. A red fox.\n2. A bushy tail.",  # never closed: cut, or lost
+        "<|channel|>analysis<|message|>1. A red fox.\n2. A bushy tail.",
+        "analysisWe need.\n1. A red fox.\n2. A bushy tail.",
+    ],
+)
+def test_reasoning_alone_is_no_answer(text: str) -> None:
+    assert reason(text) == "reasoning alone"
+    assert reason(text, "single") == "reasoning alone"
+
+
+def test_a_single_sentence_is_what_follows_the_reasoning() -> None:
+    text = "<think>Hm. A fox?</think>\n\nA fox is red"
+    assert parse(text, items=1, mode="single") == ["A fox is red."]
+    kept = "It thinks <b>red</b> thoughts [sic] of analysis."
+    assert parse(kept, items=1, mode="single") == [kept]
+
+
+def record(end: str | None, *, asked: dict[str, int] | None = None) -> AnswerRecord:
+    return {
+        "kind": "answer",
+        "key": "k",
+        "sample": 0,
+        "asked": asked or {},
+        "text": LIST,
+        "refused": False,
+        "finish_reason": end,
+        "created": 0,
+        "answered_by": "m",
+        "fingerprint": None,
+        "prompt_tokens": None,
+        "completion_tokens": None,
+        "engine": "chat",
+        "request": "r",
+    }
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        ("length", "cut off"),
+        ("MAX_TOKENS", "cut off"),
+        ("content_filter", "refused"),
+        ("SAFETY", "refused"),
+        ("tool_calls", "a tool call"),
+        ("error", "broken off"),
+    ],
+)
+def test_an_answer_that_did_not_end_by_itself_is_not_whole(end: str, expected: str) -> None:
+    with pytest.raises(AnswerError) as caught:
+        usable(record(end), items=2, mode="strict")
+    assert caught.value.reason == expected
+    for whole in (None, "stop", "end_turn", "eos_token"):
+        assert len(usable(record(whole), items=2, mode="strict")) == 2
+
+
+def test_a_sentence_cut_at_the_limit_that_was_asked_for_is_kept_as_cupl_did() -> None:
+    asked = record("length", asked={"max_tokens": 50})
+    assert usable(asked, items=1, mode="single")
+    for unasked, mode in ((record("length"), "single"), (asked, "strict")):
+        with pytest.raises(AnswerError, match="cut off"):
+            usable(unasked, items=2, mode=mode)  # type: ignore[arg-type]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -327,3 +330,125 @@ def test_an_attempt_that_is_not_billed_does_not_count_against_the_limit(
     assert most is not None
     asked.run(Lines(), most)
     assert len(server.sent) == 4
+
+
+def spoil(server: Server, habit: Callable[[dict[str, Any]], object], n_times: int) -> None:
+    """Give the first answers a habit of some services; those after them are sound."""
+    real, left = server.completion, [n_times]
+
+    def spoiled(*given: Any) -> Any:
+        answer = copy.deepcopy(real(*given))
+        left[0] -= 1
+        if left[0] >= 0:
+            habit(answer)
+        return answer
+
+    server.completion = spoiled  # type: ignore[method-assign]
+
+
+def choice(**values: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda answer: [own.update(values) for own in answer["choices"]]
+
+
+def message(**values: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda answer: [own["message"].update(values) for own in answer["choices"]]
+
+
+@pytest.mark.parametrize(
+    ("habit", "reason"),
+    [
+        (choice(finish_reason="length"), "cut off"),
+        (choice(finish_reason="content_filter"), "refused"),
+        (choice(finish_reason=["odd"]), None),
+        (message(content=None, tool_calls=[{"id": "x"}]), "a tool call"),
+        (message(content=None, reasoning_content="1. A plan."), "empty"),
+        (message(refusal="I \ud83d cannot"), "refused"),
+        (message(content="<think>1. A plan"), "reasoning alone"),
+        (lambda answer: answer.update(created=1.7e300, model=7), None),
+        (lambda answer: answer.update(created=float("nan"), usage={"prompt_tokens": -1}), None),
+    ],
+)
+def test_an_answer_that_is_not_whole_is_kept_counted_and_asked_again(
+    server: Server, tmp_path: Path, habit: Callable[[dict[str, Any]], object], reason: str | None
+) -> None:
+    spoil(server, habit, 1)
+    wanted = order(server, names=("auk", "dodo"), concurrency=1)
+    asked = work(tmp_path, wanted)
+    asked.run(Lines(), None)
+    found = asked.outcome()
+    assert dict(found.unusable) == ({} if reason is None else {reason: 1})
+    assert found.n_answers == len(server.sent) == 6 + (reason is not None)
+    assert {len(own) for own in found.sentences.values()} == {30}
+    generation.write_descriptions(tmp_path / "out.json", wanted, found)
+    assert "plan" not in (tmp_path / "out.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "habit",
+    [
+        lambda answer: answer.update(choices=[]),
+        lambda answer: answer.pop("choices"),
+        lambda answer: answer.update(choices=[None]),
+        message(content=7),
+    ],
+)
+def test_an_answer_without_text_is_a_fault_and_asked_again(
+    server: Server, tmp_path: Path, habit: Callable[[dict[str, Any]], object]
+) -> None:
+    spoil(server, habit, 1)
+    asked = work(tmp_path, order(server, names=("auk", "dodo")))
+    asked.run(Lines(), None)
+    assert asked.done.faults == {"broken answer": 1}
+    assert not asked.outcome().quarantined
+
+
+def test_a_fault_that_a_proxy_sends_with_status_200_is_named(
+    server: Server, tmp_path: Path
+) -> None:
+    fault = {"message": "no provider left", "code": 502}
+    spoil(server, lambda answer: (answer.clear(), answer.update(error=fault)), 100)
+    with pytest.raises(runtime.ServiceError, match="no choices: no provider left"):
+        work(tmp_path, order(server, names=("auk", "dodo"), attempts=1)).run(Lines(), None)
+
+
+def test_content_in_parts_is_joined_and_thoughts_are_no_part_of_it(
+    server: Server, tmp_path: Path
+) -> None:
+    def parts(answer: dict[str, Any]) -> None:
+        said = answer["choices"][0]["message"]
+        texts = [{"type": "text", "text": line + "\n"} for line in said["content"].split("\n")]
+        said["content"] = [{"type": "thinking", "text": "1. A plan."}, *texts]
+
+    spoil(server, parts, 100)
+    asked = work(tmp_path, order(server, names=("auk", "dodo")))
+    asked.run(Lines(), None)
+    assert not asked.outcome().unusable
+    assert "plan" not in str(asked.outcome().sentences)
+
+
+def test_one_sample_without_text_does_not_cost_its_siblings(server: Server, tmp_path: Path) -> None:
+    spoil(server, lambda answer: answer["choices"].__setitem__(3, {"index": 3}), 1)
+    wanted = order(server, "completions", ("auk", "dodo"), prompts="cupl-base", concurrency=1)
+    asked = work(tmp_path, wanted)
+    asked.run(Lines(), None)
+    assert sorted(one.n for one in server.sent) == [1, 10, 10, 10, 10, 10, 10]
+    assert dict(asked.outcome().unusable) == {"broken off": 1}
+
+
+def test_sentences_cut_at_their_own_limit_are_counted(server: Server, tmp_path: Path) -> None:
+    spoil(server, choice(finish_reason="length"), 1)
+    asked = work(tmp_path, order(server, "completions", ("auk", "dodo"), prompts="cupl-base"))
+    asked.run(Lines(), None)
+    assert (asked.outcome().n_cut_as_asked, len(server.sent)) == (10, 6)
+
+
+def test_answers_that_are_always_cut_say_how_to_get_whole_ones(
+    server: Server, tmp_path: Path
+) -> None:
+    spoil(server, choice(finish_reason="length"), 100)
+    wanted = order(server, names=("auk", "dodo"), tries=2)
+    asked = work(tmp_path, wanted)
+    asked.run(Lines(), None)
+    assert len(server.sent) == 12
+    with pytest.raises(runtime.ServiceError, match=r"cut off: .*raise `max_tokens`"):
+        checked_outcome(asked.outcome(), wanted)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -199,3 +201,67 @@ def test_a_cost_limit_cuts_a_batch_and_is_never_exceeded(server: Server, tmp_pat
         asked.run(Lines(), 0.006)
     assert 0 < len(server.sent) < N_REQUESTS
     assert asked.done.spent_usd <= 0.006
+
+
+def change_results(server: Server, change: Callable[[bytes], bytes], n_times: int = 100) -> None:
+    """Give the result files of the first batches a habit of some services."""
+    real, left = server.run_batch, [n_times]
+
+    def run(batch: dict[str, Any]) -> None:
+        real(batch)
+        left[0] -= 1
+        if left[0] >= 0 and "output_file_id" in batch:
+            name = batch["output_file_id"]
+            server.files[name] = change(server.files[name])
+
+    server.run_batch = run  # type: ignore[method-assign]
+
+
+def unescaped(separator: str) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        rows = [json.loads(line) for line in content.split(b"\n") if line]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        return "".join(lines).replace(" shows", f"{separator}shows").encode()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        unescaped("\u2028"),
+        unescaped("\u2029"),
+        unescaped("\x85"),
+        lambda content: content.replace(b"\n", b"\r\n"),
+        lambda content: b"\xef\xbb\xbf" + content,
+        lambda content: content.rstrip(b"\n"),
+        lambda content: content.replace(b"\n", b"\n\n"),
+        lambda content: b'{"custom_id": null, "response": "late", "error": "?"}\n[]\n' + content,
+    ],
+)
+def test_a_result_file_is_split_at_line_feeds_alone(
+    server: Server, tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    change_results(server, change)
+    asked = work(tmp_path, order(server, "batch"))
+    asked.run(Lines(), None)
+    assert len(server.batches) == 1
+    assert not asked.outcome().quarantined
+    assert {len(own) for own in asked.outcome().sentences.values()} == {30}
+
+
+@pytest.mark.parametrize(
+    ("change", "n_lost"),
+    [
+        (lambda content: content[:-200], 1),  # stays cut
+        (lambda content: content.replace(b'"custom_id": ', b'"custom_id": \xff', 1), 1),
+    ],
+)
+def test_an_unreadable_line_costs_only_its_own_answer(
+    server: Server, tmp_path: Path, change: Callable[[bytes], bytes], n_lost: int
+) -> None:
+    change_results(server, change, n_times=1)
+    asked = work(tmp_path, order(server, "batch"))
+    asked.run(Lines(), None)
+    assert not asked.outcome().quarantined
+    assert [b["request_counts"]["total"] for b in server.batches.values()] == [9, n_lost]
