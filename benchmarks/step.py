@@ -20,8 +20,10 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from loader import official, write_photographs
@@ -33,7 +35,7 @@ import microclip
 from microclip.adaptation.schedules import OptimizerRecipe, cosine
 from microclip.adaptation.training import Trainer
 from microclip.data.augmentation import StrongTransform
-from microclip.data.loading import TrainingViews, UnlabelledImages, ViewRecipe
+from microclip.data.loading import TrainingViews, UnlabelledImages, ViewBatch, ViewRecipe
 from microclip.data.store import open_store, write_store
 from microclip.methods.microclip import KnowledgeTeacher, MicroClipSettings, SelfTrainingLosses
 from microclip.model.backbone import Backbone, from_open_clip
@@ -44,6 +46,7 @@ N_CLASSES = 40
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
 TOWERS: dict[str, dict[str, Any]] = {
     "ViT-B/32": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32},
+    "ViT-B/16": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16},
     "icon-clip": {
         "image_size": 56,
         "layers": 6,
@@ -52,28 +55,52 @@ TOWERS: dict[str, dict[str, Any]] = {
         "patch_size": 8,
     },
 }
-PHOTOGRAPH = {"ViT-B/32": (500, 375), "icon-clip": (96, 96)}
+PHOTOGRAPH = {"ViT-B/32": (500, 375), "ViT-B/16": (500, 375), "icon-clip": (96, 96)}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How our step is computed."""
+
+    prior: Literal["online", "frozen"] = "online"
+    precision: str = "fp32"
+    compile: str = "off"
+    device: str = "cpu"
+    n_classes: int = N_CLASSES
+
+    def __str__(self) -> str:
+        """Return "online, fp32", and that it is compiled."""
+        return f"{self.prior}, {self.precision}" + ("" if self.compile == "off" else ", compiled")
 
 
 def tower(name: str) -> Backbone:
     """A network of this shape with random weights, the same at each call."""
     torch.manual_seed(0)
-    dim = 512 if name == "ViT-B/32" else 128
+    is_vit = name.startswith("ViT")
+    dim = 512 if is_vit else 128
     return from_open_clip(
-        CLIP(dim, TOWERS[name], TEXT, quick_gelu=name == "ViT-B/32")  # type: ignore[arg-type]
+        CLIP(dim, TOWERS[name], TEXT, quick_gelu=is_vit)  # type: ignore[arg-type]
     )
 
 
 class OfficialStep:
     """The released order of operations on a batch of files."""
 
-    def __init__(self, name: str, files: list[Path]) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: list[Path],
+        *,
+        device: str = "cpu",
+        n_classes: int = N_CLASSES,
+    ) -> None:
         self.files, self.size = files, TOWERS[name]["image_size"]
         self.strong = StrongTransform(self.size)
-        visual = tower(name).visual.requires_grad_(requires_grad=False)
+        visual = tower(name).visual.requires_grad_(requires_grad=False).to(device)
         self.visual, width = visual, visual.conv1.out_channels
-        self.maps = [nn.Parameter(torch.eye(width)) for _ in range(3)]
-        self.classifier = nn.Parameter(torch.randn(N_CLASSES, visual.proj.shape[1]))
+        self.maps = [nn.Parameter(torch.eye(width, device=device)) for _ in range(3)]
+        start = torch.randn(n_classes, visual.proj.shape[1], device=device)
+        self.classifier = nn.Parameter(start)
         self.knowledge = functional.normalize(torch.randn_like(self.classifier), dim=-1)
         norms = [m for m in visual.modules() if isinstance(m, nn.LayerNorm)]
         trained = [p for m in norms for p in m.parameters()]
@@ -83,7 +110,14 @@ class OfficialStep:
 
     def __call__(self) -> None:
         """Load the views, teach, learn."""
-        views = torch.stack([torch.stack(official(f, self.strong, self.size)) for f in self.files])
+        self.learn(torch.stack([self.views(file) for file in self.files]))
+
+    def views(self, file: Path) -> Tensor:
+        """The ten views of a file: weak, strong, crops."""
+        return torch.stack(official(file, self.strong, self.size))
+
+    def learn(self, views: Tensor) -> None:
+        """Teach and learn from the views of a batch, on the step's device."""
         weak, strong, crops = views[:, 0], views[:, 1], views[:, 2:]
         with torch.no_grad():
             coarse, fine = self.predict(weak)
@@ -150,27 +184,33 @@ class OfficialStep:
         return mask ^ ~mask.gather(-1, seed)
 
 
-def our_step(
-    name: str, images: UnlabelledImages, prior: str, precision: str, mode: str = "off"
-) -> Callable[[], None]:
-    """The trainer's step on the views of all images, an epoch of one step at each call."""
-    settings = MicroClipSettings(batch_size=len(images), epochs=1000, prior=prior)  # type: ignore[arg-type]
-    network = compiled(tower(name), mode)
-    fusion = TokenFusion(network, torch.randn(N_CLASSES, network.embedding_dim))
-    knowledge = functional.normalize(torch.randn(N_CLASSES, network.embedding_dim), dim=-1)
-    is_frozen = prior == "frozen"
-    cached = torch.randn(len(images), N_CLASSES) if is_frozen else None
-    n_crops = 0 if is_frozen else 8
+def our_trainer(
+    name: str, images: UnlabelledImages, way: Way, *, batch_size: int, epochs: int = 1000
+) -> Trainer[ViewBatch]:
+    """The trainer of microCLIP on `images`."""
+    settings = MicroClipSettings(batch_size=batch_size, epochs=epochs, prior=way.prior)
+    network = compiled(tower(name), way.compile).to(way.device)
+    fusion = TokenFusion(network, torch.randn(way.n_classes, network.embedding_dim))
+    knowledge = functional.normalize(torch.randn(way.n_classes, network.embedding_dim), dim=-1)
+    is_frozen = way.prior == "frozen"
+    cached = torch.randn(len(images), way.n_classes).to(way.device) if is_frozen else None
+    n_crops = 0 if is_frozen else settings.n_crops
     recipe = ViewRecipe(0, network.image_size, network.mean, network.std, n_crops=n_crops)
-    trainer = Trainer(
+    views = TrainingViews(images, recipe, batch_size=batch_size, device=way.device)
+    return Trainer(
         fusion,
-        KnowledgeTeacher(fusion, knowledge, settings, cached),
+        KnowledgeTeacher(fusion, knowledge.to(way.device), settings, cached),
         SelfTrainingLosses(fusion, settings),
-        OptimizerRecipe(cosine(1e-4), epochs=1000, weight_decay=0.1),
-        TrainingViews(images, recipe, batch_size=len(images), n_workers=0),
+        OptimizerRecipe(cosine(1e-4), epochs=epochs, weight_decay=0.1),
+        views,
         settings={},
-        precision=precision,
+        precision=way.precision,
     )
+
+
+def our_step(name: str, images: UnlabelledImages, way: Way) -> Callable[[], None]:
+    """The trainer's step on the views of all images, an epoch of one step at each call."""
+    trainer = our_trainer(name, images, way, batch_size=len(images))
     batches, generator = trainer.views.batches(1, 1000), torch.Generator()
 
     def step() -> None:
@@ -181,18 +221,15 @@ def our_step(
 
 def measure(name: str, n_images: int, n_rounds: int, compile_modes: Sequence[str]) -> None:
     """Print the rows of one network."""
-    modes = [("online", "fp32"), ("frozen", "fp32")]
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        modes += [("online", "bf16"), ("frozen", "bf16")]
+    precisions = ["fp32", *(["bf16"] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [])]
     with tempfile.TemporaryDirectory() as folder:
         files = write_photographs(Path(folder), *PHOTOGRAPH[name], n_images)
         write_store(files, Path(folder) / "store", "made")
         images = UnlabelledImages(open_store(Path(folder) / "store"), tuple(range(n_images)))
         ways: dict[str, Callable[[], object]] = {"official": OfficialStep(name, files)}
-        for mode in compile_modes:
-            for prior, precision in modes:
-                way = f"{prior}, {precision}" + ("" if mode == "off" else ", compiled")
-                ways[way] = our_step(name, images, prior, precision, mode)
+        for mode, precision in product(compile_modes, precisions):
+            for one in (Way("online", precision, mode), Way("frozen", precision, mode)):
+                ways[str(one)] = our_step(name, images, one)
         taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for way in list(ways)[1:]:
             ways[way]()  # what is prepared once

@@ -1,0 +1,34 @@
+"""Tests that need a GPU are skipped without one.
+
+`MICROCLIP_GPU_TESTS=cpu` runs on the CPU those that have a meaning there, to try the tests.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from microclip import runtime
+
+DEVICE = os.environ.get("MICROCLIP_GPU_TESTS", "cuda")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder, and skip those that lack a GPU."""
+    for item in items:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        item.add_marker(pytest.mark.gpu)
+        needs_cuda = DEVICE == "cuda" or item.get_closest_marker("cuda") is not None
+        if needs_cuda and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.fixture
+def device() -> str:
+    """Where the tests compute."""
+    runtime.full_float32()
+    return DEVICE
