@@ -114,6 +114,7 @@ def made_task(name: str, images: UnlabelledImages, way: Way, tower: Backbone) ->
     ]
     names = tuple(f"thing {chr(97 + n % 26)}{chr(97 + n // 26)}" for n in range(count))
     encoded = functional.normalize(torch.randn(len(images), dim, generator=generator), dim=-1)
+    encoded = encoded.to(way.device)
     sight = Sight(images, lambda: encoded)
     labels = torch.arange(len(images)) % count
     task = Task(

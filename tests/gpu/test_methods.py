@@ -18,7 +18,11 @@ def on(device: str, made: Task) -> Task:
     """The task as the runner hands it out on a device."""
     backbone = None if made.backbone is None else made.backbone.to(device)
     embeddings = None if made.embeddings is None else made.embeddings.to(device)
-    return replace(made, device=device, backbone=backbone, embeddings=embeddings)
+    examples = made.examples
+    if examples is not None and examples.embeddings is not None:
+        examples = replace(examples, embeddings=examples.embeddings.to(device))
+    given = {"backbone": backbone, "embeddings": embeddings, "examples": examples}
+    return replace(made, device=device, **given)  # type: ignore[arg-type]
 
 
 def moved(given: Views, device: str) -> Views:
