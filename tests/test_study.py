@@ -81,6 +81,19 @@ def test_the_three_seed_study_has_more_points_on_a_larger_set() -> None:
     assert Counter(spec.seed for spec in runs) == {0: 12 + each, 1: each, 2: each}
 
 
+def test_the_study_of_the_claims_has_no_run_twice() -> None:
+    """2 sets x (5 seeds of 27 variants of microCLIP, oracle and linear probe; 1 of CLIP and CuPL).
+
+    The variants: the default; 4 of Table 2, 4 of Table 3, 5 of Table 4, 2 of Table 5 and 4 of
+    Table 7, of which two are only tested; 2 values of gamma, 2 of crops, 3 of the rate besides.
+    """
+    declared = study.load(settings.read_yaml(ROOT / "config" / "icons-claims.yaml"))
+    n_variants = 1 + 4 + 4 + 5 + 2 + 4 + 2 + 2 + 3
+    assert len(declared.runs) == 2 * (5 * (n_variants + 2) + 2)
+    assert sum(declared.trained_by(spec) is not None for spec in declared.runs) == 2 * 5 * 2
+    assert declared.expansion.holes == {}
+
+
 def test_a_method_without_randomness_runs_with_one_seed() -> None:
     runs = bare(seeds=[0, 1, 2], runs=THREE).runs
     assert Counter(spec.method for spec in runs) == {"clip": 1, "cupl": 1, "microclip": 3}
