@@ -7,6 +7,7 @@ relative to the folder in which the workflow runs, so that each test can have a 
 from __future__ import annotations
 
 import os
+import shlex
 from functools import cache
 from pathlib import Path
 
@@ -69,6 +70,19 @@ def project_root() -> Path:
     if os.path.isdir("config/datasets") and os.path.isdir("resources"):  # noqa: PTH112
         return _as_path(os.getcwd())  # noqa: PTH109
     return _SOURCE
+
+
+def quoted(path: os.PathLike[str] | str) -> str:
+    r"""A path as a shell reads it, so that a command in a message can be pasted.
+
+    A name with line breaks, or bytes that are no UTF-8, is in the form of bash and zsh: $'a\nb'.
+    """
+    text = os.fspath(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = set(range(32, 127)) - set(b"'\\")
+    signs = [chr(c) if c in plain else f"\\x{c:02x}" for c in os.fsencode(text)]
+    return "$'" + "".join(signs) + "'"
 
 
 @cache

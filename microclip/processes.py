@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -27,31 +27,28 @@ import psutil
 from microclip import runtime
 from microclip.settings.base import SettingsError
 
-TERMINATED = 143  # exit code of a process that SIGTERM ended: 128 + 15
-INTERRUPTED = 130  # 128 + 2, SIGINT
 _main = os.getpid()  # the process that handles signals
-_pending: list[type[BaseException]] = []
+_pending: list[BaseException] = []
 
 
 class Terminated(BaseException):
-    """SIGTERM came: the scheduler wants this process to end."""
+    """A signal came that ends this process: of a scheduler, of `kill`, or of a closed terminal."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        """Remember the signal's number."""
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.code = 128 + number  # as a shell reports it
 
 
-_RAISED: dict[int, type[BaseException]] = {
-    signal.SIGTERM: Terminated,
-    signal.SIGINT: KeyboardInterrupt,
-}
+def listen(numbers: Iterable[int]) -> None:
+    """Make signals raise that end a process, at once and again at each `raise_pending`.
 
-
-def listen() -> None:
-    """Make SIGTERM and Ctrl-C raise, once at the signal and again at each `raise_pending`.
-
-    A shell makes its background jobs ignore Ctrl-C; that stays so.
+    A shell makes its background jobs ignore Ctrl-C, `nohup` a closed terminal; that stays so.
     """
     global _main
     _main = os.getpid()
     _pending.clear()
-    for number in _RAISED:
+    for number in numbers:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
 
@@ -63,11 +60,12 @@ def raise_pending() -> None:
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
+    is_ctrl_c = number == signal.SIGINT
     # A forked data-loading worker inherits this handler: it ends at once, without our clean-up.
-    if os.getpid() != _main and number == signal.SIGTERM:
-        os._exit(TERMINATED)
-    _pending.append(_RAISED[number])
-    raise _RAISED[number]
+    if os.getpid() != _main and not is_ctrl_c:
+        os._exit(128 + number)
+    _pending.append(KeyboardInterrupt() if is_ctrl_c else Terminated(number))
+    raise _pending[-1]
 
 
 _MARK = "MICROCLIP_WORKER"  # set in the worker; "1": it must end when the waiting process does
@@ -87,7 +85,7 @@ def is_worker() -> bool:
 def work() -> int:
     """Run the same command in a worker process with its own session; return its exit code.
 
-    Ctrl-C and SIGTERM are passed on, as often as they come.
+    Signals are passed on, as often as they come: Ctrl-C as itself, others as SIGTERM.
     """
     worker = subprocess.Popen(
         [sys.executable, "-m", "microclip", *_command],
@@ -100,7 +98,7 @@ def work() -> int:
             code = worker.wait()
         except KeyboardInterrupt:
             worker.send_signal(signal.SIGINT)
-        except BaseException:  # SIGTERM, as cli/main.py raises it
+        except BaseException:  # another signal, as cli/main.py raises it
             worker.terminate()
         else:
             return code if code >= 0 else 128 - code

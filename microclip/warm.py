@@ -39,7 +39,11 @@ VERB = "warm"
 _OFF = "off"
 _SOCKET = "socket"
 _PREFIX = "microclip-warm-"
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# A closed terminal, Ctrl-C, Ctrl-\\, what schedulers send before a time limit, and kill's own.
+ENDING = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2),
+    *(signal.SIGALRM, signal.SIGTERM, signal.SIGXCPU),
+)
 _CHUNK = 1 << 16
 # Variables that may differ between the warm process and a job: they are read when a verb runs, not
 # when a library is imported, or they are a shell's own. All others must be equal.
@@ -106,7 +110,7 @@ def _key() -> str:
 def ask(arguments: Sequence[str]) -> int | None:
     """Have the warm process run a verb, and wait for it; None if the verb must run here.
 
-    SIGINT, SIGTERM and SIGHUP are passed on. If this process is killed, so is the child.
+    The signals of `ENDING` are passed on. If this process is killed, so is the child.
 
     Returns:
         The exit code of the child; 128 + n if signal n ended it.
@@ -139,7 +143,7 @@ class _Job:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._ignored = [int(n) for n in _FORWARDED if signal.getsignal(n) is signal.SIG_IGN]
+        self._ignored = [int(n) for n in ENDING if signal.getsignal(n) is signal.SIG_IGN]
         self._child = 0  # its process id, once it is known
         self._came: list[int] = []  # signals
 
@@ -164,7 +168,7 @@ class _Job:
         """Pass signals on to the child instead of ending."""
         before = {
             number: signal.signal(number, self._forward)
-            for number in _FORWARDED
+            for number in ENDING
             if int(number) not in self._ignored
         }
         try:
@@ -368,14 +372,14 @@ class _Server:
             request.refuse()
             return None
         # Signals wait until the child can take them: it begins with those of the warm process.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             child = os.fork()
         except OSError:  # no memory, or too many processes
             child = -1
         if child == 0:
             return request  # `_become` lets them in
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         if child < 0:
             request.refuse()
             return None
@@ -484,10 +488,10 @@ def _become(request: _Request) -> list[str]:
     """Make this child what a fresh process of the job would be; return its arguments."""
     global _answers
     _answers = request.connection
-    for number in _FORWARDED:
+    for number in ENDING:
         usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, signal.SIG_IGN if number in request.ignored else usual)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     os.environ.clear()
     os.environ.update(request.environment)
     os.umask(request.umask)
@@ -496,7 +500,10 @@ def _become(request: _Request) -> list[str]:
     for target, handle in enumerate(request.files):
         os.dup2(handle, target)
         os.close(handle)
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
+    # A new stream: the old one remembers that it could seek, which a pipe cannot.
+    sys.stdout = open(  # noqa: SIM115
+        1, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False
+    )
     tempfile.tempdir = None  # it is read anew from the environment
     sys.argv[1:] = request.arguments
     with contextlib.suppress(OSError):

@@ -11,15 +11,15 @@ from typing import IO
 import psutil
 import pytest
 
-from microclip import processes
+from microclip import processes, warm
 
 
 @pytest.fixture(autouse=True)
 def _own_handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    processes.listen()
+    before = {number: signal.getsignal(number) for number in warm.ENDING}
+    processes.listen(warm.ENDING)
     yield
-    processes.listen()
+    processes.listen(warm.ENDING)
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -50,10 +50,45 @@ def test_a_signal_dropped_in_a_finaliser_is_raised_at_the_next_step(
 
 def test_a_process_that_ignores_ctrl_c_still_ignores_it() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    processes.listen()
+    processes.listen(warm.ENDING)
     os.kill(os.getpid(), signal.SIGINT)
     processes.raise_pending()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+WAITING = """
+import sys, time
+from microclip.cli import main, app
+
+@app.command()
+def wait() -> None:
+    print("waiting", flush=True)
+    for _ in range(600):
+        time.sleep(0.1)
+
+sys.exit(main.main(["wait"]))
+"""
+
+
+@pytest.mark.parametrize("number", [n for n in warm.ENDING if n != signal.SIGINT])
+def test_every_ending_signal_ends_a_verb_in_order(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as verb:
+        assert verb.stdout is not None
+        assert verb.stdout.readline() == "waiting\n"
+        verb.send_signal(number)
+        _, said = verb.communicate(timeout=60)
+    assert verb.returncode == 128 + number
+    assert said == "microclip: interrupted; the same command continues\n"
+
+
+def test_a_closed_terminal_does_not_end_what_nohup_started() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    processes.listen(warm.ENDING)
+    os.kill(os.getpid(), signal.SIGHUP)
+    processes.raise_pending()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 ENDING = """

@@ -209,7 +209,7 @@ def test_a_folder_that_others_may_use_is_not_trusted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGUSR1, 138), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_job_and_its_child_in_order(
     server: processes.Companion, sent: signal.Signals, code: int
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,3 +41,32 @@ DEFAULT_CONFIG = Path("config/config.yaml")
 def say(text: str) -> None:
     """Print a line on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+_ESCAPED = "microclip.escaped"
+_noticed: list[str] = []  # encodings of standard output that lacked a sign
+
+
+def escape_what_output_lacks() -> None:
+    r"""Let standard output write signs that its encoding lacks as \uXXXX, which JSON reads as well.
+
+    A pipe or an ASCII locale may lack the letters of a file's or a class's name; and a file's name
+    that is not UTF-8 has some that no encoding has.
+    """
+    codecs.register_error(_ESCAPED, _escaped)
+    is_strict = getattr(sys.stdout, "errors", "") in ("strict", "surrogateescape")
+    if is_strict and hasattr(sys.stdout, "reconfigure"):  # else the user chose another way
+        sys.stdout.reconfigure(errors=_ESCAPED)
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    encoding = str(sys.stdout.encoding)
+    if not encoding.lower().startswith("utf") and encoding not in _noticed:
+        _noticed.append(encoding)
+        say(
+            f"standard output is in {encoding}, which lacks some letters: they are written as "
+            "\\uXXXX; PYTHONUTF8=1 or PYTHONIOENCODING=utf-8 writes the letters"
+        )
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end

@@ -6,6 +6,7 @@ editors; a test keeps them up to date. Heavy imports are inside the verbs, so th
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -16,8 +17,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from microclip import paths, processes, runtime, settings, warm
-from microclip.cli import DEFAULT_CONFIG, ConfigOption, StudyOption, app, say
-from microclip.processes import INTERRUPTED, TERMINATED, Terminated
+from microclip.cli import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    StudyOption,
+    app,
+    escape_what_output_lacks,
+    say,
+)
+from microclip.processes import Terminated
 
 if TYPE_CHECKING:
     from microclip.settings.base import Frozen
@@ -290,20 +298,31 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in given
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.captureWarnings(capture=True)
-    processes.listen()
+    escape_what_output_lacks()
+    processes.listen(warm.ENDING)
     warm.set_library_variables()
     try:
         result = app([a for a in given if a != "--debug"], standalone_mode=False)
         code = result if isinstance(result, int) else 0
-    except Terminated:
-        code = TERMINATED
+    except Terminated as ended:
+        return _interrupted(ended.code)
     except Exception as error:
         if debug:
             raise
         return _explain(error)
-    # Typer turns Ctrl-C into an exit code. A worker stays silent: its parent reports it.
-    if code in (INTERRUPTED, TERMINATED) and not processes.is_worker():
-        say("microclip: interrupted; the same command continues")
+    # Typer turns Ctrl-C into an exit code.
+    return _interrupted(code) if code > _SIGNALLED else code
+
+
+_SIGNALLED = (
+    128  # exit codes above it are of a process, this one or its worker, that a signal ended
+)
+
+
+def _interrupted(code: int) -> int:
+    if not processes.is_worker():  # it stays silent: its parent reports it
+        with contextlib.suppress(OSError):  # the terminal is closed
+            say("microclip: interrupted; the same command continues")
     return code
 
 
@@ -313,7 +332,9 @@ def _explain(error: Exception) -> int:
         if text := usage():  # without a verb click has printed the help, and has no more to say
             say(f"microclip: {text}")
         return 2
-    say(f"microclip: {' '.join(str(error).split()) or type(error).__name__}")
+    # One line, but with the blanks of a path as they are.
+    text = " ".join(filter(None, map(str.strip, str(error).splitlines())))
+    say(f"microclip: {text or type(error).__name__}")
     for kind, code in EXIT_CODES:
         if isinstance(error, kind):
             return code

@@ -147,7 +147,7 @@ def _adapt(request: Request, *, is_asked: bool) -> dict[str, Any]:
     if record.is_complete(request.out, named):
         about = json.loads((request.out / record.RECORD).read_text(encoding="utf-8"))["about"]
         say(f"{request.out} is already complete ({about['verdict']}); nothing to do")
-        say(f"next: `microclip predict {request.out} IMAGES`")
+        say(f"next: `microclip predict {paths.quoted(request.out)} IMAGES`")
         return dict(about)
     texts = _texts(request, given, chosen.options)
     with processes.exclusive(request.out):
@@ -320,12 +320,13 @@ def export(
         from microclip.export import onnx
 
         say(onnx.to_onnx(loaded, out, check))
-        say(f"wrote {out}; try `python {out / 'onnx_predict.py'} IMAGE`")
+        say(f"wrote {out}; try `python {paths.quoted(out / 'onnx_predict.py')} IMAGE`")
         return
     from microclip.export import mlflow_model  # MLflow takes seconds to import
 
     mlflow_model.to_mlflow(loaded, out)
-    say(f"wrote {out}; serve it with `mlflow models serve -m {out} --env-manager local`")
+    served = f"mlflow models serve -m {paths.quoted(out)} --env-manager local"
+    say(f"wrote {out}; serve it with `{served}`")
     if log:
         say(_registered(loaded, log))
 
@@ -338,8 +339,8 @@ def _registered(loaded: Adapted, name: str) -> str:
     address = mlflow_model.log_model(loaded, name, mirror.experiment(mirror.connect(), EXPERIMENT))
     where = mirror.shown_uri()
     return (
-        f"registered as {address} in {where}; serve it with `MLFLOW_TRACKING_URI={where} mlflow "
-        f"models serve -m {address} --env-manager local`"
+        f"registered as {address} in {where}; serve it with `MLFLOW_TRACKING_URI="
+        f"{paths.quoted(where)} mlflow models serve -m {address} --env-manager local`"
     )
 
 

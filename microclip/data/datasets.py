@@ -195,7 +195,8 @@ def _by_class(folder: Path, images: Sequence[Path], vocabulary: Vocabulary) -> d
         if not below:
             raise SettingsError(
                 f"{printable(path)} is not in a class's folder; move it into one, or give "
-                f"`labels`, a CSV of file,class; without any labels use `microclip adapt {folder}`"
+                f"`labels`, a CSV of file,class; without any labels use "
+                f"`microclip adapt {paths.quoted(folder)}`"
             )
         if name not in label_of:
             label_of[name] = label_of_folder(name, vocabulary.class_names)

@@ -8,6 +8,7 @@ classes are called; `preprocess.json` has the same content.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -45,6 +46,8 @@ def main(files: list[str]) -> None:
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
     how, classes = json.loads(metadata["preprocess"]), json.loads(metadata["classes"])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a pipe may lack a name's letters
     images = np.stack([prepare(Path(file), how) for file in files])
     (probabilities,) = session.run(["probabilities"], {"images": images})
     for file, row in zip(files, probabilities, strict=True):

@@ -313,7 +313,8 @@ def description_texts(path: Path, vocabulary: Vocabulary) -> Texts:
     odd = {kind: n for kind, n in counts.items() if n and kind not in ("unknown", "unnamed")}
     if odd:
         listed = ", ".join(f"{n} x {kind}" for kind, n in odd.items())
-        notes += (f"the doctor notes {listed}: `microclip describe --check {path}` shows them",)
+        shows = f"`microclip describe --check {paths.quoted(path)}` shows them"
+        notes += (f"the doctor notes {listed}: {shows}",)
     given = {name: own for name, own in raw.sentences.items() if own}
     sentences = descriptions.select(
         descriptions.checked(given, str(path)), vocabulary, unused_level=logging.INFO
@@ -332,7 +333,8 @@ def _complaint(report: Report, wrong: dict[str, int], path: Path) -> str:
         remedies.append("write the missing sentences")
     if set(wrong) - {"missing", "empty"}:
         remedies.append(
-            f"`microclip describe --check {path}` shows the rest, --fix writes a corrected copy"
+            f"`microclip describe --check {paths.quoted(path)}` shows the rest, --fix writes a "
+            "corrected copy"
         )
     return (
         f"descriptions {path} for {report.n_classes} classes cannot be encoded: "

@@ -352,6 +352,7 @@ def done_lines(results: Results, out: Path) -> Iterator[str]:
         )
     yield f"wrote {out}/: README.md predictions.csv gallery.html label_these_first.csv and more"
     yield (
-        f"next: open {out}/gallery.html, then `microclip predict {out} IMAGES`; to measure, label "
-        f"{out}/label_these_first.csv and give it with --labels"
+        f"next: open {paths.quoted(out / 'gallery.html')}, then `microclip predict "
+        f"{paths.quoted(out)} IMAGES`; to measure, label "
+        f"{paths.quoted(out / 'label_these_first.csv')} and give it with --labels"
     )

@@ -43,12 +43,18 @@ _QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # which would print a password in it
     "GIT_PYTHON_REFRESH": "quiet",
 }
+# MLflow puts the path of its default place for artifacts into SQL as it is; an address has neither
+# quotes nor colons. The variable is private: a server sets it for its processes.
+_BREAKS_SQL = frozenset("'\":")
+_DEFAULT_ARTIFACTS = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 _PASSWORD = re.compile(r"//[^/@\s]+@")  # in an address, or in an error message that quotes one
 
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or else the SQLite file in this results folder, as an absolute path."""
-    default = f"sqlite:///{Path(paths.TRACKING_DATABASE).resolve()}"
+    database = str(Path(paths.TRACKING_DATABASE).resolve())
+    # SQLAlchemy ends a path at "?", with no way to escape it; the relative path has none.
+    default = f"sqlite:///{paths.TRACKING_DATABASE if '?' in database else database}"
     return os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
@@ -87,6 +93,9 @@ _PAGE = 1000  # runs per answer
 def connect() -> Any:
     """Make a client of the store, without contacting it yet."""
     be_quiet()
+    artifacts = Path(paths.TRACKING_ARTIFACTS).resolve()
+    if not os.environ.get("MLFLOW_TRACKING_URI") and _BREAKS_SQL & set(str(artifacts)):
+        os.environ[_DEFAULT_ARTIFACTS] = artifacts.as_uri()
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient

@@ -175,7 +175,9 @@ def test_a_run_can_be_started_by_hand(project: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_run_that_receives_a_signal_says_so_and_resumes_later(
     project: Path, sent: signal.Signals, code: int
 ) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -46,6 +47,31 @@ def mirroring(*settings: RunSettings) -> Iterator[processes.Companion]:
 def finish(settings: RunSettings) -> None:
     scores = {"digest": settings.digest(), "recipe": 1, "top1_pct": 50.0, "seconds": 3.0}
     runtime.write_json(settings.spec.folder / paths.RUN_SCORES, scores)
+
+
+@pytest.mark.parametrize(
+    "name", ["what?=1", 'it\'s "so"', "a:b {y} #1 50%20 [x]", "back\\slash $HOME ü"]
+)
+def test_the_store_lies_in_its_project_whatever_the_folder_is_called(
+    project: Path, empty_database: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / name / "results").mkdir(parents=True)
+    monkeypatch.chdir(project / name)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", "./mlruns")  # put back after the test
+    monkeypatch.delenv("_MLFLOW_SERVER_ARTIFACT_ROOT")
+    shutil.copy(empty_database, paths.TRACKING_DATABASE)
+    database = sqlite3.connect(paths.TRACKING_DATABASE)
+    database.execute("delete from experiments")  # MLflow makes the first one, as in a new store
+    database.commit()
+    settings = settings_of("cupl")
+    tracker = open_tracker(settings, settings.spec.folder, "tiny")
+    finish(settings)
+    tracker.finish({"digest": settings.digest(), "top1_pct": 50.0})
+    assert show(settings.spec.folder)
+    assert [tuple(row) for row in database.execute("select status from runs")] == [("FINISHED",)]
+    assert [path.name for path in Path("results/mlflow-artifacts").rglob("scores.json")]
+    assert [path.name for path in project.iterdir()] == [name]
 
 
 @pytest.mark.usefixtures("work")

@@ -184,6 +184,12 @@ def test_every_rule_whose_verb_takes_a_device_takes_a_gpu_slot() -> None:
     assert {"run", "encode-images", "embed-descriptions", "check-zero-shot"} <= takers
 
 
+@pytest.mark.parametrize("name", ["my {y} project", "{}", 'it\'s #1, 50% {a} "b"?'])
+def test_a_project_may_lie_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    place = folder.write(tmp_path / name, runs=[{"methods": ["clip"]}], tables=[])
+    assert folder.dry(place)["adapt"] == 1
+
+
 def test_the_weights_of_a_voter_are_a_parameter_of_the_runs_that_load_it_alone(
     tmp_path: Path,
 ) -> None:

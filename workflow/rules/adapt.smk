@@ -14,7 +14,7 @@ rule adapt:
     benchmark:
         "logs/adapt/{dataset}.{backbone}.{descriptions}.{method}.{variant}.seed-{seed}.tsv"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     resources:
         gpu=GPU_SLOTS,
     params:

@@ -9,7 +9,7 @@ rule embed_descriptions:
     log:
         "logs/embed_descriptions/{backbone}.{descriptions}.{dataset}.log",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     resources:
         gpu=GPU_SLOTS,
     params:
@@ -30,7 +30,7 @@ rule encode_images:
     log:
         "logs/encode_images/{backbone}.{dataset}.log",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     resources:
         gpu=GPU_SLOTS,
     params:

@@ -20,6 +20,9 @@ STUDY_NAME = STUDY.settings.study
 PLAN = STUDY.plan()
 PLANNED = PLAN.as_dict()  # plain values, for digests
 PUBLISHED = runtime.content(paths.project_root() / "config" / "published")
+# Snakemake formats the path of a rule's conda file, so braces in a folder's name are doubled.
+ENVIRONMENT = str(Path(workflow.basedir, "environment.yml"))
+ENVIRONMENT = ENVIRONMENT.replace("{", "{{").replace("}", "}}")
 HAS_GPU = STUDY.settings.device != "cpu" and bool(runtime.visible_gpus())
 # 0 for local jobs without a GPU, so that only CPUs limit their number. A value and not a function,
 # which Snakemake would ask once a job.

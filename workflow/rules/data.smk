@@ -7,7 +7,7 @@ rule fetch_dataset:
     log:
         "logs/fetch_dataset/{dataset}.log",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     params:
         digest=dataset_digest,
     message:
@@ -25,7 +25,7 @@ rule store_images:
     log:
         "logs/store_images/{dataset}.log",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     message:
         "decode the images of {wildcards.dataset} and write its split passport"
     shell:

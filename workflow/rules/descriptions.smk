@@ -9,7 +9,7 @@ rule describe:
     log:
         "logs/describe/{descriptions}.{dataset}.log",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     params:
         digest=description_digest,
         classes=dataset_digest,

@@ -9,7 +9,7 @@ rule check_zero_shot:
     log:
         "logs/check_zero_shot/{backbone}.{dataset}.log",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     resources:
         gpu=GPU_SLOTS,
     params:

@@ -9,7 +9,7 @@ rule collect_scores:
     log:
         "logs/collect_scores/{study}.log",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     params:
         runs=settings.digest(PLANNED["runs"]),
     message:

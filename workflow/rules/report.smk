@@ -17,7 +17,7 @@ rule tabulate:
     log:
         "logs/tabulate/{study}.{table}.log",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     params:
         selection=selection_digest,
     message:
@@ -35,7 +35,7 @@ rule typeset:
     log:
         "logs/typeset/{study}.log",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     message:
         "write one LaTeX document with the tables of study {wildcards.study}"
     shell:
@@ -58,7 +58,7 @@ rule plot:
     log:
         "logs/plot/{study}.{figure}.log",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     params:
         selection=selection_digest,
     message:
@@ -83,7 +83,7 @@ rule ledger:
     log:
         "logs/ledger/{study}.log",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     params:
         report=report_digest,
     message:
@@ -108,7 +108,7 @@ rule report:
     log:
         "logs/report/{study}.log",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     params:
         report=report_digest,
     message:
@@ -126,7 +126,7 @@ rule mirror_study:
     log:
         "logs/mirror_study/{study}.log",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     message:
         "mirror the tables, figures and sweeps of study {wildcards.study} to MLflow"
     shell:
@@ -141,7 +141,7 @@ rule gallery:
     log:
         "logs/gallery/{dataset}.{backbone}.{descriptions}.{method}.{variant}.seed-{seed}.log",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     message:
         "draw the gallery of {wildcards.method}/{wildcards.variant} on {wildcards.dataset}"
     shell:
