@@ -396,7 +396,11 @@ def expand(study: StudySettings) -> Expansion:
 
 
 def _add_table(found: Expansion, selection: ReportSelection) -> None:
-    for row in reports.load_table(selection.name).rows:
+    table = reports.load_table(selection.name)
+    for side in (side for claim in table.claims for side in (claim.first, claim.second)):
+        if side.figure is None:  # the figure makes its points
+            found.add(side.method, side.variant, selected(found.study, selection))
+    for row in table.rows:
         if unavailable(row.method) and selection.is_brief:
             continue
         part = selected(found.study, selection)

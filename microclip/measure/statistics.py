@@ -96,6 +96,31 @@ def difference(
     return Difference(accuracy_pct(second) - accuracy_pct(first), _interval(drawn), p)
 
 
+def seed_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Mean of the second minus that of the first, for numbers that only differ by the seed.
+
+    Both have the same seeds in the same order. Interval and p are those of the paired t-test.
+
+    Raises:
+        ValueError: fewer than two seeds, or different numbers of them.
+    """
+    from scipy.stats import t  # late: scipy takes a second to import
+
+    if len(first) != len(second) or len(first) < 2:
+        raise ValueError(
+            f"expected the same seeds on both sides, at least two, got {len(first)} and "
+            f"{len(second)}; run more seeds"
+        )
+    gains = np.subtract(second, first)
+    mean, error = float(gains.mean()), float(gains.std(ddof=1)) / math.sqrt(len(gains))
+    if error < 1e-9:  # all seeds alike but for rounding: nothing varies
+        return Difference(mean, Interval(mean, mean), 1.0 if abs(mean) < 1e-9 else 0.0)
+    freedom = len(gains) - 1
+    half = float(t.ppf((1 + LEVEL) / 2, freedom)) * error
+    p = 2 * float(t.sf(abs(mean) / error, freedom))
+    return Difference(mean, Interval(mean - half, mean + half), p)
+
+
 def _resampled_images(
     sets: Sequence[Right], resamples: int, generator: np.random.Generator
 ) -> Float[np.ndarray, "resample run"]:

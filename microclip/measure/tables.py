@@ -7,7 +7,7 @@ for the best one's. What was not run is a hole with its reason; nothing is
 filled in. The table of datasets (the paper's Table 10) shows the counts of their passports beside
 the paper's. A dataset that is not fetched is shown with the counts that its card declares, marked
 as such; the ledger compares only counted numbers. Intervals, daggers and ranks are added on request
-(`significance`). The same inputs give the same bytes.
+(`significance`); a table of claims is built by `claims`. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from microclip import paths, runtime, settings
 from microclip.data import passport as passports
-from microclip.measure import published, scores, significance
+from microclip.measure import claims, published, scores, significance
 from microclip.measure.scores import ACCURACIES, BEST, Statistic, missing, runs_of, statistics
 from microclip.measure.significance import Options, ShownRow
 from microclip.measure.typesetting import (
@@ -91,6 +91,8 @@ def read(table: TableSettings, plan: Plan) -> Table:
     titles = {name: settings.load_dataset(name).title for name in selection.datasets}
     if table.kind == "datasets":
         return count_table(table, titles, selection, plan.study)
+    if table.kind == "claims":
+        return claims.build(table, scores.read(plan.study), titles=titles, plan=plan)
     return build(table, scores.read(plan.study), titles=titles, plan=plan)
 
 

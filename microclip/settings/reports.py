@@ -33,6 +33,54 @@ class TableRow(Frozen):
     )
 
 
+class ClaimSide(Frozen):
+    """One of the two sides that a claim compares: runs, and what is measured of them."""
+
+    method: Name = "microclip"
+    variant: Name = "default"
+    figure: Name | None = Field(None, description="a sweep of the study: the run is its `value`'s")
+    value: float | None = None
+    head: Head = "fused"
+    column: Name | None = Field(
+        None, description="of the history, on training images, in place of the test accuracy"
+    )
+    epoch: Literal["mean", "first", "last"] = Field("mean", description="of the column")
+
+    @model_validator(mode="after")
+    def _names_one_run(self) -> ClaimSide:
+        if (self.figure is None) != (self.value is None):
+            raise ValueError("a point of a sweep needs both 'figure' and 'value'; add the other")
+        if self.figure is not None and self.variant != "default":
+            raise ValueError("'figure' names the variant of its value; leave out 'variant'")
+        if self.column is not None and self.head != "fused":
+            raise ValueError("'column' is measured in place of a head; leave out 'head'")
+        return self
+
+
+class Claim(Frozen):
+    """A claim of the paper: the first side is better than the second, or about as good."""
+
+    group: str = Field(description="heading above consecutive claims, such as Table 2")
+    label: str
+    source: str = Field(description="where the paper says so")
+    first: ClaimSide = Field(
+        default_factory=lambda: ClaimSide.model_validate({}), description="microCLIP if left out"
+    )
+    second: ClaimSide
+    alike_pct: float | None = Field(
+        None, gt=0, description="claimed to be alike, within this many points, not to be better"
+    )
+    published_pct: float | None = Field(
+        None, description="the paper's difference in points, on its own datasets"
+    )
+
+    @model_validator(mode="after")
+    def _compares_like_with_like(self) -> Claim:
+        if (self.first.column is None) != (self.second.column is None):
+            raise ValueError(f"claim {self.label!r}: both sides need a 'column', or none")
+        return self
+
+
 class TableSettings(Frozen):
     """`config/tables/<table>.yaml`: rows are methods and variants, columns are datasets."""
 
@@ -40,10 +88,13 @@ class TableSettings(Frozen):
     title: str
     caption: str
     label: str = Field(description="LaTeX label")
-    kind: Literal["accuracy", "datasets"] = Field(
-        "accuracy", description="accuracy of runs, or the contents of the datasets (Table 10)"
+    kind: Literal["accuracy", "datasets", "claims"] = Field(
+        "accuracy",
+        description="accuracy of runs, the contents of the datasets (Table 10), or claims and "
+        "whether they hold",
     )
     rows: tuple[TableRow, ...] = ()
+    claims: tuple[Claim, ...] = Field((), description="rows of a table of claims")
     shows_supervision: bool = Field(
         default=True, description="a first column that says what each method may see"
     )
@@ -64,6 +115,8 @@ class TableSettings(Frozen):
     def _accuracy_has_rows(self) -> TableSettings:
         if self.kind == "accuracy" and not self.rows:
             raise ValueError("a table of accuracies needs rows")
+        if (self.kind == "claims") != bool(self.claims):
+            raise ValueError("'kind: claims' and a list of 'claims' go together; add the other")
         return self
 
     def row_named(self, name: str) -> TableRow:

@@ -21,9 +21,8 @@ from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError
 from microclip.settings.reports import TableSettings
 from microclip.study import Plan, RunSpec
-from tests.measure.reports import plan
+from tests.measure.reports import N, plan, write_run
 
-N = 200  # test images a dataset
 TITLES = {"cats": "Cats", "cars": "Cars"}
 ROWS = [
     {"method": "clip", "label": "CLIP"},
@@ -44,25 +43,6 @@ def card(**values: Any) -> TableSettings:
     given["label"] = "tab:t"
     given |= {"shows_supervision": False}  # the columns are then those of the accuracies
     return TableSettings.model_validate({**given, "rows": ROWS, **values})
-
-
-def write_run(spec: RunSpec, right: np.ndarray, **heads: np.ndarray) -> float:
-    """Write what a run leaves for others to read; return its accuracy."""
-    labels = np.arange(N) % 4
-    columns = {"prediction": right, **{f"prediction_{name}": own for name, own in heads.items()}}
-    answered = {name: np.where(own, labels, (labels + 1) % 4) for name, own in columns.items()}
-    spec.folder.mkdir(parents=True)
-    table = pd.DataFrame({"label": labels, **answered, "correct": right})
-    table.to_parquet(spec.folder / paths.RUN_PREDICTIONS, index=False)
-    record = {
-        "settings": {"spec": vars(spec), "device": "cpu"},
-        "shared_recipe": 1,
-        "inputs": {"images": spec.dataset},
-    }
-    (spec.folder / paths.RUN_RECORD).write_text(json.dumps(record))
-    top1 = {f"top1_{name}_pct": 100 * float(own.mean()) for name, own in heads.items()}
-    (spec.folder / paths.RUN_SCORES).write_text(json.dumps(top1))
-    return 100 * float(right.mean())
 
 
 def write_runs(answers: Answers) -> pd.DataFrame:

@@ -189,3 +189,21 @@ def test_the_best_has_rank_one_and_ties_share_a_rank() -> None:
 def test_two_methods_have_no_ranks() -> None:
     with pytest.raises(ValueError, match="at least three methods on two datasets, got 2 on 5"):
         statistics.friedman(np.ones((2, 5)))
+
+
+def test_a_difference_over_seeds_is_the_paired_t_test() -> None:
+    first, second = [58.0, 59.0, 57.5, 60.0], [60.0, 60.5, 60.5, 61.0]
+    found = statistics.seed_difference(first, second)
+    expected = stats.ttest_rel(second, first)
+    assert found.points == pytest.approx(1.875)
+    assert found.p == pytest.approx(expected.pvalue)
+    interval = expected.confidence_interval(0.95)
+    assert (found.interval.low, found.interval.high) == pytest.approx(interval)
+
+
+def test_seeds_that_all_gain_the_same_leave_no_doubt() -> None:
+    same = statistics.seed_difference([1.0, 2.0], [3.0, 4.0])
+    assert (same.points, same.interval.low, same.interval.high, same.p) == (2.0, 2.0, 2.0, 0.0)
+    assert statistics.seed_difference([1.0, 2.0], [1.0, 2.0]).p == 1.0
+    with pytest.raises(ValueError, match="the same seeds on both sides, at least two, got 1 and 1"):
+        statistics.seed_difference([1.0], [2.0])
