@@ -12,7 +12,7 @@ from typing import Any
 from microclip import runtime
 from microclip.adaptation.first_batch import FirstBatch
 from microclip.data.manifest import UNKNOWN
-from microclip.data.vocabulary import Vocabulary, checked
+from microclip.data.vocabulary import Vocabulary, checked, finder, label_of_folder
 from microclip.methods.base import Classifier, load_method
 from microclip.model import embeddings, weights
 from microclip.model.backbone import Backbone, difference, load_backbone
@@ -177,19 +177,22 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Adapted:
 
 def _labels(labels: Mapping[str, str], files: Sequence[Path], vocabulary: Vocabulary) -> list[int]:
     """The class of each file, -1 where unknown."""
-    numbers = {name: number for number, name in enumerate(vocabulary.class_names)}
-    wanted = {Path(file).resolve(): name for file, name in labels.items()}
-    unknown = next((name for name in wanted.values() if name not in numbers), None)
-    if unknown is not None:
-        raise SettingsError(
-            f"labels name the class {unknown!r}, which is not among the {len(numbers)} class "
-            "names; correct the labels"
-        )
-    strange = next(iter(wanted.keys() - {path.resolve() for path in files}), None)
-    if strange is not None:
-        raise SettingsError(f"labels name {strange}, which is not among the images; correct it")
-    places = (wanted.get(path.resolve()) for path in files)
-    return [UNKNOWN if name is None else numbers[name] for name in places]
+    find = finder([path.resolve() for path in files])
+    wanted: dict[Path, int] = {}
+    for file, name in labels.items():
+        label = label_of_folder(name, vocabulary.class_names)
+        if label is None:
+            raise SettingsError(
+                f"labels name the class {name!r}, which is not among the {len(vocabulary)} class "
+                "names; correct the labels"
+            )
+        found = find(Path(file).resolve())
+        if len(found) != 1:
+            raise SettingsError(
+                f"labels name {Path(file).resolve()}, which is not among the images; correct it"
+            )
+        wanted[found[0]] = label
+    return [wanted.get(path.resolve(), UNKNOWN) for path in files]
 
 
 class _LogTracker:

@@ -346,8 +346,7 @@ def _job(target: str, written: DescriptionSettings, options: _Options, out: Path
                 f"{target} does not exist; give a file with one class name per line"
             )
         settings.load_dataset(target)  # raises an error that lists the known names
-    lines = [line.strip() for line in Path(target).read_text(encoding="utf-8").splitlines()]
-    names = vocabulary.checked([line for line in lines if line], target).class_names
+    names = vocabulary.read_class_list(Path(target)).class_names
     own = replace(options, prompts=options.prompts or _OWN_PROMPTS)
     return _Job(Order(names, own.changed(written), None, TEMPLATES), out, is_tracked=False)
 

@@ -6,17 +6,21 @@ Label 3 is the fourth name, everywhere. Folders are matched with classes by name
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from microclip import paths
-from microclip.settings.base import MissingFileError, SettingsError
+from microclip.data import class_lists
+from microclip.settings.base import MissingFileError, SettingsError, read_text
 from microclip.settings.datasets import DatasetSettings, FolderSource, IconSource, PublicSource
+from microclip.text.prompts import invisible, reads_as, visible
 
 Layout = Literal["parts", "classes", "labels"]
 PARTS = ("train", "test")
@@ -55,8 +59,9 @@ def label_of_folder(folder_name: str, class_names: Sequence[str]) -> int | None:
 
     The folder's name is the class's name, but spaces, underscores, hyphens and slashes are
     interchangeable: a folder's name cannot contain a slash and some copies have no spaces. `F-A-18`
-    is "F/A-18", `pink_primrose` is "pink primrose". If classes differ only in these characters, the
-    folder must match exactly.
+    is "F/A-18", `pink_primrose` is "pink primrose". Letters may be decomposed, as a Mac writes
+    them, and invisible signs do not count. If classes differ only in these characters, the folder
+    must match exactly.
     """
     if folder_name in class_names:
         return class_names.index(folder_name)
@@ -65,12 +70,16 @@ def label_of_folder(folder_name: str, class_names: Sequence[str]) -> int | None:
     return same[0] if len(same) == 1 else None
 
 
+@lru_cache(maxsize=1 << 16)  # a long list of labels compares each of its names with every class
 def one_separator(name: str) -> str:
-    """A name with hyphens in place of spaces, underscores and slashes."""
-    return re.sub("[ _/-]", "-", name)
+    """A name as it prints, with hyphens in place of spaces, underscores and slashes."""
+    return re.sub("[ _/-]", "-", visible(name))
 
 
-_COLUMNS = ("file", "class")
+# The names of the two columns, and what other programs call them.
+_FILE_COLUMNS = ("file", "filename", "file_name", "file name")
+_CLASS_COLUMNS = ("class", "classname", "class_name", "class name")
+_DELIMITERS = (",", ";", "\t", "|")
 _SHOWN = 3  # faulty rows named in an error
 
 
@@ -80,37 +89,29 @@ class LabelEntry:
 
     line: int
     file: str  # below the folder of images
-    class_name: str
+    class_name: str  # as it prints
 
 
 def read_label_list(path: Path) -> tuple[LabelEntry, ...]:
     """Read a list of labels; columns other than `file` and `class` are ignored.
 
+    They may be called as in `_FILE_COLUMNS` and `_CLASS_COLUMNS`, in any case, and lie between
+    commas, semicolons, tabs or bars.
+
     Raises:
         SettingsError: no such file, not text, no such columns, no row, or an empty cell.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            fields = tuple(reader.fieldnames or ())
-            if not set(_COLUMNS) <= set(fields):
-                got = ", ".join(fields) or "none"
-                raise SettingsError(
-                    f"line 1 of {path}: expected the columns file,class; got {got}; rename them"
-                )
-            rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
+        text = read_text(path, "list of labels")
+    except FileNotFoundError:
         raise SettingsError(
-            f"list of labels {path} cannot be read ({error.strerror}); correct its name"
+            f"list of labels {path} cannot be read (No such file or directory); correct its name"
         ) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SettingsError(
-            f"list of labels {path} is not a CSV file in UTF-8 ({error}); save it as one"
-        ) from None
-    entries = tuple(
-        LabelEntry(line, (row["file"] or "").strip(), (row["class"] or "").strip())
-        for line, row in rows
-    )
+    try:
+        rows = _label_rows(text, path)
+    except csv.Error as error:
+        raise SettingsError(f"list of labels {path} is not a CSV file ({error}); fix it") from None
+    entries = tuple(LabelEntry(n, file.strip(), visible(name).strip()) for n, file, name in rows)
     gaps = [f"line {e.line}: an empty cell" for e in entries if not e.file or not e.class_name]
     _refuse(path, gaps)
     if not entries:
@@ -118,27 +119,67 @@ def read_label_list(path: Path) -> tuple[LabelEntry, ...]:
     return entries
 
 
+def _label_rows(text: str, path: Path) -> list[tuple[int, str, str]]:
+    """Line, file and class of every row that is not blank."""
+    if text.startswith("sep="):  # Excel's; a blank line keeps the numbers of the others
+        text = "\n" + text.partition("\n")[2]
+    header = next((line for line in text.split("\n") if line.strip()), "")
+    delimiter = next((d for d in _DELIMITERS if _label_columns(header, d)), ",")
+    columns = _label_columns(header, delimiter)
+    if columns is None:
+        got = ", ".join(cell.strip() for cell in header.split(",")) or "none"
+        raise SettingsError(
+            f"line 1 of {path}: expected the columns file,class; got {got[:60]}; rename them"
+        )
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+    rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    file, label = columns
+    padded = [(n, [*row, "", ""] + [""] * max(columns)) for n, row in rows[1:]]
+    return [(n, row[file], row[label]) for n, row in padded]
+
+
+def _label_columns(header: str, delimiter: str) -> tuple[int, int] | None:
+    """Numbers of the columns of files and of classes; None if either is missing or there twice."""
+    heads = next(csv.reader([header], delimiter=delimiter), [])
+    heads = [head.strip().casefold() for head in heads]
+    found = []
+    for names in (_FILE_COLUMNS, _CLASS_COLUMNS):
+        # A column with the documented name wins over one with another.
+        own = [k for k, head in enumerate(heads) if head == names[0]]
+        own = own or [k for k, head in enumerate(heads) if head in names]
+        found += own if len(own) == 1 else []
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
 def match_label_list(
     path: Path, folder: Path, images: Sequence[Path], class_names: Sequence[str]
 ) -> dict[Path, int]:
     """Return the labels of the images below `folder` that the list `path` names.
 
-    Classes may be spelled as in `label_of_folder`.
+    Classes may be spelled as in `label_of_folder`. File names are the same with composed and with
+    decomposed letters, which a Mac writes.
 
     Raises:
         SettingsError: see `read_label_list`; also for an unknown class, a file that is not among
             `images`, or a file listed twice, with their line numbers.
     """
-    known = set(images)
+    find = finder(images)
     line_of: dict[Path, int] = {}
     labels: dict[Path, int] = {}
     faults = []
     for entry in read_label_list(path):
-        image = folder / os.path.normpath(entry.file.replace("\\", os.sep))
+        named = folder / os.path.normpath(entry.file.replace("\\", os.sep))
+        found = find(named)
+        image = found[0] if len(found) == 1 else named
         label = label_of_folder(entry.class_name, class_names)
-        if image in line_of:
+        if len(found) > 1:
+            faults.append(
+                f"line {entry.line}: {entry.file!r} may be {len(found)} files, whose names differ "
+                "in composed and decomposed letters alone"
+            )
+        elif image in line_of:
             faults.append(f"line {entry.line}: {entry.file!r} is already on line {line_of[image]}")
-        elif image not in known:
+        elif not found:
             faults.append(f"line {entry.line}: {entry.file!r} is not an image in {folder}")
         elif label is None:
             faults.append(f"line {entry.line}: unknown class {entry.class_name!r}")
@@ -147,6 +188,22 @@ def match_label_list(
         line_of.setdefault(image, entry.line)
     _refuse(path, faults)
     return labels
+
+
+def finder(images: Sequence[Path]) -> Callable[[Path], Sequence[Path]]:
+    """Make a function that finds the image of a name, or all that have its letters composed."""
+    known = set(images)
+    composed: dict[str, list[Path]] = {}
+
+    def find(named: Path) -> Sequence[Path]:
+        if named in known:
+            return [named]
+        if not composed:  # made for the first name that is not there as it is written
+            for image in images:
+                composed.setdefault(unicodedata.normalize("NFC", str(image)), []).append(image)
+        return composed.get(unicodedata.normalize("NFC", str(named)), [])
+
+    return find
 
 
 def _refuse(path: Path, faults: Sequence[str]) -> None:
@@ -197,12 +254,12 @@ def load_vocabulary(dataset: DatasetSettings) -> Vocabulary:
             return checked(names, f"resources/icons/{source.drawings}/{CLASS_FILE}")
         case PublicSource() as source:
             listed = f"{CLASS_LISTS}/{source.dataset}.txt"
-            found = _listed(paths.project_root() / listed, listed)
+            found = read_class_list(paths.project_root() / listed, listed)
             return replace(found, is_benchmark=True)
         case FolderSource() as source:
             listed = f"{CLASS_LISTS}/{dataset.name}.txt"
             if source.classes is None and (paths.project_root() / listed).is_file():
-                found = _listed(paths.project_root() / listed, listed)
+                found = read_class_list(paths.project_root() / listed, listed)
                 return replace(found, is_benchmark=True)
             return _folder_vocabulary(source)
 
@@ -210,23 +267,34 @@ def load_vocabulary(dataset: DatasetSettings) -> Vocabulary:
 def checked(names: Sequence[str], where: str, lines: Sequence[int] = ()) -> Vocabulary:
     """Return `names` as a vocabulary; `lines` are their line numbers in `where`.
 
+    Their letters are composed (NFC). A final underscore tells two names apart for people and files,
+    although CLIP reads them alike.
+
     Raises:
-        SettingsError: fewer than two names, a name listed twice, or an unusable name.
+        SettingsError: fewer than two names, two that CLIP reads alike, or an unusable name.
     """
     unit, units = ("line", "lines") if lines else ("entry", "entries")
+    names = [unicodedata.normalize("NFC", name) for name in names]
     numbered = list(zip(lines or range(1, len(names) + 1), names, strict=True))
     if len(names) < 2:
         raise SettingsError(f"expected at least 2 classes, got {len(names)} in {where}; add names")
-    seen: dict[str, int] = {}
+    seen: dict[tuple[str, int], tuple[int, str]] = {}
     for number, name in numbered:
         check_name(name, f"{unit} {number} of {where}")
-        if name in seen:
-            raise SettingsError(
-                f"class {name!r} is listed twice in {where} ({units} {seen[name]} and {number}); "
-                "labels would be ambiguous: remove one, tell them apart (as 'crane (bird)'), or "
-                f"write {name + '_'!r} for one, which prompts read the same"
+        n_marks = len(name) - len(name.rstrip("_"))
+        first, other = seen.setdefault((reads_as(name), n_marks), (number, name))
+        if first == number:
+            continue
+        said = f"class {name!r} is listed twice in {where} ({units} {first} and {number})"
+        if other != name:
+            said = (
+                f"classes {other!r} and {name!r} of {where} ({units} {first} and {number}) read "
+                "alike: CLIP sees no difference in capitals, blanks and underscores"
             )
-        seen[name] = number
+        raise SettingsError(
+            f"{said}; labels would be ambiguous: remove one, tell them apart (as 'crane (bird)'), "
+            f"or write {name + '_'!r} for one, which prompts read the same"
+        )
     return Vocabulary(tuple(names), where)
 
 
@@ -234,9 +302,9 @@ def check_name(name: str, where: str) -> None:
     """Refuse a class name that is not one line of text; slashes, quotes and emoji are allowed.
 
     Raises:
-        SettingsError: a control character, or more than 200 characters.
+        SettingsError: an invisible character, or more than 200 characters.
     """
-    if any(unicodedata.category(sign) in _NOT_PRINTED for sign in name):
+    if invisible(name) or any(unicodedata.category(sign) in _NOT_PRINTED for sign in name):
         raise SettingsError(
             f"{where}: a class name contains a tab, a line break or another invisible character "
             f"({name[:30]!r}); use plain characters"
@@ -253,14 +321,18 @@ def _folder_vocabulary(source: FolderSource) -> Vocabulary:
     folder = source_folder(source)
     if source.classes is not None:
         listed = beside(source, source.classes)
-        return _listed(listed, str(listed))
+        return read_class_list(listed)
     if (folder / CLASS_FILE).is_file():
-        return _listed(folder / CLASS_FILE, str(folder / CLASS_FILE))
+        return read_class_list(folder / CLASS_FILE)
     layout = layout_of(source)
     if layout == "labels":
         assert source.labels is not None
         path = beside(source, source.labels)
-        return checked(sorted({entry.class_name for entry in read_label_list(path)}), str(path))
+        first: dict[str, int] = {}
+        for entry in read_label_list(path):
+            first.setdefault(entry.class_name, entry.line)
+        names = sorted(first)
+        return checked(names, str(path), [first[name] for name in names])
     place = folder / PARTS[0] if layout == "parts" else folder
     names = [path.name for path in subfolders(place)]
     if not names:
@@ -271,19 +343,19 @@ def _folder_vocabulary(source: FolderSource) -> Vocabulary:
     return checked(names, str(place))
 
 
-def _listed(path: Path, where: str) -> Vocabulary:
-    """Read the stripped, non-empty lines of a class list."""
+def read_class_list(path: Path, where: str = "") -> Vocabulary:
+    """Read a list of class names, as `class_lists` does, and check them as `checked` does.
+
+    Raises:
+        MissingFileError: no such file.
+        SettingsError: not a list of usable names, with the line.
+    """
+    where = where or str(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        found = class_lists.read(path, where)
     except FileNotFoundError:
         raise MissingFileError(
             f"class list {path} does not exist; create it, with one name per line"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            f"class list {path} cannot be read as UTF-8 text ({error}); give a list with one name "
-            "per line"
-        ) from None
-    numbered = [(n, line.strip()) for n, line in enumerate(text.split("\n"), start=1)]
-    numbered = [(n, name) for n, name in numbered if name]
-    return checked([name for _, name in numbered], where, [n for n, _ in numbered])
+    lines = [n for n, _ in found.numbered] if found.unit == "line" else ()
+    return checked([name for _, name in found.numbered], where, lines)

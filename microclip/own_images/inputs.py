@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microclip import paths, runtime
+from microclip.data import class_lists
 from microclip.data.files import (
     Survey,
     complaint,
@@ -33,7 +34,7 @@ from microclip.runtime import MissingDataError, refuse_pickle
 from microclip.settings.base import SettingsError
 from microclip.text import descriptions, mending
 from microclip.text.doctor import Options, Pair, Report, most_similar, pairs_above
-from microclip.text.prompts import fill, readable
+from microclip.text.prompts import fill, readable, reads_as
 
 if TYPE_CHECKING:
     from microclip.model.embeddings import TextClassifiers
@@ -173,7 +174,7 @@ def _images_sha256(folder: Path, images: Sequence[Path]) -> str:
 
 
 def read_class_list(path: Path, *, allow_duplicates: bool = False) -> Vocabulary:
-    """Class names from a text file, one per line; blank lines are skipped.
+    """Class names from a text file, one per line or in another form that `class_lists` reads.
 
     Raises:
         MissingDataError: no such file.
@@ -184,15 +185,10 @@ def read_class_list(path: Path, *, allow_duplicates: bool = False) -> Vocabulary
             f"class list {path} is not a file; give one with one class name per line"
         )
     refuse_pickle(path, "a text file with one class name per line")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SettingsError(
-            f"class list {path} is not UTF-8 text ({error.reason} at byte {error.start}); save it "
-            "as UTF-8"
-        ) from None
-    numbered = [(number, line) for number, line in enumerate(text.split("\n"), start=1)]
-    return checked_names(numbered, str(path), allow_duplicates=allow_duplicates)
+    found = class_lists.read(path)
+    return checked_names(
+        found.numbered, str(path), allow_duplicates=allow_duplicates, unit=found.unit
+    )
 
 
 def folder_names(folder: Path, images: Sequence[Path]) -> Vocabulary:
@@ -220,12 +216,13 @@ def checked_names(
 ) -> Vocabulary:
     """A vocabulary of the names in `numbered`, each given with its line number.
 
-    Names that differ only in case, underscores or spaces are one class for CLIP. With
-    `allow_duplicates` the later ones get a trailing underscore, which no prompt contains.
+    Names that `reads_as` finds alike are one class for CLIP. With `allow_duplicates` the later ones
+    get a trailing underscore, which no prompt contains.
 
     Raises:
         SettingsError: fewer than two names, duplicates, or a name that cannot be used.
     """
+    units = "entries" if unit == "entry" else f"{unit}s"
     names: list[str] = []
     first: dict[str, int] = {}
     duplicates: list[str] = []
@@ -234,9 +231,9 @@ def checked_names(
         if not name:
             continue
         _check_name(name, f"{unit} {number} of {where}")
-        key = readable(name).casefold()
+        key = reads_as(name)
         if key in first:
-            duplicates.append(f"{readable(name)!r} ({unit}s {first[key]} and {number})")
+            duplicates.append(f"{readable(name)!r} ({units} {first[key]} and {number})")
             while name in names:
                 name += "_"
         first.setdefault(key, number)

@@ -1,12 +1,13 @@
-"""Read and check the files under `config/`, and name their values by a digest."""
+"""Read and check files that people write, those under `config/` first; name values by a digest."""
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -130,10 +131,97 @@ def read_record(model: type[Model], path: Path, *, remedy: str) -> Model:
     return validated(model, values, str(path))
 
 
+MAX_TEXT_BYTES = 64 * 2**20  # CuPL's largest file has 2 MB; more is another kind of file
+_MARKS = (  # UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SHOWN = 40  # characters of a line in an error
+
+
+def read_text(path: Path, what: str) -> str:
+    r"""A text file that people bring, in UTF-8, or in UTF-16 or UTF-32 by its byte order mark.
+
+    Line ends become \n. `what` names the file in errors: "class list". There is no guess at other
+    encodings: half of the bytes of one are letters in each of the others.
+
+    Raises:
+        FileNotFoundError: no such file.
+        SettingsError: not such a text, with the line; or it is too large, or cannot be opened.
+    """
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= MAX_TEXT_BYTES else b""
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise SettingsError(
+            f"{what} {path} cannot be read ({error.strerror}); correct its name or permissions"
+        ) from None
+    if size > MAX_TEXT_BYTES:
+        raise SettingsError(
+            f"{what} {path} has {size / 2**20:.0f} MiB, at most {MAX_TEXT_BYTES // 2**20} are "
+            "read; name another file"
+        )
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), None)
+    try:
+        text = content.decode(encoding or _unmarked(content))
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{what} {path} {_undecodable(error)}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _unmarked(content: bytes) -> str:
+    """Encoding of a text without a mark: UTF-16 if every second byte or so is zero."""
+    even, odd = content[::2].count(0), content[1::2].count(0)
+    if len(content) % 2 or max(even, odd) < len(content) / 5 or min(even, odd):
+        return "utf-8"
+    return "utf-16-le" if odd else "utf-16-be"
+
+
+def _undecodable(error: UnicodeDecodeError) -> str:
+    """What is wrong with a text, where, and what to do."""
+    content: bytes = error.object
+    if not error.encoding.startswith("utf-8"):
+        name = "-".join(error.encoding.upper().split("-")[:2])
+        return f"is not text in {name}, as its first bytes say; save it as UTF-8"
+    number = content.count(b"\n", 0, error.start) + 1
+    start = content.rfind(b"\n", 0, error.start) + 1
+    line = content[start:].split(b"\n", 1)[0].strip()[:_SHOWN]
+    try:
+        shown = line.decode("cp1252")
+    except UnicodeDecodeError:
+        shown = ""
+    guess = f" ({shown!r} if that is Windows-1252 or Latin-1)" if shown.isprintable() else ""
+    return (
+        f"is not UTF-8 text: line {number} has the byte 0x{content[error.start]:02x}{guess}; save "
+        "it as UTF-8"
+    )
+
+
+Pairs = Callable[[list[tuple[str, Any]]], Any]  # makes an object of its keys and values
+
+
+def parsed_json(text: str, where: str, pairs: Pairs | None = None) -> Any:
+    """The values of a JSON text. Raises SettingsError, with the line, if it is not JSON.
+
+    `where` begins the message: "descriptions own.json are".
+    """
+    try:
+        return json.loads(text, object_pairs_hook=pairs)
+    except RecursionError:
+        raise SettingsError(f"{where} not JSON: nested too deeply; fix the file") from None
+    except ValueError as error:
+        raise SettingsError(f"{where} not JSON: {error}; fix the file") from error
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping. Raises SettingsError if the file is missing, broken or no mapping."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        values = yaml.load(read_text(path, "the file"), Loader=_Loader)
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist; create it or name another file") from None
     except yaml.YAMLError as error:

@@ -42,7 +42,7 @@ from microclip.text.llm import (
 )
 from microclip.text.llm_batch import Batches
 from microclip.text.llm_chat import Crew, Request, spent
-from microclip.text.prompts import Prompt, PromptSet, fill, load_prompt_set, readable
+from microclip.text.prompts import Prompt, PromptSet, fill, load_prompt_set, reads_as
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ def _question(order: Order, prompt: Prompt, parameters: Body) -> Question:
 
 
 def _refuse_alike(class_names: Sequence[str]) -> None:
-    """Raise SettingsError if two names differ only in underscores and spaces."""
+    """Raise SettingsError if CLIP reads two names alike; each would be paid for."""
     seen: dict[str, str] = {}
     for name in class_names:
-        other = seen.setdefault(readable(name), name)
+        other = seen.setdefault(reads_as(name), name)
         if other != name:
             raise SettingsError(
                 f"classes {other!r} and {name!r} read the same; give one of them another name"

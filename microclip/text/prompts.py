@@ -7,6 +7,7 @@ given: "Describe {article} {name}[, {domain}]."
 
 from __future__ import annotations
 
+import html
 import re
 import string
 import unicodedata
@@ -26,6 +27,57 @@ Article = Literal["upper-case-vowel", "vowel", "none"]
 def readable(class_name: str) -> str:
     """A class name as it reads in a sentence: underscores become spaces."""
     return " ".join(class_name.replace("_", " ").split())
+
+
+# Signs of Unicode's categories Mn, Lo and So that print nothing, beside those of category Cf.
+_BLANKS = frozenset("\u034f\u115f\u1160\u3164\uffa0\u2800")
+_JOINERS = "\u200c\u200d"  # within an emoji, or a word of Persian or Hindi
+_TAGS = range(0xE0020, 0xE0080)  # of an emoji, such as Scotland's flag
+_QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "ﬁ": "fi", "ﬂ": "fl"})
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+
+
+def invisible(name: str) -> list[str]:
+    """The signs of a name that print nothing and are part of no letter or emoji."""
+    return [name[place] for place in _hidden(name)]
+
+
+def _hidden(name: str) -> list[int]:
+    """Places of the invisible signs."""
+    return [] if name.isascii() else [k for k in range(len(name)) if _is_hidden(name, k)]
+
+
+def _is_hidden(name: str, place: int) -> bool:
+    sign = name[place]
+    if sign in _BLANKS:
+        return True
+    if sign.isascii() or unicodedata.category(sign) != "Cf" or ord(sign) in _TAGS:
+        return False
+    # At an end of the name, or beside ASCII, a joiner joins nothing.
+    around = name[place - 1 : place + 2] if place else ""
+    is_joining = sign in _JOINERS and len(around) == 3 and not around[0].isascii()
+    # Arabic number signs are of this category too, and print.
+    return not (is_joining or unicodedata.bidirectional(sign) == "AN")
+
+
+def visible(name: str) -> str:
+    """A name as it prints: composed letters (NFC), plain blanks, no invisible signs."""
+    hidden = set(_hidden(name))
+    kept = (sign for place, sign in enumerate(name) if place not in hidden)
+    blanks = (" " if unicodedata.category(sign) == "Zs" else sign for sign in kept)
+    return name if name.isascii() else unicodedata.normalize("NFC", "".join(blanks))
+
+
+def reads_as(name: str) -> str:
+    """A name as CLIP reads it; names with the same reading are one class for it.
+
+    Its tokenizer makes no difference between capitals and small letters, one blank and several,
+    composed and decomposed letters, curly and straight quotes, full and half width, or "&amp;" and
+    "&"; prompts have blanks for underscores. Invisible signs, which it reads, people do not see.
+    """
+    plain = html.unescape(visible(name)).translate(_FULL_WIDTH).translate(_QUOTES)
+    signs = (s for s in plain if s not in _JOINERS and not "\ufe00" <= s <= "\ufe0f")
+    return readable("".join(signs)).casefold()
 
 
 def fill(templates: Sequence[str], class_names: Sequence[str]) -> list[list[str]]:
@@ -96,8 +148,8 @@ def letters(name: str) -> str:
 
 # Tried in this order, strictest first; each sees only the classes still without a key.
 _FOLDS: tuple[tuple[Rule, Callable[[str], str]], ...] = (
-    ("underscores", readable),
-    ("case", lambda name: readable(name).casefold()),
+    ("underscores", lambda name: readable(visible(name))),
+    ("case", lambda name: readable(visible(name)).casefold()),
     ("letters", letters),
 )
 

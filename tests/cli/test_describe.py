@@ -167,3 +167,30 @@ def test_for_a_dataset_only_a_new_class_is_asked_about(
     assert all("cone" in one.question for one in server.sent[9:])
     written = json.loads(Path("results/descriptions/asked/shapes.json").read_text())
     assert list(written["descriptions"])[0] == "cone"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf1. marsh tit\r\n2. willow_tit\r\n3. great auk\r\n",
+        "0,marsh tit\n1,willow_tit\n2,great auk\n".encode("utf-16"),
+        "# birds\n- marsh\u00a0tit\n- willow_tit\n- great auk\u200b\n".encode(),
+    ],
+)
+def test_a_list_is_read_as_by_the_other_verbs_before_anything_is_paid(
+    server: Server, place: Path, content: bytes
+) -> None:
+    (place / "names.txt").write_bytes(content)
+    assert main.main(newcomer(server.url)) == 0
+    written = json.loads((place / "out.json").read_text())
+    assert list(written["descriptions"]) == ["marsh tit", "willow_tit", "great auk"]
+    assert all(one.question.isascii() for one in server.sent)
+
+
+def test_names_that_read_alike_are_refused_before_anything_is_sent(
+    server: Server, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "names.txt").write_text("Fox\nwolf\nfox\n")
+    assert main.main(newcomer(server.url)) == 2
+    assert "'Fox' and 'fox' of names.txt (lines 1 and 3) read alike" in capsys.readouterr().err
+    assert not server.sent

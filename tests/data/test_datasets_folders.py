@@ -255,7 +255,10 @@ LABELS = {
         "file,class\n../secret.png,owl\n",
         "line 2: '../secret.png' is not an image in",
     ),
-    "B12 no text": ("file,class\n\xe9.png,owl\n", "labels.csv is not a CSV file in UTF-8"),
+    "B12 no text": (
+        "file,class\n\xe9.png,owl\n",
+        "labels.csv is not UTF-8 text: line 2 has the byte 0xe9",
+    ),
 }
 
 

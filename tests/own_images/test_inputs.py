@@ -40,7 +40,7 @@ def nothing() -> None:
 
 
 def names(*lines: str) -> Callable[[], object]:
-    return lambda: Path("names.txt").write_text("\n".join(lines) + "\n")
+    return lambda: Path("names.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def sentences(values: object) -> Callable[[], object]:
@@ -133,6 +133,11 @@ CASES = (
             "distinguish them (for example 'missile (weapon)')",
             "--allow-duplicates keeps both",
         ],
+    ),
+    Case(
+        "B3 alike",
+        names("Red fox", "owl", "red_ fo\u00adx", "red\u00a0FOX"),
+        ["2 class names appear twice in names.txt: 'red fox' (lines 1 and 3), 'red FOX' (lines"],
     ),
     Case("B4 one", names("owl"), ["expected at least 2 classes, got 1 in names.txt"]),
     Case("B4 none", names("", "  "), ["expected at least 2 classes, got 0 in names.txt"]),
@@ -346,3 +351,11 @@ def test_unusual_image_modes_are_counted(place: Path, capsys: pytest.CaptureFixt
     said = capsys.readouterr().err
     for kind in ("CMYK 1", "P 1", "RGBA 1", "rotated 1"):
         assert kind in said
+
+
+def test_a_list_in_another_form_gives_the_same_names(place: Path) -> None:
+    """The names alone stand in the record, and so in every prompt."""
+    Path("names.txt").write_bytes("0 red_disc\r\n1 green square\r\n2 blue bar\r\n".encode("utf-16"))
+    assert adapt("--method", "cupl") == 0
+    record = json.loads(Path("adapted/adapted.json").read_text())
+    assert record["class_names"] == ["red_disc", "green square", "blue bar"]

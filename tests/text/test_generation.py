@@ -305,6 +305,8 @@ def test_a_network_fault_is_named(server: Server, tmp_path: Path, fault: str) ->
 def test_classes_that_read_the_same_are_refused(server: Server, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="'red_fox' and 'red fox' read the same"):
         work(tmp_path, order(server, names=("red_fox", "red fox")))
+    with pytest.raises(SettingsError, match="'Fox' and 'fox_' read the same"):
+        work(tmp_path, order(server, names=("Fox", "fox_")))
 
 
 @pytest.mark.parametrize("fault", ["cut-json", "time-out", "dropped"])

@@ -113,7 +113,7 @@ def lines(path: Path) -> list[str]:
         raise runtime.MissingDataError(
             f"{path} is not UTF-8 text (byte {error.start}); get the dataset again"
         ) from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def existing(items: Iterable[Item], what: str) -> tuple[Item, ...]:

@@ -1,0 +1,222 @@
+"""Lists of class names in the forms that people bring: read, refused by line, or left alone."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from microclip.data import class_lists
+from microclip.data.class_lists import parse
+from microclip.data.vocabulary import load_vocabulary, read_class_list
+from microclip.settings import SettingsError, load_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+LISTS = sorted([*ROOT.glob("resources/classes/*.txt"), *ROOT.glob("resources/icons/*/classes.txt")])
+
+
+def names(text: str, suffix: str = ".txt") -> list[str]:
+    return [name for _, name in parse(text, "names", suffix).numbered]
+
+
+@pytest.mark.parametrize("path", LISTS, ids=[f"{p.parent.name}/{p.stem}" for p in LISTS])
+def test_every_shipped_list_is_read_as_it_stands(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    found = parse(text, str(path))
+    assert [name for _, name in found.numbered] == [own for own in text.split("\n") if own]
+    assert [note for note in found.notes if "left out" in note or "removed" in note] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0 red fox\n1 owl\n2 yak\n", "numbers left out"),
+        ("1. red fox\n2. owl\n3. yak", "numbers left out"),
+        ("1.red fox\n2.owl\n3.yak", "numbers left out"),
+        ("01) red fox\n02) owl\n03) yak", "numbers left out"),
+        ("(1) red fox\n(2) owl\n(3) yak", "numbers left out"),
+        ("[0] red fox\n[1] owl\n[2] yak", "numbers left out"),
+        ("0: red fox\n1: owl\n2: yak", "numbers left out"),
+        ("0,red fox\n1,owl\n2,yak", "column 2 of 2"),
+        ("1\tred fox\n2\towl\n3\tyak", "column 2 of 2"),
+        ("1 - red fox\n2 - owl\n3 - yak", "numbers left out"),
+        ("red fox 0\nowl 1\nyak 2", "numbers left out"),
+        ("red fox,1\nowl,2\nyak,3", "column 1 of 2"),
+        ("1 001.red fox\n2 002.owl\n3 003.yak", "numbers left out"),
+        ("idx name\n0 red fox\n1 owl\n2 yak", "line 1 ('idx name') taken as a heading"),
+        ("n0211 red fox\nn0212 owl\nn0213 yak", "WordNet ids left out"),
+        ("n02119789 1 red fox\nn02100735 2 owl\nn02110185 3 yak", "WordNet ids left out"),
+        ("n02119789\tred fox\nn02100735\towl\nn02110185\tyak", "column 2 of 2"),
+        ("- red fox\n- owl\n- yak", "bullets left out"),
+        ("• red fox\n• owl\n• yak", "bullets left out"),
+        ("- [ ] red fox\n- [x] owl\n- [ ] yak", "bullets left out"),
+        ("My animals\n* red fox\n* owl\n* yak", "line 1 ('My animals') taken as a heading"),
+        ("# red fox\n# owl\n# yak", "bullets left out"),
+        ("# animals, 2024\nred fox\n\nowl\n// that was two\nyak", "comments left out (lines 1, 5)"),
+        ("Classes\n=======\nred fox\nowl\nyak", "comments left out (line 2)"),
+        ("Animals:\nred fox\nowl\nyak", "line 1 ('Animals:') taken as a heading"),
+        ("class_name\nred fox\nowl\nyak", "taken as a heading"),
+        ('"red fox"\n"owl"\n"yak"', "quotes left out"),
+        ("'red fox',\n'owl',\n'yak'", "quotes left out"),
+        ("“red fox”\n“owl”\n“yak”", "quotes left out"),
+        ("- **red fox**\n- **owl**\n- **yak**", "quotes left out"),
+        ("red fox,\nowl,\nyak", "commas or colons left out"),
+        ("red fox;\nowl;\nyak;", "commas or colons left out"),
+        ("id,name\n7,red fox\n3,owl\n5,yak", "column 2 of 2"),
+        ("id;name;note\n7;red fox;a\n3;owl;b\n5;yak;c", "column 2 of 3"),
+        (
+            "| id | name |\n|---|---|\n| 0 | red fox |\n| 1 | owl |\n| 2 | yak |",
+            "taken as the names",
+        ),
+        ("red fox, owl, yak\n", "one line, taken as 3 names"),
+        ("classes: red fox; owl; yak", "one line, taken as 3 names"),
+        ("['red fox', 'owl', 'yak',]", "read as JSON"),
+        ('["red fox",\n "owl",\n "yak"]', "read as JSON"),
+        ('{"2": "yak", "0": "red fox", "1": "owl"}', "read as JSON"),
+        ('{"yak": 2, "red fox": 0, "owl": 1}', "read as JSON"),
+        ('{"0": ["n1", "red fox"], "1": ["n2", "owl"], "2": ["n3", "yak"]}', "read as JSON"),
+        ('{"id2label": {"0": "red fox", "1": "owl", "2": "yak"}, "x": 1}', "read as JSON"),
+        ('[{"id": 1, "name": "red fox"}, {"id": 2, "name": "owl"}, {"id": 3, "name": "yak"}]', ""),
+        (
+            "red\u00a0fo\u00adx\n\u200bowl\nya\u200ek",
+            "invisible characters removed (lines 1, 2, 3)",
+        ),
+        ("red fox\n\ufeffowl\nyak", ""),  # two files with marks, joined
+    ],
+)
+def test_a_form_that_every_line_has_is_taken_off_and_said(text: str, said: str) -> None:
+    assert names(text) == ["red fox", "owl", "yak"]
+    assert said in "; ".join(parse(text, "names").notes)
+
+
+def test_files_of_data_and_yaml_are_read_by_their_form() -> None:
+    assert names('class\n"tench, Tinca tinca"\nfox', ".csv") == ["tench, Tinca tinca", "fox"]
+    assert names("name\nlabel\nfox\nowl", ".csv") == ["label", "fox", "owl"]
+    assert names("train: a\nnames:\n  0: person\n  1: no\n", ".yaml") == ["person", "no"]
+    assert names("names: [person, 1e3]\nnc: 2\n", ".yml") == ["person", "1e3"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["7 up", "fanta", "cola"],
+        ["2012 Audi A4 sedan", "2011 BMW X5", "2010 Fiat 500"],
+        ["#hashtag", "#other", "#more"],
+        ["1 euro", "2 euro", "3 euro"],
+        ["3 series", "5 series", "7 series"],
+        ["1st grade", "2nd grade", "3rd grade"],
+        ["2-door car", "3-wheeler", "4-door car"],
+        ["1.5 ton truck", "2.5 ton truck", "3 ton truck"],
+        ["Saturn 1", "Apollo 2", "Vostok 3"],
+        ["0", "1", "2"],
+        ["10 Downing Street", "11 Downing Street"],
+        ["St. John's", "U.S.A.", "C++", "C#", ".NET"],
+        ["tench, Tinca tinca", "goldfish, Carassius auratus"],
+        ["Portland, Oregon", "Rome"],
+        ["F/A-18 'Hornet'", '../../etc/"passwd"', "$(touch x)  `ls` | |"],
+        ['"Weird Al"', "'t Hooft", "label"],
+        ["n02 gas", "n0211 fox", "fox"],
+        ["{fox}", "{owl}"],
+        ["1. FC Köln", "1. FC Nürnberg", "Bayern", "Dortmund"],
+        ["1. FC Köln", "1. FC Nürnberg"],
+        ["fox [young]", "(fox)"],
+        ["👩\u200d🚀 astronaut", "می\u200cخواهم"],
+        ["a:b", "c = d", "x; y", "p | q"],
+    ],
+)
+def test_a_name_is_never_damaged(lines: list[str]) -> None:
+    assert names("\n".join(lines)) == lines
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- fox\nowl\nyak", "line 1 of names: '- fox' begins with a bullet, and not every line"),
+        ("fox\n1. owl\n2. yak\nelk", "line 1 of names: 'fox' breaks the numbering"),
+        ("2. fox\n3. owl", "line 1 of names: '2. fox' breaks the numbering"),
+        ("1. fox\n2. owl\n4. yak", "line 3 of names: '4. yak' breaks the numbering"),
+        ("1. fox\n2. owl\n\n1. yak", "line 4 of names: '1. yak' breaks the numbering"),
+        ("2 fox\n0 owl\n1 yak", "line 1 of names: '2 fox' has its number out of sequence"),
+        ("fox\nowl,\nyak\nelk", "line 2 of names: 'owl,' ends with a comma"),
+        ("Birds:\nowl\nMammals:\nfox", "line 1 of names: 'Birds:' ends with a comma or a colon"),
+        ("fox\tred\nowl\tgrey", "line 1 of names: 2 columns, and it is open which one"),
+        ("fox|red\nowl|grey", "line 1 of names: 2 columns, and it is open which one"),
+        ("n02119789 fox\nn02100735 owl\nyak", "line 3 of names: 'yak' has no WordNet id"),
+        ('{"fox": ["It is red."]}', "expected a list of names, got"),
+        ("[1, 2]", "expected a list of names, got '[1, 2]'"),
+    ],
+)
+def test_a_form_that_some_lines_have_is_refused_by_line(text: str, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        names(text)
+    assert said in str(caught.value)
+    remedies = ("one class name per line", "keep that column alone")
+    assert any(remedy in str(caught.value) for remedy in remedies)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_may_be_meant_otherwise_is_noted() -> None:
+    for text, said in (
+        ("1 fox\n2 owl\n4 elk", "numbers taken as part of the name (lines 1, 2)"),
+        ("fox # red\nowl", "looks like a comment taken as part of the name (line 1)"),
+        ("label\nfox\nowl", "line 1 ('label') taken as a class and not as a heading"),
+        ("a, b\nc, d", "every line has a comma, taken as part of the name"),
+    ):
+        assert said in "; ".join(parse(text, "names").notes)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_list_is_read_in_every_marked_encoding_and_with_all_line_ends(
+    tmp_path: Path, encoding: str, end: str
+) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes(end.join(["0 café", "1 owl", "2 yak", ""]).encode(encoding))
+    assert read_class_list(path).class_names == ("café", "owl", "yak")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("fox\ncafé\n".encode("cp1252"), "line 2 has the byte 0xe9 ('café' if that is Windows"),
+        ("fox\n“owl”\n".encode("cp1252"), "line 2 has the byte 0x93 ('“owl”' if that is"),
+        (b"\xff\xfef\0o\0x\0\n", "not text in UTF-16, as its first bytes say; save it as UTF-8"),
+        (b"\x1f\x8b\x08\0\0\0", "is not UTF-8 text: line 1 has the byte 0x8b; save it as UTF-8"),
+    ],
+)
+def test_another_encoding_is_refused_by_line(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError) as caught:
+        read_class_list(path)
+    assert said in str(caught.value)
+
+
+def test_a_huge_file_and_a_long_line_are_refused_quickly(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    with path.open("wb") as stream:
+        stream.truncate(65 * 2**20)
+    with pytest.raises(SettingsError, match="has 65 MiB, at most 64 are read"):
+        read_class_list(path)
+    path.write_text("fox\n" + "a" + " " * 10**6 + "b\n")
+    with pytest.raises(SettingsError, match="line 2 of .* at most 200 are allowed"):
+        read_class_list(path)
+    path.write_text("[" * 200_000 + "]" * 200_000)
+    with pytest.raises(SettingsError):
+        read_class_list(path)
+
+
+@pytest.mark.usefixtures("project")
+def test_a_study_reads_its_list_by_the_same_reader_and_says_so_once(
+    own_project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = own_project / "resources" / "classes" / "shapes.txt"
+    listed.parent.mkdir()
+    listed.write_bytes(b"\xef\xbb\xbf1) disc\r\n2) square\r\n")
+    class_lists._said.clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert load_vocabulary(load_dataset("shapes")).class_names == ("disc", "square")
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["resources/classes/shapes.txt: numbers left out of every line"]
