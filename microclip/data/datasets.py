@@ -16,6 +16,7 @@ from microclip import paths, runtime
 from microclip.data.files import (
     Walk,
     complaint,
+    how_to_copy,
     printable,
     require_images,
     walk,
@@ -38,7 +39,9 @@ from microclip.data.vocabulary import (
     layout_of,
     load_vocabulary,
     match_label_list,
+    part_folders,
     source_folder,
+    subfolders,
 )
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import DatasetSettings, FolderSource, IconSource, PublicSource
@@ -52,11 +55,12 @@ _SHOWN = 3  # classes or files named in an error
 def folder_rows(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> list[Row]:
     """Return the manifest's rows for a folder, training images first.
 
-    Three layouts are read: `<part>/<class>/` with the parts train and test; `<class>/`, from which
-    `test_fraction` of each class is drawn as test images; and images in any folders with a list of
-    labels, where listed images are for testing, all others for training, unlabelled. Folders below
-    a class's folder belong to that class. Links out of the folder and unreadable files are named in
-    `listed`, and refused unless the source says to skip them.
+    Three layouts are read: `<part>/<class>/` with the parts train and test, or what people call
+    them (`part_folders`); `<class>/`, from which `test_fraction` of each class is drawn as test
+    images; and images in any folders with a list of labels, where listed images are for testing,
+    all others for training, unlabelled. Folders below a class's folder belong to that class. Links
+    out of the folder and unreadable files are named in `listed`, and refused unless the source says
+    to skip them.
 
     Raises:
         MissingDataError: a benchmark's images are missing.
@@ -86,16 +90,36 @@ def _rows(found: Parts, names: Sequence[str]) -> Iterator[Row]:
 
 def _of_parts(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> Parts:
     folder = source_folder(source)
-    found = {part: _walk(folder / part) for part in PARTS if (folder / part).is_dir()}
+    places = part_folders(folder) or {part: folder / part for part in PARTS}
+    found = {part: _walk(place) for part, place in places.items() if place.is_dir()}
     _refuse_bad(source, tuple(found.values()), listed)
     labels: Parts = {}
-    for part in PARTS:
+    for part, place in places.items():
         if part not in found:
-            raise _no_part(folder / part, vocabulary)
-        labels[part] = _by_class(folder / part, found[part].images, vocabulary)
+            raise _no_part(place, vocabulary)
+        labels[part] = _by_class(place, found[part].images, vocabulary)
         if vocabulary.is_benchmark:
-            _require_every_class(folder / part, labels[part], vocabulary)
+            _require_every_class(place, labels[part], vocabulary)
+        else:
+            _say_empty(place, labels[part], vocabulary)
+    if others := [path.name for path in subfolders(folder) if path not in places.values()]:
+        logger.warning("%s: left out beside the parts: %s", folder, _names(others))
+    if places["test"].name.casefold() != "test":
+        logger.warning("%s is taken as the test images", places["test"])
     return labels
+
+
+def _say_empty(folder: Path, found: Mapping[Path, int], vocabulary: Vocabulary) -> None:
+    """Warn of classes that have no image in a folder, such as empty class folders."""
+    there = set(found.values())
+    lacking = [name for label, name in enumerate(vocabulary.class_names) if label not in there]
+    if len(there) < 2:
+        raise SettingsError(
+            f"{folder} has images of {len(there)} class, expected at least 2 (classes without an "
+            f"image: {_names(lacking)}); add images, or name another folder"
+        )
+    if lacking:
+        logger.warning("%s has no image of %d classes: %s", folder, len(lacking), _names(lacking))
 
 
 def _no_part(folder: Path, vocabulary: Vocabulary) -> Exception:
@@ -104,10 +128,11 @@ def _no_part(folder: Path, vocabulary: Vocabulary) -> Exception:
             f"images {folder}/<class>/ are missing, for the {len(vocabulary)} classes of "
             f"{vocabulary.where}; lay them out as docs/reproduce-the-paper.md says"
         )
-    other = folder.parent / next(part for part in PARTS if part != folder.name)
+    others = " and ".join(map(str, subfolders(folder.parent)[:_SHOWN]))
     return SettingsError(
-        f"image folder {folder} is missing beside {other}; add it, or move the class folders out "
-        f"of {other.name}/, and test images are drawn from each class"
+        f"image folder {folder} is missing beside {others}; add it (test images may also be "
+        f"in val/), or move the class folders into {folder.parent}, and test images are drawn "
+        "from each class"
     )
 
 
@@ -129,6 +154,18 @@ def _of_classes(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> P
     of_class: dict[int, list[Path]] = defaultdict(list)
     for path, label in _by_class(folder, found.images, vocabulary).items():
         of_class[label].append(path)
+    if not vocabulary.is_benchmark:
+        _say_empty(
+            folder, {path: label for label in of_class for path in of_class[label]}, vocabulary
+        )
+    if inner := [path.name for path in subfolders(folder) if part_folders(path)]:
+        logger.warning(
+            "%s: %d class folders have parts of their own, such as %s/train; they are ignored, and "
+            "the test images drawn: for your own split lay out train/<class>/ and test/<class>/",
+            folder,
+            len(inner),
+            inner[0],
+        )
     single = [vocabulary.class_names[k] for k in sorted(of_class) if len(of_class[k]) < 2]
     if single:
         raise SettingsError(
@@ -182,7 +219,8 @@ def _refuse_bad(source: FolderSource, found: Sequence[Walk], listed: Path) -> No
     n_files = sum(len(walked.images) for walked in found) + len(bad)
     said = f"{complaint(bad, n_files)}; all are named in {listed}"
     if source.bad_images == "error":
-        raise SettingsError(f"{said}: fix them, or set `bad_images: skip` in the source")
+        copied = how_to_copy(source_folder(source), bad)
+        raise SettingsError(f"{said}: fix them, or set `bad_images: skip` in the source{copied}")
     logger.warning("%s and left out", said)
 
 

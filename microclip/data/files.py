@@ -9,12 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from microclip import runtime
+from microclip import paths, runtime
 from microclip.data.decoding import HEIF_SUFFIXES, UnreadableError, decode_all, reads_heif, suffixes
 from microclip.settings.base import SettingsError
 
@@ -28,6 +29,7 @@ class BadFile:
 
     path: Path
     reason: str  # what is wrong with it, with its size and the limit
+    is_link: bool = False
 
 
 def printable(path: Path) -> str:
@@ -95,7 +97,9 @@ def walk(folder: Path) -> Walk:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise SettingsError(f"image folder {folder} {what}; give a folder that contains images")
-    found = _Sorted(folder.resolve())
+    if not is_text(str(folder.resolve())):
+        raise SettingsError(f"image folder {printable(folder)}: {_not_text('its path')}")
+    found = _Sorted(folder.resolve(), given=folder)
     for entry in _entries(folder, found.bad):
         found.put(entry)
     found.bad.sort(key=lambda file: file.path)
@@ -124,11 +128,26 @@ def require_images(folder: Path, found: Walk) -> None:
 def _no_images(folder: Path, found: Walk, unread: Mapping[str, int]) -> str:
     kinds = [f"{n} {suffix}: install pillow-heif" for suffix, n in sorted(unread.items())]
     kinds += [f"{n} {kind}" for kind, n in found.others.items()]
-    if found.bad:
-        kinds.append(f"{len(found.bad)} that are not followed, such as {found.bad[0].path}")
     more = ", …" if len(kinds) > _SHOWN else ""
-    seen = f"; found {', '.join(kinds[:_SHOWN])}{more}" if kinds else "; it is empty"
-    return f"No images in {folder} (looked for {_COMMON}{seen}); give a folder that contains images"
+    seen = "; it is empty" if not kinds and not found.bad else ""
+    seen = f"; found {', '.join(kinds[:_SHOWN])}{more}" if kinds else seen
+    said = f"No images in {folder} (looked for {_COMMON}{seen})"
+    if not found.bad:
+        return f"{said}; give a folder that contains images"
+    first = found.bad[0]
+    others = f"{len(found.bad)} files or folders cannot be used, first {printable(first.path)}"
+    return f"{said}; {others}: {first.reason}{how_to_copy(folder, found.bad)}"
+
+
+def how_to_copy(folder: Path, bad: Sequence[BadFile]) -> str:
+    """The command that copies what links name, to follow a complaint; "" if no file is a link."""
+    if not any(file.is_link for file in bad):
+        return ""
+    source = folder.resolve()
+    target = paths.quoted(source.with_name(f"{source.name}-copied"))
+    return (
+        f"; links are not followed: `cp -RL {paths.quoted(source)} {target}` copies what they name"
+    )
 
 
 def _may_be_read(path: Path) -> bool:
@@ -155,6 +174,7 @@ class _Sorted:
     """The entries of a folder, sorted by what they are."""
 
     root: Path  # the folder, with links resolved
+    given: Path  # the folder as it was named
     images: list[Path] = field(default_factory=list)
     bad: list[BadFile] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
@@ -173,8 +193,8 @@ class _Sorted:
             self.others[path.suffix.lower() or path.name] += 1
         elif not is_regular:
             self.bad.append(BadFile(path, "a pipe or a device, not a file"))
-        elif not _is_text(path.name):
-            self.bad.append(BadFile(path, "its name is not UTF-8; rename it"))
+        elif not is_text(str(path.relative_to(self.given))):
+            self.bad.append(BadFile(path, _not_text("its name")))
         else:
             self.images.append(path)
 
@@ -183,21 +203,39 @@ class _Sorted:
         try:
             target = path.resolve(strict=True)
         except (OSError, RuntimeError):  # RuntimeError: a loop, before Python 3.13
-            self.bad.append(BadFile(path, "a link in a loop or to nothing; not followed"))
+            reason = "a link in a loop or to nothing; not followed, remove it"
+            self.bad.append(BadFile(path, reason, is_link=True))
             return
+        is_image = target.is_dir() or path.suffix.lower() in suffixes()
         if target.is_dir() and path.parent.resolve().is_relative_to(target):
             reason = f"a link to {target}, which contains it (a loop); not followed"
             self.bad.append(BadFile(path, reason))
         elif target.is_relative_to(self.root):
-            self.others[_LINK] += 1
-        elif target.is_dir() or path.suffix.lower() in suffixes():
-            reason = f"a link out of the folder, to {target}; not followed, copy the file instead"
-            self.bad.append(BadFile(path, reason))
+            below = target.relative_to(self.root).parts
+            if is_image and any(part.startswith(".") for part in below):  # git-annex, DVC
+                reason = f"a link to {printable(target)}, which is hidden; copy the file instead"
+                self.bad.append(BadFile(path, reason, is_link=True))
+            else:
+                self.others[_LINK] += 1
+        elif is_image:
+            reason = (
+                f"a link out of the folder, to {printable(target)}; not followed, copy the file "
+                "instead"
+            )
+            self.bad.append(BadFile(path, reason, is_link=True))
         else:
             self.others[path.suffix.lower() or path.name] += 1
 
 
-def _is_text(name: str) -> bool:
+def _not_text(what: str) -> str:
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":  # an ASCII locale: the name may well be UTF-8
+        return f"{what} has letters that this locale's {encoding} lacks; set PYTHONUTF8=1"
+    return f"{what} is not UTF-8; rename it"
+
+
+def is_text(name: str) -> bool:
+    """Are all bytes of a name UTF-8?"""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -10,7 +10,7 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -42,9 +42,69 @@ def layout_of(source: FolderSource) -> Layout:
     """How to read a folder: by a list of labels, as `train/` and `test/`, or as class folders."""
     if source.labels is not None:
         return "labels"
-    there = {path.name for path in subfolders(source_folder(source))}
-    # A class may be called "train", beside "boat" and "plane".
-    return "parts" if set(PARTS) <= there or (there and there < set(PARTS)) else "classes"
+    return "parts" if part_folders(source_folder(source)) else "classes"
+
+
+# What people call the parts of a dataset -> what we call them. "val" is tested on, as in ImageNet,
+# if there is no folder for testing.
+_PART_NAMES = {
+    **dict.fromkeys(("train", "training", "trn", "trainval"), "train"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
+}
+# As in training_set, train_images, train2017.
+_BESIDE_PART_NAMES = {"set", "split", "part", "data", "dataset", "images", "imgs", "img"}
+
+
+def part_folders(folder: Path) -> dict[str, Path]:
+    """The folders of a folder's parts, "train" and "test", whatever they are called.
+
+    Empty if the folders are classes: a class may be called "train", beside "boat" and "plane". A
+    part's folder that should be there may be missing; folders beside the parts are left out.
+
+    Raises:
+        SettingsError: two folders could be the same part, or a part's folder lies beside one of
+            another name that has the same folders.
+    """
+    there = subfolders(folder)
+    found: dict[str, list[Path]] = {}
+    for path in there:
+        if kind := _part_of(path.name):
+            found.setdefault(kind, []).append(path)
+    others = [path for path in there if not _part_of(path.name)]
+    if len(found) < 2 and others:
+        _refuse_unknown_part(found, others)
+        return {}
+    if not found:
+        return {}
+    found["test"] = found.get("test") or found.pop("val", [])
+    for part in PARTS:
+        if len(same := found.get(part) or []) > 1:
+            names = " and ".join(path.name for path in same)
+            raise SettingsError(
+                f"{folder} has {names}, which could both be the part {part!r}; keep one, or rename "
+                f"them so that one is {part}/"
+            )
+    return {part: (found.get(part) or [folder / part])[0] for part in PARTS}
+
+
+def _part_of(name: str) -> str:
+    """The part that a folder's name stands for; "" for any other name."""
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    kept = [w for w in words if w not in _BESIDE_PART_NAMES]
+    return _PART_NAMES.get(kept[0].removesuffix("set"), "") if len(kept) == 1 else ""
+
+
+def _refuse_unknown_part(found: Mapping[str, Sequence[Path]], others: Sequence[Path]) -> None:
+    """Refuse train/fox beside holdout/fox: a class called train would share no folder."""
+    for part in (path for same in found.values() for path in same):
+        own = {path.name for path in subfolders(part)}
+        for other in others:
+            if shared := own & {path.name for path in subfolders(other)}:
+                raise SettingsError(
+                    f"{part} and {other.name}/ both have the folder {min(shared)!r}, so they look "
+                    "like parts of a dataset and not like classes; name them train/ and test/"
+                )
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -333,12 +393,17 @@ def _folder_vocabulary(source: FolderSource) -> Vocabulary:
             first.setdefault(entry.class_name, entry.line)
         names = sorted(first)
         return checked(names, str(path), [first[name] for name in names])
-    place = folder / PARTS[0] if layout == "parts" else folder
+    place = part_folders(folder)[PARTS[0]] if layout == "parts" else folder
     names = [path.name for path in subfolders(place)]
     if not names:
         raise SettingsError(
             f"no class names for {folder}: expected {folder / CLASS_FILE} (one name per line) or "
             f"folders {place}/<class>; CLIP compares images with names"
+        )
+    if len(names) == 1 and subfolders(place / names[0]):
+        raise SettingsError(
+            f"{place} has only one folder, {names[0]}/, so one class; if the classes are in it, "
+            f"name {place / names[0]} as the source's folder"
         )
     return checked(names, str(place))
 

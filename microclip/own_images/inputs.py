@@ -18,6 +18,7 @@ from microclip.data import class_lists
 from microclip.data.files import (
     Survey,
     complaint,
+    how_to_copy,
     require_images,
     survey,
     walk,
@@ -28,7 +29,9 @@ from microclip.data.vocabulary import (
     Vocabulary,
     check_name,
     match_label_list,
+    part_folders,
     read_label_list,
+    subfolders,
 )
 from microclip.runtime import MissingDataError, refuse_pickle
 from microclip.settings.base import SettingsError
@@ -82,6 +85,7 @@ class Materials:
     images_sha256: str  # over the names and bytes of all images
     labels: Mapping[Path, int]  # empty without --labels
     labels_sha256: str | None = None
+    without_images: tuple[str, ...] = ()  # folders that would be classes if they had an image
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -123,7 +127,16 @@ def gather(request: Request) -> Materials:
         images_sha256=_images_sha256(request.folder, found.images),
         labels=given,
         labels_sha256=None if request.labels is None else runtime.sha256(request.labels),
+        without_images=_without_images(request, found),
     )
+
+
+def _without_images(request: Request, found: Survey) -> tuple[str, ...]:
+    if not request.classes_from_folders:
+        return ()
+    seen = [*found.images, *(bad.path for bad in found.bad)]
+    used = {path.relative_to(request.folder).parts[:1] for path in seen}
+    return tuple(f.name for f in subfolders(request.folder) if (f.name,) not in used)
 
 
 def _check_places(request: Request) -> None:
@@ -152,6 +165,7 @@ def _refuse_bad(found: Survey, request: Request) -> None:
     if not found.images:
         advice = "no image is left, name another folder"
     said = complaint(found.bad, len(found.bad) + len(found.images))
+    advice += how_to_copy(request.folder, found.bad)
     raise SettingsError(f"{said}; all are listed in {target}; {advice}")
 
 
@@ -204,6 +218,13 @@ def folder_names(folder: Path, images: Sequence[Path]) -> Vocabulary:
             f"{loose[0].name}; move them into folders named by class, or give --classes FILE"
         )
     found = sorted({path.relative_to(folder).parts[0] for path in images})
+    if parts := sorted(path.name for path in part_folders(folder).values() if path.is_dir()):
+        first = paths.quoted(folder / parts[0])
+        raise SettingsError(
+            f"--classes-from-folders: {', '.join(parts)} in {folder} are parts of a dataset, such "
+            f"as train and test, and not classes; name one of them (`microclip adapt {first} "
+            "--classes-from-folders …`), or give --classes FILE"
+        )
     return checked_names(list(enumerate(found, start=1)), f"the folders of {folder}", unit="folder")
 
 

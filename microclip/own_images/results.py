@@ -33,6 +33,7 @@ PREDICTION_COLUMNS = (
     *("file", "class", "confidence", "second_class", "margin"),
     *("fg_class", "cls_class", "zero_shot_class"),
 )
+_SHOWN = 5  # folders named in a line
 LABEL_COLUMNS = ("rank", "file", "class", "confidence", "second_class", "margin")
 
 
@@ -275,6 +276,9 @@ def survey_lines(materials: Materials, out: Path, *, learns_labels: bool) -> Ite
     if survey.others:
         others = ", ".join(f"{n} {kind}" for kind, n in survey.others.items())
         yield f"  ignored, not images: {others}"
+    if empty := materials.without_images:
+        shown = ", ".join(map(repr, empty[:_SHOWN])) + (", …" if len(empty) > _SHOWN else "")
+        yield f"  {len(empty)} folders without an image are no classes: {shown}"
     if survey.bad:
         yield f"  skipped, cannot be used: {len(survey.bad)}, listed in {out / paths.BAD_FILES}"
 

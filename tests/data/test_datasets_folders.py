@@ -109,6 +109,84 @@ def test_train_and_test_folders_are_taken_as_they_are(tmp_path: Path) -> None:
     assert Counter(label for _, label in found["test"]) == {0: 2, 1: 1}
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        *(("train", "val"), ("Train", "Test"), ("training", "validation"), ("train", "valid")),
+        *(
+            ("training_set", "test_set"),
+            ("train2017", "val2017"),
+            ("TRAIN", "eval"),
+            ("trn", "tst"),
+        ),
+        *(("trainset", "testset"), ("train_images", "test_images")),
+    ],
+)
+def test_parts_by_other_names_are_parts_and_never_classes(
+    tmp_path: Path, train: str, test: str
+) -> None:
+    write(tmp_path / "pics" / train, SIZES)
+    write(tmp_path / "pics" / test, {"robin": 3, "wren": 1, "owl": 1}, first=50)
+    found = fetched(own(tmp_path / "pics"))
+    assert Counter(name.split("/")[0] for name, _ in found["train"]) == {train: 17}
+    assert Counter(name.split("/")[0] for name, _ in found["test"]) == {test: 5}
+    assert set(read_manifest("own").class_names) == set(SIZES)
+
+
+def test_a_validation_part_beside_train_and_test_is_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, part in enumerate(("train", "val", "test")):
+        write(tmp_path / "pics" / part, SIZES, first=50 * number)
+    found = fetched(own(tmp_path / "pics"))
+    assert {name.split("/")[0] for name, _ in found["test"]} == {"test"}
+    assert "left out beside the parts: 'val'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (("train", "Training", "test"), "which could both be the part 'train'"),
+        (("train", "holdout"), "both have the folder 'owl'"),
+        (("val", "test"), "pics/train is missing beside {folder}/test"),
+        (("Train",), "test images may also be in val/"),
+        (("data/train", "data/test"), "name {folder}/data as the source's folder"),
+    ],
+)
+def test_parts_that_cannot_be_told_apart_are_refused(
+    tmp_path: Path, parts: tuple[str, ...], said: str
+) -> None:
+    for part in parts:
+        write(tmp_path / "pics" / part, SIZES)
+    with pytest.raises(SettingsError) as caught:
+        fetched(own(tmp_path / "pics"))
+    assert said.format(folder=tmp_path / "pics") in str(caught.value)
+    assert not Path("results/data/own/manifest.csv").exists()
+
+
+def test_an_empty_class_folder_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write(tmp_path / "pics", SIZES)
+    (folder / "heron").mkdir()
+    fetched(own(folder))
+    assert "has no image of 1 classes: 'heron'" in caplog.text
+
+
+def test_a_folder_of_images_beside_one_of_annotations_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "pics", {"images": 4})
+    (tmp_path / "pics" / "labels").mkdir()
+    with pytest.raises(SettingsError, match="images of 1 class, expected at least 2"):
+        fetched(own(tmp_path / "pics"))
+
+
+def test_parts_inside_of_class_folders_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in SIZES:
+        write(tmp_path / "pics" / name, {"train": 3, "test": 2}, first=hash_of(name))
+    fetched(own(tmp_path / "pics"))
+    assert "class folders have parts of their own" in caplog.text
+
+
 def test_a_list_of_labels_names_the_test_images_and_the_rest_has_no_label(tmp_path: Path) -> None:
     folder = write(tmp_path / "photos", {"any": 6, "other/deep": 2})
     (folder / "labels.csv").write_text(

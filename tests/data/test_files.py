@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +152,68 @@ def test_b10_links_are_named_or_counted_and_never_followed(tmp_path: Path) -> No
     assert "a loop" in reasons["sub/loop"]
     assert "in a loop" in reasons["circle.png"]
     assert found.others == {".txt": 1, "link within the folder": 1}
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("../pool", "a link out of the folder, to"),
+        (".git/annex", "which is hidden; copy the file instead"),
+        ("../gone", "a link in a loop or to nothing; not followed"),
+    ],
+)
+def test_a_folder_of_links_alone_says_so_and_how_to_copy_it(
+    tmp_path: Path, target: str, reason: str
+) -> None:
+    folder = tmp_path / "it's photos"
+    folder.mkdir()
+    for name in ("a", "b"):
+        place = folder / target
+        if target != "../gone":
+            place.mkdir(parents=True, exist_ok=True)
+            picture().save(place / f"{name}.png")
+        (folder / f"{name}.png").symlink_to(place / f"{name}.png")
+    with pytest.raises(SettingsError) as caught:
+        image_files(folder)
+    said = str(caught.value)
+    assert "2 files or folders cannot be used" in said
+    assert reason in said
+    assert "cp -RL " in said
+    if target != "../gone":
+        subprocess.run(["bash", "-c", said.split("`")[1]], check=True)
+        assert len(image_files(tmp_path / "it's photos-copied")) == 2
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_named_with_the_remedy(tmp_path: Path) -> None:
+    inner = Path(os.fsdecode(os.fsencode(tmp_path) + b"/photos/caf\xe9"))
+    inner.mkdir(parents=True)
+    picture().save(inner / "a.png")
+    with pytest.raises(SettingsError, match=r"caf\\udce9.*not UTF-8; rename it"):
+        image_files(tmp_path / "photos")
+    with pytest.raises(SettingsError, match="its path is not UTF-8; rename it"):
+        walk(inner)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "shut").mkdir(parents=True)
+    (tmp_path / "photos" / "shut").chmod(0)
+    with pytest.raises(SettingsError, match="this folder cannot be read: Permission denied"):
+        image_files(tmp_path / "photos")
+
+
+def test_an_ascii_locale_is_named_where_it_cannot_read_a_name(tmp_path: Path) -> None:
+    (tmp_path / "ü").mkdir()
+    picture().save(tmp_path / "ü" / "a.png")
+    program = "import sys; from pathlib import Path; from microclip.data.files import image_files\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program + "image_files(Path(sys.argv[1]))", str(tmp_path)],
+        env={**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "lacks; set PYTHONUTF8=1" in done.stderr.splitlines()[-1]
 
 
 def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:

@@ -79,6 +79,23 @@ def link(name: str, target: Path | str) -> Callable[[], object]:
     return lambda: Path("photos", name).symlink_to(target)
 
 
+def in_parts() -> None:
+    for part in ("train", "val"):
+        Path(part).mkdir()
+        shutil.copytree("photos", Path(part, "fox"))
+    shutil.rmtree("photos")
+    Path("photos").mkdir()
+    for part in ("train", "val"):
+        Path(part).rename(Path("photos", part))
+
+
+def links_alone() -> None:
+    Path("photos").rename("pool")
+    Path("photos").mkdir()
+    for path in Path("pool").glob("*.png"):
+        Path("photos", path.name).symlink_to(path.absolute())
+
+
 def pickled(name: str) -> Callable[[], object]:
     def write() -> None:
         Path(name).parent.mkdir(exist_ok=True)
@@ -103,6 +120,17 @@ CASES = (
         nothing,
         ["names.txt is a file; give a folder that contains images"],
         instead=("adapt", "names.txt", "--classes", "names.txt", "--out", "adapted"),
+    ),
+    Case(
+        "parts of a dataset as classes",
+        in_parts,
+        ["train, val in photos are parts of a dataset", "`microclip adapt photos/train "],
+        instead=without("--classes-from-folders"),
+    ),
+    Case(
+        "links alone",
+        links_alone,
+        ["a link out of the folder, to ", "copy the file instead", "`cp -RL "],
     ),
     Case("B1 others", lambda: only("a.txt", "b.txt", "c.doc"), ["found 1 .doc, 2 .txt)"]),
     Case(

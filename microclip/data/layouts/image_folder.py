@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from microclip.data.layouts.base import Item, Listing, images_below, labels_by_name
+from microclip.data.layouts.base import Item, Listing, images_below, labels_by_name, place
 from microclip.settings.datasets import HubRoute
 
 NEEDS = ("train", "test")
@@ -20,7 +20,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
     """
     items: list[Item] = []
     for part in NEEDS:
-        root = folder / part
+        root = place(folder, part)
         names = [path.relative_to(root) for path in images_below(root)]
         labels = labels_by_name((name.parts[0] for name in names), class_names, str(root))
         items += [
