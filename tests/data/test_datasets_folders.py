@@ -148,7 +148,7 @@ def test_a_validation_part_beside_train_and_test_is_left_out_and_said(
     [
         (("train", "Training", "test"), "which could both be the part 'train'"),
         (("train", "holdout"), "both have the folder 'owl'"),
-        (("val", "test"), "pics/train is missing beside {folder}/test"),
+        (("val", "test"), "or folders {folder}/train/<class>"),
         (("Train",), "test images may also be in val/"),
         (("data/train", "data/test"), "name {folder}/data as the source's folder"),
     ],
