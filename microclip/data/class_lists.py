@@ -92,7 +92,7 @@ _said: set[str] = set()
 
 
 def say_once(text: str) -> None:
-    """Log a warning, once a process: a study reads the same list many times."""
+    """Log a warning, once a process: a study reads the same files many times."""
     if text not in _said:
         _said.add(text)
         logger.warning("%s", text)

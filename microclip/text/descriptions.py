@@ -25,6 +25,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import Field
 
 from microclip import paths, runtime
+from microclip.data.class_lists import say_once
 from microclip.data.vocabulary import Vocabulary, load_vocabulary
 from microclip.runtime import refuse_pickle
 from microclip.settings.base import (
@@ -38,6 +39,7 @@ from microclip.settings.base import (
 from microclip.settings.datasets import DatasetSettings, IconSource
 from microclip.settings.llms import DescriptionSettings
 from microclip.text.prompts import Matches, fill, match_keys, readable, relative_clause
+from microclip.text.sentence_files import read_sentences
 
 logger = logging.getLogger(__name__)
 
@@ -263,33 +265,22 @@ class Descriptions:
 
 
 def read(path: Path) -> Descriptions:
-    """Read a descriptions file.
-
-    It has one of two forms: the project's `{"model", "prompts", "date", "descriptions": {class:
-    [sentence]}}`, or CuPL's plain `{class: [sentence]}`.
+    """Read a descriptions file, in one of the forms that `sentence_files` knows.
 
     Raises:
         SettingsError: missing file, not JSON, or not lists of non-empty sentences.
     """
     refuse_pickle(path, "JSON, class name to sentences")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        found = read_sentences(path)
     except FileNotFoundError:
         raise MissingFileError(
             f"descriptions {path} do not exist; write them or correct `files` in config/llms/"
         ) from None
-    except ValueError as error:
-        raise SettingsError(f"descriptions {path} are not JSON: {error}; fix the file") from error
-    if not isinstance(values, dict):
-        raise SettingsError(
-            f"descriptions {path} must map class names to lists of sentences, got "
-            f"{type(values).__name__}; see resources/descriptions/"
-        )
-    record: dict[str, object] = {}
-    if isinstance(values.get("descriptions"), dict):
-        record = {key: value for key, value in values.items() if key != "descriptions"}
-        values = values["descriptions"]
-    return Descriptions(_sentences(values, str(path)), str(path), record)
+    twice = [f"class {name!r} is there twice, its sentences joined" for name in found.twice]
+    if notes := (*found.notes, *twice):
+        say_once(f"{path}: {'; '.join(notes)}")
+    return Descriptions(_sentences(found.sentences, str(path)), str(path), found.record)
 
 
 def select(

@@ -7,14 +7,13 @@ next to the original, which is never overwritten.
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from microclip import paths, runtime, settings
+from microclip.data.class_lists import say_once
 from microclip.data.vocabulary import load_vocabulary
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.settings.base import SettingsError
@@ -31,7 +30,8 @@ from microclip.text.doctor import (
     n_tokens,
     useless,
 )
-from microclip.text.prompts import match_keys
+from microclip.text.prompts import match_keys, reads_as
+from microclip.text.sentence_files import SentenceFile, read_sentences
 
 
 @dataclass(frozen=True)
@@ -149,16 +149,6 @@ _TABLE_10 = "config/published/table10.csv"
 
 
 @dataclass(frozen=True)
-class RawFile:
-    """A descriptions file as it is, with its empty lists and empty sentences."""
-
-    path: Path
-    sentences: Mapping[str, tuple[str, ...]]
-    record: Mapping[str, object]  # other keys of the file, copied to a fixed copy
-    twice: tuple[str, ...]  # keys that appear more than once; their sentences are joined
-
-
-@dataclass(frozen=True)
 class FixedFile:
     """The fixed copy of a file, the list of changes, and the doctor's report on the copy."""
 
@@ -168,7 +158,7 @@ class FixedFile:
     report: Report
 
 
-def read_raw(path: Path) -> RawFile:
+def read_raw(path: Path) -> SentenceFile:
     """Read a descriptions file, accepting the defects that the doctor reports.
 
     Raises:
@@ -177,37 +167,10 @@ def read_raw(path: Path) -> RawFile:
     """
     if not path.is_file():
         raise runtime.MissingDataError(f"descriptions {path} do not exist; name another file")
-    twice: list[str] = []
-
-    # json keeps only the last of two equal keys; this hook joins their lists instead.
-    def joined(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found and isinstance(value, list) and isinstance(found[key], list):
-                twice.append(key)
-                found[key] = [*found[key], *value]
-            else:
-                found[key] = value
-        return found
-
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=joined)
-    except ValueError as error:
-        raise SettingsError(f"descriptions {path} are not JSON: {error}; fix the file") from error
-    record: dict[str, object] = {}
-    if isinstance(values, dict) and isinstance(values.get("descriptions"), dict):
-        record = {key: value for key, value in values.items() if key != "descriptions"}
-        values = values["descriptions"]
-    if not isinstance(values, dict) or not all(map(_is_list_of_texts, values.values())):
-        raise SettingsError(
-            f"descriptions {path} must map class names to lists of texts; see "
-            "resources/descriptions/"
-        )
-    return RawFile(path, {k: tuple(v) for k, v in values.items()}, record, tuple(twice))
-
-
-def _is_list_of_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    found = read_sentences(path)
+    if found.notes:
+        say_once(f"{path}: {'; '.join(found.notes)}")
+    return found
 
 
 def options_for(dataset: str, options: Options | None = None) -> Options:
@@ -240,8 +203,19 @@ def check_file(
     report = doctor.check(
         raw.sentences, class_names, options=options, backbone=backbone, where=str(path)
     )
-    twice = tuple(Finding("key-twice", name) for name in raw.twice)
+    twice = tuple(Finding("key-twice", name) for name in raw.twice) + _alike(raw.sentences)
     return replace(report, findings=(*twice, *report.findings))
+
+
+def _alike(names: Iterable[str]) -> tuple[Finding, ...]:
+    """Keys that CLIP reads like an earlier one; a final underscore tells them apart on purpose."""
+    first: dict[tuple[str, int], str] = {}
+    found = []
+    for name in names:
+        other = first.setdefault((reads_as(name), len(name) - len(name.rstrip("_"))), name)
+        if other != name:
+            found.append(Finding("key-twice", name, detail=f"CLIP reads it as {other!r}"))
+    return tuple(found)
 
 
 def fix_file(

@@ -64,7 +64,7 @@ def test_descriptions_of_other_classes_only_warn(
     assert "'moon'" in caplog.text
 
 
-@pytest.mark.parametrize("wrong", [[], "one sentence", [""], [3], None])
+@pytest.mark.parametrize("wrong", [[], "", [""], [3], None, {}, {"a": 1}])
 def test_anything_but_a_list_of_sentences_is_refused_and_its_class_named(
     tmp_path: Path, wrong: object
 ) -> None:
