@@ -364,7 +364,10 @@ def check_name(name: str, where: str) -> None:
     Raises:
         SettingsError: an invisible character, or more than 200 characters.
     """
-    if invisible(name) or any(unicodedata.category(sign) in _NOT_PRINTED for sign in name):
+    is_plain = name.isascii() and name.isprintable()
+    if not is_plain and (
+        invisible(name) or any(unicodedata.category(sign) in _NOT_PRINTED for sign in name)
+    ):
         raise SettingsError(
             f"{where}: a class name contains a tab, a line break or another invisible character "
             f"({name[:30]!r}); use plain characters"

@@ -420,7 +420,8 @@ class Caller:
             case "wrong":
                 raise SettingsError(
                     f"{self._where()} rejects the request: {fault.reason}; correct the "
-                    f"model, its parameters or --base-url ({later})"
+                    "model, its parameters (`ask.parameters` in config/llms/, where null removes "
+                    f"one) or --base-url; {later}"
                 )
             case "stop":
                 raise runtime.ServiceError(

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from openai.types import Batch
 
 from microclip import runtime
+from microclip.settings.base import SettingsError
 from microclip.settings.llms import AskSettings
 from microclip.text.answers import AnswerCache, AnswerRecord, BatchRecord
 from microclip.text.llm import (
@@ -338,6 +339,7 @@ class Batches:
 
         Raises:
             ServiceError: a line says that the quota is exhausted or the key revoked.
+            SettingsError: a request is rejected as wrong.
         """
         requests = part.ids()
         stopped = None
@@ -356,9 +358,14 @@ class Batches:
                 stopped = fault
         if stopped is not None:
             self._note(part, "collected")
+            later = "all answers are saved, the same command asks only for what is missing"
+            if stopped.action == "wrong":
+                raise SettingsError(
+                    f"requests of a batch are rejected: {stopped.reason}; correct the model or its "
+                    f"parameters (`ask.parameters` in config/llms/); {later}"
+                )
             raise runtime.ServiceError(
-                f"a batch hit a fault that waiting will not fix: {stopped.reason}; all answers "
-                "are saved, the same command asks only for what is missing"
+                f"a batch hit a fault that waiting will not fix: {stopped.reason}; {later}"
             )
 
     def _keep_answer(self, request: Request, line: _Line) -> None:

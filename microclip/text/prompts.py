@@ -62,10 +62,12 @@ def _is_hidden(name: str, place: int) -> bool:
 
 def visible(name: str) -> str:
     """A name as it prints: composed letters (NFC), plain blanks, no invisible signs."""
+    if name.isascii():
+        return name
     hidden = set(_hidden(name))
     kept = (sign for place, sign in enumerate(name) if place not in hidden)
     blanks = (" " if unicodedata.category(sign) == "Zs" else sign for sign in kept)
-    return name if name.isascii() else unicodedata.normalize("NFC", "".join(blanks))
+    return unicodedata.normalize("NFC", "".join(blanks))
 
 
 def reads_as(name: str) -> str:
@@ -75,9 +77,12 @@ def reads_as(name: str) -> str:
     composed and decomposed letters, curly and straight quotes, full and half width, or "&amp;" and
     "&"; prompts have blanks for underscores. Invisible signs, which it reads, people do not see.
     """
-    plain = html.unescape(visible(name)).translate(_FULL_WIDTH).translate(_QUOTES)
-    signs = (s for s in plain if s not in _JOINERS and not "\ufe00" <= s <= "\ufe0f")
-    return readable("".join(signs)).casefold()
+    plain = visible(html.unescape(name) if "&" in name else name)
+    if not plain.isascii():
+        plain = plain.translate(_FULL_WIDTH).translate(_QUOTES)
+        signs = (s for s in plain if s not in _JOINERS and not "\ufe00" <= s <= "\ufe0f")
+        plain = "".join(signs)
+    return readable(plain).casefold()
 
 
 def fill(templates: Sequence[str], class_names: Sequence[str]) -> list[list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -194,3 +195,27 @@ def test_names_that_read_alike_are_refused_before_anything_is_sent(
     assert main.main(newcomer(server.url)) == 2
     assert "'Fox' and 'fox' of names.txt (lines 1 and 3) read alike" in capsys.readouterr().err
     assert not server.sent
+
+
+def test_answers_that_were_paid_for_and_not_used_are_said(
+    server: Server, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = server.completion
+
+    def completion(body: dict[str, Any], number: int, fault: str | None) -> dict[str, Any]:
+        answer = real(body, number, fault)
+        answer["choices"][0]["finish_reason"] = "length" if number < 2 else "stop"
+        return answer
+
+    server.completion = completion  # type: ignore[method-assign]
+    assert main.main(newcomer(server.url)) == 0
+    said = capsys.readouterr().err
+    assert "answers that were not used (2 x cut off) were asked again; they stay saved" in said
+    assert len(server.sent) == 9 + 2
+    with_samples = ("--llm", "cupl-instruct", "--prompts", "cupl-base", "--base-url", server.url)
+    server.completion = lambda *given: {  # type: ignore[method-assign]
+        **(answer := real(*given)),
+        "choices": [{**own, "finish_reason": "length"} for own in answer["choices"]],
+    }
+    assert main.main(["describe", "names.txt", *with_samples, "--out", "cupl.json"]) == 0
+    assert "90 sentences end where the request's own limit of tokens cut" in capsys.readouterr().err

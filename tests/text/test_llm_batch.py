@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from microclip import runtime
+from microclip.settings import SettingsError
 from microclip.text.generation import Generation
 from microclip.text.llm_chat import BudgetError
 from tests.llm_server import Server
@@ -158,6 +159,14 @@ def test_a_quota_that_runs_out_within_a_batch_stops_and_keeps_all_answers(
         asked.run(Lines(), None)
     assert len(asked.outcome().used) == 6
     assert len(server.batches) == 1
+
+
+def test_requests_that_a_batch_rejects_are_bad_input(server: Server, tmp_path: Path) -> None:
+    server.batch_fault = lambda _, question: "no-model" if "great auk" in question else None
+    asked = work(tmp_path, order(server, "batch"))
+    with pytest.raises(SettingsError, match=r"status 404: no such model; .*`ask\.parameters`"):
+        asked.run(Lines(), None)
+    assert len(asked.outcome().used) == 6
 
 
 def test_faults_during_upload_poll_and_download_are_retried(server: Server, tmp_path: Path) -> None:
