@@ -5,14 +5,16 @@ process that computes it. Values are in [0, 1]; `normalise` applies the backbone
 
 A `Window` says: resize this region of the image to that size, and keep a square of the result. Both
 a crop and the usual resize-then-crop are windows. They are computed in two ways: on the CPU one by
-one, on bytes, by `torch.nn.functional.interpolate`; on another device many at a time, by two matrix
-products a tile, from only the pixels that it reads, in pieces that bound memory. Both are bicubic
-and antialiased, and within two grey levels of Pillow (the cubic with a = -0.5, its support widened
-by the scale and cut at the region's edge).
+one, on bytes, by `torch.nn.functional.interpolate`; on another device many at a time, by kernels of
+our own where Triton is installed (`resize_kernels`), else by two matrix products a tile, from only
+the pixels that it reads, in pieces that bound memory. All are bicubic and antialiased, and within
+two grey levels of Pillow (the cubic with a = -0.5, its support widened by the scale and cut at the
+region's edge).
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import weakref
 from collections.abc import Iterator, Sequence
@@ -27,6 +29,8 @@ from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
+
+logger = logging.getLogger(__name__)
 
 _SUPPORT = 2.0  # of the cubic, in output pixels
 PIECE_BYTES = 512 * 2**20  # for the intermediate results of windows that are resized together
@@ -73,7 +77,26 @@ def prepare(
     device = torch.device(device)
     if device.type == "cpu":
         return OnHost(images, windows, size)
-    return pack(images, windows, size, device=device)
+    return pack(images, windows, size, device=device, by_kernels=has_kernels(device))
+
+
+@cache
+def has_kernels(device: torch.device) -> bool:
+    """Whether the kernels of `resize_kernels` run on this device."""
+    if device.type != "cuda":
+        return False
+    try:
+        from microclip.data import resize_kernels
+
+        return resize_kernels.works(device)
+    except Exception as error:  # noqa: BLE001  no Triton, no compiler for it, or a card it lacks
+        reason = str(error).strip().partition("\n")[0]
+        logger.warning(
+            "views are resized by matrix products, which takes longer: no Triton kernel runs on %s "
+            "(%s: %s); install triton and a C compiler",
+            *(device, type(error).__name__, reason),
+        )
+        return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +205,9 @@ class Packed:
         shapes: of the boxes, in `_STEP`s of pixels.
         n_views: windows of an image.
         size: side of a view.
+        reads: by tile, the rows that it reads and the inputs that an output needs at most, in
+            groups of equal powers of two, for the kernels; then a tile is a view, and `table` has
+            two more columns: rows read before, and rows. None: by matrices.
 
     A tile is a square part of a window's result. Each output pixel needs few input pixels, and a
     product of dense matrices has a weight for all of a box: small boxes have fewer zeros.
@@ -193,6 +219,7 @@ class Packed:
     n_views: int
     size: int
     device: torch.device
+    reads: Int[np.ndarray, "window 2"] | None = None
 
     def views(self, piece_bytes: int = PIECE_BYTES) -> Float[Tensor, "batch view 3 size size"]:
         """Compute the windows, in pieces whose intermediate results fit in `piece_bytes`.
@@ -202,6 +229,8 @@ class Packed:
         """
         pixels = self.pixels.to(self.device, non_blocking=True)
         table = self.table.to(self.device, non_blocking=True)
+        if self.reads is not None:
+            return self._by_kernels(pixels, table, piece_bytes)
         tile = tile_side(self.size)
         out = torch.empty((len(table), 3, tile, tile), device=self.device)
         # Float32 even under autocast: half precision is too coarse for resampling weights.
@@ -213,6 +242,30 @@ class Packed:
         return rearrange(
             out, "(b v i j) c y x -> b v c (i y) (j x)", v=self.n_views, i=n, j=n
         ).contiguous()
+
+    def _by_kernels(
+        self, pixels: Tensor, table: Tensor, piece_bytes: int
+    ) -> Float[Tensor, "batch view 3 size size"]:
+        """Compute the windows by Triton, in pieces whose resized rows fit in `piece_bytes`."""
+        from microclip.data import resize_kernels
+
+        assert self.reads is not None
+        heights, taps = self.reads.T
+        ends = heights.cumsum()
+        most = max(int(heights.max()), piece_bytes // (4 * 3 * self.size))
+        out = torch.empty((len(table), 3, self.size, self.size), device=self.device)
+        changes = np.flatnonzero(np.diff(taps)) + 1
+        for group, stop in pairwise((0, *changes.tolist(), len(table))):
+            begin = group
+            while begin < stop:
+                base = int(ends[begin] - heights[begin])
+                end = min(stop, int(np.searchsorted(ends, base + most, side="right")))
+                half = torch.empty((int(ends[end - 1]) - base, 3, self.size), device=self.device)
+                tallest = int(heights[begin:end].max())
+                piece = (begin, end, base, tallest, int(taps[begin]))
+                resize_kernels.resize(pixels, table, out, half, piece)
+                begin = end
+        return rearrange(out, "(b v) c y x -> b v c y x", v=self.n_views)
 
     def normalised(
         self, mean: Sequence[float], std: Sequence[float], memory: Memory
@@ -250,9 +303,10 @@ def pack(
     size: int,
     *,
     device: torch.device,
+    by_kernels: bool = False,
 ) -> Packed:
     """Copy the pixels that the windows read into one buffer for `device`."""
-    n_views, tile = len(windows[0]), tile_side(size)
+    n_views, tile = len(windows[0]), size if by_kernels else tile_side(size)
     drawn = _tiles(np.array(windows, dtype=np.int64), size, tile)  # batch, tile of a view, 8
     boxes = np.stack([_read(drawn[..., axis::2], tile) for axis in (0, 1)], axis=-1)
     begins, ends = boxes[..., 0, :], boxes[..., 1, :]  # batch, view, (row, column)
@@ -271,12 +325,18 @@ def pack(
     starts = firsts[:-1, None] + inside[..., 0] * spans[:, None, 1] + inside[..., 1]
     strides = np.broadcast_to(spans[:, None, 1], starts.shape)
     drawn[..., :2] -= begins
+    heights = (ends - begins)[..., 0].reshape(-1)
     shapes = (-(-(ends - begins) // _STEP)).reshape(-1, 2)
-    order = np.lexsort(shapes.T)
+    taps = _taps(drawn.reshape(-1, 8)) if by_kernels else np.zeros(len(shapes), np.int64)
+    order = np.lexsort((*shapes.T, taps))
     table = np.concatenate(
         [np.stack([starts, strides], axis=-1), drawn[..., 0::2], drawn[..., 1::2]], axis=-1
     ).reshape(len(shapes), -1)[order]
-    host = torch.from_numpy(np.concatenate([order[:, None], table], axis=1))
+    own = [order[:, None], table]
+    if by_kernels:
+        rows = heights[order]
+        own += [(rows.cumsum() - rows)[:, None], rows[:, None]]
+    host = torch.from_numpy(np.concatenate(own, axis=1))
     return Packed(
         pixels,
         host.pin_memory() if is_pinned else host,
@@ -284,7 +344,16 @@ def pack(
         n_views=n_views,
         size=size,
         device=device,
+        reads=np.stack([heights, taps], axis=1)[order] if by_kernels else None,
     )
+
+
+def _taps(windows: Int[np.ndarray, "window 8"]) -> Int[np.ndarray, " window"]:
+    """Inputs that an output needs at most, rounded up to a power of two, so that there are few."""
+    scale = (windows[:, 2:4] / windows[:, 4:6]).max(axis=1)
+    needed = np.ceil(2 * _SUPPORT * np.maximum(scale, 1.0)) + 1
+    powers: Int[np.ndarray, " window"] = (2 ** np.ceil(np.log2(needed))).astype(np.int64)
+    return powers
 
 
 def _tiles(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
@@ -20,6 +23,7 @@ from microclip.data.views import (
     Window,
     axis_weights,
     by_matrices,
+    has_kernels,
     normalise,
     normalised_bytes,
     one_by_one,
@@ -254,3 +258,33 @@ def test_the_device_agrees_with_the_cpu() -> None:
     images, windows = example()
     on_device = resize_windows(images, windows, SIZE, device="cuda").cpu()
     assert (on_device - one_by_one(images, windows, SIZE)).abs().max() <= 2 * GREY + 1e-6
+
+
+INTERPRETED = """
+import torch
+from microclip.data.views import by_matrices, pack
+from tests.data.test_views_resize import LARGE, SIZE, example, large
+
+for (images, windows), size in ((example(), SIZE), (large(), LARGE)):
+    packed = pack(images, windows, size, device=torch.device("cpu"), by_kernels=True)
+    whole, in_pieces = packed.views(), packed.views(2**16)
+    expected = by_matrices(images, windows, size, device="cpu")
+    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=0)
+    assert torch.equal(in_pieces, whole)
+"""
+
+
+def test_kernels_give_the_views_of_the_matrices() -> None:
+    pytest.importorskip("triton")
+    # A process of its own: Triton interprets only what is imported with this variable set.
+    on_the_cpu = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", INTERPRETED], check=True, env=on_the_cpu)
+
+
+def test_without_triton_a_gpu_resizes_by_matrices(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "microclip.data.resize_kernels", raising=False)
+    assert not has_kernels.__wrapped__(torch.device("cuda"))
+    assert "by matrix products" in caplog.text

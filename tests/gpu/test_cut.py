@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microclip.data.views import by_matrices, one_by_one
+from microclip.data.views import by_matrices, has_kernels, one_by_one, resize_windows
 from microclip.model.saliency import normalized_cut
-from tests.data.test_views_resize import GREY, SIZE, example
+from tests.data.test_views_resize import GREY, LARGE, SIZE, example, large
 from tests.parity.test_cut import RAW, _graphs, _read
 
 
@@ -43,3 +43,16 @@ def test_views_are_the_cpus_within_a_grey_level(device: str) -> None:
     assert (rounded - on_bytes).abs().max() <= 1
     same_way = by_matrices(images, windows, SIZE, device="cpu")
     torch.testing.assert_close(found, same_way, atol=1e-5, rtol=0)
+
+
+@pytest.mark.cuda
+def test_kernels_make_the_views_and_they_are_the_cpus(device: str) -> None:
+    assert has_kernels(torch.device(device))
+    images, windows = example()
+    found = resize_windows(images, windows, SIZE, device=device).cpu()
+    expected = by_matrices(images, windows, SIZE, device="cpu")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    images, windows = large()
+    found = resize_windows(images, windows, LARGE, device=device).cpu()
+    expected = by_matrices(images, windows, LARGE, device="cpu")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
