@@ -181,6 +181,7 @@ class Trainer(Generic[BatchT]):
 
         Raises:
             NonFiniteLossError: a loss term is infinite or not a number.
+            ResourceError: the GPU has too little memory for a step.
             SettingsError: the checkpoint is damaged.
         """
         done = self._resume(checkpoints)
@@ -217,7 +218,10 @@ class Trainer(Generic[BatchT]):
             processes.raise_pending()
             rate = self._set_rate(before + step, epoch)
             totals.n_seen += len(batch.indices)
-            found = self._learn(batch, generator, watcher)
+            try:
+                found = self._learn(batch, generator, watcher)
+            except torch.OutOfMemoryError as error:
+                raise _too_large(len(batch.indices), epoch) from error
             if found is not None:
                 teaching, terms = found
                 watcher.pseudo_labels(batch.indices, teaching.guesses())
@@ -307,6 +311,14 @@ class Trainer(Generic[BatchT]):
             },
         )
         checkpoint.save(folder, state, self._key)
+
+
+def _too_large(n_images: int, epoch: int) -> runtime.ResourceError:
+    return runtime.ResourceError(
+        f"expected a step of {n_images} images to fit into the GPU's memory, it ran out in epoch "
+        f"{epoch}; lower batch_size or n_crops, set precision: bf16, or use a GPU with more memory "
+        "(the checkpoint of the last epoch is kept)"
+    )
 
 
 def total(terms: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:

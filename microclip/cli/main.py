@@ -332,6 +332,14 @@ def _explain(error: Exception) -> int:
         if text := usage():  # without a verb click has printed the help, and has no more to say
             say(f"microclip: {text}")
         return 2
+    torch = sys.modules.get("torch")  # `--help` must not import it
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        say(
+            "microclip: the GPU's memory is full outside a training step, most likely in a test; "
+            "end what else uses that GPU, take a smaller backbone, or use a GPU with more memory "
+            "(the checkpoint of the last epoch is kept)"
+        )
+        return 4
     # One line, but with the blanks of a path as they are.
     text = " ".join(filter(None, map(str.strip, str(error).splitlines())))
     say(f"microclip: {text or type(error).__name__}")

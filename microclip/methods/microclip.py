@@ -293,9 +293,23 @@ def prior_logits(
         whole = backbone.encode_global(batch.weak)
     if batch.crops.shape[1] == 0:
         return cosine_similarity(whole, knowledge)
-    crops = backbone.encode_global(batch.crops.flatten(0, 1))
+    crops = _encoded(backbone, batch.crops.flatten(0, 1))
     per_image = crops.reshape(*batch.crops.shape[:2], -1)
     return cosine_similarity(aggregate_views(whole, per_image), knowledge)
+
+
+def _encoded(
+    backbone: Backbone, views: Float[Tensor, "view 3 rows columns"]
+) -> Float[Tensor, "view embedding"]:
+    """Return the embeddings of views, by halves and halves of halves if a GPU's memory is short."""
+    try:
+        return backbone.encode_global(views)
+    except torch.OutOfMemoryError:
+        if len(views) == 1:
+            raise
+    # Outside `except`, whose traceback keeps what the failed pass had allocated.
+    middle = len(views) // 2
+    return torch.cat([_encoded(backbone, views[:middle]), _encoded(backbone, views[middle:])])
 
 
 @torch.no_grad()

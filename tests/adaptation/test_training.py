@@ -282,3 +282,29 @@ def test_bf16_runs_on_a_gpu() -> None:
     teacher = KnowledgeTeacher(fusion, knowledge, settings)
     assembled(fusion, teacher, views, settings, "bf16").train(journal)
     assert np.isfinite(journal.rows[1]["loss"])
+
+
+def test_a_gpu_without_memory_ends_the_run_in_a_line_and_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = trainer()
+    unbroken.train(Journal())
+    built, plain, n_steps = trainer(), Trainer._step, 0
+
+    def full(self: Any, *given: Any) -> Any:
+        nonlocal n_steps
+        n_steps += 1
+        if n_steps > built.views.n_batches:  # in epoch 2
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\n...")
+        return plain(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", full)
+        with pytest.raises(runtime.ResourceError, match=r"of 4 images .* epoch 2; lower"):
+            built.train(Journal(), tmp_path)
+    resumed, journal = trainer(), Journal()
+    resumed.train(journal, tmp_path)
+    assert 1 not in journal.rows
+    expected = unbroken.model.trained_state()
+    for name, value in resumed.model.trained_state().items():
+        assert torch.equal(value, expected[name]), name

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 from microclip import cli, processes, runtime
@@ -399,3 +400,12 @@ def test_unlock_ends_orphaned_jobs_but_not_commands_of_the_user(
         for job in jobs.values():
             job.kill()
             job.wait()
+
+
+def test_a_full_gpu_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+    assert main._explain(error) == 4
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert "memory is full outside a training step" in said
+    assert "bug" not in said

@@ -10,6 +10,7 @@ import torch
 from microclip.adaptation.teacher import Teaching
 from microclip.data.loading import ViewBatch
 from microclip.methods.microclip import KnowledgeTeacher, MicroClipSettings, encode_prior
+from microclip.model.backbone import Backbone
 from microclip.model.token_fusion import TokenFusion
 from tests.model.networks import tiny_backbone
 
@@ -96,3 +97,22 @@ def test_a_cached_prior_is_read_by_image_index(case: Case) -> None:
 def test_the_encoded_prior_is_the_online_one_before_training(case: Case) -> None:
     cached = encode_prior(case.fusion.backbone, [case.batch], case.knowledge)
     torch.testing.assert_close(cached, case.aggregate() @ case.knowledge.T)
+
+
+def test_crops_are_encoded_in_parts_where_a_gpus_memory_is_short(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, sizes = Backbone.encode_global, list[int]()
+    together = encode_prior(case.fusion.backbone, [case.batch], case.knowledge)
+
+    def small(self: Backbone, images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > len(case.batch.weak):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, images)
+
+    monkeypatch.setattr(Backbone, "encode_global", small)
+    in_parts = encode_prior(case.fusion.backbone, [case.batch], case.knowledge)
+    torch.testing.assert_close(in_parts, together, atol=1e-6, rtol=0)
+    assert sizes[1] == case.batch.crops.shape[0] * case.batch.crops.shape[1]
+    assert sum(size for size in sizes[1:] if size <= len(case.batch.weak)) == sizes[1]
