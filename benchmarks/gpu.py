@@ -29,7 +29,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -57,8 +57,11 @@ from microclip.model.token_fusion import TokenFusion
 
 N_CLASSES, N_CROPS = 100, 8
 PRIORS, PRECISIONS = ("online", "frozen"), ("fp32", "bf16")
-ORDER = [("ViT-B/32", "off"), ("ViT-B/16", "off"), ("ViT-B/32", "cuda-graphs")]
-ORDER += [("ViT-B/32", "default"), ("ViT-B/16", "cuda-graphs")]
+# Networks, modes of compiling and precisions of `step`, the most wanted first.
+ORDER = [("ViT-B/32", mode, "bf16") for mode in ("off", "cuda-graphs", "default")]
+ORDER += [("ViT-B/32", mode, "fp32") for mode in ("off", "cuda-graphs", "default")]
+ORDER += [("ViT-B/16", "off", "bf16"), ("ViT-B/16", "off", "fp32")]
+FIRST = ("microclip", "pouf", "reclip", "upl", "wca", "oracle")  # of `methods`
 
 
 class LateError(RuntimeError):
@@ -81,16 +84,16 @@ class Bench:
         return 4 if self.quick else 64
 
     @property
-    def networks(self) -> list[tuple[str, str]]:
-        """Networks and modes of compiling, the quickest first."""
+    def cases(self) -> list[tuple[str, str, str]]:
+        """Network, mode of compiling and precision of each pair of rows of `step`."""
         if self.quick:
-            return [("icon-clip", "off")]
+            return [("icon-clip", "off", precision) for precision in ("bf16", "fp32")]
         return [case for case in ORDER if self.device == "cuda" or case[1] == "off"]
 
     @property
     def name(self) -> str:
         """The network of all parts but `step`."""
-        return self.networks[0][0]
+        return self.cases[0][0]
 
     def say(self, text: str = "") -> None:
         """Print a line and keep it."""
@@ -226,18 +229,26 @@ def part_step(bench: Bench) -> None:
         images, _ = photographs(Path(folder), bench.name, 2 * bench.batch)
         one = Way("online", "fp32", "off", bench.device, N_CLASSES)
         batches = some_batches(our_trainer(bench.name, images, one, batch_size=bench.batch))
-        for (name, mode), precision in itertools.product(bench.networks, ("bf16", "fp32")):
+
+        def measure(name: str, way: Way, note: str = "") -> None:
+            with bench.case(f"step {name} {way}"):
+                trainer = our_trainer(name, images, way, batch_size=bench.batch)
+                step = stepping(trainer, batches)
+                step_row(bench, step, (name, way, note), rates[way.precision])
+
+        for name, mode, precision in bench.cases:
             for prior in PRIORS:
-                way = replace(one, prior=prior, precision=precision, compile=mode)  # type: ignore[arg-type]
-                with bench.case(f"step {name} {way}"):
-                    trainer = our_trainer(name, images, way, batch_size=bench.batch)
-                    step = stepping(trainer, batches)
-                    step_row(bench, step, (name, way), rates[precision])
+                measure(name, replace(one, prior=prior, precision=precision, compile=mode))
+            if gpu_eigh.LOOPS and bench.device == "cuda" and (mode, precision) == ORDER[0][1:]:
+                with gpu_eigh.plain():
+                    measure(name, replace(one, precision=precision), ", eigh in a loop")
 
 
-def step_row(bench: Bench, step: Callable[[], object], case: tuple[str, Way], rate: float) -> None:
+def step_row(
+    bench: Bench, step: Callable[[], object], case: tuple[str, Way, str], rate: float
+) -> None:
     """One row of `part_step`."""
-    name, way = case
+    name, way, note = case
     began = time.perf_counter()
     step()
     bench.finish()
@@ -248,7 +259,7 @@ def step_row(bench: Bench, step: Callable[[], object], case: tuple[str, Way], ra
     speed, ideal = bench.batch / seconds, rate / flop(name, way.prior)
     memory = bench.peak_mib()
     bench.row(
-        f"{name}, {way.prior}, {way.precision}",
+        f"{name}, {way.prior}, {way.precision}{note}",
         way.compile,
         *(f"{first:.1f}", f"{1000 * seconds:.1f}", f"{speed:.0f}"),
         *(f"{flop(name, way.prior) / 1e9:.1f}", f"{ideal:.0f}"),
@@ -260,6 +271,7 @@ def step_row(bench: Bench, step: Callable[[], object], case: tuple[str, Way], ra
         prior=way.prior,
         precision=way.precision,
         compile=way.compile,
+        note=note,
         first_s=first,
         seconds=seconds,
         images_per_s=speed,
@@ -485,7 +497,7 @@ def syncs_of(bench: Bench, step: Callable[[], object], precision: str) -> None:
     places: Counter[str] = Counter()
 
     def note(message: object, *_: object, **__: object) -> None:
-        if "synchroniz" in str(message):
+        if "called a synchronizing" in str(message):
             ours = [f for f in traceback.extract_stack() if "microclip/" in f.filename]
             last = ours[-1] if ours else traceback.extract_stack()[-2]
             places[f"{Path(last.filename).name}:{last.lineno} {last.line}"] += 1
@@ -585,7 +597,8 @@ def part_methods(bench: Bench) -> None:
     with tempfile.TemporaryDirectory() as folder:
         images, _ = photographs(Path(folder), bench.name, bench.batch * (2 if bench.quick else 20))
         precisions = ("bf16",) if bench.quick else PRECISIONS
-        for precision, name in itertools.product(precisions, known_methods()):
+        names = sorted(known_methods(), key=lambda name: name not in FIRST)
+        for precision, name in itertools.product(precisions, names):
             with bench.case(f"{name} {precision}"):
                 way = Way("online", precision, "off", bench.device, 3 if bench.quick else N_CLASSES)
                 found = measure_method(name, images, way, batch_size=bench.batch)
@@ -616,7 +629,8 @@ def run(bench: Bench, part: str, limit_s: int) -> None:
     bench.deadline = began + limit_s
     signal.alarm(limit_s)
     try:
-        PARTS[part](bench)
+        with nullcontext() if part == "eigh" else gpu_eigh.as_torch_2_12():
+            PARTS[part](bench)
     except LateError as error:
         bench.say(f"{part} stopped: {error}")
     except Exception as error:  # noqa: BLE001  the other parts are worth measuring
@@ -651,6 +665,9 @@ def main() -> None:
     card = torch.cuda.get_device_name() if bench.device == "cuda" else "CPU"
     bench.say(f"{card}, torch {torch.__version__}, batches of {bench.batch}")
     bench.keep("machine", card=card, torch=str(torch.__version__), cpus=runtime.n_cpus())
+    if gpu_eigh.LOOPS and bench.device == "cuda":
+        bench.say("eigh as torch 2.12 calls it (cusolverDnXsyevBatched), but for rows that say so")
+    gpu_eigh.compile_as_torch_2_12()
     for chosen in options.only:
         part, _, seconds = chosen.partition(":")
         run(bench, part, int(seconds or options.limit_s))

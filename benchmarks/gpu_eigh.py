@@ -12,10 +12,12 @@ Usage: python benchmarks/gpu_eigh.py
 from __future__ import annotations
 
 import ctypes
+import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,7 +120,7 @@ class Cusolver:
         batch, n, _ = matrix.shape
         kind = {torch.float32: 0, torch.float64: 1}[matrix.dtype]
         vectors, values = matrix.clone(), matrix.new_empty(batch, n)
-        status = torch.empty(batch, dtype=torch.int32, device=matrix.device)
+        status = self.status = torch.empty(batch, dtype=torch.int32, device=matrix.device)
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         self._check(self._library.cusolverDnSetStream(self._handle, stream))
         size, place = ctypes.c_int64(n), ctypes.c_void_p
@@ -153,6 +155,65 @@ def by_cusolver(weights: Tensor) -> Found:
         _kept["cusolver"] = Cusolver()
     values, vectors = _kept["cusolver"](shifted(weights).contiguous())
     return vectors[:, 0], values[:, 1] - values[:, 0]
+
+
+class Eigen(NamedTuple):
+    """What torch.linalg.eigh returns."""
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+
+
+LOOPS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12)  # eigh over a GPU's batch
+_plain_eigh = torch.linalg.eigh
+
+
+def _eigh(matrix: Tensor) -> Any:
+    """torch.linalg.eigh, but batches on a GPU as torch calls cuSOLVER since 2.12, check and all."""
+    if matrix.device.type != "cuda" or matrix.ndim != 3:
+        return _plain_eigh(matrix)
+    if "cusolver" not in _kept:
+        torch.linalg.eigvalsh(torch.eye(2, device=matrix.device))  # loads the library
+        _kept["cusolver"] = Cusolver()
+    solver: Cusolver = _kept["cusolver"]
+    values, vectors = solver(matrix.contiguous())
+    if bool(solver.status.any()):
+        raise RuntimeError("cuSOLVER found no eigenvalues")
+    return Eigen(values, vectors.mT)
+
+
+@contextmanager
+def as_torch_2_12() -> Iterator[None]:
+    """Solve as torch does since 2.12, in what runs inside; with such a torch, change nothing."""
+    torch.linalg.eigh = _eigh if LOOPS else _plain_eigh
+    try:
+        yield
+    finally:
+        torch.linalg.eigh = _plain_eigh
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Solve as this torch does, inside `as_torch_2_12`."""
+    kept, torch.linalg.eigh = torch.linalg.eigh, _plain_eigh
+    try:
+        yield
+    finally:
+        torch.linalg.eigh = kept
+
+
+def compile_as_torch_2_12() -> None:
+    """Let torch.compile take `recompile_limit`, which it lacks before torch 2.12, for this run."""
+    compile_: Any = torch.compile
+    if "recompile_limit" in inspect.signature(compile_).parameters:
+        return
+
+    def with_limit(*given: Any, recompile_limit: int | None = None, **options: Any) -> Any:
+        if recompile_limit is not None:
+            torch._dynamo.config.recompile_limit = recompile_limit
+        return compile_(*given, **options)
+
+    torch.compile = with_limit
 
 
 _kept: dict[str, Any] = {}

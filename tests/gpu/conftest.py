@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         needs_cuda = DEVICE == "cuda" or item.get_closest_marker("cuda") is not None
         if needs_cuda and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.fixture(autouse=True)
+def _compile_of_older_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lent GPU may come with a torch whose compile has no `recompile_limit` of its own."""
+    compile_: Any = torch.compile
+    if "recompile_limit" not in inspect.signature(compile_).parameters:
+
+        def with_limit(*given: Any, recompile_limit: int, **options: Any) -> Any:
+            monkeypatch.setattr(torch._dynamo.config, "recompile_limit", recompile_limit)
+            return compile_(*given, **options)
+
+        monkeypatch.setattr(torch, "compile", with_limit)
 
 
 @pytest.fixture
