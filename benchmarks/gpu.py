@@ -48,7 +48,7 @@ from microclip.adaptation.teacher import Teaching
 from microclip.adaptation.training import Trainer, total
 from microclip.data.loading import UnlabelledImages, ViewBatch, default_workers
 from microclip.data.store import open_store, write_store
-from microclip.data.views import Packed
+from microclip.data.views import Packed, has_kernels
 from microclip.measure.flops import Network
 from microclip.methods.base import Silence, known_methods
 from microclip.model import frozen_linear
@@ -538,6 +538,7 @@ def part_data(bench: Bench) -> None:
     """Who waits for whom in an epoch."""
     n = 3 * bench.batch if bench.quick else 40 * bench.batch
     bench.say(f"{runtime.n_cpus()} CPUs, {default_workers(torch.device(bench.device))} workers")
+    bench.say(f"Views by Triton kernels: {has_kernels(torch.device(bench.device))}")
     bench.heads("Alone or together", "Images/s")
     with tempfile.TemporaryDirectory() as folder:
         images, _ = photographs(Path(folder), bench.name, n)

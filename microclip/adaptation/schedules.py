@@ -85,7 +85,9 @@ class OptimizerRecipe:
         )
         match self.kind:
             case "adamw":
-                return AdamW(groups, betas=self.betas, eps=self.eps)
+                # One kernel on a GPU. A CPU keeps torch's own choice, and its bits.
+                is_fused = all(p.device.type == "cuda" for p in parameters.values()) or None
+                return AdamW(groups, betas=self.betas, eps=self.eps, fused=is_fused)
             case "sgd":
                 return SGD(groups, momentum=self.momentum, nesterov=self.nesterov)
             case _:

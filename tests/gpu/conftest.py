@@ -36,9 +36,11 @@ def _compile_of_older_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     if "recompile_limit" not in inspect.signature(compile_).parameters:
 
         def with_limit(*given: Any, recompile_limit: int, **options: Any) -> Any:
-            monkeypatch.setattr(torch._dynamo.config, "recompile_limit", recompile_limit)
+            del recompile_limit
             return compile_(*given, **options)
 
+        # Also for functions that an earlier test has compiled, which are kept.
+        monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 32)
         monkeypatch.setattr(torch, "compile", with_limit)
 
 
