@@ -30,6 +30,7 @@ _FAILURES = (  # of one dataset among several: the others are still tried
     runtime.MissingDataError,
     runtime.ServiceError,
     runtime.ResourceError,
+    runtime.VerificationError,
     SettingsError,
 )
 
@@ -88,16 +89,13 @@ def get(
             "name the datasets to get, or give --all; `microclip data list` names them"
         )
     chosen = _public(names)
-    if route == "local":
-        from microclip.data.public import sources
-
-        for dataset, card in chosen:
-            print("\n".join(sources.recipe_lines(_files_of(dataset), card)))
-        return
     failures = []
     for dataset, card in chosen:
         try:
-            _get(dataset, card, _Wishes(route or "", is_offline, is_again))
+            if route == "local":
+                _check_placed(dataset, card)
+            else:
+                _get(dataset, card, _Wishes(route or "", is_offline, is_again))
         except _FAILURES as error:
             if len(chosen) == 1:
                 raise
@@ -150,7 +148,28 @@ def _get(dataset: DatasetSettings, card: DatasetCard, wishes: _Wishes) -> None:
     found = sources.get(
         name, card, only=wishes.route, offline=wishes.is_offline, again=wishes.is_again
     )
-    say(f"{dataset.name}: {found.layout} in {found.folder}, by {sources.KINDS[found.route]}")
+    how = sources.KINDS[found.route]
+    how = how if how.startswith("by ") else f"by {how}"
+    say(f"{dataset.name}: {found.layout} in {found.folder}, {how}")
+    for line in _counted(dataset, card):
+        print(line, flush=True)
+
+
+def _check_placed(dataset: DatasetSettings, card: DatasetCard) -> None:
+    """Say what to place where, and what of it lacks; count the images if nothing does.
+
+    Raises:
+        MissingDataError: a needed path is missing.  VerificationError: see `read_public`.
+    """
+    from microclip.data.public import sources
+
+    name = _files_of(dataset)
+    found = sources.locate(name, card)
+    if found is None:
+        print("\n".join(sources.recipe_lines(name, card)), flush=True)
+        lacks = sources.partly_placed(name, card) or f"{name} is not in {sources.home(name)}"
+        raise runtime.MissingDataError(f"{lacks}; place it as said, then run the same command")
+    say(f"{dataset.name}: all that the layout {found.layout} needs is in {found.folder}")
     for line in _counted(dataset, card):
         print(line, flush=True)
 

@@ -14,6 +14,7 @@ pipe: a crash costs one file, which is named, and the process ends when its pipe
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import queue
@@ -22,6 +23,7 @@ import signal
 import subprocess
 import sys
 import warnings
+import zlib
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,6 +52,7 @@ _NOT_READ = {  # drawn by Ghostscript or the system, which is unsafe, or without
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _ANIMATIONS = frozenset({"GIF", "WEBP", "PNG", "AVIF", "HEIF"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_TIFF = {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}
 _OTHER_STARTS = (
     (rb"\s*<(!doctype\s+html|html|head|body|!--)", "an HTML page, not an image: get it again"),
     (rb"\s*<(\?xml|svg)", "XML or a drawing (SVG); save it as PNG"),
@@ -119,7 +122,41 @@ def decode(path: Path, canvas_px: int | None = None) -> Decoded:
     except (UnreadableError, FileNotFoundError):
         raise
     except Exception as error:  # given any bytes, decoders may raise anything: the file is unusable
+        with warnings.catch_warnings(), contextlib.suppress(Exception):
+            warnings.simplefilter("ignore")
+            if (plain := _without_metadata(path)) is not None:
+                return _decode(path, canvas_px, plain)
         raise UnreadableError(_reason(path, error)) from error
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_METADATA = {b"iCCP", b"tEXt", b"zTXt", b"iTXt", b"tIME", b"eXIf", b"pHYs", b"sPLT", b"hIST"}
+_METADATA |= {b"bKGD", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"cICP", b"mDCV", b"cLLI", b"iDOT"}
+_TURNED_BY = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts with an orientation
+_MAX_KEPT = 1 << 16  # bytes of such a text
+
+
+def _without_metadata(path: Path) -> bytes | None:
+    """A PNG file without what Pillow refuses it for: profiles or texts too large, or damaged.
+
+    Pillow unpacks at most 1 MB of each, and takes a wrong checksum there for a broken file. Its
+    pixels are whole all the same. None if the file is no PNG or has nothing to leave out.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    if not content.startswith(_PNG):
+        return None
+    kept, start = [_PNG], len(_PNG)
+    while start + 12 <= len(content):
+        kind = content[start + 4 : start + 8]
+        end = start + 12 + int.from_bytes(content[start : start + 4])
+        chunk = content[start:end]
+        is_whole = zlib.crc32(chunk[4:-4]).to_bytes(4) == chunk[-4:]
+        turns = kind == b"eXIf" or chunk[8:].startswith(_TURNED_BY)
+        if kind not in _METADATA or (turns and is_whole and len(chunk) <= _MAX_KEPT):
+            kept.append(chunk)
+        start = end
+    plain = b"".join([*kept, content[start:]])
+    return plain if len(plain) < len(content) else None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -144,20 +181,43 @@ def _grey(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
-def _decode(path: Path, canvas_px: int | None) -> Decoded:
+def _decode(path: Path, canvas_px: int | None, content: bytes | None = None) -> Decoded:
+    """Decode a file, or `content` in its place."""
     if path.exists() and not path.is_file():  # opening a pipe would block forever
         raise UnreadableError("a folder" if path.is_dir() else "a pipe or a device, not a file")
-    with Image.open(path, formats=formats()) as opened:
+    source = path if content is None else io.BytesIO(content)
+    with Image.open(source, formats=formats()) as opened:
         _check_size(*opened.size)
-        mode, is_rotated = opened.mode, _orientation(opened) in range(2, 9)
+        mode = opened.mode
+        is_deep = mode.startswith("I") or any(";16" in str(tile[-1]) for tile in opened.tile)
+        is_rotated = _orientation(opened) in range(2, 9)  # may load the image, and empty `tile`
         opened.load()
-        image = to_rgb(_upright(opened))
-        traits = (("rotated",) if is_rotated else ()) + _traits(path, opened)
+        turned = _upright(opened)
+        image = to_rgb(turned)
+        traits: tuple[str, ...] = ("rotated",) if is_rotated else ()
+        traits += (DARK,) if is_deep and _is_dark(turned) else ()
+        traits += _traits(path, opened)
     shorter = min(image.size)
     if canvas_px is not None and shorter > canvas_px:
         size = [max(1, round(side * canvas_px / shorter)) for side in image.size]
         image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
     return Decoded(np.asarray(image), mode, traits)
+
+
+DARK = "12-bit values in 16 bits"
+DARK_REMEDY = (
+    "hold no value above 4095 of 65535, as of a 12-bit camera, so they are nearly black; multiply "
+    "their values by 16, for example `magick IN.tif -evaluate multiply 16 OUT.png`"
+)
+
+
+def _is_dark(image: Image.Image) -> bool:
+    """Are all values of a 16-bit image below a sixteenth of white, as a 12-bit camera's are?"""
+    values = np.asarray(image)
+    if image.mode in ("RGB", "RGBA", "LA"):  # of 16-bit colour, Pillow gives the upper byte
+        values = values[..., : 1 if image.mode == "LA" else 3]  # without the transparency
+        return int(values.max(initial=0)) < 16
+    return (255 if image.mode == "I" else 0) < int(values.max(initial=0)) < 4096
 
 
 def _check_size(width: int, height: int) -> None:
@@ -223,6 +283,11 @@ def _what_instead(path: Path) -> str:
         return "empty (0 bytes)"
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and not reads_heif():
         return f"HEIC, which needs pillow-heif: {HEIF_REMEDY}"
+    if head[:4] in _TIFF:
+        return (
+            "a TIFF file that is damaged, or of a kind that Pillow does not read (such as many or "
+            "64-bit channels); save it as PNG"
+        )
     for start, reason in _OTHER_STARTS:
         if re.match(start, head, re.IGNORECASE):
             return reason

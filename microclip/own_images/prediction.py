@@ -13,6 +13,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from microclip.data.decoding import DARK, DARK_REMEDY
 from microclip.data.files import image_files, survey
 from microclip.data.loading import UnlabelledImages
 from microclip.data.store import open_store, write_store
@@ -122,6 +123,8 @@ def usable(images: Images, *, skip_bad: bool = False) -> list[Path]:
         )
     for bad in found.bad:
         logger.warning("skipped %s: %s", bad.path, bad.reason)
+    if n_dark := found.modes.get(DARK, 0):
+        logger.warning("%d 16-bit images %s", n_dark, DARK_REMEDY)
     return list(found.images)
 
 

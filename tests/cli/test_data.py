@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from microclip.cli import main
-from microclip.data.public import downloads
+from microclip.data.public import downloads, splits
 from tests.data.downloadable import ARCHIVE, NAME, RECIPE, Downloadable, archive_of, declare
 from tests.data.layouts import dtd
 from tests.data.public_project import bring
@@ -94,8 +94,9 @@ def test_the_list_reports_unfinished_downloads_and_removed_files(
 
 
 def test_the_list_reports_counts_that_differ(
-    dataset: Downloadable, capsys: pytest.CaptureFixture[str]
+    dataset: Downloadable, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(splits.COUNTS, "warn")
     dataset.values["card"]["counts"]["paper"]["train"] = 10
     dataset.write()
     dataset.card()
@@ -107,9 +108,22 @@ def test_the_list_reports_counts_that_differ(
     assert "10" in difference[0]
 
 
-def test_get_fetches_a_dataset_and_reports_counts_that_differ(
+def test_counts_that_differ_from_the_cards_are_an_error(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    dataset.values["card"]["counts"]["paper"]["test"] = 10
+    dataset.write()
+    dataset.card()
+    code, _, err = typed(capsys, "get", NAME)
+    assert code == 6
+    assert "9 test images, expected 10 in split 'paper' (the copy); nothing was stored" in err
+    assert "MICROCLIP_COUNTS=warn" in err
+
+
+def test_get_fetches_a_dataset_and_reports_counts_that_differ(
+    dataset: Downloadable, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(splits.COUNTS, "warn")
     dataset.values["card"]["counts"]["paper"]["test"] = 10
     dataset.write()
     dataset.card()
@@ -169,10 +183,40 @@ def test_names_that_are_not_public_datasets_are_refused(
 def test_the_recipe_is_printed_on_demand(
     dataset: Downloadable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, _ = typed(capsys, "get", NAME, "--route", "local")
-    assert code == 0
+    code, out, err = typed(capsys, "get", NAME, "--route", "local")
+    assert code == 3
     assert RECIPE in out
+    assert f"{NAME} is not in {FOLDER}; place it as said" in err
     assert not dataset.server.asked
+
+
+def test_files_placed_by_hand_are_counted(
+    dataset: Downloadable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dtd.build(FOLDER)
+    code, out, err = typed(capsys, "get", NAME, "--route", "local")
+    assert code == 0
+    assert RECIPE not in out
+    assert f"{NAME}: split paper: 9 training and 9 test images, 3 classes" in out
+    assert f"all that the layout dtd needs is in {FOLDER}" in err
+    assert "by hand" in typed(capsys, "get", NAME)[2]
+    assert "by by" not in typed(capsys, "get", NAME)[2]
+
+
+@pytest.mark.parametrize("options", [(), ("--route", "local")])
+def test_one_file_that_lacks_is_named_and_nothing_is_downloaded(
+    dataset: Downloadable, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    dtd.build(FOLDER)
+    (FOLDER / "dtd/labels/test1.txt").unlink()
+    code, _, err = typed(capsys, "get", NAME, *options)
+    assert code == 3
+    assert f"{FOLDER} has 3 of the 4 paths that {NAME} needs" in err
+    assert f"missing: {FOLDER}/dtd/labels/test1.txt" in err
+    assert not dataset.server.asked
+    if not options:
+        assert f"`microclip data get {NAME} --route archive`" in err
+        assert typed(capsys, "get", NAME, "--route", "archive")[0] == 0
 
 
 def test_a_dataset_to_place_by_hand_exits_with_3_and_the_recipe(

@@ -11,6 +11,7 @@ import pytest
 
 from microclip import settings
 from microclip.data import datasets, passport, store
+from microclip.data.public import splits
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIES = tuple(  # of which there is a fixture named as the file of config/datasets
@@ -27,6 +28,7 @@ def copy_of(name: str) -> ModuleType:
 def lay_out(root: Path, *names: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put cards, class lists and files of small copies into a project."""
     monkeypatch.setenv("MICROCLIP_DATA", str(root / "data"))
+    monkeypatch.setenv(splits.COUNTS, "warn")  # the cards count the whole datasets
     for name in names:
         copy = copy_of(name)
         target = root / "config/datasets" / f"{name}.yaml"

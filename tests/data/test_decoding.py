@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from microclip.data.decoding import UnreadableError, decode, formats, suffixes, to_rgb
+from microclip.data.decoding import DARK, UnreadableError, decode, formats, suffixes, to_rgb
 from tests.data import odd_files
 from tests.data.odd_files import RED, SIZE, picture
 
@@ -181,3 +183,93 @@ def test_without_pillow_heif_the_error_says_how_to_install_it(tmp_path: Path) ->
     assert first == "HEIC, which needs pillow-heif: pip install 'microclip[heif]'"
     assert second.startswith("No images in . (looked for jpg, png, webp")
     assert "found 1 .heic: install pillow-heif" in second
+
+
+def chunk(kind: bytes, content: bytes, *, is_damaged: bool = False) -> bytes:
+    check = zlib.crc32(kind + content) ^ is_damaged
+    return len(content).to_bytes(4) + kind + content + check.to_bytes(4)
+
+
+LARGE = zlib.compress(bytes(3_000_000))
+TEXTS = {
+    "a profile of 3 MB": chunk(b"iCCP", b"printer\0\0" + LARGE),
+    "a compressed comment of 3 MB": chunk(b"zTXt", b"Comment\0\0" + LARGE),
+    "an international comment of 3 MB": chunk(b"iTXt", b"Comment\0\1\0\0\0" + LARGE),
+    "70 comments of 1 MB": 70 * chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1_000_000))),
+    "a comment with a wrong checksum": chunk(b"tEXt", b"Comment\0x", is_damaged=True),
+    "a profile of another compression": chunk(b"iCCP", b"printer\0\7" + LARGE),
+    "an orientation with a wrong checksum": chunk(b"eXIf", b"MM\0*", is_damaged=True),
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=list(TEXTS))
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_png_is_read_whatever_its_profile_and_texts_are(
+    tmp_path: Path, text: bytes, is_last: bool
+) -> None:
+    stream = io.BytesIO()
+    picture().save(stream, "PNG")
+    plain = stream.getvalue()
+    place = plain.rindex(b"IEND") - 4 if is_last else 33  # after the header
+    (tmp_path / "big.png").write_bytes(plain[:place] + text + plain[place:])
+    (tmp_path / "plain.png").write_bytes(plain)
+    found = decode(tmp_path / "big.png")
+    np.testing.assert_array_equal(found.pixels, decode(tmp_path / "plain.png").pixels)
+
+
+def test_an_orientation_beside_a_large_profile_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.new("RGB", (20, 30)).save(stream, "PNG", exif=exif)
+    plain = stream.getvalue()
+    (tmp_path / "a.png").write_bytes(plain[:33] + TEXTS["a profile of 3 MB"] + plain[33:])
+    found = decode(tmp_path / "a.png")
+    assert found.pixels.shape == (20, 30, 3)
+    assert "rotated" in found.traits
+
+
+def test_a_png_cut_short_is_refused_with_or_without_a_large_profile(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    picture().save(stream, "PNG")
+    plain = stream.getvalue()
+    (tmp_path / "a.png").write_bytes(plain[:33] + TEXTS["a profile of 3 MB"] + plain[33:-400])
+    with pytest.raises(UnreadableError):
+        decode(tmp_path / "a.png")
+
+
+def test_a_tiff_that_pillow_does_not_read_is_not_called_no_image(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.tif")
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    place = content.index((277).to_bytes(2, "little") + (3).to_bytes(2, "little"))
+    content[place + 8] = 5  # samples a pixel
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(UnreadableError, match="of a kind that Pillow does not read"):
+        decode(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize(("white", "is_dark"), [(4095, True), (1023, True), (65535, False)])
+def test_12_bit_values_in_a_16_bit_file_are_noted(
+    tmp_path: Path, suffix: str, white: int, is_dark: bool
+) -> None:
+    values = np.linspace(0, white, 400).reshape(20, 20).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    assert (DARK in decode(tmp_path / f"a.{suffix}").traits) is is_dark
+
+
+def test_12_bit_values_in_16_bit_colour_are_noted(tmp_path: Path) -> None:
+    for name, white in (("dark", 4095), ("usual", 65535)):
+        rows = np.linspace(0, white, 20 * 20 * 3).astype(">u2").reshape(20, 60)
+        data = b"".join(b"\0" + row.tobytes() for row in rows)
+        head = (20).to_bytes(4) * 2 + bytes((16, 2, 0, 0, 0))
+        body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+        (tmp_path / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    assert DARK in decode(tmp_path / "dark.png").traits
+    assert DARK not in decode(tmp_path / "usual.png").traits
+
+
+def test_a_dark_picture_of_8_bits_is_not_noted(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), (3, 2, 1)).save(tmp_path / "a.png")
+    Image.new("L", (20, 20), 3).save(tmp_path / "b.png")
+    assert decode(tmp_path / "a.png").traits == decode(tmp_path / "b.png").traits == ()

@@ -22,6 +22,10 @@ CLASS_OF = {
     "Hammering": "Hammering",
     "HandstandPushups": "Handstand Pushups",
 }
+MAP = (
+    "2 of 4 classes are numbered otherwise in classInd.txt: Hammering is 2 there and label 2 here, "
+    "HammerThrow is 3 there and label 1 here"
+)
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ def test_each_clip_of_split_1_is_an_image_of_its_class(
     assert names == sorted(names)
     assert names[0] == "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01"
     assert all(i.path.is_file() for i in listing.items)
-    assert listing.notes == ()
+    assert listing.notes == (MAP,)
 
 
 def test_the_fourth_of_six_frames_is_taken(folder: Path) -> None:
@@ -123,7 +127,26 @@ def test_unlisted_clips_are_left_out_and_noted(folder: Path) -> None:
     (folder / "UCF-101/Hammering/notes.txt").write_text("x")
     listing = ucf101.read(folder, copy.CLASSES, None)
     assert len(listing.items) == 24
-    assert listing.notes == ("1 clips that split 1 does not name were left out",)
+    assert listing.notes == (MAP, "1 clips that split 1 does not name were left out")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("trainlist01.txt", "Hammering/v_Hammering_g07_c01.avi 99"),
+        ("trainlist01.txt", "Hammering/v_Hammering_g07_c01.avi 3"),
+        ("trainlist01.txt", "Hammering/v_Hammering_g07_c01.avi two"),
+        ("testlist01.txt", "Hammering/v_Hammering_g07_c01.avi 0"),
+    ],
+)
+def test_a_number_that_is_not_the_clips_class_is_refused(
+    folder: Path, name: str, line: str
+) -> None:
+    copy.write_video(folder / "UCF-101/Hammering/v_Hammering_g07_c01.avi", 2)
+    path = folder / "ucfTrainTestlist" / name
+    path.write_text(f"{path.read_text()}{line}\n")
+    with pytest.raises(SettingsError, match="which classInd.txt contradicts"):
+        ucf101.read(folder, copy.CLASSES, None)
 
 
 def test_other_capitalisation_is_read(folder: Path) -> None:

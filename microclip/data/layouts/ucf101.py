@@ -92,14 +92,27 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
     if suffixes is _VIDEO_SUFFIXES:
         files = _write(clips, files, folder / IMAGES)
     n_others = len(set(files) - {clip.fold for clip in clips})
-    note = f"{n_others} clips that split 1 does not name were left out"
+    notes = _numbered_otherwise(keys, labels)
+    if n_others:
+        notes += (f"{n_others} clips that split 1 does not name were left out",)
     return Listing(
         tuple(
             Item(files[clip.fold], clip.name, labels[clip.key], clip.key, clip.part)
             for clip in sorted(clips, key=lambda clip: clip.name)
         ),
-        (note,) if n_others else (),
+        notes,
     )
+
+
+def _numbered_otherwise(keys: Mapping[str, str], labels: Mapping[str, int]) -> tuple[str, ...]:
+    """A note on classes whose label is not their number less 1: labels go by name, in our order."""
+    moved = [(k, n, labels[k]) for n, k in keys.items() if int(n) - 1 != labels[k]]
+    if not moved:
+        return ()
+    shown = ", ".join(
+        f"{key} is {number} there and label {label} here" for key, number, label in moved
+    )
+    return (f"{len(moved)} of {len(keys)} classes are numbered otherwise in classInd.txt: {shown}",)
 
 
 def _words(key: str) -> str:
@@ -136,7 +149,9 @@ def _clips(folder: Path, keys: Mapping[str, str]) -> list[_Clip]:
             file, _, number = line.partition(" ")
             key, _, video = file.replace("\\", "/").partition("/")
             key = own.get(key.casefold(), key)
-            if not video or keys.get(number.strip(), key) != key or key.casefold() not in own:
+            # A test list has no numbers; one that no class has would be a cut or altered line.
+            stated = keys.get(number.strip()) if number.strip() else key
+            if not video or stated != key or key.casefold() not in own:
                 raise SettingsError(
                     f"{path} says {line!r}, which classInd.txt contradicts; get the lists again"
                 )

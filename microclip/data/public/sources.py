@@ -89,6 +89,31 @@ def locate(dataset: str, card: DatasetCard) -> Found | None:
     return None
 
 
+def partly_placed(dataset: str, card: DatasetCard) -> str:
+    """What lacks of files that the user placed by hand, in words; "" if none or all are there.
+
+    Files of a download that was begun are no such files.
+    """
+    folder = home(dataset)
+    if any((folder / name).exists() for name in (RECORD, ARCHIVES, HUB)):
+        return ""
+    best: tuple[int, str] = (0, "")
+    for layout in dict.fromkeys((*(route.layout for route in card.routes), IMAGE_FOLDER)):
+        needs = load_layout(layout).NEEDS
+        absent = lacking(folder, needs)
+        n_there = len(needs) - len(absent)
+        if absent and n_there > best[0]:
+            shown = ", ".join(str(folder / need) for need in absent)
+            said = f"{folder} has {n_there} of the {len(needs)} paths that {dataset} needs"
+            best = n_there, f"{said}; missing: {shown}"
+    return best[1]
+
+
+def _automatic(card: DatasetCard) -> str:
+    kinds = (route.kind for route in card.routes if not isinstance(route, LocalRoute))
+    return next(kinds, "local")
+
+
 def is_unfinished(dataset: str, card: DatasetCard) -> bool:
     """Was a download of this dataset started and not finished?"""
     folder = home(dataset)
@@ -123,6 +148,12 @@ def get(
     found = locate(dataset, card)
     if found is not None and not again:
         return found
+    if found is None and not only and (there := partly_placed(dataset, card)):
+        size = card.size or "of unknown size"
+        raise runtime.MissingDataError(
+            f"{there}; place what is missing, or fetch the whole dataset ({size}) with "
+            f"`microclip data get {dataset} --route {_automatic(card)}`"
+        )
     if found is not None and found.route != "local":
         only = only or found.route  # never mix the files of two routes
     routes = [route for route in card.routes if only in ("", route.kind)]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,11 +27,13 @@ import numpy as np
 
 from microclip import runtime
 from microclip.data.layouts.base import Item, Listing, load_layout
+from microclip.data.passport import compared
 from microclip.data.public import sources
 from microclip.data.vocabulary import load_vocabulary
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import (
     CoopRule,
+    Counts,
     DatasetSettings,
     DrawnRule,
     HubRoute,
@@ -321,6 +324,30 @@ class PublicImages:
     notes: tuple[str, ...]  # what is unusual about the files and the split
 
 
+COUNTS = "MICROCLIP_COUNTS"  # "warn": other counts than the card's are only a warning
+
+
+def _check_counts(dataset: DatasetSettings, split: Split, expected: Counts | None) -> None:
+    """Compare a split with the card's counts, before anything is stored.
+
+    A list that was cut short, or images that are gone, show nowhere else in some layouts.
+    """
+    assert isinstance(dataset.source, PublicSource)
+    labels = {item.label for item in (*split.train, *split.test)}
+    counted = {"classes": len(labels), "train": len(split.train), "test": len(split.test)}
+    differ = () if expected is None else compared(counted, expected, dataset.source.split)
+    if not differ:
+        return
+    said = f"{dataset.name}: {'; '.join(differ)}"
+    if os.environ.get(COUNTS) == "warn":
+        logger.warning("%s", said)
+        return
+    raise runtime.VerificationError(
+        f"{said}; nothing was stored: a list was cut short or images are missing, get the dataset "
+        f"again; if the files are meant to be others, {COUNTS}=warn goes on with them"
+    )
+
+
 def read_public(dataset: DatasetSettings) -> PublicImages:
     """Return the images of the split that a dataset's settings name, fetching them if needed.
 
@@ -328,6 +355,7 @@ def read_public(dataset: DatasetSettings) -> PublicImages:
         MissingDataError: the files are not here, and only the user can get them.
         ServiceError: the files could not be fetched.
         SettingsError: the files contradict the class list.
+        VerificationError: there are more or fewer images than the card says.
     """
     source = dataset.source
     assert isinstance(source, PublicSource)
@@ -349,6 +377,7 @@ def read_public(dataset: DatasetSettings) -> PublicImages:
         rule = _LAID_OUT
         notes += (f"laid out by hand as train/ and test/, taken as split {source.split!r}",)
     split = divide(listing, rule, folder=found.folder, seed=source.seed)
+    _check_counts(dataset, split, card.counts.get(source.split))
     notes += split.notes
     for note in notes:
         logger.info("%s: %s", dataset.name, note)

@@ -33,6 +33,12 @@ SIZES = {  # train and test of ten images a class by the paper's rule; else of s
 }
 
 
+@pytest.fixture(autouse=True)
+def _small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cards count the whole datasets."""
+    monkeypatch.setenv("MICROCLIP_COUNTS", "warn")
+
+
 def rows(keys: Sequence[str], first: int, last: int) -> list[tuple[str, str]]:
     numbered = [(key, number) for number in range(first, last) for key in keys]
     return [

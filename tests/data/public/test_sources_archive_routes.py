@@ -19,6 +19,12 @@ from tests.data.public_project import COPIES, ROOT, copy_of
 from tests.file_server import FileServer, serving
 
 
+@pytest.fixture(autouse=True)
+def _small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cards count the whole datasets."""
+    monkeypatch.setenv("MICROCLIP_COUNTS", "warn")
+
+
 def declared(name: str) -> dict[str, Any]:
     path = ROOT / "config/datasets" / f"{name}.yaml"
     values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
