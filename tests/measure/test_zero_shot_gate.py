@@ -162,8 +162,9 @@ def test_further_off_either_way_stops_and_shows_both_numbers_and_what_to_do(
 
 
 def test_images_laid_out_by_hand_in_other_numbers_are_another_draw(
-    project: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+    project: Path, drawn: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MICROCLIP_COUNTS", "warn")
     card = project / "config/datasets/fruit.yaml"
     card.write_text(card.read_text().replace("test: 60", "test: 61"))
     lay_out(project, drawn)
