@@ -98,6 +98,23 @@ def say_once(text: str) -> None:
         logger.warning("%s", text)
 
 
+def doubt_folders(names: Sequence[str], where: str) -> None:
+    """Log a warning if class folders are named by numbers in sequence or by WordNet ids.
+
+    Nothing is taken off their names, by which images are matched with classes.
+    """
+    lines = list(enumerate(names, start=1))
+    try:
+        is_numbered = _numbers(lines, where, []) != lines or _wordnet(lines, where, []) != lines
+    except SettingsError:
+        is_numbered = False
+    if is_numbered or (names and all(re.fullmatch(r"n\d{8}", name) for name in names)):
+        say_once(
+            f"{where}: class folders are named by numbers, as {_cut(names[0])}, which every prompt "
+            "then has; rename the folders by their classes"
+        )
+
+
 @lru_cache(maxsize=64)
 def parse(text: str, where: str, suffix: str = ".txt") -> ClassList:
     """The names in the text of a list; `suffix` is that of its file. Raises as `read`."""

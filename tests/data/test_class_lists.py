@@ -10,7 +10,7 @@ import pytest
 from microclip.data import class_lists
 from microclip.data.class_lists import parse
 from microclip.data.vocabulary import load_vocabulary, read_class_list
-from microclip.settings import SettingsError, load_dataset
+from microclip.settings import DatasetSettings, FolderSource, SettingsError, load_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTS = sorted([*ROOT.glob("resources/classes/*.txt"), *ROOT.glob("resources/icons/*/classes.txt")])
@@ -220,3 +220,27 @@ def test_a_study_reads_its_list_by_the_same_reader_and_says_so_once(
             assert load_vocabulary(load_dataset("shapes")).class_names == ("disc", "square")
     said = [record.getMessage() for record in caplog.records]
     assert said == ["resources/classes/shapes.txt: numbers left out of every line"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "is_said"),
+    [
+        (["001.Laysan", "002.Sooty", "003.Rhino"], True),
+        (["0 fox", "1 owl"], True),
+        (["n01440764", "n01443537"], True),
+        (["n0211 fox", "n0212 owl"], True),
+        (["7 up", "cola"], False),
+        (["0", "1", "2"], False),
+        (["2 fox", "1 owl", "fox"], False),
+    ],
+)
+def test_numbered_folders_are_classes_as_they_stand_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, folders: list[str], is_said: bool
+) -> None:
+    for name in folders:
+        (tmp_path / name).mkdir()
+    source = FolderSource(folder=tmp_path)
+    dataset = DatasetSettings(name="own", title="Own", source=source, templates=("a {}",))
+    with caplog.at_level(logging.WARNING):
+        assert load_vocabulary(dataset).class_names == tuple(sorted(folders))
+    assert ("class folders are named by numbers" in caplog.text) is is_said
