@@ -566,13 +566,15 @@ class Study:
         return PlannedRun(spec, resolved.digest(), resolved.recipe)
 
 
-def load(config: Mapping[str, Any]) -> Study:
+def load(config: Mapping[str, Any], where: str = "") -> Study:
     """Load the study of a config mapping; every run is resolved once, so that errors come early.
+
+    `where` names the file for errors; without one, Snakemake read it.
 
     Raises:
         SettingsError: names the key or file at fault.
     """
-    declared = settings.load_study(config)
+    declared = settings.load_study(config, where) if where else settings.load_study(config)
     unknown = set(declared.methods) - set(known_methods())
     if unknown:
         raise settings.SettingsError(

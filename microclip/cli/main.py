@@ -88,7 +88,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 
 
 def _study_of(config: Path) -> str:
-    return settings.load_study(settings.read_yaml(config)).study
+    return settings.load_study(settings.read_yaml(config), str(config)).study
 
 
 @app.command()
@@ -130,7 +130,7 @@ def status(config: ConfigOption = DEFAULT_CONFIG) -> None:
     from microclip import study
     from microclip.measure.scores import progress
 
-    done, pending, _ = progress(study.load(settings.read_yaml(config)).plan())
+    done, pending, _ = progress(study.load(settings.read_yaml(config), str(config)).plan())
     failed = [spec for spec in pending if _failed(spec.folder)]
     for spec in done:
         print(f"done     {spec.name}")
@@ -174,7 +174,7 @@ def bundle(
         scope, name = reports.of_runs(runs), "runs"
     else:
         chosen = config or DEFAULT_CONFIG
-        declared = study.load(settings.read_yaml(chosen))
+        declared = study.load(settings.read_yaml(chosen), str(chosen))
         scope, name = reports.of_study(declared, chosen), declared.settings.study
     target = out or Path(f"microclip-{name}.tar.gz")
     members = reports.gather(scope)

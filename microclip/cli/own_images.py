@@ -202,7 +202,7 @@ def _prepare(
     labels = [given.labels.get(path, UNKNOWN) for path in given.images]
     start = training.load_start(texts.sentences, named.backbone, chosen, device, labels)
     _say_all(results.text_lines(texts, start.texts, given.vocabulary.class_names))
-    _say_all(results.warning_lines(given, chosen.settings))
+    _say_all(results.warning_lines(given, chosen.settings, len(start.drawn())))
     is_begun = (request.out / paths.RUN_CHECKPOINT).is_dir()
     estimate = None if is_begun else training.estimate(given.images, start)
     _say_all(results.plan_lines(request, estimate, device))

@@ -63,7 +63,7 @@ def plan(
     from microclip import study
     from microclip.measure import forecast as forecasts
 
-    declared = study.load(settings.read_yaml(config))
+    declared = study.load(settings.read_yaml(config), str(config))
     if is_brief:
         say(forecasts.announcement(declared))
         return
@@ -89,7 +89,7 @@ def plan_overview() -> None:
     from microclip.measure import forecast as forecasts
 
     files = sorted((paths.project_root() / "config").glob("*.yaml"))
-    declared = [study.load(settings.read_yaml(path)) for path in files]
+    declared = [study.load(settings.read_yaml(path), str(path)) for path in files]
     declared.sort(key=lambda one: len(one.runs))
     cards = [settings.load_card_of_gpu(name) for name in settings.known("cards")]
     print(forecasts.overview(declared, sorted(cards, key=lambda card: card.fp32_tflops)))

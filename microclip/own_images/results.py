@@ -300,13 +300,17 @@ def text_lines(given: Texts, vectors: TextClassifiers, names: tuple[str, ...]) -
     yield from (f"  {note}" for note in given.notes)
 
 
-def warning_lines(materials: Materials, settings: object) -> Iterator[str]:
-    """Yield warnings about small numbers of images."""
-    n_images, n_classes = len(materials.images), len(materials.vocabulary)
+def warning_lines(materials: Materials, settings: object, n_drawn: int = 0) -> Iterator[str]:
+    """Yield warnings about small numbers of images.
+
+    `n_drawn` are the labelled images that a few-shot method learns from; 0: it learns from all.
+    """
+    n_images, n_classes = n_drawn or len(materials.images), len(materials.vocabulary)
     batch = getattr(settings, "batch_size", 0)
     has_fairness = getattr(settings, "fairness", "off") != "off"
     if n_images < batch:
-        yield f"  fewer images than a batch of {batch}: each step sees all {n_images}"
+        labelled = "labelled " if n_drawn else ""
+        yield f"  fewer {labelled}images than a batch of {batch}: each step sees all {n_images}"
     if has_fairness and (n_images < n_classes or n_images < batch):
         yield (
             f"  warning: the fairness term assumes that all {n_classes} classes are equally "

@@ -160,8 +160,10 @@ def _doubts(
         found.append("this method has no pseudo-labels that could settle")
     elif len(churns) < LAST:
         n = len(churns) + 1
+        # After one epoch, nothing shows whether a method has pseudo-labels at all.
+        what = "training settles" if n == 1 else "pseudo-labels settle"
         epochs = "1 epoch is" if n == 1 else f"{n} epochs are"
-        found.append(f"{epochs} too few to see whether pseudo-labels settle")
+        found.append(f"{epochs} too few to see whether {what}")
     else:
         at_end = sum(churns[-LAST:]) / LAST
         if at_end > MAX_CHURN_PCT:

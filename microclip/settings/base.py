@@ -91,7 +91,11 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Setti
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
-        near = difflib.get_close_matches(key, model.model_fields, n=1)
+        near = difflib.get_close_matches(key, model.model_fields, n=1) or [
+            name  # a paper's symbol, such as K, is in the description of its setting
+            for name, field in model.model_fields.items()
+            if key.isalnum() and key.upper() in re.findall(r"\w+", field.description or "")
+        ]
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
         return SettingsError(f"unknown key {path!r} in {where}; {hint}")
     if first["type"] == "missing":  # the input is everything around the key: too long to show

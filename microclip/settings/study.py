@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from microclip import paths
 from microclip.settings.base import (
@@ -154,6 +155,12 @@ class ReportSelection(Frozen):
         return {"name": values} if isinstance(values, str) else values
 
 
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):  # which pydantic takes for 0 or 1
+        raise PydanticCustomError("int_type", "write a number of epochs")
+    return value
+
+
 class StudySettings(Frozen):
     """`config/config.yaml`: which runs to make, on which data, for which tables and figures."""
 
@@ -176,7 +183,7 @@ class StudySettings(Frozen):
     compile: Compile = Field(
         "off", description="the image tower by torch.compile; changes the last bits"
     )
-    evaluate_every: int = Field(
+    evaluate_every: Annotated[int, BeforeValidator(_no_truth_value)] = Field(
         1, ge=1, description="epochs between tests while training; the last one is always tested"
     )
     gate: Literal["stop", "warn"] = Field(
@@ -302,6 +309,8 @@ def load_variant(method: str, variant: str) -> dict[str, Any]:
     return variants[variant]
 
 
-def load_study(config: Mapping[str, Any]) -> StudySettings:
-    """Read a study from Snakemake's `config` mapping, or from the content of a YAML file."""
-    return validated(StudySettings, config, "the study (config/config.yaml or --configfile)")
+def load_study(
+    config: Mapping[str, Any], where: str = "the study (config/config.yaml or --configfile)"
+) -> StudySettings:
+    """Read a study from Snakemake's `config` mapping, or from the content of the file `where`."""
+    return validated(StudySettings, config, where)

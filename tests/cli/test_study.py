@@ -128,3 +128,15 @@ def test_a_runs_settings_are_the_same_from_json_text_a_json_file_and_its_yaml(
         assert figures._read_run_settings(given).digest() == resolved.digest()
     with pytest.raises(SettingsError, match=r"other\.json does not exist"):
         figures._read_run_settings("other.json")
+
+
+@pytest.mark.parametrize("verb", ["status", "plan", "verify"])
+def test_a_bad_key_is_named_with_the_file_that_was_given(
+    own_project: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.yaml").write_text(
+        "study: mine\ndatasets: [shapes]\nbackbones: [tiny]\ndescriptions: [shipped]\nseds: [0]\n"
+    )
+    assert main.main([verb, "--config", "mine.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "unknown key 'seds' in mine.yaml; did you mean 'seeds'" in said

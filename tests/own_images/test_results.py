@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from microclip.data.files import Survey
+from microclip.data.vocabulary import Vocabulary
 from microclip.own_images import results
+from microclip.own_images.inputs import Materials
 from microclip.own_images.report import chosen_images
 from microclip.own_images.results import Predictions
 
@@ -55,3 +60,16 @@ def test_the_gallery_shows_uncertain_and_changed_images_and_some_of_every_class(
     assert sum(int(said.first[i] != said.zero_shot[i]) for i in others) >= 9
     assert {int(said.first[i]) for i in others[-9:]} == {0, 1, 2}
     assert chosen_images(said, unsure, at_most=n) == list(range(n))
+
+
+def test_a_few_shot_methods_images_are_those_it_learns_from(tmp_path: Path) -> None:
+    survey = Survey(tuple(tmp_path / f"{number}.png" for number in range(40)))
+    materials = Materials(tmp_path, survey, Vocabulary(NAMES, "names"), "", {})
+
+    class Settings:
+        batch_size = 32
+
+    assert list(results.warning_lines(materials, Settings())) == []
+    assert list(results.warning_lines(materials, Settings(), n_drawn=6)) == [
+        "  fewer labelled images than a batch of 32: each step sees all 6"
+    ]

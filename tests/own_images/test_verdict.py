@@ -55,7 +55,7 @@ def test_measured_runs_get_the_right_verdict(name: str, kind: str) -> None:
     [
         ({}, 30, 8, "1.5 images per class are too few"),
         ({}, 160, 3, "3 epochs are too few"),
-        ({}, 160, 1, "1 epoch is too few"),
+        ({}, 160, 1, "1 epoch is too few to see whether training settles"),
         ({"churn_pct": 40.0}, 160, 8, "40 % of the pseudo-labels still change"),
         ({"moved_pct": 0.6}, 160, 8, "training changed the class of 0.6 % of the images"),
     ],

@@ -242,3 +242,18 @@ def test_the_committed_schemas_match_the_models(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         same = path.read_text() == (committed / path.name).read_text()
         assert same, f"{path.name} is out of date; run `microclip export-schema`"
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_truth_value_is_no_number_of_epochs(value: bool) -> None:
+    study = {"study": "s", "datasets": ["x"], "backbones": ["b"], "descriptions": ["d"]}
+    study = {**study, "evaluate_every": value}
+    with pytest.raises(SettingsError, match=f"evaluate_every in mine.yaml.*got {value}"):
+        settings.load_study(study, "mine.yaml")
+
+
+def test_an_unknown_key_is_found_by_the_papers_symbol() -> None:
+    from microclip.settings.methods.upl import UplSettings
+
+    with pytest.raises(SettingsError, match="unknown key 'k' in x; did you mean 'per_class'"):
+        settings.validated(UplSettings, {"k": 4}, "x")
