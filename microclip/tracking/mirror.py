@@ -84,7 +84,7 @@ def serve(port: int) -> None:
 
 
 PARENT = "mlflow.parentRunId"
-TAG_LENGTH = 8000  # MLflow's limit, in characters
+KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH = 250, 6000, 8000  # MLflow's limits, in characters
 _CHUNK = 900  # metrics per request; the server accepts 1,000
 _NO_METRICS = ("seed", "recipe", "shared_recipe", "time")
 _PAGE = 1000  # runs per answer
@@ -149,6 +149,14 @@ def complete_runs(client: Any) -> dict[str, Any]:
     return {run.info.run_id: run for run in runs}
 
 
+def _within(values: Mapping[str, str], limit: int) -> dict[str, str]:
+    """Keys and values as MLflow takes them; the run's own files have them whole."""
+    return {
+        key[:KEY_LENGTH]: value if len(value) <= limit else f"{value[: limit - 1]}…"
+        for key, value in values.items()
+    }
+
+
 class Mirror:
     """One MLflow run, found by its name. Whatever the store raises is passed on."""
 
@@ -160,7 +168,8 @@ class Mirror:
         where = experiment(self._mlflow, announced.study)
         self.run_id = self._continued(where, announced)
         if not self.run_id:
-            self.run_id = str(self._mlflow.create_run(where, tags=announced.tags).info.run_id)
+            tags = _within(announced.tags, TAG_LENGTH)
+            self.run_id = str(self._mlflow.create_run(where, tags=tags).info.run_id)
             self._log_settings(announced)
             self._log_dataset(announced.tags["dataset"])
 
@@ -183,7 +192,8 @@ class Mirror:
     def _log_settings(self, announced: Announcement) -> None:
         from mlflow.entities import Param
 
-        params = [Param(key, value) for key, value in announced.params.items()]
+        named = _within(announced.params, PARAM_LENGTH)
+        params = [Param(key, value) for key, value in named.items()]
         self._mlflow.log_batch(self.run_id, params=params)
 
     def _log_dataset(self, dataset: str) -> None:

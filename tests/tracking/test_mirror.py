@@ -352,3 +352,28 @@ def test_an_experiment_that_was_deleted_in_mlflow_is_restored() -> None:
     client.delete_experiment(where)
     assert mirror.experiment(client, "gone") == where
     assert client.get_experiment(where).lifecycle_stage == "active"
+
+
+@pytest.mark.usefixtures("work")
+def test_values_longer_than_mlflow_allows_are_cut_there_and_whole_in_the_files(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = settings_of("microclip")
+    tracker = open_tracker(settings, settings.spec.folder, "tiny")
+    journal = settings.spec.folder / paths.RUN_JOURNAL
+    line = json.loads(journal.read_text())
+    long = {"templates": "x" * 7000, "k" * 260: "long key"}
+    line["params"] = {**line["params"], **long}
+    line["tags"] = {**line["tags"], "changed": "y" * 9000, "t" * 260: "long key"}
+    journal.write_text(json.dumps(line) + "\n")
+    finish(settings)
+    tracker.finish({"digest": settings.digest(), "top1_pct": 50.0})
+    assert show(settings.spec.folder)
+    [run] = runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.params["templates"].startswith("xxx")
+    assert len(run.data.params["templates"]) <= 6000
+    assert run.data.tags["changed"].startswith("yyy")
+    assert "k" * 250 in run.data.params
+    assert "t" * 250 in run.data.tags
+    assert not caplog.text
