@@ -54,7 +54,7 @@ from jaxtyping import Float
 from many_runs import is_better_on_cpu, prepare, solve_on_cpu
 from torch import Tensor
 
-from microclip import processes, runtime, settings, study
+from microclip import processes, runtime, settings, study, warm
 from microclip.adaptation.first_batch import FirstBatch
 from microclip.adaptation.losses import self_training_loss
 from microclip.adaptation.teacher import Teaching
@@ -460,7 +460,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Print the tables."""
-    processes.listen()
+    processes.listen(warm.ENDING)
     try:
         run(parsed())
     except (settings.SettingsError, runtime.ResourceError, runtime.MissingDataError) as error:

@@ -46,7 +46,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from microclip import paths, processes, runtime, settings, study
+from microclip import paths, processes, runtime, settings, study, warm
 from microclip.measure import scores
 from microclip.methods.base import SHARED_RECIPE
 from microclip.processes import Terminated
@@ -90,7 +90,7 @@ class Made:
 
 def work(jobs: connection.Connection, log: Path, *, is_solved_on_cpu: bool) -> None:
     """Make the runs that come through `jobs`, until its other end is closed."""
-    processes.listen()
+    processes.listen(warm.ENDING)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as stream:
         os.dup2(stream.fileno(), 1)
@@ -517,7 +517,7 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Make the runs of a study."""
     began = time.monotonic()
-    processes.listen()
+    processes.listen(warm.ENDING)
     try:
         sys.exit(run(parsed(), began))
     except (settings.SettingsError, runtime.ResourceError, runtime.MissingDataError) as error:
