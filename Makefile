@@ -85,9 +85,8 @@ icons: setup  ## maintainers: redraw resources/icons (needs npm and a network)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[icons]'
 	@$(BIN)/python -m microclip.icons.render
 
-icon-clip: setup  ## maintainers: retrain icon-clip, after `make icons` (three hours on 2 CPUs)
+icon-clip: setup  ## maintainers: retrain icon-clip, after `make icons` (minutes on a GPU)
 	@$(BIN)/python -m microclip.icons.pretrain
-	@$(BIN)/python -m microclip.icons.refine
 	@$(BIN)/python -m microclip.icons.align
 
 clean-environment:  ## remove .venv

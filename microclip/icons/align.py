@@ -1,6 +1,6 @@
 """Align icon-clip's text tower to its frozen image tower, write the checkpoint, and measure it.
 
-The last of three stages of `make icon-clip`. Three losses on seeded captions of the pretraining
+The second of two stages of `make icon-clip`. Three losses on seeded captions of the pretraining
 drawings (`captions`): (1) a symmetric contrastive loss against embeddings of scenes that show the
 drawing, [CLS] and value path; (2) naming the emoji among the vectors fitted to the
 image tower, for emoji that are no class of the benchmark; (3) naming the words of a drawing's
@@ -30,13 +30,21 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
 
 from microclip import paths, runtime, settings
 from microclip.icons import scenes
-from microclip.icons.captions import load_captions
+from microclip.icons.captions import NAMED, load_captions
 from microclip.icons.catalogue import PACKAGES, SETS, Bank, Catalogue, load_bank
-from microclip.icons.pretrain import Compositor, Recipe, build_model, rate, write_half
-from microclip.icons.refine import Refining
+from microclip.icons.compositor import Compositor
+from microclip.icons.pretrain import (
+    CHECKPOINT,
+    Tower,
+    build_model,
+    chosen_device,
+    rate,
+    write_half,
+)
 from microclip.model.backbone import Backbone, from_open_clip, load_backbone, unit_norm
 from microclip.settings.datasets import IconSource
 from microclip.text.classifier import template_classifier
@@ -52,39 +60,40 @@ MAX_TOKENS = 48  # per training caption, for speed; the tower itself takes 77
 class AlignRecipe:
     """Everything that determines the text tower, besides drawings and image tower."""
 
-    steps: int = 1400
+    steps: int = 2000
     batch: int = 256
     peak_lr: float = 2e-3
     weight_decay: float = 0.02
     warmup: int = 100
     head_steps: int = 400
     head_lr: float = 2e-2
+    named: float = NAMED  # share of captions of a benchmark class that say its name
     seed: int = 0
 
 
-def load_refined(config: Path, folder: Path, bank: Bank) -> Refining:
-    """The image tower that `refine` wrote, with its heads."""
+def load_tower(config: Path, folder: Path, bank: Bank) -> Tower:
+    """The image tower that `pretrain` wrote, with its heads."""
     backbone = from_open_clip(build_model(config))
-    refined = Refining(backbone, len(bank.concepts), len(bank.vocabulary))
-    state = torch.load(folder / "refined.pt", weights_only=True)  # noqa: TID251  only tensors
-    refined.load_state_dict(state["model"])
-    return refined.eval()
+    tower = Tower(backbone, len(bank.concepts), len(bank.vocabulary))
+    state = torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu")  # noqa: TID251  only tensors
+    tower.load_state_dict(state["model"])
+    return tower.eval()
 
 
 @torch.no_grad()
-def embed_bank(refined: Refining, bank: Bank, seed: int) -> Float[Tensor, "n views 2 embedding"]:
+def embed_bank(backbone: Backbone, bank: Bank, seed: int) -> Float[Tensor, "n views 2 embedding"]:
     """[CLS] and mean value-path embeddings of every drawing in `VIEWS` seeded scenes."""
-    backbone = refined.backbone
-    mean = torch.tensor(backbone.mean).view(3, 1, 1)
-    std = torch.tensor(backbone.std).view(3, 1, 1)
+    device = backbone.device
+    mean = torch.tensor(backbone.mean, device=device).view(3, 1, 1)
+    std = torch.tensor(backbone.std, device=device).view(3, 1, 1)
     compositor = Compositor(
-        bank.rasters, tint=bank.tint, mirror=bank.mirror, side=backbone.image_size
+        bank.rasters, tint=bank.tint, mirror=bank.mirror, side=backbone.image_size, device=device
     )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     views = []
     for _ in range(VIEWS):
         parts = []
-        for index in torch.split(torch.arange(len(bank.captions)), 512):
+        for index in torch.split(torch.arange(len(bank.captions), device=device), 512):
             scenes = compositor(index, generator, 0.7)
             tokens = backbone.encode_image((scenes.images - mean) / std)
             value = unit_norm(backbone.project(tokens.patches.mean(1)))
@@ -99,18 +108,18 @@ def encode_short(model: Any, tokens: Int[Tensor, "text length"]) -> Tensor:
     hidden = model.token_embedding(tokens) + model.positional_embedding[:length]
     hidden = model.transformer(hidden, attn_mask=model.attn_mask[:length, :length])
     hidden = model.ln_final(hidden)
-    last: Tensor = hidden[torch.arange(len(tokens)), tokens.argmax(-1)]
+    last: Tensor = hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(-1)]
     return unit_norm(last @ model.text_projection)
 
 
-class Captions:
-    """Seeded batches of captions; no subject appears twice in a batch."""
+class Captions(Dataset[tuple[Tensor, Tensor]]):
+    """Seeded batches of captions by step; no subject appears twice in a batch."""
 
     def __init__(self, bank: Bank, recipe: AlignRecipe) -> None:
         self.bank, self.recipe = bank, recipe
         self.tokenizer = SimpleTokenizer(context_length=MAX_TOKENS)
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         """Indices of the drawings of a step, and token ids of their captions."""
         # A large prime keeps the seeds of different runs' steps apart.
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
@@ -126,7 +135,8 @@ class Captions:
         subjects = self.bank.subject[drawn].tolist()
         chosen = list(dict(zip(subjects, drawn.tolist(), strict=True)).values())
         chosen = chosen[: self.recipe.batch]
-        texts = [self.bank.captions[i].draw(rng, self.bank.vocabulary) for i in chosen]
+        named = self.recipe.named
+        texts = [self.bank.captions[i].draw(rng, self.bank.vocabulary, named=named) for i in chosen]
         return torch.tensor(chosen), self.tokenizer(texts)
 
 
@@ -154,23 +164,24 @@ class Heads(nn.Module):
 
 
 def fit_heads(images: Float[Tensor, "n views 2 e"], bank: Bank, recipe: AlignRecipe) -> Heads:
-    """Heads fitted to the finished image tower: those it was refined with hardly moved."""
+    """Heads fitted to the finished image tower, on its device; `bank` is there too."""
     torch.manual_seed(recipe.seed)
-    heads = Heads(int(bank.concept.max()) + 1, len(bank.vocabulary), images.shape[-1])
+    device = images.device
+    heads = Heads(int(bank.concept.max()) + 1, len(bank.vocabulary), images.shape[-1]).to(device)
     opt = torch.optim.Adam(heads.parameters(), lr=recipe.head_lr)
-    schedule = Recipe(steps=recipe.head_steps, peak_lr=recipe.head_lr, warmup=20)
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator = torch.Generator(device).manual_seed(recipe.seed)
     for step in range(recipe.head_steps):
-        opt.param_groups[0]["lr"] = rate(step, schedule)
+        share = rate(step, steps=recipe.head_steps, warmup=20)
+        opt.param_groups[0]["lr"] = recipe.head_lr * share
         index = torch.multinomial(bank.sampling, 512, replacement=True, generator=generator)
-        view = torch.randint(VIEWS, (len(index),), generator=generator)
+        view = torch.randint(VIEWS, (len(index),), generator=generator, device=device)
         targets = bank.concept[index], bank.word_targets(index)
-        losses = [part for k in (0, 1) for part in heads(images[index, view, k], *targets)]
-        sum(losses, torch.zeros(())).backward()
+        losses = torch.stack([p for k in (0, 1) for p in heads(images[index, view, k], *targets)])
+        losses.sum().backward()
         opt.step()
         opt.zero_grad(set_to_none=True)
         if (step + 1) % 100 == 0:
-            said = [round(float(x.detach()), 4) for x in losses]
+            said = [round(x, 4) for x in losses.tolist()]
             log.info("%s", json.dumps({"head_step": step + 1, "losses": said}))
     return heads.requires_grad_(requires_grad=False)
 
@@ -179,8 +190,8 @@ def contrast(
     texts: Float[Tensor, "batch e"], images: Float[Tensor, "batch 2 e"], scale: Tensor
 ) -> Tensor:
     """Symmetric contrastive loss of captions against [CLS] and value path."""
-    own = torch.arange(len(texts))
-    loss = torch.zeros(())
+    own = torch.arange(len(texts), device=texts.device)
+    loss = torch.zeros((), device=texts.device)
     for head, weight in ((0, 0.6), (1, 0.4)):
         similarity = scale * texts @ images[:, head].T
         rows, columns = (functional.cross_entropy(each, own) for each in (similarity, similarity.T))
@@ -188,37 +199,48 @@ def contrast(
     return loss
 
 
-def align(refined: Refining, bank: Bank, recipe: AlignRecipe) -> None:
-    """Train the text tower of `refined.backbone` in place."""
+def align(backbone: Backbone, bank: Bank, recipe: AlignRecipe) -> None:
+    """Train the text tower in place, on the backbone's device."""
     torch.manual_seed(recipe.seed)
-    model: Any = refined.backbone.model
-    images = embed_bank(refined, bank, recipe.seed)
+    model: Any = backbone.model
+    device = backbone.device
+    # On a GPU a step is faster than writing its captions.
+    captions = DataLoader(
+        Captions(bank, recipe),
+        batch_size=None,
+        sampler=range(recipe.steps),
+        num_workers=4 if device.type == "cuda" else 0,
+    )
+    bank = bank.to(device)
+    images = embed_bank(backbone, bank, recipe.seed)
     log.info("embedded %d drawings, %d scenes each", len(bank.captions), VIEWS)
-    captions, heads = Captions(bank, recipe), fit_heads(images, bank, recipe)
-    log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+    heads = fit_heads(images, bank, recipe)
+    log_scale = nn.Parameter(torch.tensor(math.log(20.0), device=device))
     trained = [p for n, p in model.named_parameters() if "visual." not in n and n != "logit_scale"]
     opt = torch.optim.AdamW(
         [*trained, log_scale], lr=recipe.peak_lr, weight_decay=recipe.weight_decay
     )
-    schedule = Recipe(steps=recipe.steps, peak_lr=recipe.peak_lr, warmup=recipe.warmup)
-    started, running = time.monotonic(), torch.zeros(3)
-    for step in range(recipe.steps):
-        opt.param_groups[0]["lr"] = rate(step, schedule)
-        index, tokens = captions(step)
+    started, running = time.monotonic(), torch.zeros(3, device=device)
+    for step, drawn in enumerate(captions):
+        share = rate(step, steps=recipe.steps, warmup=recipe.warmup)
+        opt.param_groups[0]["lr"] = recipe.peak_lr * share
+        index, tokens = (values.to(device) for values in drawn)
         view = torch.randint(VIEWS, (len(index),), generator=torch.Generator().manual_seed(step))
         texts = encode_short(model, tokens)
-        own = images[index, view]
-        parts = (
-            contrast(texts, own, log_scale.exp().clamp(max=60.0)),
-            *heads(texts, bank.concept[index], bank.word_targets(index)),
+        own = images[index, view.to(device)]
+        parts = torch.stack(
+            [
+                contrast(texts, own, log_scale.exp().clamp(max=60.0)),
+                *heads(texts, bank.concept[index], bank.word_targets(index)),
+            ]
         )
-        sum(parts, torch.zeros(())).backward()
+        parts.sum().backward()
         opt.step()
         opt.zero_grad(set_to_none=True)
-        running += torch.stack(parts).detach()
+        running += parts.detach()
         if (step + 1) % 100 == 0:
             minutes = (time.monotonic() - started) / 60
-            means = [round(float(x) / 100, 4) for x in running]
+            means = [round(x / 100, 4) for x in running.tolist()]
             names = ("contrast", "emoji", "words")
             row = {"step": step + 1, **dict(zip(names, means, strict=True))}
             log.info("%s", json.dumps(row | {"minutes": round(minutes, 2)}))
@@ -311,11 +333,11 @@ def main() -> None:
     logging.getLogger().addHandler(logging.FileHandler(folder / "text-tower.log", mode="w"))
     known = load_captions(home / "captions.json")
     bank = load_bank(folder, Catalogue(root / "build" / "npm"), known=known)
-    refined = load_refined(home / "icon-clip.json", folder, bank)
+    backbone = load_tower(home / "icon-clip.json", folder, bank).backbone.to(chosen_device())
     recipe = AlignRecipe()
     log.info("%s", json.dumps({"packages": PACKAGES, **asdict(recipe)}))
-    align(refined, bank, recipe)
-    write_checkpoint(refined.backbone, home / f"{NAME}.safetensors")
+    align(backbone, bank, recipe)
+    write_checkpoint(backbone, home / f"{NAME}.safetensors")
     report_accuracies()
 
 

@@ -73,9 +73,12 @@ class Caption:
             if _stem(word) not in own and word not in _LITTLE
         }
 
-    def draw(self, rng: random.Random, noise: Sequence[str]) -> str:
-        """One caption: a name or parent in a frame, a list, or a sentence, sometimes framed."""
-        says_name = not self.is_benchmark or rng.random() < NAMED
+    def draw(self, rng: random.Random, noise: Sequence[str], *, named: float = NAMED) -> str:
+        """One caption: a name or parent in a frame, a list, or a sentence, sometimes framed.
+
+        `named` is the share of captions that say the name, where it is one of the benchmark's.
+        """
+        says_name = not self.is_benchmark or rng.random() < named
         subject = self.name if says_name else self._parent(rng)
         kind = rng.random()
         if not self.sentences:

@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -246,9 +246,14 @@ class Bank:
     captions: list[Caption]
     subject: Int[Tensor, " n"]
 
+    def to(self, device: torch.device | str) -> Bank:
+        """The bank with its targets on a device; the drawings stay where they are."""
+        moved = ("concept", "word_index", "word_weight", "tint", "mirror", "sampling", "subject")
+        return replace(self, **{name: getattr(self, name).to(device) for name in moved})
+
     def word_targets(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch words"]:
         """Multi-hot word targets whose rows sum to one."""
-        targets = torch.zeros(len(index), len(self.vocabulary))
+        targets = torch.zeros(len(index), len(self.vocabulary), device=index.device)
         return targets.scatter_add_(1, self.word_index[index], self.word_weight[index])
 
 

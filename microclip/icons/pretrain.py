@@ -1,15 +1,20 @@
-"""Pretrain icon-clip's image tower to name what a scene shows, from [CLS] and from the patches.
+"""Pretrain icon-clip's image tower: what things look like, from [CLS] and from the patches.
 
-The first of three stages of `make icon-clip`, before `refine` and `align`. Targets come only from
-the drawings' names: (1) which emoji it is, a softmax over all emoji of the pretraining artists;
-(2) which words its name and keywords contain, a softmax over the vocabulary with multi-hot targets.
-Both are predicted from the [CLS] embedding and, with half the weight, from the mean value-path
-token over the drawing's patches. Every random draw derives from `Recipe.seed`;
-`catalogue.PACKAGES` pins the data.
+The first of two stages of `make icon-clip`, before `align`. A step shows each drawing in two
+scenes; a scene may be cropped down to 30 % of its area and changed by RandAugment, as the strong
+views of self-training are. Four losses, on [CLS] and with equal weight on the value path (the mean
+token over the drawing's patches):
 
-Scenes are composed in batches of tensors (`Compositor`), not by the benchmark's renderer in
-`scenes`: pretraining never sees a benchmark image, and the two differ in code, backgrounds and
-distortions on purpose.
+1. words: those of its keywords, parent, parts and description sentences, not a benchmark name;
+2. concepts: which emoji it is, for emoji that are no class of the benchmark;
+3. instances: its two scenes are each other's nearest among all of the batch, whichever of [CLS] and
+   value path they are read from; other drawings of the same emoji count neither way;
+4. places: a patch token agrees with the other scene's [CLS] where it shows the drawing, and only
+   there.
+
+So the tower tells things apart by their looks, and the texts, aligned later, name them loosely.
+Every random draw derives from `Recipe.seed`; `catalogue.PACKAGES` pins the data. It runs on a GPU
+if there is one; the draws of a GPU are not those of a CPU, so the weights differ.
 """
 
 from __future__ import annotations
@@ -21,223 +26,47 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from microclip import paths, runtime
+from microclip.icons.captions import load_captions
 from microclip.icons.catalogue import PACKAGES, Bank, Catalogue, load_bank
+from microclip.icons.compositor import Compositor, Crops, rand_augment
 from microclip.model.backbone import Backbone, from_open_clip, unit_norm
 
 log = logging.getLogger(__name__)
 
-IMAGE_TOWER = "image-tower.safetensors"  # of this stage; the next begins with it
-DRAWING_PX = 48  # about the size at which drawings appear: sampling then needs no low-pass filter
-
-
-@dataclass(frozen=True)
-class Scenes:
-    """A batch: images in [0, 1], and how much of each pixel the main drawing covers."""
-
-    images: Float[Tensor, "batch 3 side side"]
-    foreground: Float[Tensor, "batch 1 side side"]
-
-
-def uniform(generator: torch.Generator, shape: tuple[int, ...], low: float, high: float) -> Tensor:
-    """Uniform draws in [low, high)."""
-    return low + (high - low) * torch.rand(shape, generator=generator)
-
-
-def placement(
-    scale: Float[Tensor, " n"], generator: torch.Generator, *, flip: Tensor, inside: bool
-) -> Float[Tensor, "n 2 3"]:
-    """Affine maps from canvas to drawing: random position, rotation, stretch and flip.
-
-    `scale` is the drawing's side over the canvas side; `inside` keeps nearly all of it in view.
-    """
-    n = len(scale)
-    angle = torch.randn(n, generator=generator) * math.radians(9)
-    stretch = torch.exp(torch.randn(n, generator=generator) * 0.08)
-    room = (1 - scale).clamp(min=0.05) if inside else torch.full_like(scale, 1.0)
-    shift = uniform(generator, (n, 2), -1, 1) * room[:, None]
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    matrix = torch.stack(
-        [
-            torch.stack([cos / (scale * stretch) * flip, sin / scale * flip], -1),
-            torch.stack([-sin / scale, cos / (scale / stretch)], -1),
-        ],
-        1,
-    )
-    offset = -(matrix @ shift[:, :, None])
-    return torch.cat([matrix, offset], 2)
-
-
-def paste(
-    canvas: Tensor, drawings: Float[Tensor, "n 4 s s"], theta: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The canvas with drawings (premultiplied RGBA) over it, and their coverage."""
-    side = canvas.shape[-1]
-    grid = functional.affine_grid(theta, [len(theta), 4, side, side], align_corners=False)
-    layer = functional.grid_sample(drawings, grid, align_corners=False)
-    alpha = layer[:, 3:].clamp(0, 1)
-    return layer[:, :3] + canvas * (1 - alpha), alpha
-
-
-def backgrounds(n: int, side: int, generator: torch.Generator) -> Float[Tensor, "n 3 side side"]:
-    """Plain, gradient, cloudy and grainy backgrounds in equal parts."""
-    base = torch.rand((n, 3, 1, 1), generator=generator)
-    coarse = torch.rand((n, 3, 2, 2), generator=generator)
-    cloudy = torch.rand((n, 3, 6, 6), generator=generator)
-    gradient = functional.interpolate(coarse, (side, side), mode="bilinear", align_corners=True)
-    clouds = functional.interpolate(cloudy, (side, side), mode="bicubic", align_corners=True)
-    grain = torch.rand((n, 1, side, side), generator=generator) - 0.5
-    kind = torch.randint(4, (n, 1, 1, 1), generator=generator)
-    strength = uniform(generator, (n, 1, 1, 1), 0.2, 1.0)
-    plain = base.expand(-1, -1, side, side)
-    image = torch.where(kind == 0, plain, plain + strength * (gradient - plain))
-    image = torch.where(kind == 2, plain + strength * (clouds - plain), image)
-    image = torch.where(kind == 3, image + 0.4 * strength * grain, image)
-    light = torch.rand((n, 1, 1, 1), generator=generator) < 0.35  # many real pictures are bright
-    return torch.where(light, 1 - 0.35 * image, image).clamp(0, 1)
-
-
-def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images with random brightness, contrast, saturation, tint and a soft light field."""
-    n = len(images)
-    gain = 1 + uniform(generator, (n, 3, 1, 1), -0.1, 0.1)
-    shift = uniform(generator, (n, 1, 1, 1), -0.1, 0.1)
-    contrast = 1 + uniform(generator, (n, 1, 1, 1), -0.3, 0.3)
-    saturation = 1 + uniform(generator, (n, 1, 1, 1), -0.4, 0.3)
-    field = torch.rand((n, 1, 3, 3), generator=generator) - 0.5
-    light = functional.interpolate(field, images.shape[-2:], mode="bicubic", align_corners=True)
-    grey = images.mean(1, keepdim=True)
-    images = grey + (images - grey) * saturation
-    images = (images - 0.5) * contrast + 0.5 + shift
-    return (images * gain * (1 + 0.3 * light)).clamp(0, 1)
-
-
-def premultiplied(bank: UInt8[Tensor, "n s s 4"], side: int) -> UInt8[Tensor, "n 4 side side"]:
-    """Drawings resized, with colour multiplied by opacity, so that they can be blended."""
-    parts = []
-    for part in torch.split(bank, 1024):
-        rgba = part.permute(0, 3, 1, 2).float()
-        rgba = torch.cat([rgba[:, :3] * rgba[:, 3:] / 255, rgba[:, 3:]], 1)
-        small = functional.interpolate(rgba, (side, side), mode="bilinear", antialias=True)
-        parts.append(small.round().to(torch.uint8))
-    return torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class Crops:
-    """Windows of canvases, in their coordinates [-1, 1]: half sides and centres (x, y)."""
-
-    half: Float[Tensor, "n 2"]
-    centre: Float[Tensor, "n 2"]
-
-    @classmethod
-    def draw(cls, n: int, generator: torch.Generator, *, share: float) -> Crops:
-        """Windows of 30 to 100 % of the area, ratio 3/4 to 4/3, for a share of the canvases."""
-        area = uniform(generator, (n,), 0.3, 1.0)
-        ratio = torch.exp(uniform(generator, (n,), math.log(3 / 4), math.log(4 / 3)))
-        half = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1).clamp(max=1.0)
-        whole = torch.rand((n, 1), generator=generator) >= share
-        half = torch.where(whole, torch.ones_like(half), half)
-        return cls(half, uniform(generator, (n, 2), -1, 1) * (1 - half))
-
-    def of(self, theta: Float[Tensor, "n 2 3"]) -> Float[Tensor, "n 2 3"]:
-        """Maps from the window to the drawing, given those from the canvas."""
-        turn, shift = theta[:, :, :2], theta[:, :, 2:]
-        moved = turn @ self.centre[:, :, None] + shift
-        return torch.cat([turn * self.half[:, None], moved], 2)
-
-
-class Compositor:
-    """Composes random scenes from a bank of RGBA drawings [n, s, s, 4] uint8.
-
-    `tint` marks single-colour drawings, which get a random colour; `mirror` marks drawings that
-    keep their meaning when flipped (all but flags).
-    """
-
-    def __init__(
-        self,
-        bank: UInt8[Tensor, "n s s 4"],
-        *,
-        tint: Tensor,
-        mirror: Tensor,
-        side: int,
-    ) -> None:
-        self.tint, self.mirror, self.side = tint, mirror, side
-        self.bank = premultiplied(bank, DRAWING_PX)
-
-    def drawings(
-        self, index: Int[Tensor, " n"], generator: torch.Generator
-    ) -> Float[Tensor, "n 4 s s"]:
-        """Drawings as premultiplied RGBA in [0, 1], single-colour ones tinted."""
-        rgba = self.bank[index].float().div_(255)
-        colour = torch.rand((len(index), 3, 1, 1), generator=generator)
-        tinted = self.tint[index][:, None, None, None]
-        rgb = torch.where(tinted, colour * rgba[:, 3:], rgba[:, :3])
-        return torch.cat([rgb, rgba[:, 3:]], 1)
-
-    def _clutter(
-        self, canvas: Tensor, generator: torch.Generator, amount: float, crops: Crops | None
-    ) -> Tensor:
-        """The canvas with up to two other drawings, mostly cut off by the edge."""
-        n = len(canvas)
-        for _ in range(2):
-            index = torch.randint(len(self.bank), (n,), generator=generator)
-            scale = uniform(generator, (n,), 0.25, 0.6)
-            hidden = torch.rand(n, generator=generator) > amount
-            # Hidden ones shrink to nothing: the whole batch is drawn at once.
-            scale = torch.where(hidden, torch.full_like(scale, 1e-3), scale)
-            theta = placement(scale, generator, flip=torch.ones(n), inside=False)
-            theta = theta if crops is None else crops.of(theta)
-            canvas, _ = paste(canvas, self.drawings(index, generator), theta)
-        return canvas
-
-    def __call__(
-        self,
-        index: Int[Tensor, " batch"],
-        generator: torch.Generator,
-        difficulty: float,
-        crops: Crops | None = None,
-    ) -> Scenes:
-        """Scenes of the given drawings; difficulty in [0, 1] adds clutter and shrinks drawings.
-
-        With `crops`, a window of each scene, enlarged to the whole.
-        """
-        n = len(index)
-        canvas = backgrounds(n, self.side, generator)
-        if difficulty > 0:
-            canvas = self._clutter(canvas, generator, 0.7 * difficulty, crops)
-        scale = uniform(generator, (n,), 0.85 - 0.35 * difficulty, 1.0)
-        flip = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
-        flip = torch.where(self.mirror[index], flip, torch.ones(n))
-        theta = placement(scale, generator, flip=flip, inside=True)
-        theta = theta if crops is None else crops.of(theta)
-        drawings = self.drawings(index, generator)
-        canvas, alpha = paste(canvas, drawings, theta)
-        return Scenes(recolour(canvas, generator), alpha)
+CHECKPOINT = "image-tower.pt"
+NAMES = ("words", "value_words", "concepts", "value_concepts", "instances", "places")
+IGNORED = -1
+_COVERED = 0.5  # share of a patch that the drawing covers, for the patch to show it
+_SEEN = 0.02  # share of the picture that the drawing must cover for its losses to count
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines the weights, besides the drawings."""
+    """Everything that determines the weights, besides the drawings and captions."""
 
-    steps: int = 6000  # of the schedule
-    stop: int = 5200  # last step run: after it the rate is below 5 % of its peak
-    batch: int = 256
+    steps: int = 5000
+    batch: int = 1536  # drawings, each in two scenes
     peak_lr: float = 3e-3
+    head_lr: float = 1e-2  # of the vectors of words and concepts
     weight_decay: float = 0.05
     warmup: int = 300
-    value_path_weight: float = 0.5
-    dropped_until: float = 0.65  # share of training during which half of the patches are dropped
-    hardest_from: float = 0.5  # share of training after which clutter is at its maximum
-    seed: int = 0
+    cropped: float = 0.6  # share of scenes that are cropped
+    augmented: float = 0.5  # share of scenes changed by RandAugment
+    concept_weight: float = 0.5
+    instance_weight: float = 1.0
+    place_weight: float = 0.5
+    dropped_until: float = 0.75  # share of training during which half of the patches are dropped
+    seed: int = 2
 
 
 def build_model(config: Path) -> nn.Module:
@@ -264,166 +93,260 @@ def tower_tokens(backbone: Backbone, images: Tensor, kept: Tensor | None) -> Ten
     return backbone._last_block(hidden, with_patches=True)
 
 
-class Naming(nn.Module):
-    """The image tower with its two sets of targets: emoji and words."""
+def rate(step: int, *, steps: int, warmup: int) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+class Tower(nn.Module):
+    """The image tower with its heads and losses."""
 
     def __init__(self, backbone: Backbone, n_concepts: int, n_words: int) -> None:
         super().__init__()
         self.backbone = backbone
         e = backbone.embedding_dim
-        self.concepts = nn.Parameter(torch.randn(n_concepts, e))
-        self.words = nn.Parameter(torch.randn(n_words, e))
+        # Of norm 1: longer vectors, which the losses normalise, hardly turn at these rates.
+        self.concepts = nn.Parameter(unit_norm(torch.randn(n_concepts, e)))
+        self.words = nn.Parameter(unit_norm(torch.randn(n_words, e)))
         self.word_bias = nn.Parameter(torch.zeros(n_words))
-        self.log_scale = nn.Parameter(torch.full((2,), math.log(16.0)))
-
-    def embed(
-        self, images: Tensor, coverage: Float[Tensor, "batch patch"], kept: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Unit embeddings of [CLS] and of the drawing's mean value-path token."""
-        tokens = tower_tokens(self.backbone, images, kept)
-        cls, patches = tokens[:, 0], tokens[:, 1:]
-        if kept is not None:
-            coverage = coverage.gather(1, kept)
-        share = (coverage + 0.02) / (coverage + 0.02).sum(1, keepdim=True)
-        mean = (patches * share[..., None]).sum(1)
-        return unit_norm(self.backbone.project(cls)), unit_norm(self.backbone.project(mean))
-
-    def loss(self, embedding: Tensor, concept: Int[Tensor, " batch"], words: Tensor) -> Tensor:
-        """Naming loss of unit embeddings; a concept of -1 counts only the words."""
-        scale = self.log_scale.exp().clamp(max=60.0)
-        by_concept = scale[0] * embedding @ functional.normalize(self.concepts, dim=-1).T
-        by_word = scale[1] * embedding @ functional.normalize(self.words, dim=-1).T + self.word_bias
-        concept_loss = functional.cross_entropy(
-            by_concept, concept, ignore_index=-1, reduction="sum"
-        )
-        word_loss = -(words * functional.log_softmax(by_word, -1)).sum()
-        return (concept_loss + word_loss) / len(embedding)
+        # Of concepts, words, instances and places.
+        self.log_scale = nn.Parameter(torch.tensor([16.0, 16.0, 10.0, 8.0]).log())
+        self.place_bias = nn.Parameter(torch.tensor(-2.0))
 
     def forward(
         self,
-        images: Tensor,
-        coverage: Tensor,
-        kept: Tensor | None,
-        targets: tuple[Tensor, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Losses of [CLS] and of the value path."""
-        cls, value = self.embed(images, coverage, kept)
-        return self.loss(cls, *targets), self.loss(value, *targets)
+        images: Float[Tensor, "views 3 side side"],
+        coverage: Float[Tensor, "views patch"],
+        kept: Int[Tensor, "views k"] | None,
+        targets: Targets,
+    ) -> Float[Tensor, " 6"]:
+        """Losses: words of [CLS] and value path, concepts of both, instances, places."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+            embedded = self.backbone.project(tower_tokens(self.backbone, images, kept)).float()
+        if kept is not None:
+            coverage = coverage.gather(1, kept)
+        share = (coverage + 0.02) / (coverage + 0.02).sum(1, keepdim=True)
+        cls = unit_norm(embedded[:, 0])
+        value = unit_norm((embedded[:, 1:] * share[..., None]).sum(1))
+        patches = unit_norm(embedded[:, 1:])
+        seen = targets.seen
+        return torch.stack(
+            [
+                self._words(cls, targets.words, seen),
+                self._words(value, targets.words, seen),
+                self._concepts(cls, targets.concept, seen),
+                self._concepts(value, targets.concept, seen),
+                self._instances(torch.stack([cls, value], 1), targets.same, seen),
+                self._places(patches, cls.detach(), coverage, seen),
+            ]
+        )
+
+    def _scale(self, which: int) -> Tensor:
+        return self.log_scale[which].exp().clamp(max=60.0)
+
+    def _words(self, embedding: Tensor, words: Tensor, seen: Tensor) -> Tensor:
+        by_word = self._scale(1) * embedding @ unit_norm(self.words).T + self.word_bias
+        loss = -(words * functional.log_softmax(by_word, -1)).sum(1)
+        return (loss * seen).sum() / seen.sum()
+
+    def _concepts(self, embedding: Tensor, concept: Tensor, seen: Tensor) -> Tensor:
+        by_concept = self._scale(0) * embedding @ unit_norm(self.concepts).T
+        target = torch.where(seen > 0, concept, IGNORED)
+        loss = functional.cross_entropy(by_concept, target, ignore_index=IGNORED, reduction="sum")
+        return loss / seen.sum()
+
+    def _instances(
+        self, both: Float[Tensor, "views 2 e"], same: Bool[Tensor, "half half"], seen: Tensor
+    ) -> Tensor:
+        """Each view's [CLS] and value token find the other scene's, [CLS] and value token."""
+        half = len(both) // 2
+        first, second = both[:half], both[half:]
+        counted = seen[:half] * seen[half:]
+        own = torch.arange(half, device=both.device)
+        loss = torch.zeros((), device=both.device)
+        for i in (0, 1):
+            for j in (0, 1):
+                logits = self._scale(2) * first[:, i] @ second[:, j].T
+                logits = logits.masked_fill(same, -1e4)
+                for rows in (logits, logits.T):
+                    each = functional.cross_entropy(rows, own, reduction="none")
+                    loss = loss + (each * counted).sum() / counted.sum() / 8
+        return loss
+
+    def _places(self, patches: Tensor, cls: Tensor, coverage: Tensor, seen: Tensor) -> Tensor:
+        """Balanced: half of the weight is on patches that show the drawing."""
+        other = cls.roll(len(cls) // 2, 0)
+        logits = self._scale(3) * (patches @ other[:, :, None])[..., 0] + self.place_bias
+        shows = coverage > _COVERED
+        empty = coverage < 0.05
+        each = functional.binary_cross_entropy_with_logits(logits, shows.float(), reduction="none")
+        loss = torch.zeros((), device=cls.device)
+        for mask in (shows, empty):
+            weight = mask * seen[:, None]
+            loss = loss + 0.5 * (each * weight).sum() / weight.sum().clamp(min=1)
+        return loss
 
 
-def optimisers(naming: Naming, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for the rest of the image tower."""
-    blocks = naming.backbone.visual.transformer
-    matrices = [p for p in blocks.parameters() if p.ndim == 2]
-    inside = {id(p) for p in matrices}
-    text = {id(p) for n, p in naming.backbone.model.named_parameters() if "visual." not in n}
-    others = [p for p in naming.parameters() if id(p) not in inside | text]
+@dataclass(frozen=True)
+class Targets:
+    """What a batch must predict; the first half are first scenes, the second half second ones.
+
+    Attributes:
+        seen: 1 where the drawing is in view, else 0.
+        same: pairs of different drawings of one emoji, which are no negatives.
+    """
+
+    words: Float[Tensor, "views words"]
+    concept: Int[Tensor, " views"]
+    same: Bool[Tensor, "half half"]
+    seen: Float[Tensor, " views"]
+
+
+class HardScenes:
+    """Seeded batches on a device; a step always gives the same one there."""
+
+    def __init__(
+        self, bank: Bank, recipe: Recipe, backbone: Backbone, device: torch.device | str = "cpu"
+    ) -> None:
+        self.bank, self.recipe, self.device = bank.to(device), recipe, device
+        self.patch = backbone.image_size // backbone.patch_grid[0]
+        self.n_patches = math.prod(backbone.patch_grid)
+        self.mean = torch.tensor(backbone.mean, device=device).view(3, 1, 1)
+        self.std = torch.tensor(backbone.std, device=device).view(3, 1, 1)
+        self.compositor = Compositor(
+            bank.rasters,
+            tint=bank.tint,
+            mirror=bank.mirror,
+            side=backbone.image_size,
+            device=device,
+        )
+
+    def __call__(
+        self, step: int
+    ) -> tuple[Tensor, Float[Tensor, "views patch"], Tensor | None, Targets]:
+        """Normalised images, coverage of patches, kept patches, and targets of a step."""
+        recipe, bank = self.recipe, self.bank
+        # A large prime keeps the seeds of different runs' steps apart.
+        seed = recipe.seed * 1_000_003 + step
+        generator = torch.Generator(self.device).manual_seed(seed)
+        on_cpu = torch.Generator().manual_seed(seed)
+        index = torch.multinomial(
+            bank.sampling, recipe.batch, replacement=False, generator=generator
+        )
+        twice = torch.cat([index, index])
+        crops = Crops.draw(len(twice), generator, share=recipe.cropped)
+        difficulty = float(torch.rand((), generator=on_cpu))
+        scenes = self.compositor(twice, generator, difficulty, crops)
+        images, foreground = rand_augment(
+            scenes.images, scenes.foreground, on_cpu, share=recipe.augmented
+        )
+        coverage = functional.avg_pool2d(foreground, self.patch).flatten(1)
+        kept = None
+        if step < recipe.dropped_until * recipe.steps:
+            shape = (len(twice), self.n_patches)
+            noise = torch.rand(shape, generator=generator, device=self.device)
+            kept = noise.topk(self.n_patches // 2 + 1, dim=1).indices
+        subject = bank.subject[index]
+        other = ~torch.eye(len(index), dtype=torch.bool, device=self.device)
+        targets = Targets(
+            bank.word_targets(twice),
+            bank.concept[twice],
+            (subject[:, None] == subject[None]) & other,
+            (foreground.mean((1, 2, 3)) > _SEEN).float(),
+        )
+        return (images - self.mean) / self.std, coverage, kept, targets
+
+
+def optimisers(tower: Tower, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for the rest; the heads have a rate of their own.
+
+    Each group's `peak` is its highest rate.
+    """
+    matrices = [p for p in tower.backbone.visual.transformer.parameters() if p.ndim == 2]
+    heads = [tower.concepts, tower.words, tower.word_bias]
+    inside = {id(p) for p in (*matrices, *heads)}
+    text = {id(p) for n, p in tower.backbone.model.named_parameters() if "visual." not in n}
+    others = [p for p in tower.parameters() if id(p) not in inside | text]
+    decay, peak = recipe.weight_decay, recipe.peak_lr
     return [
         torch.optim.Muon(
-            matrices,
-            lr=recipe.peak_lr,
-            weight_decay=recipe.weight_decay,
+            [{"params": matrices, "peak": peak}],
+            lr=peak,
+            weight_decay=decay,
             adjust_lr_fn="match_rms_adamw",
         ),
         torch.optim.AdamW(
-            others, lr=recipe.peak_lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+            [
+                {"params": [p for p in others if p.ndim > 1], "weight_decay": decay, "peak": peak},
+                {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "peak": peak},
+                {"params": heads, "weight_decay": decay, "peak": recipe.head_lr},
+            ],
+            lr=peak,
+            betas=(0.9, 0.98),
         ),
     ]
 
 
-def rate(step: int, recipe: Recipe) -> float:
-    """Learning rate: linear warm-up, then a cosine to zero."""
-    if step < recipe.warmup:
-        return recipe.peak_lr * (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / (recipe.steps - recipe.warmup)
-    return recipe.peak_lr * 0.5 * (1 + math.cos(math.pi * done))
+def _save(folder: Path, tower: Tower, opts: list[torch.optim.Optimizer], step: int) -> None:
+    state = {"step": step, "model": tower.state_dict()}
+    with runtime.atomic_path(folder / CHECKPOINT) as path:
+        torch.save(state | {f"opt{i}": opt.state_dict() for i, opt in enumerate(opts)}, path)
 
 
-class Batches:
-    """Seeded scenes with their targets; a step always gives the same batch."""
-
-    def __init__(self, bank: Bank, recipe: Recipe, backbone: Backbone) -> None:
-        self.bank, self.recipe = bank, recipe
-        self.patch = backbone.image_size // backbone.patch_grid[0]
-        self.n_patches = math.prod(backbone.patch_grid)
-        self.mean = torch.tensor(backbone.mean).view(3, 1, 1)
-        self.std = torch.tensor(backbone.std).view(3, 1, 1)
-        self.compositor = Compositor(
-            bank.rasters, tint=bank.tint, mirror=bank.mirror, side=backbone.image_size
-        )
-
-    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor]]:
-        """Normalised images, patch coverage, kept patches and targets of a step."""
-        recipe = self.recipe
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        done = step / recipe.steps
-        index = torch.multinomial(
-            self.bank.sampling, recipe.batch, replacement=True, generator=generator
-        )
-        scenes = self.compositor(index, generator, min(1.0, done / recipe.hardest_from))
-        coverage = functional.avg_pool2d(scenes.foreground, self.patch).flatten(1)
-        kept = None
-        if done < recipe.dropped_until:
-            noise = torch.rand((recipe.batch, self.n_patches), generator=generator)
-            kept = noise.topk(self.n_patches // 2 + 1, dim=1).indices
-        targets = self.bank.concept[index], self.bank.word_targets(index)
-        return (scenes.images - self.mean) / self.std, coverage, kept, targets
-
-
-def save(folder: Path, naming: Naming, opts: list[torch.optim.Optimizer], step: int) -> None:
-    """Write a resumable checkpoint."""
-    with runtime.atomic_path(folder / "image-tower.pt") as path:
-        state = {"step": step, "naming": naming.state_dict()}
-        torch.save(state | {f"opt{i}": o.state_dict() for i, o in enumerate(opts)}, path)
-
-
-def resume(folder: Path, naming: Naming, opts: list[torch.optim.Optimizer]) -> int:
-    """Load the checkpoint and return the step to continue with; 0 without a checkpoint."""
-    if not (folder / "image-tower.pt").is_file():
+def _resume(folder: Path, tower: Tower, opts: list[torch.optim.Optimizer]) -> int:
+    """Load the checkpoint and return the step to go on with; 0 without a checkpoint."""
+    if not (folder / CHECKPOINT).is_file():
         return 0
-    state = torch.load(folder / "image-tower.pt", weights_only=True)  # noqa: TID251  only tensors
-    naming.load_state_dict(state["naming"])
+    state = torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu")  # noqa: TID251  only tensors
+    tower.load_state_dict(state["model"])
     for i, opt in enumerate(opts):
         opt.load_state_dict(state[f"opt{i}"])
     return int(state["step"])
 
 
-def pretrain(config: Path, folder: Path, bank: Bank, recipe: Recipe) -> Naming:
-    """Train the image tower; log every 50 steps, write a checkpoint every 400."""
+def pretrain(  # noqa: PLR0913  all that the weights depend on, and two of how
+    config: Path,
+    folder: Path,
+    bank: Bank,
+    recipe: Recipe,
+    *,
+    device: torch.device | str = "cpu",
+    save_every: int = 500,
+) -> Tower:
+    """Train; log every 100 steps, resume from the checkpoint in `folder`."""
     torch.manual_seed(recipe.seed)
     backbone = from_open_clip(build_model(config)).train()
-    naming = Naming(backbone, len(bank.concepts), len(bank.vocabulary))
-    opts = optimisers(naming, recipe)
-    first = resume(folder, naming, opts)
-    batches = Batches(bank, recipe, backbone)
-    compiled = torch.compile(naming)
-    started, running = time.monotonic(), torch.zeros(2)
-    for step in range(first, recipe.stop):
-        for opt in opts:
-            opt.param_groups[0]["lr"] = rate(step, recipe)
-        images, coverage, kept, targets = batches(step)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            cls_loss, value_loss = compiled(images, coverage, kept, targets)
-        (cls_loss + recipe.value_path_weight * value_loss).backward()
+    tower = Tower(backbone, int(bank.concept.max()) + 1, len(bank.vocabulary)).to(device)
+    opts = optimisers(tower, recipe)
+    first = _resume(folder, tower, opts)
+    batches = HardScenes(bank, recipe, backbone, device)
+    weights = torch.tensor(
+        [1.0, 1.0, *[recipe.concept_weight] * 2, recipe.instance_weight, recipe.place_weight],
+        device=device,
+    )
+    started, running = time.monotonic(), torch.zeros(len(NAMES), device=device)
+    for step in range(first, recipe.steps):
+        share = rate(step, steps=recipe.steps, warmup=recipe.warmup)
+        for group in (group for opt in opts for group in opt.param_groups):
+            group["lr"] = share * group["peak"]
+        losses = tower(*batches(step))
+        (losses @ weights).backward()
         for opt in opts:
             opt.step()
             opt.zero_grad(set_to_none=True)
-        running += torch.stack([cls_loss.detach(), value_loss.detach()]).float()
-        if (step + 1) % 50 == 0:
+        running += losses.detach()
+        if (step + 1) % 100 == 0:
             seconds = time.monotonic() - started
-            speed = (step + 1 - first) * recipe.batch / seconds
-            row = {
-                "step": step + 1,
-                "cls_loss": round(float(running[0]) / 50, 4),
-                "value_loss": round(float(running[1]) / 50, 4),
-                "images_per_s": round(speed, 1),
-                "minutes": round(seconds / 60, 2),
-            }
-            log.info("%s", json.dumps(row))
+            means = [round(x / 100, 4) for x in running.tolist()]
+            row = {"step": step + 1, **dict(zip(NAMES, means, strict=True))}
+            speed = round((step + 1 - first) * 2 * recipe.batch / seconds)
+            log.info("%s", json.dumps(row | {"scenes_per_s": speed, "s": round(seconds, 1)}))
             running.zero_()
-        if (step + 1) % 400 == 0 or step + 1 == recipe.stop:
-            save(folder, naming, opts, step + 1)
-    return naming
+        if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
+            _save(folder, tower, opts, step + 1)
+    return tower
 
 
 def write_half(state: Mapping[str, Tensor], path: Path) -> None:
@@ -432,20 +355,23 @@ def write_half(state: Mapping[str, Tensor], path: Path) -> None:
         save_file({k: v.detach().half().contiguous() for k, v in state.items()}, temporary)
 
 
+def chosen_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def main() -> None:
-    """Train the image tower and write `resources/icon-clip/image-tower.safetensors`."""
+    """Train the image tower into `build/icon-clip/image-tower.pt`."""
     root = paths.project_root()
     folder, home = root / "build" / "icon-clip", root / "resources" / "icon-clip"
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger().addHandler(logging.FileHandler(folder / "image-tower.log"))
-    bank = load_bank(folder, Catalogue(root / "build" / "npm"))
+    known: Mapping[str, Any] = load_captions(home / "captions.json")
+    bank = load_bank(folder, Catalogue(root / "build" / "npm"), known=known)
     recipe = Recipe()
     log.info("%s", json.dumps({"packages": PACKAGES, "drawings": len(bank.captions)}))
     log.info("%s", json.dumps(asdict(recipe)))
-    naming = pretrain(home / "icon-clip.json", folder, bank, recipe)
-    state = naming.backbone.model.state_dict()
-    visual = {name: value for name, value in state.items() if name.startswith("visual.")}
-    write_half(visual, home / IMAGE_TOWER)
+    pretrain(home / "icon-clip.json", folder, bank, recipe, device=chosen_device())
 
 
 if __name__ == "__main__":
