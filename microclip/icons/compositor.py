@@ -250,7 +250,7 @@ def rand_augment(
         counts = operation.bincount(minlength=len(names) + 1).tolist()
         # One copy to the device for all operations.
         drawn = torch.stack([order.double(), level[order].double(), sign[order].double()])
-        parts = drawn.to(device).split(counts, dim=1)
+        parts = torch.split(drawn.to(device), counts, dim=1)
         for name, (index, own, signed) in zip(names, parts[:-1], strict=True):
             if not len(index):
                 continue
@@ -300,9 +300,11 @@ def recoloured(  # noqa: C901  one short case an operation
     factor = (1 + sign * 0.9 * level / 10).clamp(min=0.1)
     match name:
         case "auto_contrast":
-            return v2.autocontrast(images)
+            stretched: Tensor = v2.autocontrast(images)
+            return stretched
         case "equalize":
-            return v2.equalize((images * 255).round().to(torch.uint8)).float() / 255
+            flat: Tensor = v2.equalize((images * 255).round().to(torch.uint8))
+            return flat.float() / 255
         case "invert":
             return 1 - images
         case "posterize":

@@ -54,7 +54,7 @@ _SEEN = 0.02  # share of the picture that the drawing must cover for its losses 
 class Recipe:
     """Everything that determines the weights, besides the drawings and captions."""
 
-    steps: int = 5000
+    steps: int = 5600
     batch: int = 1536  # drawings, each in two scenes
     peak_lr: float = 3e-3
     head_lr: float = 1e-2  # of the vectors of words and concepts
@@ -332,7 +332,7 @@ def pretrain(  # noqa: PLR0913  all that the weights depend on, and two of how
         for group in (group for opt in opts for group in opt.param_groups):
             group["lr"] = share * group["peak"]
         losses = tower(*batches(step))
-        (losses @ weights).backward()
+        torch.autograd.backward(losses @ weights)
         for opt in opts:
             opt.step()
             opt.zero_grad(set_to_none=True)
