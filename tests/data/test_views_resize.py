@@ -262,15 +262,18 @@ def test_the_device_agrees_with_the_cpu() -> None:
 
 INTERPRETED = """
 import torch
+from microclip.data import resize_kernels
 from microclip.data.views import by_matrices, pack
 from tests.data.test_views_resize import LARGE, SIZE, example, large
 
+resize_kernels._ROWS = 64  # an interpreter's time is that of its programs: few large ones
 for (images, windows), size in ((example(), SIZE), (large(), LARGE)):
     packed = pack(images, windows, size, device=torch.device("cpu"), by_kernels=True)
-    whole, in_pieces = packed.views(), packed.views(2**16)
+    in_pieces = packed.views(2**16)
     expected = by_matrices(images, windows, size, device="cpu")
-    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=0)
-    assert torch.equal(in_pieces, whole)
+    torch.testing.assert_close(in_pieces, expected, atol=1e-5, rtol=0)
+    if size == SIZE:
+        assert torch.equal(in_pieces, packed.views())
 """
 
 
