@@ -40,9 +40,10 @@ _BYTES = 64 * 2**20
 _SHIPPED = "resources/icon-clip/calibration.json"  # `microclip plan` with one thread
 _START = "import microclip.runner, microclip.tracking.run"
 
-# Shares of the published peak that a whole step is assumed to reach. No GPU was measured. Matrix
-# products alone reach more; LayerNorms, activations and softmaxes between them are bound by memory,
-# which weighs most on the fast units.
+# Shares of the published peak that a whole step is assumed to reach. Matrix products alone reach
+# more; LayerNorms, activations and softmaxes between them are bound by memory, which weighs most on
+# the fast units. An H200 reached 0.52 and 0.12 with ViT-B/32 and cut 13 times as fast as assumed
+# below (benchmarks/RESULTS.md), which one card of one kind is too little to set here.
 SHARES = {"fp32": 0.5, "bf16": 0.25}
 _CUT_S = 1.6e-4  # 49 patches in float64 on one CPU core, measured; a GPU is assumed to be no faster
 _CUT_PATCHES = 49
@@ -184,7 +185,7 @@ def known(question: Question) -> Pace | None:
 def shipped(question: Question) -> Pace | None:
     """Return the pace of one core of the project's own machine, if it was measured for the network.
 
-    Only for a CPU: GPUs differ too much, and none was measured.
+    Only for a CPU: GPUs differ too much.
     """
     path = paths.project_root() / _SHIPPED
     if question.device != "cpu" or not path.is_file():
