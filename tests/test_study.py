@@ -23,7 +23,8 @@ SWEEP = {"name": "figure5", "values": [0.0, 0.5, 1.0]}
 
 
 def config(**changes: Any) -> dict[str, Any]:
-    return {**settings.read_yaml(ROOT / "config" / "config.yaml"), **changes}
+    """The default study with the methods' own settings, and `changes` made to it."""
+    return {**settings.read_yaml(ROOT / "config" / "config.yaml"), "methods": {}, **changes}
 
 
 def bare(**changes: Any) -> study.Study:
@@ -47,10 +48,10 @@ def n_others() -> int:
     return len((rows & set(known_methods())) - {"clip", "cupl", "microclip"})
 
 
-def test_the_default_study_has_three_methods_on_three_small_sets() -> None:
+def test_the_default_study_has_microclip_between_its_start_and_two_bounds_on_two_sets() -> None:
     runs = study.load(config()).runs
-    assert len(runs) == len(set(runs)) == 3 * 3
-    assert {spec.method for spec in runs} == {"clip", "cupl", "microclip"}
+    assert len(runs) == len(set(runs)) == 2 * 5
+    assert {spec.method for spec in runs} == {"oracle", "linear_probe", "clip", "cupl", "microclip"}
     assert {spec.seed for spec in runs} == {0}
 
 

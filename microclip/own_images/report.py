@@ -265,10 +265,10 @@ def _limits(results: Results) -> Iterator[str]:
         "- The verdict is inferred from pseudo-labels: it detects collapse, not errors shared by "
         "all views of an image. To measure accuracy, label some of `label_these_first.csv`."
     )
-    if results.outcome.record.backbone == "icon-clip":
+    if results.outcome.record.backbone.startswith("icon-clip"):
         yield (
-            "- The backbone icon-clip is small and was trained on drawings of icons; for "
-            "photographs, use `--backbone vit-b-32`."
+            f"- The backbone {results.outcome.record.backbone} is small and was trained on "
+            "drawings of icons; for photographs, use `--backbone vit-b-32`."
         )
     yield "- CLIP's unchanged weights are not included; loading needs the same backbone."
     yield ""

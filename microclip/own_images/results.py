@@ -330,10 +330,10 @@ def plan_lines(request: Request, estimate: Estimate | None, device: str) -> Iter
             f"images), {estimate.peak_memory_mib / 1024:.1f} GiB memory, "
             f"{estimate.store_mib:.0f} MiB temporary disk, 0 USD"
         )
-    if request.backbone == "icon-clip":
+    if request.backbone.startswith("icon-clip"):
         yield (
-            "  icon-clip works offline and was trained on icons and drawings; for photographs, use "
-            "`--backbone vit-b-32`, which is downloaded once"
+            f"  {request.backbone} works offline and was trained on icons and drawings; for "
+            "photographs, use `--backbone vit-b-32`, which is downloaded once"
         )
 
 
