@@ -10,7 +10,6 @@ because the forms lie within each other and share one rule.
 from __future__ import annotations
 
 import csv
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +19,8 @@ from typing import Any, Literal
 
 import yaml
 
-from microclip.settings.base import SettingsError, parsed_json, read_text
+from microclip.settings.base import SettingsError, parsed_json, read_text, say_once
 from microclip.text.prompts import invisible, reads_as, visible
-
-logger = logging.getLogger(__name__)
 
 Lines = list[tuple[int, str]]  # each with its number in the file
 WHAT = "class list"
@@ -51,7 +48,7 @@ _NAME_COLUMNS = (  # the best first
     *("class_name", "class name", "classname", "class_names", "classes", "name", "names", "class"),
     *("category_name", "category", "label_name", "label", "labels", "species", "title"),
 )
-# Nobody calls a class so; a single word of these may be a class ("label") in a list of objects.
+# Never a class's own name, unlike some of the above: "label" may be one in a list of objects.
 _HEADINGS = frozenset(
     (
         *("classes", "class names", "class_names", "classnames", "class name", "class_name"),
@@ -59,7 +56,7 @@ _HEADINGS = frozenset(
         *("label names", "label_name"),
     )
 )
-_KEYS = (*("classes", "class_names", "classnames", "names", "labels", "categories", "id2label"),)
+_KEYS = ("classes", "class_names", "classnames", "names", "labels", "categories", "id2label")
 _NAME_KEYS = ("class_name", "classname", "name", "class", "category", "label", "title")
 
 
@@ -86,16 +83,6 @@ def read(path: Path, where: str = "") -> ClassList:
     if found.notes:
         say_once(f"{where}: {'; '.join(found.notes)}")
     return found
-
-
-_said: set[str] = set()
-
-
-def say_once(text: str) -> None:
-    """Log a warning, once a process: a study reads the same files many times."""
-    if text not in _said:
-        _said.add(text)
-        logger.warning("%s", text)
 
 
 def doubt_folders(names: Sequence[str], where: str) -> None:
@@ -272,8 +259,8 @@ def _numbers(lines: Lines, where: str, notes: list[str]) -> Lines:
         odd = next(k for k, number in enumerate(numbers) if number != min(numbers) + k)
         number, line = lines[start + odd]
         raise SettingsError(
-            f"line {number} of {where}: {_cut(line)} has its number out of sequence, so it is open "
-            f"which order the labels have; sort the lines, or remove the numbers and {_REMEDY}"
+            f"line {number} of {where}: {_cut(line)} has its number out of sequence, so the "
+            f"order of the labels is unclear; sort the lines, or remove the numbers and {_REMEDY}"
         )
     is_marked = all(_MARKED_NUMBER.match(m[0]) for m in own)
     if not is_marked and _are_alike([m[2] for m in own]):
@@ -362,8 +349,8 @@ def _named_column(
         if delimiter == ",":
             return lines  # "1, tench, Tinca tinca" may be a number and a name
         raise SettingsError(
-            f"line {lines[0][0]} of {where}: {len(rows[0])} columns, and it is open which one has "
-            "the names; keep that column alone"
+            f"line {lines[0][0]} of {where}: {len(rows[0])} columns, and it is unclear which one "
+            "has the names; keep that column alone"
         )
     notes.append(f"column {chosen[0] + 1} of {len(rows[0])} taken as the names")
     return [(n, row[chosen[0]]) for (n, _), row in zip(lines[start:], rows[start:], strict=True)]

@@ -20,7 +20,7 @@ from microclip import paths
 from microclip.data import class_lists
 from microclip.settings.base import MissingFileError, SettingsError, read_text
 from microclip.settings.datasets import DatasetSettings, FolderSource, IconSource, PublicSource
-from microclip.text.prompts import invisible, reads_as, visible
+from microclip.text.prompts import class_key, invisible, visible
 
 Layout = Literal["parts", "classes", "labels"]
 PARTS = ("train", "test")
@@ -341,8 +341,7 @@ def checked(names: Sequence[str], where: str, lines: Sequence[int] = ()) -> Voca
     seen: dict[tuple[str, int], tuple[int, str]] = {}
     for number, name in numbered:
         check_name(name, f"{unit} {number} of {where}")
-        n_marks = len(name) - len(name.rstrip("_"))
-        first, other = seen.setdefault((reads_as(name), n_marks), (number, name))
+        first, other = seen.setdefault(class_key(name), (number, name))
         if first == number:
             continue
         said = f"class {name!r} is listed twice in {where} ({units} {first} and {number})"

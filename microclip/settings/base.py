@@ -6,6 +6,7 @@ import codecs
 import difflib
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -24,6 +25,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from microclip import paths
+
+logger = logging.getLogger(__name__)
 
 # libyaml, ten times faster than Python's parser, if the installed PyYAML was built with it.
 _Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -204,6 +207,12 @@ def _undecodable(error: UnicodeDecodeError) -> str:
         f"is not UTF-8 text: line {number} has the byte 0x{content[error.start]:02x}{guess}; save "
         "it as UTF-8"
     )
+
+
+@cache
+def say_once(text: str) -> None:
+    """Log a warning, once a process: a study reads the same files many times."""
+    logger.warning("%s", text)
 
 
 Pairs = Callable[[list[tuple[str, Any]]], Any]  # makes an object of its keys and values

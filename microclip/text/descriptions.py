@@ -25,7 +25,6 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import Field
 
 from microclip import paths, runtime
-from microclip.data.class_lists import say_once
 from microclip.data.vocabulary import Vocabulary, load_vocabulary
 from microclip.runtime import refuse_pickle
 from microclip.settings.base import (
@@ -34,6 +33,7 @@ from microclip.settings.base import (
     Name,
     SettingsError,
     read_yaml,
+    say_once,
     validated,
 )
 from microclip.settings.datasets import DatasetSettings, IconSource
@@ -277,7 +277,7 @@ def read(path: Path) -> Descriptions:
         raise MissingFileError(
             f"descriptions {path} do not exist; write them or correct `files` in config/llms/"
         ) from None
-    twice = [f"class {name!r} is there twice, its sentences joined" for name in found.twice]
+    twice = [f"class {name!r} appears twice; its sentences were joined" for name in found.twice]
     if notes := (*found.notes, *twice):
         say_once(f"{path}: {'; '.join(notes)}")
     return Descriptions(_sentences(found.sentences, str(path)), str(path), found.record)

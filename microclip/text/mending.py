@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from microclip import paths, runtime, settings
-from microclip.data.class_lists import say_once
 from microclip.data.vocabulary import load_vocabulary
 from microclip.model.backbone import Backbone, load_backbone
-from microclip.settings.base import SettingsError
+from microclip.settings.base import SettingsError, say_once
 from microclip.text import answers, doctor
 from microclip.text.descriptions import published_list
 from microclip.text.doctor import (
@@ -30,7 +29,7 @@ from microclip.text.doctor import (
     n_tokens,
     useless,
 )
-from microclip.text.prompts import match_keys, reads_as
+from microclip.text.prompts import class_key, match_keys
 from microclip.text.sentence_files import SentenceFile, read_sentences
 
 
@@ -208,11 +207,11 @@ def check_file(
 
 
 def _alike(names: Iterable[str]) -> tuple[Finding, ...]:
-    """Keys that CLIP reads like an earlier one; a final underscore tells them apart on purpose."""
+    """Keys that name the class of an earlier one, spelled in another way."""
     first: dict[tuple[str, int], str] = {}
     found = []
     for name in names:
-        other = first.setdefault((reads_as(name), len(name) - len(name.rstrip("_"))), name)
+        other = first.setdefault(class_key(name), name)
         if other != name:
             found.append(Finding("key-twice", name, detail=f"CLIP reads it as {other!r}"))
     return tuple(found)

@@ -85,6 +85,14 @@ def reads_as(name: str) -> str:
     return readable(plain).casefold()
 
 
+def class_key(name: str) -> tuple[str, int]:
+    """What distinguishes a class name: how CLIP reads it, and its number of final underscores.
+
+    An underscore at the end, which prompts leave out, tells apart two classes of the same name.
+    """
+    return reads_as(name), len(name) - len(name.rstrip("_"))
+
+
 def fill(templates: Sequence[str], class_names: Sequence[str]) -> list[list[str]]:
     """Prompts of every class: each template with the readable name in place of `{}`.
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from microclip.data import class_lists
 from microclip.data.class_lists import parse
 from microclip.data.vocabulary import load_vocabulary, read_class_list
 from microclip.settings import DatasetSettings, FolderSource, SettingsError, load_dataset
+from microclip.settings.base import say_once
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTS = sorted([*ROOT.glob("resources/classes/*.txt"), *ROOT.glob("resources/icons/*/classes.txt")])
@@ -77,7 +77,10 @@ def test_every_shipped_list_is_read_as_it_stands(path: Path) -> None:
         ('{"yak": 2, "red fox": 0, "owl": 1}', "read as JSON"),
         ('{"0": ["n1", "red fox"], "1": ["n2", "owl"], "2": ["n3", "yak"]}', "read as JSON"),
         ('{"id2label": {"0": "red fox", "1": "owl", "2": "yak"}, "x": 1}', "read as JSON"),
-        ('[{"id": 1, "name": "red fox"}, {"id": 2, "name": "owl"}, {"id": 3, "name": "yak"}]', ""),
+        (
+            '[{"id": 1, "name": "red fox"}, {"id": 2, "name": "owl"}, {"id": 3, "name": "yak"}]',
+            "JSON",
+        ),
         (
             "red\u00a0fo\u00adx\n\u200bowl\nya\u200ek",
             "invisible characters removed (lines 1, 2, 3)",
@@ -140,8 +143,8 @@ def test_a_name_is_never_damaged(lines: list[str]) -> None:
         ("2 fox\n0 owl\n1 yak", "line 1 of names: '2 fox' has its number out of sequence"),
         ("fox\nowl,\nyak\nelk", "line 2 of names: 'owl,' ends with a comma"),
         ("Birds:\nowl\nMammals:\nfox", "line 1 of names: 'Birds:' ends with a comma or a colon"),
-        ("fox\tred\nowl\tgrey", "line 1 of names: 2 columns, and it is open which one"),
-        ("fox|red\nowl|grey", "line 1 of names: 2 columns, and it is open which one"),
+        ("fox\tred\nowl\tgrey", "line 1 of names: 2 columns, and it is unclear which one"),
+        ("fox|red\nowl|grey", "line 1 of names: 2 columns, and it is unclear which one"),
         ("n02119789 fox\nn02100735 owl\nyak", "line 3 of names: 'yak' has no WordNet id"),
         ('{"fox": ["It is red."]}', "expected a list of names, got"),
         ("[1, 2]", "expected a list of names, got '[1, 2]'"),
@@ -214,7 +217,7 @@ def test_a_study_reads_its_list_by_the_same_reader_and_says_so_once(
     listed = own_project / "resources" / "classes" / "shapes.txt"
     listed.parent.mkdir()
     listed.write_bytes(b"\xef\xbb\xbf1) disc\r\n2) square\r\n")
-    class_lists._said.clear()
+    say_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert load_vocabulary(load_dataset("shapes")).class_names == ("disc", "square")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from microclip.cli import main
-from microclip.data import class_lists
 from microclip.settings import SettingsError
+from microclip.settings.base import say_once
 from microclip.text import descriptions, mending
 from microclip.text.sentence_files import read_sentences
 
@@ -128,10 +128,10 @@ def test_a_key_that_is_there_twice_loses_no_sentence_and_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = written(tmp_path, '{"fox": ["A fox."], "owl": ["An owl."], "fox": ["Red."]}')
-    class_lists._said.clear()
+    say_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert descriptions.read(path).sentences["fox"] == ("A fox.", "Red.")
-    assert "class 'fox' is there twice, its sentences joined" in caplog.text
+    assert "class 'fox' appears twice; its sentences were joined" in caplog.text
 
 
 def test_keys_that_clip_reads_alike_are_an_error_of_the_doctor(
