@@ -186,11 +186,11 @@ def _labels(labels: Mapping[str, str], files: Sequence[Path], vocabulary: Vocabu
                 f"labels name the class {name!r}, which is not among the {len(vocabulary)} class "
                 "names; correct the labels"
             )
-        found = find(Path(file).resolve())
+        named = Path(file).resolve()
+        found = find(named)
         if len(found) != 1:
-            raise SettingsError(
-                f"labels name {Path(file).resolve()}, which is not among the images; correct it"
-            )
+            what = f"may be {len(found)} of the images" if found else "is not among the images"
+            raise SettingsError(f"labels name {named}, which {what}; correct it")
         wanted[found[0]] = label
     return [wanted.get(path.resolve(), UNKNOWN) for path in files]
 

@@ -103,7 +103,7 @@ def _of_parts(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> Par
         else:
             _say_empty(place, labels[part], vocabulary)
     if others := [path.name for path in subfolders(folder) if path not in places.values()]:
-        logger.warning("%s: left out beside the parts: %s", folder, _names(others))
+        logger.warning("%s: folders left out beside the parts: %s", folder, _names(others))
     if places["test"].name.casefold() != "test":
         logger.warning("%s is taken as the test images", places["test"])
     return labels
@@ -151,17 +151,16 @@ def _of_classes(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> P
     folder = source_folder(source)
     found = _walk(folder)
     _refuse_bad(source, (found,), listed)
-    of_class: dict[int, list[Path]] = defaultdict(list)
-    for path, label in _by_class(folder, found.images, vocabulary).items():
-        of_class[label].append(path)
+    labels = _by_class(folder, found.images, vocabulary)
     if not vocabulary.is_benchmark:
-        _say_empty(
-            folder, {path: label for label in of_class for path in of_class[label]}, vocabulary
-        )
+        _say_empty(folder, labels, vocabulary)
+    of_class: dict[int, list[Path]] = defaultdict(list)
+    for path, label in labels.items():
+        of_class[label].append(path)
     if inner := [path.name for path in subfolders(folder) if part_folders(path)]:
         logger.warning(
-            "%s: %d class folders have parts of their own, such as %s/train; they are ignored, and "
-            "the test images drawn: for your own split lay out train/<class>/ and test/<class>/",
+            "%s: %d class folders contain train and test folders, first %s; these are ignored, and "
+            "test images are drawn; for your own split, lay out train/<class>/ and test/<class>/",
             folder,
             len(inner),
             inner[0],

@@ -28,7 +28,7 @@ from microclip import paths, runtime, warm
 from microclip.data.decoding import DARK, DARK_REMEDY, RULE, Pixels, UnreadableError, decode_all
 from microclip.data.files import BadFile, complaint, write_bad_files
 from microclip.data.manifest import check_left, read_manifest
-from microclip.settings.base import Frozen, SettingsError, known, read_record
+from microclip.settings.base import Frozen, SettingsError, known
 from microclip.settings.datasets import CANVAS_PX, BadImages, DatasetSettings
 from microclip.settings.study import load_dataset
 
@@ -137,8 +137,7 @@ def build(dataset_name: str, bad_images: BadImages | None = None) -> Path:
     )
     record = write_store(manifest.files, folder, manifest.images_sha256, rules, remedy=remedy)
     check_left(manifest, open_store(folder).skipped)
-    said = read_record(StoreRecord, record, remedy="build it again")
-    if n_dark := said.traits.get(DARK, 0):
+    if n_dark := _read(record).traits.get(DARK, 0):
         logger.warning("%s: %d 16-bit images %s", dataset_name, n_dark, DARK_REMEDY)
     return record
 

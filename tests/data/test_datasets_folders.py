@@ -140,7 +140,7 @@ def test_a_validation_part_beside_train_and_test_is_left_out_and_said(
         write(tmp_path / "pics" / part, SIZES, first=50 * number)
     found = fetched(own(tmp_path / "pics"))
     assert {name.split("/")[0] for name, _ in found["test"]} == {"test"}
-    assert "left out beside the parts: 'val'" in caplog.text
+    assert "folders left out beside the parts: 'val'" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -178,13 +178,13 @@ def test_a_folder_of_images_beside_one_of_annotations_is_refused(tmp_path: Path)
         fetched(own(tmp_path / "pics"))
 
 
-def test_parts_inside_of_class_folders_are_said(
+def test_parts_inside_class_folders_are_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in SIZES:
         write(tmp_path / "pics" / name, {"train": 3, "test": 2}, first=hash_of(name))
     fetched(own(tmp_path / "pics"))
-    assert "class folders have parts of their own" in caplog.text
+    assert "class folders contain train and test folders" in caplog.text
 
 
 def test_a_list_of_labels_names_the_test_images_and_the_rest_has_no_label(tmp_path: Path) -> None:
