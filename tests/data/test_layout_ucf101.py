@@ -23,8 +23,8 @@ CLASS_OF = {
     "HandstandPushups": "Handstand Pushups",
 }
 MAP = (
-    "2 of 4 classes are numbered otherwise in classInd.txt: Hammering is 2 there and label 2 here, "
-    "HammerThrow is 3 there and label 1 here"
+    "2 of 4 classes are numbered differently in classInd.txt: Hammering is 2 there and label "
+    "2 here, HammerThrow is 3 there and label 1 here"
 )
 
 

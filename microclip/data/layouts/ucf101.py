@@ -92,7 +92,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
     if suffixes is _VIDEO_SUFFIXES:
         files = _write(clips, files, folder / IMAGES)
     n_others = len(set(files) - {clip.fold for clip in clips})
-    notes = _numbered_otherwise(keys, labels)
+    notes = _numbered_differently(keys, labels)
     if n_others:
         notes += (f"{n_others} clips that split 1 does not name were left out",)
     return Listing(
@@ -104,7 +104,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
     )
 
 
-def _numbered_otherwise(keys: Mapping[str, str], labels: Mapping[str, int]) -> tuple[str, ...]:
+def _numbered_differently(keys: Mapping[str, str], labels: Mapping[str, int]) -> tuple[str, ...]:
     """A note on classes whose label is not their number less 1: labels go by name, in our order."""
     moved = [(k, n, labels[k]) for n, k in keys.items() if int(n) - 1 != labels[k]]
     if not moved:
@@ -112,7 +112,9 @@ def _numbered_otherwise(keys: Mapping[str, str], labels: Mapping[str, int]) -> t
     shown = ", ".join(
         f"{key} is {number} there and label {label} here" for key, number, label in moved
     )
-    return (f"{len(moved)} of {len(keys)} classes are numbered otherwise in classInd.txt: {shown}",)
+    return (
+        f"{len(moved)} of {len(keys)} classes are numbered differently in classInd.txt: {shown}",
+    )
 
 
 def _words(key: str) -> str:

@@ -90,9 +90,9 @@ def locate(dataset: str, card: DatasetCard) -> Found | None:
 
 
 def partly_placed(dataset: str, card: DatasetCard) -> str:
-    """What lacks of files that the user placed by hand, in words; "" if none or all are there.
+    """Say which of the files that the user places by hand are missing; "" if all or none are.
 
-    Files of a download that was begun are no such files.
+    An unfinished download does not count as files placed by hand.
     """
     folder = home(dataset)
     if any((folder / name).exists() for name in (RECORD, ARCHIVES, HUB)):

@@ -324,7 +324,7 @@ class PublicImages:
     notes: tuple[str, ...]  # what is unusual about the files and the split
 
 
-COUNTS = "MICROCLIP_COUNTS"  # "warn": other counts than the card's are only a warning
+COUNTS = "MICROCLIP_COUNTS"  # "warn": counts that differ from the card's are only a warning
 
 
 def _check_counts(dataset: DatasetSettings, split: Split, expected: Counts | None) -> None:
@@ -344,7 +344,7 @@ def _check_counts(dataset: DatasetSettings, split: Split, expected: Counts | Non
         return
     raise runtime.VerificationError(
         f"{said}; nothing was stored: a list was cut short or images are missing, get the dataset "
-        f"again; if the files are meant to be others, {COUNTS}=warn goes on with them"
+        f"again; if they are meant to differ, {COUNTS}=warn uses them as they are"
     )
 
 
