@@ -43,6 +43,7 @@ class Terminated(BaseException):
 def listen(numbers: Iterable[int]) -> None:
     """Make signals raise that end a process, at once and again at each `raise_pending`.
 
+    `numbers` are those of `warm.ENDING`, which this module must not import: the warm process does.
     A shell makes its background jobs ignore Ctrl-C, `nohup` a closed terminal; that stays so.
     """
     global _main

@@ -28,7 +28,13 @@ from microclip.methods.base import (
 )
 from microclip.settings import reports
 from microclip.settings.base import SettingsError, check_device, digest_of_text
-from microclip.settings.study import ReportSelection, RunGrid, StudySettings, check_options
+from microclip.settings.study import (
+    DECLARED,
+    ReportSelection,
+    RunGrid,
+    StudySettings,
+    check_options,
+)
 
 __all__ = ["Plan", "RunSettings", "RunSpec", "Study", "load", "reads_of"]
 
@@ -566,15 +572,15 @@ class Study:
         return PlannedRun(spec, resolved.digest(), resolved.recipe)
 
 
-def load(config: Mapping[str, Any], where: str = "") -> Study:
+def load(config: Mapping[str, Any], where: str = DECLARED) -> Study:
     """Load the study of a config mapping; every run is resolved once, so that errors come early.
 
-    `where` names the file for errors; without one, Snakemake read it.
+    `where` names the file for errors.
 
     Raises:
         SettingsError: names the key or file at fault.
     """
-    declared = settings.load_study(config, where) if where else settings.load_study(config)
+    declared = settings.load_study(config, where)
     unknown = set(declared.methods) - set(known_methods())
     if unknown:
         raise settings.SettingsError(

@@ -314,9 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
     return _interrupted(code) if code > _SIGNALLED else code
 
 
-_SIGNALLED = (
-    128  # exit codes above it are of a process, this one or its worker, that a signal ended
-)
+_SIGNALLED = 128  # exit codes above it: a signal ended this process, or its worker
 
 
 def _interrupted(code: int) -> int:

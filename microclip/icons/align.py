@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 NAME = "icon-clip-2"  # of the checkpoint; icon-clip is the version before it
 VIEWS = 2  # scenes per drawing to embed
-CENTRED = 2048  # scenes whose patches are averaged
+CENTRED, PART = 2048, 256  # scenes whose patches are averaged, and how many at a time
 MAX_TOKENS = 48  # per training caption, for speed; the tower itself takes 77
 
 
@@ -263,8 +263,8 @@ def centre(backbone: Backbone, bank: Bank, seed: int) -> None:
     )
     generator = torch.Generator().manual_seed(seed)
     shared = []
-    for _ in range(CENTRED // 256):
-        index = torch.multinomial(bank.sampling, 256, replacement=False, generator=generator)
+    for _ in range(CENTRED // PART):
+        index = torch.multinomial(bank.sampling, PART, replacement=False, generator=generator)
         images = compositor(index, generator, 0.7).images
         shared.append(backbone.encode_image((images - mean) / std).patches.mean((0, 1)))
     backbone.visual.ln_post.bias -= torch.stack(shared).mean(0)

@@ -309,8 +309,9 @@ def load_variant(method: str, variant: str) -> dict[str, Any]:
     return variants[variant]
 
 
-def load_study(
-    config: Mapping[str, Any], where: str = "the study (config/config.yaml or --configfile)"
-) -> StudySettings:
+DECLARED = "the study (config/config.yaml or --configfile)"  # as Snakemake reads it
+
+
+def load_study(config: Mapping[str, Any], where: str = DECLARED) -> StudySettings:
     """Read a study from Snakemake's `config` mapping, or from the content of the file `where`."""
     return validated(StudySettings, config, where)

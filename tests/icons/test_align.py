@@ -1,4 +1,4 @@
-"""icon-clip is an ordinary open_clip network, and it recognises icons."""
+"""icon-clip is an ordinary open_clip network, it recognises icons, and NCut can cut its tokens."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,12 @@ import torch
 from microclip import paths
 from microclip.icons import align, scenes
 from microclip.icons.catalogue import SETS
-from microclip.model.backbone import load_backbone
+from microclip.icons.compositor import Compositor
+from microclip.icons.pretrain import build_model
+from microclip.model.backbone import Backbone, from_open_clip, load_backbone
+from microclip.model.saliency import normalized_cut
 from microclip.settings import IconSource, load_dataset
+from tests.icons.test_pretrain import bank
 
 HOME = paths.project_root() / "resources" / "icon-clip"
 
@@ -75,3 +79,49 @@ def test_the_committed_measurement_is_reproduced_on_a_sample() -> None:
     images, labels = align.scenes_to_test(source, backbone)
     found = align.accuracies(backbone, images, labels, vectors)
     assert abs(found["cls_pct"] - row["cls_pct"]) < 20
+
+
+def _patches(backbone: Backbone, seed: int) -> torch.Tensor:
+    drawn = bank(16)
+    composed = Compositor(drawn.rasters, tint=drawn.tint, mirror=drawn.mirror, side=56)(
+        torch.arange(16), torch.Generator().manual_seed(seed), 0.7
+    )
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbone.mean, backbone.std))
+    with torch.no_grad():
+        return backbone.encode_image((composed.images - mean) / std).patches
+
+
+def test_centring_takes_out_what_the_patches_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(align, "CENTRED", 16)
+    monkeypatch.setattr(align, "PART", 16)
+    torch.manual_seed(0)
+    backbone = from_open_clip(build_model(HOME / "icon-clip.json")).eval()
+    with torch.no_grad():
+        backbone.visual.ln_post.bias += 3.0
+    shared = _patches(backbone, 1).mean((0, 1)).norm()
+    align.centre(backbone, bank(16), seed=0)
+    assert _patches(backbone, 1).mean((0, 1)).norm() < 0.2 * shared
+
+
+def test_the_shipped_tokens_can_be_cut() -> None:
+    """Before icon-clip 2 was centred, every second image had no cut."""
+    dataset = load_dataset("scenes-food-small")
+    assert isinstance(dataset.source, IconSource)
+    source = dataset.source.model_copy(update={"train_scenes": 1, "test_scenes": 2})
+    backbone = load_backbone("icon-clip-2")
+    images, _ = align.scenes_to_test(source, backbone)
+    with torch.no_grad():
+        cut = normalized_cut(backbone.encode_image(images).patches)
+    assert cut.degenerate.float().mean() < 0.05
+    assert cut.density.mean() < 0.8
+
+
+def test_aligning_trains_the_text_tower_alone() -> None:
+    torch.manual_seed(0)
+    backbone = from_open_clip(build_model(HOME / "icon-clip.json")).eval()
+    before = {name: p.detach().clone() for name, p in backbone.model.named_parameters()}
+    recipe = align.AlignRecipe(steps=2, batch=4, warmup=1, head_steps=1)
+    align.align(backbone, bank(16), recipe)
+    moved = {n for n, p in backbone.model.named_parameters() if not torch.equal(p, before[n])}
+    assert "text_projection" in moved
+    assert not any(name.startswith("visual.") for name in moved)
