@@ -74,8 +74,9 @@ class Adapted:
         Raises:
             SettingsError: no image, or images that cannot be read, each named.
         """
-        files = prediction.usable(images, skip_bad=skip_bad)
-        with prediction.stored(files) as unlabelled:
+        stretch = self.record.stretch
+        files = prediction.usable(images, skip_bad=skip_bad, stretch=stretch)
+        with prediction.stored(files, stretch=stretch) as unlabelled:
             found = prediction.heads(self._classifier, self._backbone, unlabelled, self.record.seed)
         return prediction.from_heads(files, found, self.record.class_names, top)
 
@@ -108,8 +109,9 @@ def adapt(
         method: name of a file in `config/methods`.
         settings: fields of the method's Settings, and `seed`, `device` ("auto", "cpu", "cuda"),
             `precision` ("fp32", "bf16"), `templates` (each with one {}), `skip_bad` (skip
-            images that cannot be read) and `labels` (class names by path of an image; a few-shot
-            method learns from `shots` of each class).
+            images that cannot be read), `stretch` (brighten 16-bit grey images of 12-bit
+            cameras, here and in `predict`) and `labels` (class names by path of an image; a
+            few-shot method learns from `shots` of each class).
 
     Raises:
         SettingsError: unknown backbone, method or setting; a class without description; images
@@ -120,12 +122,13 @@ def adapt(
     chosen = resolve(method, settings, "the arguments of microclip.adapt")
     vocabulary = checked(list(class_names), "class_names")
     sentences = _sentences(descriptions, vocabulary, chosen.options.templates)
-    files = prediction.usable(images, skip_bad=skip_bad)
+    stretch = chosen.options.stretch
+    files = prediction.usable(images, skip_bad=skip_bad, stretch=stretch)
     device = runtime.choose_device(chosen.options.device)
     known = _labels(labels, files, vocabulary)
     start = training.load_start(sentences, load_backbone_settings(backbone), chosen, device, known)
     place = training.Place(_LogTracker(), RunClock())
-    with prediction.stored(files) as unlabelled:
+    with prediction.stored(files, stretch=stretch) as unlabelled:
         outcome = training.adapt_images(start, unlabelled, place)
     logger.info("%s", outcome.verdict.line())
     if outcome.verdict.keeps_zero_shot:

@@ -61,6 +61,9 @@ LabelFirstOption = Annotated[
     int, typer.Option(min=1, help="number of images in label_these_first.csv", metavar="N")
 ]
 SkipBadFlag = Annotated[bool, typer.Option("--skip-bad", help="skip files that cannot be used")]
+StretchFlag = Annotated[
+    bool, typer.Option("--stretch", help="brighten 16-bit grey images of 12-bit cameras")
+]
 DuplicatesFlag = Annotated[
     bool, typer.Option("--allow-duplicates", help="keep class names that read the same")
 ]
@@ -94,6 +97,7 @@ def adapt(
     *,
     classes_from_folders: FromFoldersFlag = False,
     skip_bad: SkipBadFlag = False,
+    stretch: StretchFlag = False,
     allow_duplicates: DuplicatesFlag = False,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
@@ -101,7 +105,8 @@ def adapt(
     """Adapt to a folder of unlabelled images; repeat the command to continue an interrupted one."""
     from microclip.own_images.inputs import Request
 
-    named = {} if device is None else {"device": device}
+    named: dict[str, Any] = {} if device is None else {"device": device}
+    named |= {"stretch": True} if stretch else {}
     given = {"seed": seed, **named, **_templates(domain), **_pairs(set_ or [])}
     request = Request(
         folder=folder,

@@ -25,7 +25,7 @@ import sys
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -99,7 +99,7 @@ def suffixes() -> frozenset[str]:
     return frozenset(own | HEIF_SUFFIXES)
 
 
-def decode(path: Path, canvas_px: int | None = None) -> Decoded:
+def decode(path: Path, canvas_px: int | None = None, *, stretch: bool = False) -> Decoded:
     """Return an image as RGB bytes; a shorter side above `canvas_px` is reduced to it, bicubic.
 
     EXIF orientation is applied. The first frame or page is used (for an animated PNG, the picture
@@ -108,7 +108,8 @@ def decode(path: Path, canvas_px: int | None = None) -> Decoded:
     as 16-bit grey if a value is larger; float grey is clipped to [0, 255], or treated as a share of
     white if all values are in [0, 1]; of 16-bit colour, Pillow gives the upper byte; CMYK and YCCK
     are read as Adobe writes them, inverted in a JPEG; all others (L, P, 1, YCbCr, LAB, HSV) are
-    Pillow's conversion.
+    Pillow's conversion. With `stretch`, a 16-bit grey image without a value above 4095, as of a
+    12-bit camera, has 4095 for white.
 
     Raises:
         FileNotFoundError: the file is gone.
@@ -118,14 +119,14 @@ def decode(path: Path, canvas_px: int | None = None) -> Decoded:
         with warnings.catch_warnings():
             # These warn of odd metadata, and of large images, which MAX_PIXELS limits already.
             warnings.simplefilter("ignore")
-            return _decode(path, canvas_px)
+            return _decode(path, canvas_px, stretch=stretch)
     except (UnreadableError, FileNotFoundError):
         raise
     except Exception as error:  # given any bytes, decoders may raise anything: the file is unusable
         with warnings.catch_warnings(), contextlib.suppress(Exception):
             warnings.simplefilter("ignore")
             if (plain := _without_metadata(path)) is not None:
-                return _decode(path, canvas_px, plain)
+                return _decode(path, canvas_px, plain, stretch=stretch)
         raise UnreadableError(_reason(path, error)) from error
 
 
@@ -181,7 +182,9 @@ def _grey(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
-def _decode(path: Path, canvas_px: int | None, content: bytes | None = None) -> Decoded:
+def _decode(
+    path: Path, canvas_px: int | None, content: bytes | None = None, *, stretch: bool
+) -> Decoded:
     """Decode a file, or `content` in its place."""
     if path.exists() and not path.is_file():  # opening a pipe would block forever
         raise UnreadableError("a folder" if path.is_dir() else "a pipe or a device, not a file")
@@ -193,9 +196,12 @@ def _decode(path: Path, canvas_px: int | None, content: bytes | None = None) -> 
         is_rotated = _orientation(opened) in range(2, 9)  # may load the image, and empty `tile`
         opened.load()
         turned = _upright(opened)
-        image = to_rgb(turned)
         traits: tuple[str, ...] = ("rotated",) if is_rotated else ()
-        traits += (DARK,) if is_deep and _is_dark(turned) else ()
+        if is_deep and _is_dark(turned):
+            is_stretched = stretch and turned.mode.startswith("I")
+            traits += (STRETCHED if is_stretched else DARK,)
+            turned = _stretched(turned) if is_stretched else turned
+        image = to_rgb(turned)
         traits += _traits(path, opened)
     shorter = min(image.size)
     if canvas_px is not None and shorter > canvas_px:
@@ -205,10 +211,18 @@ def _decode(path: Path, canvas_px: int | None, content: bytes | None = None) -> 
 
 
 DARK = "12-bit values in 16 bits"
-DARK_REMEDY = (
-    "hold no value above 4095 of 65535, as of a 12-bit camera, so they are nearly black; multiply "
-    "their values by 16, for example `magick IN.tif -evaluate multiply 16 OUT.png`"
-)
+STRETCHED = f"{DARK}, stretched"
+
+
+def darkness(counts: Mapping[str, int]) -> str:
+    """A warning of `DARK` images among the counts of traits; "" if there are none."""
+    if not (n_dark := counts.get(DARK, 0)):
+        return ""
+    return (
+        f"{n_dark} 16-bit images hold no value above 4095 of 65535, as of a 12-bit camera, so they "
+        "are nearly black; grey ones are brightened by `microclip adapt --stretch` (`stretch: true`"
+        " in a dataset's source), colour by `magick IN.tif -evaluate multiply 16 OUT.png`"
+    )
 
 
 def _is_dark(image: Image.Image) -> bool:
@@ -218,6 +232,12 @@ def _is_dark(image: Image.Image) -> bool:
         values = values[..., : 1 if image.mode == "LA" else 3]  # without the transparency
         return int(values.max(initial=0)) < 16
     return (255 if image.mode == "I" else 0) < int(values.max(initial=0)) < 4096
+
+
+def _stretched(image: Image.Image) -> Image.Image:
+    """A grey image whose white is 4095, as one whose white is 65535."""
+    values = np.asarray(image).clip(0, 4095).astype(np.uint32)
+    return Image.fromarray((values * 65535 // 4095).astype(np.uint16))
 
 
 def _check_size(width: int, height: int) -> None:
@@ -313,6 +333,7 @@ def decode_all(
     files: Sequence[Path],
     *,
     canvas_px: int | None = None,
+    stretch: bool = False,
     n_processes: int | None = None,
     has_pixels: bool = True,
 ) -> Results:
@@ -326,14 +347,15 @@ def decode_all(
         ResourceError: a decoding process was killed from outside; the message names its file.
     """
     n = n_processes_for(len(files)) if n_processes is None else n_processes
+    order = _Order(canvas_px, stretch=stretch, has_pixels=has_pixels)
     if n == 0:
-        return (_decode_here(path, canvas_px) for path in files)
-    return _decode_in_processes(files, n, _Order(canvas_px, has_pixels=has_pixels))
+        return (_decode_here(path, order) for path in files)
+    return _decode_in_processes(files, n, order)
 
 
-def _decode_here(path: Path, canvas_px: int | None) -> Result:
+def _decode_here(path: Path, order: _Order) -> Result:
     try:
-        return decode(path, canvas_px)
+        return decode(path, order.canvas_px, stretch=order.stretch)
     except UnreadableError as error:
         return error
     except FileNotFoundError:
@@ -342,22 +364,26 @@ def _decode_here(path: Path, canvas_px: int | None) -> Result:
 
 @dataclass(frozen=True)
 class _Order:
-    """What a process shall do with its files: sent as two words before each path."""
+    """What a process shall do with its files: sent as words before each path."""
 
     canvas_px: int | None
+    stretch: bool
     has_pixels: bool
 
     def line(self, path: Path) -> bytes:
         """A line of a process's standard input; the path is in hexadecimal."""
         canvas = "-" if self.canvas_px is None else str(self.canvas_px)
-        words = ("d" if self.has_pixels else "v", canvas, os.fsencode(path.absolute()).hex())
+        levels = "s" if self.stretch else "-"
+        kind = "d" if self.has_pixels else "v"
+        words = (kind, canvas, levels, os.fsencode(path.absolute()).hex())
         return " ".join(words).encode() + b"\n"
 
     @classmethod
     def read(cls, line: bytes) -> tuple[_Order, Path]:
         """Read back what `line` returned."""
-        kind, canvas, path = line.decode().split()
-        order = cls(None if canvas == "-" else int(canvas), has_pixels=kind == "d")
+        kind, canvas, levels, path = line.decode().split()
+        canvas_px = None if canvas == "-" else int(canvas)
+        order = cls(canvas_px, stretch=levels == "s", has_pixels=kind == "d")
         return order, Path(os.fsdecode(bytes.fromhex(path)))
 
 
@@ -475,7 +501,8 @@ def _gone(path: Path) -> runtime.MissingDataError:
 def _serve() -> None:
     """Decode the files named on standard input until it is closed.
 
-    A line is "d" (decode) or "v" (verify: no pixels are sent back), the canvas, and a path.
+    A line is "d" (decode) or "v" (verify: no pixels are sent back), the canvas, "s"
+    (stretch) or "-", and a path.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the asking process, which ends us
     with os.fdopen(os.dup(1), "wb") as answers:
@@ -488,7 +515,7 @@ def _serve() -> None:
 def _reply(answers: BinaryIO, path: Path, order: _Order) -> None:
     pixels = np.empty((0, 0, 3), np.uint8)
     try:
-        decoded = decode(path, order.canvas_px)
+        decoded = decode(path, order.canvas_px, stretch=order.stretch)
     except FileNotFoundError:
         answer = _Answer(is_gone=True)
     except UnreadableError as error:

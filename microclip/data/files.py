@@ -259,10 +259,10 @@ class Survey:
         return ", ".join(f"{kind} {n}" for kind, n in self.modes.items())
 
 
-def survey(where: Path | Sequence[Path]) -> Survey:
+def survey(where: Path | Sequence[Path], *, stretch: bool = False) -> Survey:
     """Find out which images of a folder, or of a list of files, can be read.
 
-    Every image is decoded, in parallel as for the store, but none is kept.
+    Every image is decoded, in parallel as for the store, but none is kept. `stretch`: see `decode`.
 
     Raises:
         SettingsError: `where` is a path but not a folder.
@@ -273,7 +273,7 @@ def survey(where: Path | Sequence[Path]) -> Survey:
     bad = list(found.bad)
     modes: Counter[str] = Counter()
     traits: Counter[str] = Counter()
-    results = decode_all(found.images, has_pixels=False)
+    results = decode_all(found.images, stretch=stretch, has_pixels=False)
     for path, result in zip(found.images, results, strict=True):
         if isinstance(result, UnreadableError):
             bad.append(BadFile(path, str(result)))

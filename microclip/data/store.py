@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microclip import paths, runtime, warm
-from microclip.data.decoding import DARK, DARK_REMEDY, RULE, Pixels, UnreadableError, decode_all
+from microclip.data.decoding import RULE, Pixels, UnreadableError, darkness, decode_all
 from microclip.data.files import BadFile, complaint, write_bad_files
 from microclip.data.manifest import check_left, read_manifest
 from microclip.settings.base import Frozen, SettingsError, known
@@ -43,11 +43,13 @@ class StoreRules(NamedTuple):
 
     bad_images: BadImages = "error"
     canvas_px: int | None = CANVAS_PX
+    stretch: bool = False  # see `decode`
 
     @classmethod
     def of(cls, dataset: DatasetSettings) -> StoreRules:
         """The rules that a dataset's settings name."""
-        return cls(dataset.source.bad_images, dataset.source.canvas_px)
+        source = dataset.source
+        return cls(source.bad_images, source.canvas_px, source.stretch)
 
 
 class SkippedImage(Frozen):
@@ -67,6 +69,7 @@ class StoreRecord(Frozen):
     source_sha256: str  # of the list of images
     rule: int | None = None  # None: written before rules had numbers, when there was only rule 1
     canvas_px: int | None = 448  # what all stores had before it was a setting
+    stretch: bool = False
     modes: dict[str, int] = {}
     traits: dict[str, int] = {}
     skipped: tuple[SkippedImage, ...] = ()
@@ -137,8 +140,8 @@ def build(dataset_name: str, bad_images: BadImages | None = None) -> Path:
     )
     record = write_store(manifest.files, folder, manifest.images_sha256, rules, remedy=remedy)
     check_left(manifest, open_store(folder).skipped)
-    if n_dark := _read(record).traits.get(DARK, 0):
-        logger.warning("%s: %d 16-bit images %s", dataset_name, n_dark, DARK_REMEDY)
+    if said := darkness(_read(record).traits):
+        logger.warning("%s: %s", dataset_name, said)
     return record
 
 
@@ -201,7 +204,7 @@ def _write_pixels(
     """Write the pixels; return what was decoded and the pixels' hash."""
     done, sha256 = _Progress(), hashlib.sha256()
     with runtime.atomic_path(folder / _PIXELS) as target:
-        decoding = decode_all(files, canvas_px=rules.canvas_px)
+        decoding = decode_all(files, canvas_px=rules.canvas_px, stretch=rules.stretch)
         with target.open("wb") as stream, contextlib.closing(decoding) as results:
             for row, result in enumerate(results):
                 if isinstance(result, UnreadableError):
@@ -242,6 +245,7 @@ def _record(
         source_sha256=source_sha256,
         rule=RULE,
         canvas_px=rules.canvas_px,
+        stretch=rules.stretch,
         modes=dict(sorted(done.modes.items())),
         traits=dict(sorted(done.traits.items())),
         skipped=tuple(SkippedImage(row=row, reason=file.reason) for row, file in done.bad),
@@ -283,8 +287,8 @@ def open_store(
 
     Raises:
         MissingDataError: there is no store, or its pixels were deleted.
-        SettingsError: made from another list of images, by another rule or on another canvas than
-            that of `rules`; cut short or altered.
+        SettingsError: made from another list of images, by other rules than `rules`; cut
+            short or altered.
     """
     record, pixels = folder / _RECORD, folder / _PIXELS
     for path in (record, pixels, folder / _INDEX):
@@ -312,6 +316,11 @@ def open_store(
         raise SettingsError(
             f"image store {folder} was made with canvas_px {_shown(said.canvas_px)}, the settings "
             f"say {_shown(rules.canvas_px)}; run `microclip store-images {folder.name}` again"
+        )
+    if rules is not None and said.stretch != rules.stretch:
+        raise SettingsError(
+            f"image store {folder} was made with stretch {said.stretch}, the settings say "
+            f"{rules.stretch}; run `microclip store-images {folder.name}` again"
         )
     return store
 

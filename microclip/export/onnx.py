@@ -378,6 +378,7 @@ def to_onnx(adapted: Adapted, out: Path, check_on: Images | None = None) -> str:
             return f"{compare(adapted, model, [probe(adapted)])} (random pixels)"
         tower = adapted.backbone
         recipe = ViewRecipe(0, tower.image_size, tower.mean, tower.std)
-        with stored(usable(check_on)) as images:
+        stretch = adapted.record.stretch
+        with stored(usable(check_on, stretch=stretch), stretch=stretch) as images:
             views = evaluation_views(images, recipe, crop="center", batch_size=_BATCH)
             return str(compare(adapted, model, views))

@@ -321,7 +321,8 @@ def _key(dataset: DatasetSettings, backbone: BackboneSettings) -> str:
     manifest = read_manifest(dataset.name)
     canvas = dataset.source.canvas_px
     # Left out where every image is kept as it is, so that the keys of icons stay what they were.
-    reduced = {} if canvas is None else {"canvas_px": canvas}
+    rules: dict[str, int] = {} if canvas is None else {"canvas_px": canvas}
+    rules |= {"stretch": True} if dataset.source.stretch else {}
     return digest(
         {
             "format": FORMAT,
@@ -329,7 +330,7 @@ def _key(dataset: DatasetSettings, backbone: BackboneSettings) -> str:
             "images": manifest.images_sha256,
             "splits": manifest.splits,
             "view": "center",
-            **reduced,
+            **rules,
         }
     )
 

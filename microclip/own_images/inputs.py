@@ -74,6 +74,11 @@ class Request:
     skip_bad: bool = False
     allow_duplicates: bool = False
 
+    @property
+    def stretch(self) -> bool:
+        """Brighten 16-bit grey images of 12-bit cameras (see `decoding.decode`)."""
+        return self.settings.get("stretch") is True
+
 
 @dataclass(frozen=True)
 class Materials:
@@ -112,7 +117,7 @@ def gather(request: Request) -> Materials:
         listed = read_class_list(request.classes, allow_duplicates=request.allow_duplicates)
     rows = () if request.labels is None else read_label_list(request.labels)
     require_images(request.folder, walk(request.folder))
-    found = survey(request.folder)
+    found = survey(request.folder, stretch=request.stretch)
     vocabulary = listed or _other_names(request, found, rows)
     given: dict[Path, int] = {}
     if request.labels is not None:

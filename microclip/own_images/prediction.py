@@ -13,10 +13,10 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from microclip.data.decoding import DARK, DARK_REMEDY
+from microclip.data.decoding import darkness
 from microclip.data.files import image_files, survey
 from microclip.data.loading import UnlabelledImages
-from microclip.data.store import open_store, write_store
+from microclip.data.store import StoreRules, open_store, write_store
 from microclip.measure.evaluation import CONFIDENCE_SCALE, ViewReader, collect_heads
 from microclip.methods.base import Classifier
 from microclip.model.backbone import Backbone
@@ -96,10 +96,10 @@ def from_heads(
     return predictions
 
 
-def usable(images: Images, *, skip_bad: bool = False) -> list[Path]:
+def usable(images: Images, *, skip_bad: bool = False, stretch: bool = False) -> list[Path]:
     """Readable image files among those named; folders are searched recursively.
 
-    With `skip_bad`, unreadable files are skipped with a warning each.
+    With `skip_bad`, unreadable files are skipped with a warning each. `stretch`: see `decode`.
 
     Raises:
         SettingsError: nothing named, a path that does not exist, a folder without images; files
@@ -109,7 +109,7 @@ def usable(images: Images, *, skip_bad: bool = False) -> list[Path]:
     if not named:
         raise SettingsError("expected at least one image, got an empty list; name some files")
     files = [file for path in map(Path, named) for file in _below(path)]
-    found = survey(files)
+    found = survey(files, stretch=stretch)
     if found.bad and (not skip_bad or not found.images):
         shown = "; ".join(f"{bad.path} ({bad.reason})" for bad in found.bad[:_SHOWN])
         more = f"; and {len(found.bad) - _SHOWN} more" if len(found.bad) > _SHOWN else ""
@@ -123,8 +123,8 @@ def usable(images: Images, *, skip_bad: bool = False) -> list[Path]:
         )
     for bad in found.bad:
         logger.warning("skipped %s: %s", bad.path, bad.reason)
-    if n_dark := found.modes.get(DARK, 0):
-        logger.warning("%d 16-bit images %s", n_dark, DARK_REMEDY)
+    if said := darkness(found.modes):
+        logger.warning("%s", said)
     return list(found.images)
 
 
@@ -137,12 +137,12 @@ def _below(path: Path) -> list[Path]:
 
 
 @contextmanager
-def stored(files: Sequence[Path]) -> Iterator[UnlabelledImages]:
+def stored(files: Sequence[Path], *, stretch: bool = False) -> Iterator[UnlabelledImages]:
     """Yield the decoded images of some files from a temporary store, deleted after the block.
 
     Raises:
         SettingsError: images that cannot be read, each named.
     """
     with tempfile.TemporaryDirectory(prefix="microclip-") as name:
-        write_store(files, Path(name), source_sha256="")
+        write_store(files, Path(name), "", StoreRules(stretch=stretch))
         yield UnlabelledImages(open_store(Path(name)), tuple(range(len(files))))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -38,6 +38,7 @@ from microclip.settings.base import (
     MissingFileError,
     SettingsError,
     validated,
+    without_defaults,
 )
 from microclip.settings.datasets import TEMPLATES, DatasetSettings
 from microclip.settings.llms import DescriptionSettings
@@ -54,6 +55,7 @@ class Record:
     Attributes:
         templates: of the prompts, for methods that encode them themselves; files from before there
             were such methods have none.
+        stretch: 16-bit grey images of 12-bit cameras are brightened (see `decoding.decode`).
         about: for readers only, ignored when loading: the verdict, the images, the folder.
     """
 
@@ -64,6 +66,7 @@ class Record:
     settings: Mapping[str, Any]
     seed: int
     templates: tuple[str, ...] = ()
+    stretch: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -138,6 +141,11 @@ class Options(Frozen):
     device: Device = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     templates: tuple[str, ...] = TEMPLATES
+    stretch: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, dump, "stretch")
 
 
 class Resolved(NamedTuple):
@@ -227,7 +235,7 @@ def run_settings(request: Request, materials: Materials, chosen: Resolved) -> Ow
     backbone = settings.load_backbone_settings(request.backbone)
     texts = _texts_identity(request)
     method, options = chosen.settings.model_dump(mode="json"), chosen.options
-    inputs = {
+    inputs: dict[str, Any] = {
         "images": materials.images_sha256,
         "n_images": len(materials.images),
         "class_names": list(materials.vocabulary.class_names),
@@ -236,6 +244,8 @@ def run_settings(request: Request, materials: Materials, chosen: Resolved) -> Ow
         "labels": materials.labels_sha256,
         "n_label_first": request.n_label_first,
     }
+    if options.stretch:
+        inputs["stretch"] = True
     dataset = _dataset(materials.folder, options.templates)
     spec = RunSpec(
         dataset=dataset.name,

@@ -34,7 +34,6 @@ from microclip.own_images.results import (
     predictions_csv,
 )
 from microclip.own_images.training import Outcome, Place, Start, adapt_images
-from microclip.settings.base import SettingsError
 from microclip.tracking.run import RunClock, RunTracker, read_history
 
 PREDICTIONS, LABEL_FIRST = "predictions.csv", "label_these_first.csv"
@@ -87,7 +86,8 @@ def run(prepared: Prepared, out: Path, tracker: RunTracker) -> Results:
     clock, folder = RunClock(out), out / paths.RUN_CHECKPOINT
     past = read_history(out) if (folder / "last.safetensors").is_file() else []
     write_bad_files(materials.survey.bad, out / paths.BAD_FILES, step="survey")
-    images = _stored(materials, folder / _STORE)
+    rules = StoreRules(stretch=start.record.stretch)
+    images = _stored(materials, folder / _STORE, rules)
     outcome = adapt_images(start, images, Place(tracker, clock, folder, past))
     pair, _ = closest_classes(start.record.class_names, start.texts)
     results = Results(
@@ -105,13 +105,10 @@ def run(prepared: Prepared, out: Path, tracker: RunTracker) -> Results:
     return results
 
 
-def _stored(materials: Materials, folder: Path) -> UnlabelledImages:
+def _stored(materials: Materials, folder: Path, rules: StoreRules) -> UnlabelledImages:
     """The decoded images, kept on disk until the command is complete."""
-    try:
-        store = open_store(folder, materials.images_sha256, StoreRules())
-    except (SettingsError, runtime.MissingDataError):
-        write_store(materials.images, folder, materials.images_sha256)
-        store = open_store(folder, materials.images_sha256)
+    write_store(materials.images, folder, materials.images_sha256, rules)
+    store = open_store(folder, materials.images_sha256)
     return UnlabelledImages(store, tuple(range(len(materials.images))))
 
 

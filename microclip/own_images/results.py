@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from microclip import paths, runtime
-from microclip.data.decoding import DARK, DARK_REMEDY
+from microclip.data.decoding import darkness
 from microclip.measure.evaluation import CONFIDENCE_SCALE, Evaluation, evaluate
 from microclip.methods.base import REPEAT, declaration_of
 from microclip.model.embeddings import TextClassifiers
@@ -272,8 +272,8 @@ def survey_lines(materials: Materials, out: Path, *, learns_labels: bool) -> Ite
         f"{len(survey.images)} images of {len(materials.vocabulary)} classes in "
         f"{materials.folder}: {survey.described()}; {labelled or 'no labels (fine)'}"
     )
-    if n_dark := survey.modes.get(DARK, 0):
-        yield f"  warning: {n_dark} 16-bit images {DARK_REMEDY}"
+    if said := darkness(survey.modes):
+        yield f"  warning: {said}"
     if survey.duplicates:
         yield f"  {survey.duplicates} images are exact copies of another one"
     if survey.others:

@@ -106,6 +106,7 @@ def load_start(
         settings=chosen.settings.model_dump(mode="json"),
         seed=chosen.options.seed,
         templates=chosen.options.templates,
+        stretch=chosen.options.stretch,
     )
     return Start(
         record=record,
@@ -263,7 +264,7 @@ def _measure(
     record, method, short = start.record, start.method, start.settings
     known = type(short).model_fields
     short = short.model_copy(update={k: value for k, value in _ONE_PASS.items() if k in known})
-    with prediction.stored(sample) as images:
+    with prediction.stored(sample, stretch=start.record.stretch) as images:
         decoded = time.perf_counter()
         # Any labels do: the time does not depend on them.
         labels = {row: row % len(record.class_names) for row in range(len(images))}

@@ -18,6 +18,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
     model_validator,
@@ -86,6 +87,19 @@ class SettingsError(ValueError):
 
 class MissingFileError(SettingsError, FileNotFoundError):
     """A file that a setting or a command names is missing; exit code 3 as for all missing files."""
+
+
+def without_defaults(
+    model: BaseModel, dump: SerializerFunctionWrapHandler, *names: str
+) -> dict[str, Any]:
+    """Values of a model without fields that came later and have their defaults.
+
+    So older runs keep their digests.
+    """
+    values: dict[str, Any] = dump(model)
+    fields = type(model).model_fields
+    later = {name for name in names if values[name] == fields[name].default}
+    return {name: value for name, value in values.items() if name not in later}
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> SettingsError:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from microclip.settings.base import Frozen, Name
+from microclip.settings.base import Frozen, Name, without_defaults
 
 BadImages = Literal["error", "skip"]
 TEMPLATES = ("a photo of a {}.",)
@@ -24,6 +24,7 @@ class IconSource(Frozen):
     kind: Literal["icons"] = "icons"
     bad_images: ClassVar[BadImages] = "error"
     canvas_px: ClassVar[int | None] = None  # scenes are stored as they are drawn
+    stretch: ClassVar[bool] = False
     drawings: Name = Field(description="icon set, a folder in resources/icons")
     classes: int | None = Field(None, ge=2, description="number of classes used; None: all")
     train_scenes: int = Field(ge=1, description="training scenes per class")
@@ -44,12 +45,7 @@ class IconSource(Frozen):
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields that came later are left out at their defaults: older runs keep their digest."""
-        values: dict[str, Any] = dump(self)
-        for name in ("split", "style"):
-            if values[name] == type(self).model_fields[name].default:
-                del values[name]
-        return values
+        return without_defaults(self, dump, "split", "style")
 
 
 class FolderSource(Frozen):
@@ -73,12 +69,20 @@ class FolderSource(Frozen):
     seed: int = Field(0, ge=0, description="seed of that split")
     bad_images: BadImages = Field("error", description="skip: leave out unreadable images")
     canvas_px: int | None = Field(CANVAS_PX, ge=224, description=_CANVAS)
+    stretch: bool = Field(
+        default=False, description="16-bit grey images with values up to 4095: 4095 is white"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, dump, "stretch")
 
 
 class PublicSource(Frozen):
     """A public dataset that has a card (routes, splits, counts) in this project."""
 
     kind: Literal["public"] = "public"
+    stretch: ClassVar[bool] = False
     dataset: Name = Field(description="the file in config/datasets that holds the card")
     split: Name = Field("paper", description="one of the card's splits")
     seed: int = Field(0, ge=0, description="seed of a randomly drawn split")

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from microclip.data.decoding import DARK, UnreadableError, decode, formats, suffixes, to_rgb
+from microclip.data.decoding import (
+    DARK,
+    STRETCHED,
+    UnreadableError,
+    decode,
+    decode_all,
+    formats,
+    suffixes,
+    to_rgb,
+)
 from tests.data import odd_files
 from tests.data.odd_files import RED, SIZE, picture
 
@@ -258,6 +267,24 @@ def test_12_bit_values_in_a_16_bit_file_are_noted(
     assert (DARK in decode(tmp_path / f"a.{suffix}").traits) is is_dark
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("n_processes", [0, 1])
+def test_stretch_gives_12_bit_values_the_levels_of_16_bits(
+    tmp_path: Path, suffix: str, n_processes: int
+) -> None:
+    shares = np.linspace(0, 1, 400).reshape(20, 20)
+    files = [tmp_path / f"{white}.{suffix}" for white in (4095, 65535)]
+    for file in files:
+        Image.fromarray((shares * int(file.stem)).astype(np.uint16)).save(file)
+    dark, usual = decode_all(files, stretch=True, n_processes=n_processes)
+    assert not isinstance(dark, UnreadableError)
+    assert not isinstance(usual, UnreadableError)
+    assert (dark.traits, usual.traits) == ((STRETCHED,), ())
+    assert dark.pixels.max() == 255
+    np.testing.assert_allclose(dark.pixels, usual.pixels, atol=1)
+    np.testing.assert_array_equal(usual.pixels, decode(files[1]).pixels)
+
+
 def test_12_bit_values_in_16_bit_colour_are_noted(tmp_path: Path) -> None:
     for name, white in (("dark", 4095), ("usual", 65535)):
         rows = np.linspace(0, white, 20 * 20 * 3).astype(">u2").reshape(20, 60)
@@ -266,6 +293,7 @@ def test_12_bit_values_in_16_bit_colour_are_noted(tmp_path: Path) -> None:
         body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
         (tmp_path / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
     assert DARK in decode(tmp_path / "dark.png").traits
+    assert DARK in decode(tmp_path / "dark.png", stretch=True).traits
     assert DARK not in decode(tmp_path / "usual.png").traits
 
 

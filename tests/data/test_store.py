@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from microclip.data import datasets, loading, passport, store
-from microclip.data.decoding import FILES_A_PROCESS, n_processes_for
+from microclip.data.decoding import FILES_A_PROCESS, STRETCHED, n_processes_for
 from microclip.data.store import StoreRules, open_store, write_store
 from microclip.runtime import MissingDataError
 from microclip.settings import SettingsError, base, load_dataset
@@ -280,6 +280,28 @@ def test_the_canvas_of_a_dataset_is_a_setting_and_part_of_its_identity(own_proje
     assert (224, 299, 3) in {train.pixels(index).shape for index in range(len(train))}
     with pytest.raises(SettingsError, match="made with canvas_px 224, the settings say 672"):
         loading.load(dataset)
+
+
+def test_stretching_is_a_setting_and_part_of_a_datasets_identity_where_it_is_used(
+    own_project: Path,
+) -> None:
+    plain = load_dataset("shapes")
+    assert "stretch" not in plain.identity()["source"]
+    path = own_project / "config" / "datasets" / "shapes.yaml"
+    path.write_text(path.read_text().replace("kind: folder", "kind: folder\n  stretch: true"))
+    dark = (np.arange(900).reshape(30, 30) % 4096).astype(np.uint16)
+    Image.fromarray(dark).save(own_project / "images" / "train" / "red_disc" / "dark.png")
+    base._load.cache_clear()
+    stretched = load_dataset("shapes")
+    assert stretched.identity()["source"]["stretch"] is True
+    datasets.fetch(stretched)
+    record = json.loads(store.build("shapes").read_text())
+    assert record["traits"][STRETCHED] == 1
+    passport.issue(stretched)
+    train = loading.load(stretched)["train"].images
+    assert 899 * 255 // 4095 in {int(train.pixels(index).max()) for index in range(len(train))}
+    with pytest.raises(SettingsError, match="made with stretch True, the settings say False"):
+        loading.load(plain)
 
 
 def set_policy(root: Path, policy: str) -> None:

@@ -24,10 +24,14 @@ def test_embeddings_have_unit_norm_and_the_order_of_the_splits() -> None:
     torch.testing.assert_close(found.test.norm(dim=1), torch.ones(12))
 
 
-def test_other_weights_and_a_damaged_file_are_refused(own_project: Path) -> None:
+def test_other_pixels_other_weights_and_a_damaged_file_are_refused(own_project: Path) -> None:
     settings = settings_of("clip")
     prepare(settings)
+    stretched = settings.dataset.source.model_copy(update={"stretch": True})
+    other = settings.dataset.model_copy(update={"source": stretched})
     target = embeddings.encode_images(settings.dataset, settings.backbone)
+    with pytest.raises(SettingsError, match="from other images"):
+        embeddings.load_features(other, settings.backbone)
     whole = target.read_bytes()
     target.write_bytes(whole[:100])
     with pytest.raises(SettingsError, match="damaged"):

@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from microclip.cli import main
+from microclip.own_images.record import Options
 from tests.fixtures.project import CLASSES, SENTENCES, draw
 from tests.own_images.folder import N_IMAGES, adapt, place, write_labels, write_photos
 
@@ -379,6 +381,34 @@ def test_unusual_image_modes_are_counted(place: Path, capsys: pytest.CaptureFixt
     said = capsys.readouterr().err
     for kind in ("CMYK 1", "P 1", "RGBA 1", "rotated 1"):
         assert kind in said
+
+
+def test_12_bit_images_are_warned_of_and_stretched_on_request_in_predict_too(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ramp = np.linspace(0, 1, 64 * 64).reshape(64, 64)
+    for white in (4095, 65535):
+        Path(str(white)).mkdir()
+        Image.fromarray((ramp * white).astype(np.uint16)).save(f"{white}/a.png")
+    shutil.copy("4095/a.png", "photos/dark.png")
+    assert "stretch" not in Options().model_dump()  # and so not in older runs' digests
+    assert adapt("--method", "cupl") == 0
+    said = capsys.readouterr()
+    assert "1 16-bit images hold no value above 4095 of 65535" in said.out + said.err
+    assert adapt("--method", "cupl", "--stretch") == 2
+    assert "--out adapted belongs to another command" in capsys.readouterr().err
+    shutil.rmtree("adapted")
+    assert adapt("--method", "cupl", "--stretch") == 0
+    said = capsys.readouterr()
+    assert "12-bit values in 16 bits, stretched 1" in said.out + said.err
+    assert "hold no value above" not in said.out + said.err
+    answers = []
+    for white in (4095, 65535):
+        assert main.main(["predict", "adapted", f"{white}/a.png", "--json"]) == 0
+        (found,) = json.loads(capsys.readouterr().out)
+        answers.append([found["top"][0]["class"], found["confidence"]])
+    assert answers[0][0] == answers[1][0]
+    assert answers[0][1] == pytest.approx(answers[1][1], abs=0.01)
 
 
 def test_a_list_in_another_form_gives_the_same_names(place: Path) -> None:
