@@ -151,7 +151,7 @@ def _choice_of(choice: Any) -> Choice:
         if not isinstance(choice, dict) or not isinstance(choice.get("text"), str):
             raise BrokenAnswerError("a choice without text")
         message = {"content": choice["text"]}
-    finish, refusal = _text(choice.get("finish_reason")), _content(message.get("refusal"))
+    finish, refusal = _text(choice.get("finish_reason")), _content(message.get("refusal") or None)
     text = refusal or _content(message.get("content"))
     if not text and (message.get("tool_calls") or message.get("function_call")):
         finish = "tool_calls"

@@ -365,6 +365,7 @@ def message(**values: Any) -> Callable[[dict[str, Any]], object]:
         (message(content=None, tool_calls=[{"id": "x"}]), "a tool call"),
         (message(content=None, reasoning_content="1. A plan."), "empty"),
         (message(refusal="I \ud83d cannot"), "refused"),
+        (message(refusal=False), None),
         (message(content="<think>1. A plan"), "reasoning alone"),
         (lambda answer: answer.update(created=1.7e300, model=7), None),
         (lambda answer: answer.update(created=float("nan"), usage={"prompt_tokens": -1}), None),
