@@ -85,7 +85,7 @@ def read(path: Path, where: str = "") -> ClassList:
     return found
 
 
-def doubt_folders(names: Sequence[str], where: str) -> None:
+def warn_of_numbered_folders(names: Sequence[str], where: str) -> None:
     """Log a warning if class folders are named by numbers in sequence or by WordNet ids.
 
     Nothing is taken off their names, by which images are matched with classes.
@@ -111,7 +111,7 @@ def parse(text: str, where: str, suffix: str = ".txt") -> ClassList:
         notes.append(f"read as {'YAML' if suffix in _YAML else 'JSON'}, {len(entries)} names")
         numbered = [(n, visible(name).strip()) for n, name in enumerate(entries, start=1)]
         return ClassList(tuple(numbered), "entry", tuple(notes))
-    lines = _without_comments(_printed(text, notes), notes)
+    lines = _without_comments(_visible_lines(text, notes), notes)
     names = _split_line(lines[0][1]) if len(lines) == 1 else []
     if len(names) > 1:
         notes.append(f"one line, taken as {len(names)} names")
@@ -133,11 +133,11 @@ def _plain(lines: Lines, where: str, suffix: str, notes: list[str]) -> Lines:
             lines = form(lines, where, notes)
         if lines == before:
             break
-    _doubt(lines, where, notes)
+    _refuse_partial_forms(lines, where, notes)
     return lines
 
 
-def _printed(text: str, notes: list[str]) -> Lines:
+def _visible_lines(text: str, notes: list[str]) -> Lines:
     """The lines that are not blank, as they print."""
     lines, hidden = [], []
     for number, raw in enumerate(text.split("\n"), start=1):
@@ -374,7 +374,7 @@ _PARTLY: tuple[tuple[str, Callable[[str], object]], ...] = (
 )
 
 
-def _doubt(lines: Lines, where: str, notes: list[str]) -> None:
+def _refuse_partial_forms(lines: Lines, where: str, notes: list[str]) -> None:
     """Refuse, by line, a form that only some lines have; note what may be meant otherwise."""
     for what, has in _PARTLY:
         number, line = next(((n, line) for n, line in lines if has(line)), (0, ""))

@@ -101,7 +101,7 @@ def _of_parts(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> Par
         if vocabulary.is_benchmark:
             _require_every_class(place, labels[part], vocabulary)
         else:
-            _say_empty(place, labels[part], vocabulary)
+            _check_not_empty(place, labels[part], vocabulary)
     if others := [path.name for path in subfolders(folder) if path not in places.values()]:
         logger.warning("%s: folders left out beside the parts: %s", folder, _names(others))
     if places["test"].name.casefold() != "test":
@@ -109,8 +109,12 @@ def _of_parts(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> Par
     return labels
 
 
-def _say_empty(folder: Path, found: Mapping[Path, int], vocabulary: Vocabulary) -> None:
-    """Warn of classes that have no image in a folder, such as empty class folders."""
+def _check_not_empty(folder: Path, found: Mapping[Path, int], vocabulary: Vocabulary) -> None:
+    """Warn of classes that have no image in a folder, such as empty class folders.
+
+    Raises:
+        SettingsError: fewer than two classes have one.
+    """
     there = set(found.values())
     lacking = [name for label, name in enumerate(vocabulary.class_names) if label not in there]
     if len(there) < 2:
@@ -153,7 +157,7 @@ def _of_classes(source: FolderSource, vocabulary: Vocabulary, listed: Path) -> P
     _refuse_bad(source, (found,), listed)
     labels = _by_class(folder, found.images, vocabulary)
     if not vocabulary.is_benchmark:
-        _say_empty(folder, labels, vocabulary)
+        _check_not_empty(folder, labels, vocabulary)
     of_class: dict[int, list[Path]] = defaultdict(list)
     for path, label in labels.items():
         of_class[label].append(path)

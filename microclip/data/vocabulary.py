@@ -407,7 +407,7 @@ def _folder_vocabulary(source: FolderSource) -> Vocabulary:
             f"{place} has only one folder, {names[0]}/, so one class; if the classes are in it, "
             f"name {place / names[0]} as the source's folder"
         )
-    class_lists.doubt_folders(names, str(place))
+    class_lists.warn_of_numbered_folders(names, str(place))
     return checked(names, str(place))
 
 

@@ -230,7 +230,7 @@ def folder_names(folder: Path, images: Sequence[Path]) -> Vocabulary:
             f"as train and test, and not classes; name one of them (`microclip adapt {first} "
             "--classes-from-folders …`), or give --classes FILE"
         )
-    class_lists.doubt_folders(found, str(folder))
+    class_lists.warn_of_numbered_folders(found, str(folder))
     return checked_names(list(enumerate(found, start=1)), f"the folders of {folder}", unit="folder")
 
 

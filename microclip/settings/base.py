@@ -166,8 +166,9 @@ _SHOWN = 40  # characters of a line in an error
 def read_text(path: Path, what: str) -> str:
     r"""A text file that people bring, in UTF-8, or in UTF-16 or UTF-32 by its byte order mark.
 
-    Line ends become \n. `what` names the file in errors: "class list". There is no guess at other
-    encodings: half of the bytes of one are letters in each of the others.
+    Line ends become \n. `what` names the file in errors: "class list". Without a mark, UTF-16 is
+    known by its zero bytes. Other encodings, such as Latin-1, are not guessed, because most bytes
+    of one are letters in the others too.
 
     Raises:
         FileNotFoundError: no such file.
