@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from argparse import Namespace
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,19 +10,12 @@ import torch
 
 from microclip.data.loading import LabelledImages, UnlabelledImages
 from microclip.settings import load_backbone_settings
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.fixtures import benchmarks
 
 
 @pytest.fixture(scope="module")
 def headroom() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("headroom", ROOT / "benchmarks" / "headroom.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return benchmarks.load("headroom")
 
 
 def split(*labels: int) -> LabelledImages:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,24 +12,15 @@ from types import ModuleType
 import pytest
 
 from microclip import runner
+from tests.fixtures import benchmarks
 from tests.fixtures.project import Journal, load_study, prepare
 
-ROOT = Path(__file__).resolve().parents[1]
 SHORT = ["--backbone", "tiny", "--epochs", "2", "--batch-size", "4", "--tested", "12"]
 
 
 @pytest.fixture
-def local_head(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    spec = importlib.util.spec_from_file_location(
-        "local_head", ROOT / "benchmarks" / "local_head.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def local_head() -> ModuleType:
+    return benchmarks.load("local_head")
 
 
 def trained(local_head: ModuleType, way: str) -> Sequence[dict[str, float]]:
@@ -72,7 +62,7 @@ def test_every_way_trains_microclip_with_what_it_changes(local_head: ModuleType)
 @pytest.mark.usefixtures("project")
 def test_the_table_and_the_file_have_each_run() -> None:
     arguments = ["shapes", *SHORT, "--ways", "default", "--rates", "1e-2", "--by-epoch"]
-    script = ROOT / "benchmarks" / "local_head.py"
+    script = benchmarks.BENCHMARKS / "local_head.py"
     done = subprocess.run(
         [sys.executable, script, *arguments, "--out", "rows.csv", "--device", "cpu"],
         capture_output=True,

@@ -48,12 +48,13 @@ def test_a_signal_dropped_in_a_finaliser_is_raised_at_the_next_step(
         processes.raise_pending()
 
 
-def test_a_process_that_ignores_ctrl_c_still_ignores_it() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])  # as by `&` and by nohup
+def test_a_process_that_ignores_a_signal_still_ignores_it(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_IGN)
     processes.listen(warm.ENDING)
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), number)
     processes.raise_pending()
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert signal.getsignal(number) is signal.SIG_IGN
 
 
 WAITING = """
@@ -81,14 +82,6 @@ def test_every_ending_signal_ends_a_verb_in_order(number: signal.Signals) -> Non
         _, said = verb.communicate(timeout=60)
     assert verb.returncode == 128 + number
     assert said == "microclip: interrupted; the same command continues\n"
-
-
-def test_a_closed_terminal_does_not_end_what_nohup_started() -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    processes.listen(warm.ENDING)
-    os.kill(os.getpid(), signal.SIGHUP)
-    processes.raise_pending()
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 ENDING = """
