@@ -104,7 +104,7 @@ def seed_difference(first: Sequence[float], second: Sequence[float]) -> Differen
     Raises:
         ValueError: fewer than two seeds, or different numbers of them.
     """
-    from scipy.stats import t  # late: scipy takes a second to import
+    from scipy.stats import ttest_rel  # late: scipy takes a second to import
 
     if len(first) != len(second) or len(first) < 2:
         raise ValueError(
@@ -112,13 +112,14 @@ def seed_difference(first: Sequence[float], second: Sequence[float]) -> Differen
             f"{len(second)}; run more seeds"
         )
     gains = np.subtract(second, first)
-    mean, error = float(gains.mean()), float(gains.std(ddof=1)) / math.sqrt(len(gains))
-    if error < 1e-9:  # all seeds alike but for rounding: nothing varies
+    mean = float(gains.mean())
+    if np.ptp(gains) < 1e-9:  # all seeds alike but for rounding: nothing varies
         return Difference(mean, Interval(mean, mean), 1.0 if abs(mean) < 1e-9 else 0.0)
-    freedom = len(gains) - 1
-    half = float(t.ppf((1 + LEVEL) / 2, freedom)) * error
-    p = 2 * float(t.sf(abs(mean) / error, freedom))
-    return Difference(mean, Interval(mean - half, mean + half), p)
+    found = ttest_rel(second, first)
+    interval = found.confidence_interval(LEVEL)
+    return Difference(
+        mean, Interval(float(interval.low), float(interval.high)), float(found.pvalue)
+    )
 
 
 def _resampled_images(

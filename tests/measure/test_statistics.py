@@ -199,6 +199,9 @@ def test_a_difference_over_seeds_is_the_paired_t_test() -> None:
     assert found.p == pytest.approx(expected.pvalue)
     interval = expected.confidence_interval(0.95)
     assert (found.interval.low, found.interval.high) == pytest.approx(interval)
+    # By hand: gains 2, 1.5, 3, 1; standard error 0.42696; t of 3 degrees of freedom 3.18245.
+    assert found.interval.low == pytest.approx(1.875 - 1.35878, abs=1e-4)
+    assert found.interval.high == pytest.approx(1.875 + 1.35878, abs=1e-4)
 
 
 def test_seeds_that_all_gain_the_same_leave_no_doubt() -> None:
