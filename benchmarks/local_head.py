@@ -55,13 +55,12 @@ from many_runs import is_better_on_cpu, prepare, solve_on_cpu
 from torch import Tensor
 
 from microclip import processes, runtime, settings, study, warm
-from microclip.adaptation.first_batch import FirstBatch
 from microclip.adaptation.losses import self_training_loss
 from microclip.adaptation.teacher import Teaching
 from microclip.adaptation.training import Trainer
 from microclip.data.loading import TrainingViews, ViewBatch, ViewRecipe, spread
 from microclip.measure.evaluation import LabelMonitor, ViewReader
-from microclip.methods.base import Task, ViewPlan
+from microclip.methods.base import Silence, Task, ViewPlan
 from microclip.methods.fusion import optimizer_recipe, untrained
 from microclip.methods.microclip import KnowledgeTeacher, SelfTrainingLosses
 from microclip.model.token_fusion import FusionOutput, TokenFusion
@@ -193,7 +192,7 @@ def put_back(fusion: TokenFusion, start: Mapping[str, Tensor], prefix: str) -> I
     fusion.load_trained_state(trained)
 
 
-class Measured:
+class Measured(Silence):
     """Follows a training: a row an epoch of what `COLUMNS` and `RESTORED` name."""
 
     def __init__(self, fusion: TokenFusion, losses: BothHeads, inputs: Inputs, case: Case) -> None:
@@ -215,12 +214,6 @@ class Measured:
     def pseudo_labels(self, indices: Tensor, guesses: dict[str, Tensor]) -> None:
         """Keep the pseudo-labels of a batch."""
         self._guesses.pseudo_labels(indices, guesses)
-
-    def first_batch(self, found: FirstBatch) -> None:
-        """Record nothing."""
-
-    def message(self, text: str) -> None:
-        """Show nothing."""
 
     def epoch(self, epoch: int, row: Row) -> None:
         """Measure the network after an epoch."""
