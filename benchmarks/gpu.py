@@ -37,9 +37,9 @@ from typing import Any
 
 import gpu_eigh
 import torch
-from gpu_methods import measure_method
+from gpu_methods import LastRow, measure_method
 from loader import write_photographs
-from step import TOWERS, OfficialStep, Way, our_trainer
+from step import PHOTOGRAPH, TOWERS, OfficialStep, Way, our_trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -50,7 +50,7 @@ from microclip.data.loading import UnlabelledImages, ViewBatch, default_workers
 from microclip.data.store import open_store, write_store
 from microclip.data.views import Packed, has_kernels
 from microclip.measure.flops import Network
-from microclip.methods.base import Silence, known_methods
+from microclip.methods.base import known_methods
 from microclip.model import frozen_linear
 from microclip.model.saliency import affinity, fiedler_vector, normalized_cut
 from microclip.model.token_fusion import TokenFusion
@@ -128,16 +128,16 @@ class Bench:
         except Exception as error:  # noqa: BLE001  the rest is worth measuring
             with (self.out / "errors.txt").open("a", encoding="utf-8") as stream:
                 stream.write(f"== {what}\n{traceback.format_exc()}\n")
-            line = " ".join(str(error).split())[:200]
-            self.say(f"{what}: {type(error).__name__}: {line}")
-            self.keep("errors", what=what, error=f"{type(error).__name__}: {line}")
+            line = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            self.say(f"{what}: {line}")
+            self.keep("errors", what=what, error=line)
         finally:
             gc.collect()
             if self.device == "cuda":
                 torch.cuda.empty_cache()
 
     def finish(self) -> None:
-        """Wait for the device."""
+        """Wait for the device, whose work runs beside the host's."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
@@ -160,15 +160,10 @@ class Bench:
             taken.append((time.perf_counter() - began) / n_calls)
         return statistics.median(taken)
 
-    def peak_mib(self) -> float:
-        """Peak memory of the device, in MiB."""
-        return runtime.peak_memory_mib()
-
 
 def photographs(folder: Path, name: str, n: int) -> tuple[UnlabelledImages, list[Path]]:
     """`n` images of an image store, many of them the same, and the files."""
-    side = (500, 375) if name.startswith("ViT") else (96, 96)
-    files = write_photographs(folder, *side, min(n, 64))
+    files = write_photographs(folder, *PHOTOGRAPH[name], min(n, 64))
     write_store(files, folder / "store", "made")
     rows = tuple(number % len(files) for number in range(n))
     return UnlabelledImages(open_store(folder / "store"), rows), files
@@ -257,7 +252,7 @@ def step_row(
     runtime.reset_peak_memory()
     seconds = bench.timed(step)
     speed, ideal = bench.batch / seconds, rate / flop(name, way.prior)
-    memory = bench.peak_mib()
+    memory = runtime.peak_memory_mib()
     bench.row(
         f"{name}, {way.prior}, {way.precision}{note}",
         way.compile,
@@ -307,7 +302,7 @@ def part_official(bench: Bench) -> None:
         for precision in PRECISIONS:
             with bench.case(f"official {precision}"):
                 some = images.part(range(2 * bench.batch))
-                official_row(bench, official, views, some, precision)
+                official_row(bench, official, views=views, images=some, precision=precision)
         bench.heads("With views, workers for all CPUs", "Official images/s", "Ours", "Ratio")
         with bench.case("official, with views"):
             theirs = official_epoch(bench, official, len(images))
@@ -317,7 +312,12 @@ def part_official(bench: Bench) -> None:
 
 
 def official_row(
-    bench: Bench, official: OfficialStep, views: Tensor, images: UnlabelledImages, precision: str
+    bench: Bench,
+    official: OfficialStep,
+    *,
+    views: Tensor,
+    images: UnlabelledImages,
+    precision: str,
 ) -> None:
     """One row of `part_official`: views are ready."""
 
@@ -359,27 +359,12 @@ def official_epoch(bench: Bench, official: OfficialStep, n: int) -> float:
     return seen / (time.perf_counter() - began)
 
 
-class Rows(Silence):
-    """A watcher that keeps the rows of history."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def pseudo_labels(self, indices: Tensor, guesses: dict[str, Tensor]) -> None:
-        """Look at nothing."""
-
-    def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        """Keep a row."""
-        if epoch:
-            self.rows.append(row)
-
-
 def epoch_rate(bench: Bench, images: UnlabelledImages, way: Way) -> float:
     """Images/s of the trainer's second epoch, views and all."""
     trainer = our_trainer(bench.name, images, way, batch_size=bench.batch, epochs=2)
-    rows = Rows()
-    trainer.train(rows)
-    return rows.rows[-1]["images_per_s"]
+    history = LastRow()
+    trainer.train(history)
+    return history.row["images_per_s"]
 
 
 def part_profile(bench: Bench) -> None:
@@ -456,10 +441,14 @@ def parts_of(bench: Bench, trainer: Trainer[ViewBatch], batch: ViewBatch, precis
 
 def kernels_of(bench: Bench, step: Callable[[], object], precision: str) -> None:
     """Print the profiler's first lines: kernels, and operations of the host."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     is_gpu = bench.device == "cuda"
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]
+    orders = {"cpu": "self_cpu_time_total"}
+    if is_gpu:
+        orders = {"device": "self_device_time_total", **orders}
     step()
     bench.finish()
     n_steps = 3
@@ -468,28 +457,23 @@ def kernels_of(bench: Bench, step: Callable[[], object], precision: str) -> None
             step()
         bench.finish()
     averages: Any = seen.key_averages()
-    orders = ["self_device_time_total", "self_cpu_time_total"] if is_gpu else []
-    for order in orders or ["self_cpu_time_total"]:
-        short = "device" if "device" in order else "cpu"
+    for kind, order in orders.items():
         text = averages.table(sort_by=order, row_limit=40, max_name_column_width=70)
         with (bench.out / "profile.txt").open("a", encoding="utf-8") as stream:
             stream.write(f"== {precision}, by {order}, {n_steps} steps\n{text}\n")
-        bench.heads(f"{precision}: greatest {short} time of its own", "ms a step", "Calls a step")
+        bench.heads(f"{precision}: greatest {kind} time of its own", "ms a step", "Calls a step")
         ranked = sorted(averages, key=lambda one: -getattr(one, order))
-        kernels = [one for one in ranked if is_kernel(one) == (short == "device")]
+        kernels = [
+            one for one in ranked if (one.device_type == DeviceType.CUDA) == (kind == "device")
+        ]
         for one in kernels[:15]:
             milliseconds = getattr(one, order) / 1000 / n_steps
             bench.row(one.key[:90], f"{milliseconds:.3f}", f"{one.count / n_steps:.0f}")
-            bench.keep("profile", precision=precision, by=short, name=one.key, ms=milliseconds)
+            bench.keep("profile", precision=precision, by=kind, name=one.key, ms=milliseconds)
     launches = sum(one.count for one in averages if "LaunchKernel" in one.key) / n_steps
     waits = {one.key: one.count / n_steps for one in averages if "Synchronize" in one.key}
     bench.say(f"\n{precision}: {launches:.0f} kernel launches a step; {waits}")
     bench.keep("launches", precision=precision, launches=launches, waits=waits)
-
-
-def is_kernel(event: Any) -> bool:
-    """Whether an event of the profiler ran on the device."""
-    return "CUDA" in str(event.device_type)
 
 
 def syncs_of(bench: Bench, step: Callable[[], object], precision: str) -> None:
@@ -602,7 +586,9 @@ def part_methods(bench: Bench) -> None:
         for precision, name in itertools.product(precisions, names):
             with bench.case(f"{name} {precision}"):
                 way = Way("online", precision, "off", bench.device, 3 if bench.quick else N_CLASSES)
-                found = measure_method(name, images, way, batch_size=bench.batch)
+                found = measure_method(
+                    name, images, way, network=bench.name, batch_size=bench.batch
+                )
                 bench.row(name, precision, *found.cells())
                 bench.keep("methods", method=name, precision=precision, **vars(found))
 
@@ -630,14 +616,11 @@ def run(bench: Bench, part: str, limit_s: int) -> None:
     bench.deadline = began + limit_s
     signal.alarm(limit_s)
     try:
-        with nullcontext() if part == "eigh" else gpu_eigh.as_torch_2_12():
+        solving = nullcontext() if part == "eigh" else gpu_eigh.as_torch_2_12()
+        with bench.case(part), solving:
             PARTS[part](bench)
     except LateError as error:
         bench.say(f"{part} stopped: {error}")
-    except Exception as error:  # noqa: BLE001  the other parts are worth measuring
-        bench.say(f"{part}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        with (bench.out / "errors.txt").open("a", encoding="utf-8") as stream:
-            stream.write(f"== {part}\n{traceback.format_exc()}\n")
     finally:
         signal.alarm(0)
         bench.say(f"\n{part}: {time.monotonic() - began:.0f} s")

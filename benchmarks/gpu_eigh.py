@@ -1,25 +1,24 @@
-"""Ways to get the cut's eigenvector on a GPU, for `gpu.py`; alone it prints them on the CPU.
+"""Ways to get the cut's eigenvector on a GPU (`gpu_eigh.py` prints nothing: `gpu.py` calls it).
 
 torch's `eigh` of a batch on a GPU loops over the batch before torch 2.12, and calls cuSOLVER's
 batched solver since. Here beside it: the same solver called directly, cupy's, the CPU's with two
 copies, repeated squaring (which the ONNX export uses), and inverse iteration by Cholesky factors.
 Each gets the weights of patch graphs and returns the second eigenvector of the normalised Laplacian
 and its gap. Graphs are planted clusters with noise, as random tokens have no cut.
-
-Usage: python benchmarks/gpu_eigh.py
 """
 
 from __future__ import annotations
 
 import ctypes
 import inspect
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from many_runs import solves_one_by_one
 from torch import Tensor
 
 from microclip.export.onnx import fiedler_by_squaring
@@ -58,11 +57,6 @@ def on_the_cpu(weights: Tensor) -> Found:
     """Copy there, solve, copy back."""
     vector, gap = fiedler_vector(weights.cpu())
     return vector.to(weights.device), gap.to(weights.device)
-
-
-def by_squaring(weights: Tensor) -> Found:
-    """The export's way."""
-    return fiedler_by_squaring(weights)
 
 
 def by_inverse_iteration(weights: Tensor) -> Found:
@@ -148,12 +142,16 @@ class Cusolver:
             raise RuntimeError(f"cuSOLVER answered {status}")
 
 
+@cache
+def cusolver() -> Cusolver:
+    """The solver, made once."""
+    torch.linalg.eigvalsh(torch.eye(2, device="cuda"))  # loads the library
+    return Cusolver()
+
+
 def by_cusolver(weights: Tensor) -> Found:
     """What torch calls since 2.12."""
-    if "cusolver" not in _kept:
-        torch.linalg.eigvalsh(torch.eye(2, device=weights.device))  # loads the library
-        _kept["cusolver"] = Cusolver()
-    values, vectors = _kept["cusolver"](shifted(weights).contiguous())
+    values, vectors = cusolver()(shifted(weights).contiguous())
     return vectors[:, 0], values[:, 1] - values[:, 0]
 
 
@@ -164,7 +162,7 @@ class Eigen(NamedTuple):
     eigenvectors: Tensor
 
 
-LOOPS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12)  # eigh over a GPU's batch
+LOOPS = solves_one_by_one()
 _plain_eigh = torch.linalg.eigh
 
 
@@ -172,10 +170,7 @@ def _eigh(matrix: Tensor) -> Any:
     """torch.linalg.eigh, but batches on a GPU as torch calls cuSOLVER since 2.12, check and all."""
     if matrix.device.type != "cuda" or matrix.ndim != 3:
         return _plain_eigh(matrix)
-    if "cusolver" not in _kept:
-        torch.linalg.eigvalsh(torch.eye(2, device=matrix.device))  # loads the library
-        _kept["cusolver"] = Cusolver()
-    solver: Cusolver = _kept["cusolver"]
+    solver = cusolver()
     values, vectors = solver(matrix.contiguous())
     if bool(solver.status.any()):
         raise RuntimeError("cuSOLVER found no eigenvalues")
@@ -216,37 +211,12 @@ def compile_as_torch_2_12() -> None:
     torch.compile = with_limit
 
 
-_kept: dict[str, Any] = {}
 SOLVERS: dict[str, Callable[[Tensor], Found]] = {
     "torch, as the cut calls it": fiedler_vector,
     "cusolverDnXsyevBatched": by_cusolver,
     "cupy.linalg.eigh": by_cupy,
     "cupyx syevj, batched": by_cupy_syevj,
     "on the CPU, with copies": on_the_cpu,
-    "repeated squaring": by_squaring,
+    "repeated squaring": fiedler_by_squaring,
     "inverse iteration": by_inverse_iteration,
 }
-
-
-def main() -> None:
-    """Print each solver that runs on a CPU."""
-    print("| Solver | ms | Largest error of the vector | Of the gap |")
-    print("| --- | ---: | ---: | ---: |")
-    for side in (49, 196):
-        weights = graphs(16, side).double()
-        known = fiedler_vector(weights)
-        for name in (
-            "torch, as the cut calls it",
-            "repeated squaring",
-            "inverse iteration",
-        ):
-            began = time.perf_counter()
-            found = errors(SOLVERS[name](weights), known)
-            taken = 1000 * (time.perf_counter() - began)
-            print(
-                f"| [16, {side}, {side}] {name} | {taken:.1f} | {found[0]:.1e} | {found[1]:.1e} |"
-            )
-
-
-if __name__ == "__main__":
-    main()

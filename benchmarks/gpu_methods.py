@@ -1,29 +1,24 @@
-"""Steps of every method, for `gpu.py`; alone it prints one method's numbers on the CPU.
+"""Steps of every method (`gpu_methods.py` prints nothing: `gpu.py` calls it).
 
 Each method gets a task as the runner makes it, with CLIP of random weights, made class names and
 sentences, and what its supervision allows; its published settings but for epochs and batch. Two
 epochs: the first one warms up. Methods that read embeddings have no steps; their whole work and the
 reading of the test images is timed.
-
-Usage: python benchmarks/gpu_methods.py METHOD
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
-from step import TOWERS, Way
+from step import Way, tower
+from torch import Tensor
 from torch.nn import functional
 
 from microclip import runtime
@@ -31,7 +26,7 @@ from microclip.adaptation.training import Trainer
 from microclip.data.loading import Examples, UnlabelledImages
 from microclip.measure.evaluation import ViewReader, collect_heads
 from microclip.methods.base import Sight, Silence, Task, grant, load_method, sees_with, settings_of
-from microclip.model.backbone import Backbone, from_open_clip
+from microclip.model.backbone import Backbone
 from microclip.model.embeddings import TextClassifiers
 from microclip.settings import load_method_file
 
@@ -57,16 +52,19 @@ class Cost:
         """Return the cells of a table."""
         return (
             str(self.steps or "none"),
-            *(f"{value:.1f}" if self.steps else "—" for value in (self.step_ms,)),
+            f"{self.step_ms:.1f}" if self.steps else "—",
             *(f"{value:.0f}" for value in (self.images_per_s, self.with_data, self.peak_mib)),
         )
 
 
-class Epochs(Silence):
+class LastRow(Silence):
     """A tracker that keeps the last row of history."""
 
     def __init__(self) -> None:
         self.row: dict[str, float] = {}
+
+    def pseudo_labels(self, indices: Tensor, guesses: dict[str, Tensor]) -> None:
+        """Look at nothing."""
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         """Keep a row."""
@@ -76,15 +74,8 @@ class Epochs(Silence):
 
 def clip(name: str, device: str) -> Backbone:
     """A network of this shape with both towers, random weights, and CLIP's tokenizer."""
-    torch.manual_seed(0)
-    is_vit = name.startswith("ViT")
-    model = CLIP(
-        512 if is_vit else 128,
-        TOWERS[name],  # type: ignore[arg-type]
-        TEXTS["ViT" if is_vit else "icon"],  # type: ignore[arg-type]
-        quick_gelu=is_vit,
-    )
-    return from_open_clip(model, SimpleTokenizer(context_length=77)).to(device)
+    text = TEXTS["ViT" if name.startswith("ViT") else "icon"]
+    return tower(name, text, SimpleTokenizer(context_length=77)).to(device)
 
 
 def shortened(name: str, batch_size: int, steps: int) -> Any:
@@ -97,18 +88,18 @@ def shortened(name: str, batch_size: int, steps: int) -> Any:
         "text_steps": 20,
         "max_iterations": 20,
         "shots": 1,
-        "depth": min(9, steps) if steps < 9 else 9,
+        "depth": min(9, steps),
         "per_class": max(1, steps * batch_size // 100),
     }
     given = {key: value for key, value in short.items() if key in model.model_fields}
     return model.model_validate({**load_method_file(name).settings, **given})
 
 
-def made_task(name: str, images: UnlabelledImages, way: Way, tower: Backbone) -> Task:
+def made_task(name: str, images: UnlabelledImages, way: Way, backbone: Backbone) -> Task:
     """A task of made classes, with all that a method of any supervision may get."""
     method = load_method(name)
     generator = torch.Generator().manual_seed(0)
-    count, dim = way.n_classes, tower.embedding_dim
+    count, dim = way.n_classes, backbone.embedding_dim
     vectors = [
         functional.normalize(torch.randn(count, dim, generator=generator), dim=-1) for _ in range(4)
     ]
@@ -124,7 +115,7 @@ def made_task(name: str, images: UnlabelledImages, way: Way, tower: Backbone) ->
         device=way.device,
         precision=way.precision,
         templates=TEMPLATES,
-        backbone=tower if method.reads == "images" else None,
+        backbone=backbone if method.reads == "images" else None,
         sentences=tuple((f"{one} is seen.", f"A {one} has a shape.") for one in names),
     )
     is_pictures = method.reads == "images"
@@ -168,21 +159,22 @@ def milliseconds(begin: Any, end: Any) -> float:
     return 1000 * (end - begin) if isinstance(begin, float) else float(begin.elapsed_time(end))
 
 
-def measure_method(name: str, images: UnlabelledImages, way: Way, *, batch_size: int) -> Cost:
+def measure_method(
+    name: str, images: UnlabelledImages, way: Way, *, network: str, batch_size: int
+) -> Cost:
     """Train a method for two epochs, or let it read the test images if it does not train."""
-    network = "ViT-B/32" if batch_size > 16 else "icon-clip"
-    tower = clip(network, way.device)
-    task = made_task(name, images, way, tower)
+    backbone = clip(network, way.device)
+    task = made_task(name, images, way, backbone)
     options = shortened(name, batch_size, len(images) // batch_size)
     runtime.reset_peak_memory()
-    epochs = Epochs()
+    history = LastRow()
     with clocked(way.device) as marks:
         began = time.perf_counter()
-        classifier = load_method(name).adapt(task, options, epochs)
+        classifier = load_method(name).adapt(task, options, history)
         seconds = time.perf_counter() - began
     if not marks:
         tested = images.part(range(min(len(images), N_TESTED)))
-        reader = ViewReader(tested, 0, tower=tower, device=way.device)
+        reader = ViewReader(tested, 0, tower=backbone, device=way.device)
         began = time.perf_counter()
         collect_heads(classifier, reader(classifier.views))
         seconds = time.perf_counter() - began
@@ -192,19 +184,6 @@ def measure_method(name: str, images: UnlabelledImages, way: Way, *, batch_size:
         torch.cuda.synchronize()
     own = [pair for trainer, *pair in marks if trainer == marks[-1][0]]  # LaFTer's head comes first
     taken = statistics.median(milliseconds(*pair) for pair in own[len(own) // 2 :])
-    with_data = epochs.row.get("images_per_s", len(own) * batch_size / seconds)
-    memory = epochs.row.get("peak_memory_mib", runtime.peak_memory_mib())
+    with_data = history.row.get("images_per_s", len(own) * batch_size / seconds)
+    memory = history.row.get("peak_memory_mib", runtime.peak_memory_mib())
     return Cost(len(own), taken, 1000 * batch_size / taken, with_data, memory)
-
-
-def main(name: str) -> None:
-    """Print a method's numbers."""
-    from gpu import photographs
-
-    with tempfile.TemporaryDirectory() as folder:
-        images, _ = photographs(Path(folder), "icon-clip", 16)
-        print(measure_method(name, images, Way(n_classes=3), batch_size=8))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -58,7 +58,6 @@ _SPAWN = multiprocessing.get_context("spawn")
 _LOGS = Path("logs/many_runs")
 _LEFT_OUT = {paths.RUN_WEIGHTS, ".lock"}  # of a run's folder, when it is packed
 _GRACE_S = 20.0  # for a process to end
-_BATCHED_ON_GPU = (2, 12)  # the first torch that solves a batch of eigenproblems at once
 
 
 @dataclass(frozen=True)
@@ -144,10 +143,14 @@ def solve_on_cpu() -> None:
 
 def is_better_on_cpu(solver: str) -> bool:
     """Do eigenproblems go from the GPU to the CPU, by what was asked for?"""
+    return solver == "cpu" or (solver == "auto" and solves_one_by_one())
+
+
+def solves_one_by_one() -> bool:
+    """Does this torch solve a GPU's batch of eigenproblems one after the other?"""
     import torch
 
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    return solver == "cpu" or (solver == "auto" and version < _BATCHED_ON_GPU)
+    return torch.__version__ < "2.12"  # compares versions, not letters
 
 
 # ---- the process that hands them out

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -38,7 +38,7 @@ from microclip.data.augmentation import StrongTransform
 from microclip.data.loading import TrainingViews, UnlabelledImages, ViewBatch, ViewRecipe
 from microclip.data.store import open_store, write_store
 from microclip.methods.microclip import KnowledgeTeacher, MicroClipSettings, SelfTrainingLosses
-from microclip.model.backbone import Backbone, from_open_clip
+from microclip.model.backbone import Backbone, Tokenizer, from_open_clip
 from microclip.model.compilation import compiled
 from microclip.model.token_fusion import TokenFusion
 
@@ -73,14 +73,15 @@ class Way:
         return f"{self.prior}, {self.precision}" + ("" if self.compile == "off" else ", compiled")
 
 
-def tower(name: str) -> Backbone:
+def tower(
+    name: str, text: Mapping[str, int] = TEXT, tokenizer: Tokenizer | None = None
+) -> Backbone:
     """A network of this shape with random weights, the same at each call."""
     torch.manual_seed(0)
     is_vit = name.startswith("ViT")
     dim = 512 if is_vit else 128
-    return from_open_clip(
-        CLIP(dim, TOWERS[name], TEXT, quick_gelu=is_vit)  # type: ignore[arg-type]
-    )
+    network = CLIP(dim, TOWERS[name], text, quick_gelu=is_vit)  # type: ignore[arg-type]
+    return from_open_clip(network, tokenizer)
 
 
 class OfficialStep:
