@@ -1,6 +1,7 @@
 """Tests that need a GPU are skipped without one.
 
-`MICROCLIP_GPU_TESTS=cpu` runs on the CPU those that have a meaning there, to try the tests.
+`MICROCLIP_GPU_TESTS=cpu` runs on the CPU those that mean something there, to try the tests
+themselves; those marked `cuda` are skipped then.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent not in item.path.parents:
             continue
         item.add_marker(pytest.mark.gpu)
-        needs_cuda = DEVICE == "cuda" or item.get_closest_marker("cuda") is not None
-        if needs_cuda and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="no GPU"))
+        if DEVICE == "cuda" and not torch.cuda.is_available():
+            reason = "needs a GPU, and torch finds none (MICROCLIP_GPU_TESTS=cpu tries it without)"
+            item.add_marker(pytest.mark.skip(reason=reason))
+        elif DEVICE != "cuda" and item.get_closest_marker("cuda") is not None:
+            reason = f"needs a GPU, and MICROCLIP_GPU_TESTS is {DEVICE}"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)
 def _compile_of_older_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lent GPU may come with a torch whose compile has no `recompile_limit` of its own."""
+    """A GPU machine may have a torch before 2.12, whose compile takes no `recompile_limit`."""
     compile_: Any = torch.compile
     if "recompile_limit" not in inspect.signature(compile_).parameters:
 

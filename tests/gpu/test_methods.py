@@ -33,7 +33,7 @@ def moved(given: Views, device: str) -> Views:
 
 
 def _broken(state: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The greatest entry of each trained tensor: which one made logits infinite."""
+    """The greatest entry of each trained tensor, to see which one made logits infinite."""
     return {name: float(value.abs().max()) for name, value in state.items()}
 
 
