@@ -93,7 +93,7 @@ def test_a_process_that_dies_names_its_file(
     """A process killed from outside is the machine's fault; a crash is the file's."""
     for name in "abc":
         picture().save(tmp_path / f"{name}.png")
-    decoder, order = _Decoder(), _Order(None, has_pixels=True)
+    decoder, order = _Decoder(), _Order(None, stretch=False, has_pixels=True)
     try:
         assert isinstance(decoder.decode(tmp_path / "a.png", order), Decoded)
         decoder._process.send_signal(number)
