@@ -43,7 +43,7 @@ onerror:
 onsuccess:
     close_companions()
     print(
-        f"{spent()}; tables and scores: results/{STUDY_NAME}; `make ui` compares the runs",
+        f"{spent()}; tables and scores: results/{STUDY_NAME}; `microclip ui` compares the runs",
         file=sys.stderr,
     )
 

@@ -27,6 +27,7 @@ SCORES = RUN + "/scores.json"
 TRACKING_DATABASE = "results/mlflow.db"
 TRACKING_ARTIFACTS = "results/mlflow-artifacts"
 CALIBRATION = "results/calibration.json"  # how fast machines are that `microclip plan` measured
+ICONS = "resources/icons"  # a folder of drawings for each set
 ANSWERS = "data/answers"  # of language models; not below results/, because they cost money
 STUDY = "results/{study}"
 STUDY_SCORES = STUDY + "/scores.csv"
@@ -54,14 +55,17 @@ RUN_MIRRORED = "mirrored.json"  # present once MLflow has these scores
 
 BAD_FILES = "bad_files.csv"  # of a dataset or a folder of images: files that could not be used
 
-_SOURCE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parent
+_SHIPPED = _PACKAGE / "shipped"  # wheels have the project's files there (pyproject.toml)
+IS_WHEEL = _SHIPPED.is_dir()
+INSTALLED = _SHIPPED if IS_WHEEL else _PACKAGE.parent  # the project that came with the package
 
 
 def project_root() -> Path:
     """The folder that contains `config/` and `resources/`.
 
-    `MICROCLIP_ROOT` if set, else the working directory if it has both, else the source checkout
-    that this package was installed from.
+    `MICROCLIP_ROOT` if set, else the working directory if it has both, else what came with the
+    package: the source checkout, or in a wheel a part of it.
     """
     named = os.environ.get("MICROCLIP_ROOT")
     if named:
@@ -69,7 +73,27 @@ def project_root() -> Path:
     # By the quickest calls: a dry run of a large study asks some ten thousand times.
     if os.path.isdir("config/datasets") and os.path.isdir("resources"):  # noqa: PTH112
         return _as_path(os.getcwd())  # noqa: PTH109
-    return _SOURCE
+    return INSTALLED
+
+
+def resource(name: os.PathLike[str] | str) -> Path:
+    """A file or folder of the project, or what came with the package if the project has none.
+
+    So a study's folder needs no weights and drawings of its own.
+    """
+    own = project_root() / name
+    came = INSTALLED / name
+    return came if came.exists() and not own.exists() else own
+
+
+def how_to_add(name: os.PathLike[str] | str) -> str:
+    """How to get a file of the project that is missing: wheels leave some out."""
+    if not IS_WHEEL:
+        return f"restore {name} from git"
+    folder = quoted(Path(name).parent)
+    copied = f"`mkdir -p {folder} && cp -r SOURCE/{quoted(name)} {folder}`"
+    place = "a folder by `microclip init`" if project_root() == INSTALLED else "the study's folder"
+    return f"wheels leave it out; copy it from microclip's source tree: {copied} in {place}"
 
 
 def quoted(path: os.PathLike[str] | str) -> str:

@@ -402,6 +402,8 @@ def output(*command: str) -> str | None:
         done = subprocess.run(
             command,
             cwd=paths.project_root(),
+            # An installed package may lie inside a repository of something else.
+            env={**os.environ, "GIT_CEILING_DIRECTORIES": str(Path(__file__).resolve().parent)},
             capture_output=True,
             text=True,
             timeout=20,
@@ -496,7 +498,7 @@ def content(path: Path) -> str:
 def dataset_files(dataset: DatasetSettings) -> str:
     """Hash of an icon dataset's drawings; "" for other sources, whose manifest names the images."""
     if dataset.source.kind == "icons":
-        return content(paths.project_root() / "resources" / "icons" / dataset.source.drawings)
+        return content(paths.resource(f"{paths.ICONS}/{dataset.source.drawings}"))
     return ""
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from microclip.settings.base import Frozen
 
 # Each module adds its verbs to the app as it is imported.
-for _group in ("data", "describe", "own_images", "study"):
+for _group in ("data", "describe", "init", "own_images", "study"):
     importlib.import_module(f"microclip.cli.{_group}")
 
 
@@ -227,15 +227,20 @@ def doctor() -> None:
     """List what is installed on this machine, and what is missing."""
     record = runtime.record()
     packages = record["packages"].items()
-    found = [(f"{name} {version or ''}", version is not None) for name, version in packages]
+    found: list[tuple[str, bool | None]] = [
+        (f"{name} {version or ''}", version is not None) for name, version in packages
+    ]
     for name in settings.known("backbones"):
         backbone = settings.load_backbone_settings(name)
         note, is_there = _weights_of(backbone)
         found.append((f"backbone {name}{note}", is_there))
     found += [(f"python {record['python']}, {record['cpus']} CPUs", True), _gpus()]
     for text, there in found:
-        print(f"{'ok' if there else 'missing':8} {text}".rstrip())
-    raise typer.Exit(0 if all(there for _, there in found) else 3)
+        print(f"{_STATES[there]:8} {text}".rstrip())
+    raise typer.Exit(3 if any(there is False for _, there in found) else 0)
+
+
+_STATES = {True: "ok", False: "missing", None: "left out"}
 
 
 def _gpus() -> tuple[str, bool]:
@@ -255,10 +260,12 @@ def _gpus() -> tuple[str, bool]:
     return f"torch computes on {', '.join(names)}", True
 
 
-def _weights_of(backbone: settings.BackboneSettings) -> tuple[str, bool]:
-    """Where a backbone's weights are, in words, and whether a study can use them."""
+def _weights_of(backbone: settings.BackboneSettings) -> tuple[str, bool | None]:
+    """Where a backbone's weights are, and whether a study can use them; None: nothing is wrong."""
     lacking = [path for path in backbone.files.values() if not path.is_file()]
     if backbone.pretrained is None or backbone.model is None:
+        if lacking and backbone.is_left_out:
+            return f": {backbone.remedy('weights')}", None
         return (f": no {lacking[0]}" if lacking else ""), not lacking
     from microclip.model import weights
 

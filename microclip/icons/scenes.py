@@ -94,10 +94,9 @@ def class_names(drawings: str, count: int | None = None, seed: int = 0) -> list[
     Raises:
         SettingsError: the set is unknown or has fewer classes.
     """
-    folder = paths.project_root() / "resources" / "icons" / drawings
+    folder = paths.resource(f"{paths.ICONS}/{drawings}")
     if not (folder / "classes.txt").is_file():
-        sets = sorted(p.parent.name for p in folder.parent.glob("*/classes.txt"))
-        raise SettingsError(f"unknown icon set {drawings!r}; known: {', '.join(sets)}")
+        raise _no_drawings(drawings)
     names = (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
     if count is None:
         return names
@@ -109,13 +108,25 @@ def class_names(drawings: str, count: int | None = None, seed: int = 0) -> list[
     return [name for name in names if name in kept]
 
 
+def _no_drawings(drawings: str) -> SettingsError:
+    roots = {paths.project_root(), paths.INSTALLED}
+    found = {
+        path.parent.name for root in roots for path in root.glob(f"{paths.ICONS}/*/classes.txt")
+    }
+    known = f"known: {', '.join(sorted(found))}"
+    if not paths.IS_WHEEL:
+        return SettingsError(f"unknown icon set {drawings!r}; {known}")
+    wanted = f"{paths.ICONS}/{drawings}"
+    return SettingsError(f"no drawings {drawings!r}; {known}; {paths.how_to_add(wanted)}")
+
+
 def load_drawings(drawings: str, names: Sequence[str]) -> list[Drawing]:
     """Drawings of the named classes, in the order of `drawings.csv`.
 
     Raises:
         SettingsError: a drawing cannot be read; the message names the file.
     """
-    folder = paths.project_root() / "resources" / "icons" / drawings
+    folder = paths.resource(f"{paths.ICONS}/{drawings}")
     wanted, found = set(names), []
     with (folder / "drawings.csv").open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):

@@ -187,7 +187,7 @@ def shipped(question: Question) -> Pace | None:
 
     Only for a CPU: GPUs differ too much.
     """
-    path = paths.project_root() / _SHIPPED
+    path = paths.resource(_SHIPPED)
     if question.device != "cpu" or not path.is_file():
         return None
     asked = {"network": asdict(question.network), "precision": question.precision}

@@ -84,6 +84,8 @@ def load_open_clip(backbone: BackboneSettings) -> tuple[nn.Module, Tokenizer]:
             return network, _tokenizer(name)
     from open_clip.tokenizer import SimpleTokenizer
 
+    if backbone.is_left_out:
+        weights.check_files(backbone)
     config = _named_config(name) if name is not None else _read_config(files["config"])
     model = _build(config, where=str(files.get("config", name)))
     weights.load_local(

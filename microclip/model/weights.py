@@ -44,15 +44,20 @@ def backbone_key(backbone: BackboneSettings) -> str:
     Raises:
         MissingDataError: the weights or the configuration do not exist.
     """
+    check_files(backbone)
     parts: dict[str, Any] = {"model": backbone.model, "pretrained": backbone.pretrained}
+    parts |= {field: runtime.sha256(path) for field, path in backbone.files.items()}
+    return digest(parts)
+
+
+def check_files(backbone: BackboneSettings) -> None:
+    """Raise MissingDataError, with the remedy, if the weights or the configuration are missing."""
     for field, path in backbone.files.items():
         if not path.is_file():
             raise runtime.MissingDataError(
                 f"{field} of backbone {backbone.name!r}, {path}, is not there; "
-                f"make it or correct config/backbones/{backbone.name}.yaml"
+                f"{backbone.remedy(field)}"
             )
-        parts[field] = runtime.sha256(path)
-    return digest(parts)
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -61,12 +61,24 @@ class BackboneSettings(Frozen):
             raise ValueError("'pretrained' goes with 'model', 'config' with 'weights'")
         return self
 
+    def remedy(self, field: str) -> str:
+        """What to do if one of its files is missing."""
+        path: Path | None = getattr(self, field)
+        if self.is_left_out and path is not None:
+            return paths.how_to_add(path)
+        return f"make it or correct config/backbones/{self.name}.yaml"
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether its weights are the project's own, but not in the wheel that is installed."""
+        ours = self.weights is not None and self.weights.parent == Path("resources/icon-clip")
+        return ours and paths.IS_WHEEL and not (paths.INSTALLED / str(self.weights)).exists()
+
     @property
     def files(self) -> dict[str, Path]:
         """Local files by field, `config` and `weights`; relative paths start at the project."""
         named = {"config": self.config, "weights": self.weights}
-        root = paths.project_root()
-        return {field: root / path for field, path in named.items() if path is not None}
+        return {field: paths.resource(path) for field, path in named.items() if path is not None}
 
 
 class CardSettings(Frozen):

@@ -25,6 +25,7 @@ VERBS_OF_DESIGN = {
     "fetch-dataset", "store-images", "describe", "embed-descriptions",
     "encode-images", "run", "collect-scores", "tabulate", "adapt", "predict", "doctor", "status",
     "sync", "ui", "export-schema", "show", "unlock", "verify", "fetch-weights",
+    "init",
 }  # fmt: skip
 
 

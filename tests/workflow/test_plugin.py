@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -128,24 +127,3 @@ def test_the_environment_has_the_plugin_where_snakemake_looks(tmp_path: Path) ->
         check=True,
     ).stdout.split()
     assert "snakemake_logger_plugin_microclip" in found, "run `make setup` again"
-
-
-def test_wheel_and_editable_install_carry_both_packages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build = pytest.importorskip("hatchling.build", reason="no hatchling; pip install -e '.[dev]'")
-    monkeypatch.chdir(ROOT)
-    with zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path))) as wheel:
-        names = set(wheel.namelist())
-    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {
-        "microclip",
-        "snakemake_logger_plugin_microclip",
-    }
-    for folder_of_data in ("microclip/measure/templates",):
-        files = {f"{folder_of_data}/{path.name}" for path in (ROOT / folder_of_data).iterdir()}
-        assert files <= names
-    (tmp_path / "editable").mkdir()
-    editable = tmp_path / "editable" / build.build_editable(str(tmp_path / "editable"))
-    with zipfile.ZipFile(editable) as wheel:
-        linked = wheel.read("_microclip.pth").decode().splitlines()
-    assert [Path(line) for line in linked] == [ROOT, PLUGINS]
