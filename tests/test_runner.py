@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from microclip import paths, runner
+from microclip import paths, processes, runner, warm
 from microclip.data import datasets, loading, passport, store
 from microclip.data.shots import k_shot
 from microclip.measure import evaluation
@@ -37,6 +37,7 @@ from microclip.study import RunSettings
 from microclip.text.prompts import readable
 from microclip.tracking.run import open_tracker
 from tests.fixtures.project import CLASSES, N_TEST, SENTENCES, Journal, prepare, settings_of
+from tests.fixtures.warm import variables
 
 
 @pytest.mark.usefixtures("project")
@@ -463,55 +464,34 @@ def test_a_run_may_test_only_weights_from_the_same_training() -> None:
         runner.run(other, Path("other"), Journal(), source)
 
 
-# What a killed process runs: the fixture's project is found by its environment.
-CHILD = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from microclip import runner
-from tests.fixtures.project import settings_of
-
-class Tracker:
-    def first_batch(self, found):
-        pass
-    def epoch(self, epoch, row):
-        print("epoch", epoch, flush=True)
-    def message(self, text):
-        pass
-
-settings = settings_of("microclip", epochs=6, batch_size=2, n_crops=4)
-runner.run(settings, Path(sys.argv[1]), Tracker())
-"""
-
-
-def start(folder: str) -> subprocess.Popen[str]:
-    root = Path(__file__).resolve().parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CHILD, folder]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+def start(folder: str, warm_process: str) -> subprocess.Popen[str]:
+    """Run `run.yaml` into a folder as a workflow's job does."""
+    command = [sys.executable, "-m", "microclip", "run", "--settings", "run.yaml", "--out", folder]
+    own = {**variables(), warm.VARIABLE: warm_process, processes.MIRROR: "workflow"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **own})
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("project")
-def test_a_killed_run_continues_to_the_same_bytes() -> None:
-    prepare(settings_of("microclip", epochs=6, batch_size=2, n_crops=4))
-    whole = start("whole")
-    assert "epoch 6" in whole.communicate(timeout=120)[0]
-    broken = start("broken")
-    assert broken.stdout is not None
-    for line in broken.stdout:
-        if line.startswith("epoch 3"):
+def test_a_killed_run_continues_to_the_same_bytes(project: Path, warm_process: str) -> None:
+    settings = settings_of("microclip", epochs=6, batch_size=2, n_crops=4)
+    prepare(settings)
+    (project / "run.yaml").write_text(json.dumps(settings.as_dict()))
+    whole = start("whole", warm_process)
+    assert "epoch 6/6:" in whole.communicate(timeout=120)[1]
+    broken = start("broken", warm_process)
+    assert broken.stderr is not None
+    for line in broken.stderr:
+        if "epoch 3/6:" in line:
             break
     time.sleep(0.05)  # into the next epoch
     broken.send_signal(signal.SIGKILL)
     broken.communicate(timeout=60)
     assert Path("broken/checkpoint/last.safetensors").is_file()
     assert not Path("broken/scores.json").exists()
-    resumed = start("broken")
-    seen = resumed.communicate(timeout=120)[0].split()
+    resumed = start("broken", warm_process)
+    seen = resumed.communicate(timeout=120)[1]
     assert resumed.returncode == 0
-    assert "0" not in seen
-    assert "1" not in seen
+    assert "resuming after epoch" in seen
+    assert not any(f"epoch {epoch}/6:" in seen for epoch in (1, 2))
     files = [Path(name) / "adapted.safetensors" for name in ("whole", "broken")]
     assert files[0].read_bytes() == files[1].read_bytes()

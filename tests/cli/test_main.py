@@ -15,10 +15,11 @@ import pytest
 import torch
 import typer
 
-from microclip import cli, processes, runtime
+from microclip import cli, processes, runtime, warm
 from microclip.cli import main
 from microclip.settings import SettingsError
 from tests.fixtures.project import CLASSES, SENTENCES, draw, prepare, settings_of
+from tests.fixtures.warm import variables
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS_OF_DESIGN = {
@@ -153,9 +154,10 @@ def environment(project: Path) -> dict[str, str]:
     return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{project}/tracking.db"}
 
 
-def as_a_job() -> dict[str, str]:
+def as_a_job(warm_process: str = "off") -> dict[str, str]:
     """As in a workflow, whose mirror shows the run: to import MLflow takes longer than the test."""
-    return {**os.environ, processes.MIRROR: "workflow"}
+    own = {processes.MIRROR: "workflow", warm.VARIABLE: warm_process}
+    return {**os.environ, **variables(), **own}
 
 
 def test_a_run_can_be_started_by_hand(project: Path) -> None:
@@ -178,18 +180,21 @@ def test_a_run_can_be_started_by_hand(project: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+    ("sent", "code", "is_warm"),
+    [(signal.SIGTERM, 143, False), (signal.SIGINT, 130, True), (signal.SIGHUP, 129, True)],
 )
 def test_a_run_that_receives_a_signal_says_so_and_resumes_later(
-    project: Path, sent: signal.Signals, code: int
+    project: Path, warm_process: str, sent: signal.Signals, code: int, *, is_warm: bool
 ) -> None:
+    """By itself, or by a child of a workflow's warm process."""
+    environment = as_a_job(warm_process) if is_warm else as_a_job()
     settings = settings_of("microclip", epochs=400)
     prepare(settings)
     (project / "run.yaml").write_text(json.dumps(settings.as_dict()))
     command = [sys.executable, "-m", "microclip", "run", "--settings", "run.yaml", "--out", "out"]
     history = project / "out" / "history.csv"
     job = subprocess.Popen(
-        command, env=as_a_job(), stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     for _ in range(600):
         if history.is_file() and len(history.read_text().splitlines()) > 4:
@@ -205,7 +210,7 @@ def test_a_run_that_receives_a_signal_says_so_and_resumes_later(
     last = json.loads((project / "out" / "journal.jsonl").read_text().splitlines()[-1])
     assert last["event"] == "killed"
     again = subprocess.Popen(
-        command, env=as_a_job(), stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     assert again.stderr is not None
     assert any("resuming after epoch" in line for line in again.stderr)
@@ -214,17 +219,19 @@ def test_a_run_that_receives_a_signal_says_so_and_resumes_later(
 
 
 @pytest.mark.slow
-def test_two_processes_cannot_write_one_run(project: Path) -> None:
+def test_two_processes_cannot_write_one_run(project: Path, warm_process: str) -> None:
     settings = settings_of("microclip", epochs=400)
     prepare(settings)
     (project / "run.yaml").write_text(json.dumps(settings.as_dict()))
     command = [sys.executable, "-m", "microclip", "run", "--settings", "run.yaml", "--out", "out"]
-    first = subprocess.Popen(command, env=as_a_job(), stderr=subprocess.PIPE)
+    first = subprocess.Popen(command, env=as_a_job(warm_process), stderr=subprocess.PIPE)
     for _ in range(600):
         if (project / "out" / "history.csv").is_file():
             break
         time.sleep(0.1)
-    second = subprocess.run(command, env=as_a_job(), capture_output=True, text=True, check=False)
+    second = subprocess.run(
+        command, env=as_a_job(warm_process), capture_output=True, text=True, check=False
+    )
     assert second.returncode in (2, 4)
     assert "another process is writing out" in second.stderr
     first.kill()

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from microclip import warm
+from tests.fixtures import snakemake as imported_snakemake
 from tests.fixtures.project import METHODS, keep_three_methods
 from tests.fixtures.warm import variables
 
@@ -35,7 +36,7 @@ STUDY = {
     "backbones": ["icon-clip"],
     "descriptions": ["shipped"],
     "runs": [{"methods": list(METHODS)}],
-    "methods": {"microclip": {"epochs": 2, "batch_size": 8}},
+    "methods": {"microclip": {"epochs": 2, "batch_size": 8, "n_crops": 4}},
     "tables": [{"name": "table1", "is_brief": True}],
     "device": "cpu",
 }
@@ -75,16 +76,7 @@ def command(*arguments: str) -> list[str]:
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Snakemake as a user types it, standard output and error together."""
-    return subprocess.run(
-        command(*arguments),
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=900,
-    )
+    return imported_snakemake.run(arguments, folder, environment(), timeout=900)
 
 
 def microclip(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

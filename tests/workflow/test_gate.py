@@ -13,6 +13,7 @@ import yaml
 
 from microclip.icons import scenes
 from microclip.settings import IconSource
+from tests.fixtures import snakemake
 from tests.workflow import folder
 from tests.workflow.folder import MACHINE, ROOT
 
@@ -66,16 +67,8 @@ def place(tmp_path: Path) -> Path:
 
 
 def run(place: Path, scores: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        folder.command(*MACHINE, "--", scores),
-        cwd=place,
-        env={**folder.environment(), **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    given = {**folder.environment(), **variables}
+    return snakemake.run([*MACHINE, "--", scores], place, given, timeout=600)
 
 
 def test_no_run_starts_until_the_gate_is_passed_or_softened(place: Path) -> None:

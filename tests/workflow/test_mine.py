@@ -29,7 +29,7 @@ SCENES = IconSource(
 STUDY = {
     "datasets": ["mine"],
     "descriptions": ["templates"],
-    "methods": {"microclip": {"epochs": 1, "batch_size": 8}},
+    "methods": {"microclip": {"epochs": 1, "batch_size": 8, "n_crops": 4}},
 }
 
 

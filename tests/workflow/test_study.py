@@ -117,7 +117,7 @@ def test_a_second_run_does_nothing_and_says_so(made: tuple[Path, str]) -> None:
 
 
 def test_a_changed_setting_repeats_only_what_depends_on_it(made: tuple[Path, str]) -> None:
-    changed = "methods={microclip: {epochs: 2, batch_size: 8, gamma: 0.3}}"
+    changed = "methods={microclip: {epochs: 2, batch_size: 8, n_crops: 4, gamma: 0.3}}"
     assert folder.dry(made[0], "--config", changed) == {
         "adapt": 2,  # the default, and the sweep's other rate
         "collect_scores": 1,
@@ -128,7 +128,7 @@ def test_a_changed_setting_repeats_only_what_depends_on_it(made: tuple[Path, str
 
 
 def test_writing_out_a_default_repeats_nothing(made: tuple[Path, str]) -> None:
-    same = "methods={microclip: {epochs: 2, batch_size: 8, gamma: 0.5}}"
+    same = "methods={microclip: {epochs: 2, batch_size: 8, n_crops: 4, gamma: 0.5}}"
     assert folder.dry(made[0], "--config", same) == {}
 
 
