@@ -70,7 +70,8 @@ _NEEDED: dict[str, tuple[str, ...]] = {  # what a verb imports and the warm proc
     "ledger": (_MEASURE + "ledger",),
     "report": (_MEASURE + "page",),
     "plot": (_MEASURE + "curves", _MEASURE + "pictures", _MEASURE + "masks"),
-    # Where workflows share a warm process.
+    # Where workflows, and commands that people type, share a warm process.
+    "adapt": (*_TOWER, "microclip.own_images.report", *_FRAMES),
     "mirror": ("microclip.tracking.mirror", "mlflow", "mlflow.store.tracking.sqlalchemy_store"),
 }
 

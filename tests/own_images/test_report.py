@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -17,8 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import microclip
+from microclip import processes
 from microclip.cli import main
 from microclip.own_images.report import FILES
+from microclip.settings import SettingsError
 from tests.fixtures.project import CLASSES, SENTENCES, draw
 from tests.fixtures.tracking import client, runs
 from tests.own_images.folder import N_IMAGES, SHORT, adapt, place, read, write_labels, write_photos
@@ -175,6 +178,14 @@ def test_after_a_collapse_zero_shot_is_kept_and_every_file_says_so(
     ]
 
 
+def until_free(folder: Path) -> None:
+    """Wait until the child that wrote a folder for a killed command has ended, too."""
+    for _ in range(600):
+        with contextlib.suppress(SettingsError), processes.exclusive(folder):
+            return
+        time.sleep(0.1)
+
+
 def test_a_killed_command_resumes_to_the_same_numbers(place: Path) -> None:
     more = ("--set", "epochs=6", "--set", "batch_size=2", "--labels", "labels.csv")
     write_labels(place / "labels.csv", write_photos(place / "photos"))
@@ -188,6 +199,7 @@ def test_a_killed_command_resumes_to_the_same_numbers(place: Path) -> None:
         time.sleep(0.005)
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
+    until_free(place / "broken")
     assert not (place / "broken" / "adapted.json").exists()
     assert adapt(*more, out="broken") == 0
     assert numbers(place / "broken") == numbers(place / "whole")
