@@ -341,10 +341,12 @@ def _registered(loaded: Adapted, name: str) -> str:
     from microclip.export import mlflow_model
     from microclip.tracking import mirror
 
-    address = mlflow_model.log_model(loaded, name, mirror.experiment(mirror.connect(), EXPERIMENT))
+    version = mlflow_model.log_model(loaded, name, mirror.experiment(mirror.connect(), EXPERIMENT))
+    address = f"models:/{name}@{mlflow_model.alias_of(loaded)}"
     where = mirror.shown_uri()
     return (
-        f"registered as {address} in {where}; serve it with `MLFLOW_TRACKING_URI="
+        f"registered as models:/{name}/{version}, {address}, in {where}; serve it with "
+        f"`MLFLOW_TRACKING_URI="
         f"{paths.quoted(where)} mlflow models serve -m {address} --env-manager local`"
     )
 

@@ -33,7 +33,9 @@ from PIL import Image
 
 from microclip import runtime
 from microclip.api import Adapted, load
+from microclip.methods.base import load_method
 from microclip.own_images import prediction
+from microclip.settings.declarations import Supervision
 from microclip.settings.study import load_backbone_settings
 from microclip.tracking import mirror
 
@@ -104,8 +106,21 @@ def write_model(adapted: Adapted, folder: Path) -> None:
         mlflow.pyfunc.save_model(path=str(folder), **parts)
 
 
+CANDIDATE, ZERO_SHOT = "candidate", "zero-shot"
+
+
+def alias_of(adapted: Adapted) -> str:
+    """The alias of a classifier in the registry: whether it has learnt from images or not."""
+    is_untrained = load_method(adapted.record.method).supervision is Supervision.NONE
+    return ZERO_SHOT if is_untrained else CANDIDATE
+
+
 def log_model(adapted: Adapted, name: str, experiment: str) -> str:
-    """Log the model to the tracking store under a registered name; return its address."""
+    """Log the model to the tracking store under a registered name; return its version.
+
+    The version gets the alias of `alias_of`, which an older version loses by that, and tags with
+    the method, the backbone and the verdict.
+    """
     _be_quiet()
     with (
         _our_store(),
@@ -113,7 +128,14 @@ def log_model(adapted: Adapted, name: str, experiment: str) -> str:
         mlflow.start_run(experiment_id=experiment, run_name=name),
     ):
         logged = mlflow.pyfunc.log_model(name=name, registered_model_name=name, **parts)
-    return f"models:/{name}/{logged.registered_model_version}"
+        version = str(logged.registered_model_version)
+        client, about = mlflow.MlflowClient(), adapted.record.about
+        client.set_registered_model_alias(name, alias_of(adapted), version)
+        known = {"method": adapted.record.method, "backbone": adapted.record.backbone}
+        known |= {key: str(about[key]) for key in ("verdict", "asked_method") if key in about}
+        for key, value in known.items():
+            client.set_model_version_tag(name, version, key, value)
+    return version
 
 
 @contextlib.contextmanager

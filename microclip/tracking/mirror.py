@@ -25,9 +25,10 @@ from typing import Any
 import yaml
 
 from microclip import paths, runtime
+from microclip.data.manifest import read_manifest
 from microclip.processes import MIRROR, Companion
-from microclip.study import RunSettings
-from microclip.tracking.run import FILES, NAME, Announcement, read_history
+from microclip.study import SPEC, RunSettings, RunSpec
+from microclip.tracking.run import FILES, Announcement, read_history, read_machine, title
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +86,9 @@ def serve(port: int) -> None:
 
 PARENT = "mlflow.parentRunId"
 KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH = 250, 6000, 8000  # MLflow's limits, in characters
+DIGEST_LENGTH = 36  # and of a dataset's digest
 _CHUNK = 900  # metrics per request; the server accepts 1,000
-_NO_METRICS = ("seed", "recipe", "shared_recipe", "time")
+_NO_METRICS = frozenset({"seed", "recipe", "shared_recipe", "time"})
 _PAGE = 1000  # runs per answer
 
 
@@ -158,7 +160,7 @@ def _within(values: Mapping[str, str], limit: int) -> dict[str, str]:
 
 
 class Mirror:
-    """One MLflow run, found by its name. Whatever the store raises is passed on."""
+    """One MLflow run, found by its six names. Whatever the store raises is passed on."""
 
     def __init__(self, announced: Announcement) -> None:
         """Find the run with the same settings, or create it."""
@@ -171,18 +173,25 @@ class Mirror:
             tags = _within(announced.tags, TAG_LENGTH)
             self.run_id = str(self._mlflow.create_run(where, tags=tags).info.run_id)
             self._log_settings(announced)
-            self._log_dataset(announced.tags["dataset"])
+            self._log_dataset(announced.tags)
 
     def _continued(self, where: str, announced: Announcement) -> str:
-        """Id of the run to continue, "" if there is none; other runs of its name are deleted."""
+        """Id of the run to continue, "" if there is none; others of its names are deleted.
+
+        The names are those of its tags: what MLflow shows as its name was another one before.
+        """
         kept = ""
-        name = announced.name.replace("'", "")  # MLflow's filters cannot escape a quote
-        for run in self._mlflow.search_runs([where], f"tags.`{NAME}` = '{name}'"):
+        names = {key: announced.tags[key] for key in SPEC}
+        # MLflow's filters cannot escape a quote; these two names are safe, and few runs have both.
+        wanted = " and ".join(f"tags.{key} = '{names[key]}'" for key in ("method", "seed"))
+        for run in list(all_runs(self._mlflow, [where], f"tags.kind = 'run' and {wanted}")):
+            if names != {key: run.data.tags.get(key) for key in SPEC}:
+                continue
             # One without parameters was cut short while it was created.
             same = run.data.tags.get("job_key") == announced.digest and bool(run.data.params)
             if same and not kept and run.data.tags.get("complete") != "true":
                 kept = str(run.info.run_id)
-                self._mlflow.update_run(kept, status="RUNNING")
+                self._mlflow.update_run(kept, status="RUNNING", name=announced.name)
                 self.last_epoch = int(run.data.metrics.get("epoch", -1))
             else:
                 # Of other settings, or complete and now repeated: the new run takes its place.
@@ -196,22 +205,20 @@ class Mirror:
         params = [Param(key, value) for key, value in named.items()]
         self._mlflow.log_batch(self.run_id, params=params)
 
-    def _log_dataset(self, dataset: str) -> None:
-        manifest = Path(paths.MANIFEST.format(dataset=dataset))
-        if not manifest.is_file():
-            return
-        import mlflow.data
-        import pandas as pd
-        from mlflow.entities import DatasetInput, InputTag
+    def _log_dataset(self, tags: Mapping[str, str]) -> None:
+        """Log name and digest of the images, and what a manifest says of them."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        frame = pd.read_csv(manifest, dtype=str)
-        with warnings.catch_warnings():
-            # MLflow warns that the path could have several kinds of source; it is a local file.
-            warnings.simplefilter("ignore", UserWarning)
-            data = mlflow.data.from_pandas(  # type: ignore[attr-defined]
-                frame, source=str(manifest), name=dataset
-            )
-        entry = DatasetInput(data._to_mlflow_entity(), [InputTag("mlflow.data.context", "train")])
+        name = tags["dataset"]
+        manifest = Path(paths.MANIFEST.format(dataset=name))
+        if "images" in tags:  # a folder of images, whose name may be that of a dataset
+            digest = tags["images"][:DIGEST_LENGTH]
+            data = Dataset(name, digest, source_type="local", source=tags["data"])
+        elif manifest.is_file():
+            data = _manifest_entity(name, manifest)
+        else:
+            return
+        entry = DatasetInput(data, [InputTag("mlflow.data.context", "train")])
         self._mlflow.log_inputs(self.run_id, datasets=[entry])
 
     def epochs(self, rows: Sequence[Mapping[str, float]]) -> None:
@@ -220,6 +227,10 @@ class Mirror:
         if from_here:
             log_metrics(self._mlflow, self.run_id, list(_metrics(from_here)))
             self.last_epoch = int(from_here[-1]["epoch"])
+
+    def machine(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Log what the machine did, by epoch."""
+        log_metrics(self._mlflow, self.run_id, list(_metrics(rows, _NO_METRICS | {"epoch"})))
 
     def finish(self, scores: Mapping[str, Any], folder: Path) -> None:
         """Log the final numbers and files, check that the files arrived, and close the run."""
@@ -248,14 +259,33 @@ class Mirror:
         self._mlflow.set_terminated(self.run_id, status)
 
 
-def _metrics(rows: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+def _manifest_entity(name: str, manifest: Path) -> Any:
+    """A dataset as MLflow stores it, with the columns of its manifest."""
+    import mlflow.data
+    import pandas as pd
+
+    frame = pd.read_csv(manifest, dtype=str)
+    # The project's own digest, as in `run.json`: sets with other images differ in it.
+    digest = read_manifest(name).images_sha256[:DIGEST_LENGTH]
+    with warnings.catch_warnings():
+        # MLflow warns that the path could have several kinds of source; it is a local file.
+        warnings.simplefilter("ignore", UserWarning)
+        data = mlflow.data.from_pandas(  # type: ignore[attr-defined]
+            frame, source=str(manifest), name=name, digest=digest
+        )
+    return data._to_mlflow_entity()
+
+
+def _metrics(
+    rows: Sequence[Mapping[str, Any]], without: frozenset[str] = _NO_METRICS
+) -> Iterator[Any]:
     """Yield each row's numbers, its epoch last: MLflow's plots open with the first metric."""
     from mlflow.entities import Metric
 
     for row in rows:
         when = int(1000 * row.get("time", time.time()))
         for key in sorted(row, key="epoch".__eq__):
-            if isinstance(row[key], int | float) and key not in _NO_METRICS:
+            if isinstance(row[key], int | float) and key not in without:
                 yield Metric(key, float(row[key]), when, int(row["epoch"]))
 
 
@@ -299,6 +329,7 @@ class _Followed:
     announced: Announcement | None = None
     process: tuple[str, int] = ("", 0)  # host, process id
     rows: list[dict[str, Any]] = field(default_factory=list)
+    machine: list[dict[str, Any]] = field(default_factory=list)
     end: dict[str, Any] | None = None
     mirror: Mirror | None = None
     n_failures: int = 0
@@ -319,6 +350,8 @@ class _Followed:
                     is_dead = False  # that was the process before this one
                 case "epoch":
                     self.rows.append({k: v for k, v in values.items() if k != "event"})
+                case "machine":
+                    self.machine.append({k: v for k, v in values.items() if k != "event"})
                 case _:
                     self.end = values
         if is_dead and self.end is None:
@@ -348,7 +381,7 @@ class _Followed:
         known = {each.name: values[each.name] for each in fields(Announcement)}
         self.announced = Announcement(**{**known, "files": tuple(known["files"])})
         self.process = (str(values["host"]), int(values["pid"]))
-        self.rows, self.end, self.mirror, self.n_failures = [], None, None, 0
+        self.rows, self.machine, self.end, self.mirror, self.n_failures = [], [], None, None, 0
 
     def _is_dead(self) -> bool:
         """Has this machine no such process any more? That of another machine is not known."""
@@ -389,6 +422,9 @@ class _Followed:
             ]
             self.mirror.epochs([*missed, *self.rows])
             self.rows = []
+        if self.machine:
+            self.mirror.machine(self.machine)
+            self.machine = []
         if self.end is not None:
             if self.end["event"] == "finished":
                 numbers = {k: v for k, v in self.end.items() if k not in ("event", "time")}
@@ -520,9 +556,11 @@ def sync(results: Path) -> tuple[int, int]:
     done = failed = 0
     for scored in sorted(results.glob(f"runs/**/{paths.RUN_SCORES}")):
         scores = json.loads(scored.read_text(encoding="utf-8"))
-        if find_mirrored(scored.parent, str(scores["digest"]), there) is not None:
-            continue
+        shown = find_mirrored(scored.parent, str(scores["digest"]), there)
         try:
+            if shown is not None:
+                _rename(shown)
+                continue
             _replay(scored.parent, scores)
             done += 1
         except Exception as error:  # noqa: BLE001  the next run may work
@@ -531,10 +569,18 @@ def sync(results: Path) -> tuple[int, int]:
     return done, failed
 
 
+def _rename(run: Any) -> None:
+    """Give a run of an older version today's name."""
+    name = title(RunSpec.of(run.data.tags))
+    if run.info.run_name != name:
+        connect().update_run(run.info.run_id, name=name)
+
+
 def _replay(folder: Path, scores: Mapping[str, Any]) -> None:
     """Show a complete run."""
     values = yaml.safe_load((folder / paths.RUN_SETTINGS).read_text(encoding="utf-8"))
     declared = RunSettings.from_dict(values)
     mirror = Mirror(Announcement.of(declared, values["study"], FILES))
     mirror.epochs(read_history(folder))
+    mirror.machine(read_machine(folder))
     mirror.finish(scores, folder)

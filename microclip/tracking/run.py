@@ -16,7 +16,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -26,7 +26,8 @@ import yaml
 from microclip import paths, runtime, settings
 from microclip.methods.base import settings_of
 from microclip.processes import Terminated
-from microclip.study import RunSettings
+from microclip.study import RunSettings, RunSpec
+from microclip.tracking.machine import MachineUse
 
 if TYPE_CHECKING:
     from microclip.adaptation.first_batch import FirstBatch
@@ -62,6 +63,19 @@ def read_history(folder: Path) -> list[dict[str, float]]:
             {key: float(value) for key, value in row.items() if value not in ("", None)}
             for row in csv.DictReader(stream)
         ]
+
+
+def read_machine(folder: Path) -> list[dict[str, float]]:
+    """What the journal says of the machine: a row per epoch, the last one where it was repeated."""
+    path = folder / paths.RUN_JOURNAL
+    rows: dict[int, dict[str, float]] = {}
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
+        with suppress(ValueError, KeyError, TypeError):  # half a line
+            values = json.loads(line)
+            if values.pop("event") == "machine":
+                rows[int(values["epoch"])] = values
+    return [rows[epoch] for epoch in sorted(rows)]
 
 
 class RunClock:
@@ -174,7 +188,12 @@ class Announcement:
     @classmethod
     def of(cls, run: RunSettings, study: str, files: Sequence[str]) -> Announcement:
         """The announcement of a run with these settings, by the code that runs now."""
-        return cls(study, run.spec.name, run.digest(), parameters(run), tags(run), tuple(files))
+        return cls(study, title(run.spec), run.digest(), parameters(run), tags(run), tuple(files))
+
+
+def title(spec: RunSpec) -> str:
+    """A run's name in MLflow: what differs between runs comes first, as it shows little more."""
+    return "{method}/{variant}/{dataset}/seed-{seed}/{backbone}/{descriptions}".format(**vars(spec))
 
 
 def parameters(run: RunSettings) -> dict[str, str]:
@@ -195,14 +214,18 @@ def changed(run: RunSettings) -> dict[str, Any]:
 
 def tags(run: RunSettings) -> dict[str, str]:
     """Tags of a run: its six names, digest and data source, and the version of the code."""
+    values = run.as_dict()
+    images = values.get("inputs", {}).get("images")
     return {
-        NAME: run.spec.name,
+        NAME: title(run.spec),
         "kind": "run",
         **{name: str(value) for name, value in asdict(run.spec).items()},
         "changed": _listed(changed(run)) or "nothing",
         "precision": run.precision,
         **({} if run.compile == "off" else {"compile": run.compile}),
-        "data": json.dumps(run.as_dict()["dataset"]["source"]),
+        "data": json.dumps(values["dataset"]["source"]),
+        # Only a run on a folder of one's own has it; a dataset's manifest has its own.
+        **({"images": images} if images else {}),
         "job_key": run.digest(),
         "mlflow.source.git.commit": str(runtime.output("git", "rev-parse", "HEAD")),
         DESCRIPTION: description(run),
@@ -244,6 +267,7 @@ class RunTracker:
     def __init__(self, folder: Path) -> None:
         """Continue the history of an interrupted run, if there is one."""
         self._folder = folder
+        self._usage = MachineUse()
         self._rows = {int(row["epoch"]): row for row in read_history(folder)}
 
     def start(self, announced: Announcement) -> None:
@@ -263,6 +287,8 @@ class RunTracker:
         self._rows = {k: v for k, v in self._rows.items() if k < epoch}
         self._rows[epoch] = {"epoch": epoch, **row}
         write_history(self._folder, list(self._rows.values()))
+        # Not in the history: these depend on the machine, and on what else it does.
+        self._journal({"event": "machine", "epoch": epoch, **self._usage.take()})
         self._journal({"event": "epoch", **self._rows[epoch]})
 
     def message(self, text: str) -> None:

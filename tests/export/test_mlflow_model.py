@@ -19,10 +19,12 @@ import yaml
 
 import microclip
 from microclip.cli import main
+from microclip.export import mlflow_model
+from microclip.tracking import mirror
 from tests.export.conftest import Icons
 from tests.fixtures.gpus import gpus, one_gpu
 from tests.fixtures.project import CLASSES
-from tests.fixtures.tracking import free_port
+from tests.fixtures.tracking import client, free_port
 
 __all__ = ["gpus", "one_gpu"]
 
@@ -107,10 +109,17 @@ def test_a_registered_model_is_served_from_the_store(
     monkeypatch.delenv("MICROCLIP_ROOT")
     command = ["export", str(icons.folder), "--format", "mlflow", "--out", "model"]
     assert main.main([*command, "--log", "food-icons"]) == 0
-    assert "registered as models:/food-icons/1" in capsys.readouterr().err
+    assert "as models:/food-icons/1, models:/food-icons@candidate, in" in capsys.readouterr().err
     assert "MLFLOW_TRACKING_URI" not in os.environ  # nothing leaks into what this process runs next
+    names = icons.adapted.record.class_names
+    start = microclip.adapt(list(icons.test)[:4], names, method="clip", device="cpu")
+    assert mlflow_model.log_model(start, "food-icons", mirror.experiment(client(), "tiny")) == "2"
+    registered = client().get_registered_model("food-icons")
+    assert {k: int(v) for k, v in registered.aliases.items()} == {"candidate": 1, "zero-shot": 2}
+    tags = client().get_model_version("food-icons", "1").tags
+    assert (tags["method"], tags["verdict"]) == ("microclip", icons.adapted.record.about["verdict"])
     own = {"MLFLOW_TRACKING_URI": store}
-    with served("models:/food-icons/1", work / "elsewhere", **own) as address:
+    with served("models:/food-icons@candidate", work / "elsewhere", **own) as address:
         file = next(iter(icons.test))
         (row,) = ask(address, [file.read_bytes()])
         assert row["class"] == icons.adapted.predict(file)[0].class_name
@@ -126,8 +135,6 @@ def test_a_served_model_runs_on_the_device_of_its_environment(
     named: str | None,
     asked: str,
 ) -> None:
-    from microclip.export import mlflow_model
-
     photos = project_source / "images" / "test"
     folder = microclip.adapt(photos, CLASSES, backbone="tiny", method="clip").save(project / "own")
     context = SimpleNamespace(artifacts={"project": str(project_source), "adapted": str(folder)})
@@ -142,8 +149,6 @@ def test_a_served_model_runs_on_the_device_of_its_environment(
 def test_the_model_declares_its_input_output_and_pinned_packages(
     icons: Icons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from microclip.export import mlflow_model
-
     mlflow_model.to_mlflow(icons.adapted, tmp_path / "model")
     declared = yaml.safe_load((tmp_path / "model" / "MLmodel").read_text())
     assert json.loads(declared["signature"]["inputs"])[0] == {

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import microclip
-from microclip import processes
+from microclip import paths, processes, settings
 from microclip.cli import main
 from microclip.own_images.report import FILES
 from microclip.settings import SettingsError
@@ -218,6 +218,10 @@ def test_mlflow_shows_the_settings_signs_and_files(place: Path) -> None:
     assert run.data.metrics["n_images"] == N_IMAGES
     files = {item.path for item in client().list_artifacts(run.info.run_id)}
     assert {"README.md", "gallery.html", "predictions.csv", "adapted.json"} <= files
+    [entry] = run.inputs.dataset_inputs
+    declared = settings.read_yaml(place / "adapted" / paths.RUN_SETTINGS)
+    assert entry.dataset.name == "photos"
+    assert entry.dataset.digest == declared["inputs"]["images"][:36]
 
 
 def test_a_dead_tracking_server_does_not_stop_the_run(

@@ -20,7 +20,7 @@ import yaml
 from microclip import paths, processes, runtime
 from microclip.study import RunSettings
 from microclip.tracking import mirror
-from microclip.tracking.run import open_tracker
+from microclip.tracking.run import open_tracker, title
 from tests.fixtures.project import prepare, settings_of
 from tests.fixtures.tracking import points, runs, show
 from tests.fixtures.waiting import until
@@ -252,8 +252,8 @@ def test_what_the_store_missed_is_shown_once_it_answers_with_one_warning(
     trackers[0].epoch(2, ROWS[2])
     assert follower.close()
     found = {run.info.run_name: run for run in runs()}
-    assert points(found[first.spec.name], "loss") == [(e, ROWS[e]["loss"]) for e in (0, 1, 2)]
-    assert found.keys() == {first.spec.name, second.spec.name}
+    assert points(found[title(first.spec)], "loss") == [(e, ROWS[e]["loss"]) for e in (0, 1, 2)]
+    assert found.keys() == {title(first.spec), title(second.spec)}
 
 
 @pytest.mark.usefixtures("work")
@@ -267,7 +267,7 @@ def test_a_run_that_the_store_refuses_does_not_hold_up_the_others(
     journal = first.spec.folder / paths.RUN_JOURNAL
     journal.write_text(journal.read_text().replace('"study": "tiny"', '"study": ""'))
     assert not follower.close()
-    assert [run.info.run_name for run in runs()] == [second.spec.name]
+    assert [run.info.run_name for run in runs()] == [title(second.spec)]
 
 
 @pytest.mark.usefixtures("work")

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from microclip import paths, runtime
+from microclip.data.manifest import read_manifest
 from microclip.study import RunSettings
 from microclip.tracking import mirror as tracking
-from microclip.tracking.run import open_tracker
+from microclip.tracking.run import open_tracker, read_history, title
 from tests.browser import Browser
 from tests.fixtures.project import settings_of
 from tests.fixtures.tracking import client, points, runs, served, show
@@ -59,10 +60,11 @@ def test_a_run_is_mirrored_completely(work: Path) -> None:
     settings = settings_of("microclip", gamma=0.3)
     manifest = Path(paths.MANIFEST.format(dataset=settings.spec.dataset))
     runtime.write_text(manifest, "split,file,label,class,sha256\ntrain,a.png,0,red,00\n")
+    images = read_manifest(settings.spec.dataset).images_sha256
     write_run(settings)
     [run] = runs()
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == settings.spec.name
+    assert run.info.run_name == "microclip/default/shapes/seed-0/tiny/shipped"
     assert run.data.params["gamma"] == "0.3"
     assert run.data.params["learning_rate"] == "0.0001"
     assert {k: run.data.tags[k] for k in ("dataset", "method", "variant", "seed")} == {
@@ -76,7 +78,8 @@ def test_a_run_is_mirrored_completely(work: Path) -> None:
     assert points(run, "loss") == [(1, 2.5), (2, 2.0), (3, 1.5)]
     assert points(run, "test_fused_pct") == [(e, r["test_fused_pct"]) for e, r in ROWS.items()]
     assert run.data.metrics["top1_pct"] == 44.0
-    assert [entry.dataset.name for entry in run.inputs.dataset_inputs] == ["shapes"]
+    [entry] = run.inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("shapes", images[:36])
     names = {item.path for item in client().list_artifacts(run.info.run_id)}
     assert names >= {paths.RUN_SETTINGS, paths.RUN_HISTORY, paths.RUN_SCORES}
 
@@ -94,6 +97,53 @@ def test_a_folder_records_its_mlflow_run_and_sync_adds_that_to_older_ones(
     assert tracking.sync(Path("results")) == (1, 0)
     [run] = runs()
     assert json.loads(marker.read_text()) == {**said, "run_id": run.info.run_id}
+
+
+MACHINE = {
+    "system/cpu_utilization_percentage": (0, 100),
+    "system/system_memory_usage_megabytes": (1, 1e9),
+    "system/system_memory_usage_percentage": (0, 100),
+    "system/process_cpu_cores": (0, 1024),
+    "system/process_memory_megabytes": (1, 1e9),
+}
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_what_a_run_used_of_its_machine_is_in_mlflow_by_epoch(work: Path, is_late: bool) -> None:
+    settings = settings_of("microclip")
+    write_run(settings)
+    if is_late:  # `sync` reads the same from the journal
+        client().delete_run(runs()[0].info.run_id)
+        assert tracking.sync(Path("results")) == (1, 0)
+    [run] = runs()
+    assert {name for name in run.data.metrics if name.startswith("system/")} == MACHINE.keys()
+    for name, (low, high) in MACHINE.items():
+        found = points(run, name)
+        assert [epoch for epoch, _ in found] == list(ROWS)
+        assert all(low <= value <= high for _, value in found), name
+    assert not [n for n in (read_history(settings.spec.folder)[0]) if n.startswith("system/")]
+
+
+def test_a_run_of_an_older_version_gets_todays_name(work: Path) -> None:
+    """Finished, it is renamed by `sync`; cut short, it is continued and stays one run."""
+    settings = settings_of("microclip")
+    write_run(settings)
+    client().update_run(runs()[0].info.run_id, name=settings.spec.name)
+    assert tracking.sync(Path("results")) == (0, 0)
+    [run] = runs()
+    assert run.info.run_name == title(settings.spec)
+    other = dataclasses.replace(settings, spec=dataclasses.replace(settings.spec, seed=1))
+    tracker = open_tracker(other, other.spec.folder, "tiny")
+    tracker.epoch(0, ROWS[0])
+    tracker.fail("KILLED", "interrupted")
+    show(other.spec.folder)
+    begun = next(r for r in runs() if r.data.tags["seed"] == "1")
+    client().update_run(begun.info.run_id, name=other.spec.name)
+    write_run(other, range(1, 4))
+    assert {(r.info.run_id, r.info.run_name) for r in runs()} == {
+        (run.info.run_id, title(settings.spec)),
+        (begun.info.run_id, title(other.spec)),
+    }
 
 
 def test_everything_is_written_in_results(work: Path) -> None:
@@ -274,7 +324,7 @@ def test_a_user_can_compare_runs_on_a_real_server(
         query = f"runs=%5B%22{ids[0]}%22,%22{ids[1]}%22%5D&experiments=%5B%22{experiment}%22%5D"
         browser: Browser = request.getfixturevalue("browser")  # only the check of the page needs it
         with browser.visit(f"{address}/#/compare-runs?{query}", (1500, 1100)) as seen:
-            check_comparison(seen.page, [one.spec.name, variant.name], work / "compare.png")
+            check_comparison(seen.page, [title(one.spec), title(variant)], work / "compare.png")
 
 
 def check_comparison(page: Any, names: list[str], picture: Path) -> None:

@@ -18,7 +18,7 @@ from microclip.tracking import mirror
 from microclip.tracking import study as study_cards
 from microclip.tracking import study as study_tracking
 from microclip.tracking.mirror import PARENT
-from microclip.tracking.run import DESCRIPTION, open_tracker
+from microclip.tracking.run import DESCRIPTION, open_tracker, title
 from tests.browser import Browser, executable
 from tests.fixtures.project import keep_three_methods
 from tests.fixtures.tracking import client, free_port, own_store, points, runs, served, show
@@ -152,7 +152,7 @@ def shown(name: str = "tiny") -> dict[str, Any]:
 
 
 def run_name(variant: str, method: str = "microclip") -> str:
-    return f"shapes/tiny/shipped/{method}/{variant}/seed-0"
+    return title(RunSpec("shapes", "tiny", "shipped", method, variant))
 
 
 def parents(of: dict[str, Any]) -> dict[str, str]:
@@ -211,7 +211,8 @@ def test_a_run_in_two_sweeps_has_no_parent(root: Path, monkeypatch: pytest.Monke
         ("sweep/figure6/shapes/seed-0", [1, 2, 4]),
         ("sweep/figure6a/shapes/seed-0", [1]),
     ]
-    assert study_cards.parents(sweeps) == {run_name("crops-4"): "sweep/figure6/shapes/seed-0"}
+    run = "shapes/tiny/shipped/microclip/crops-4/seed-0"
+    assert study_cards.parents(sweeps) == {run: "sweep/figure6/shapes/seed-0"}
 
 
 def test_each_seed_has_its_own_sweep(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +371,7 @@ def test_a_run_missing_from_mlflow_is_named_and_its_point_drawn_from_its_scores(
 ) -> None:
     client().delete_run(shown()[run_name("gamma-1")].info.run_id)
     assert not study_tracking.mirror(plan_of())
-    assert record_of()["missing"] == [run_name("gamma-1")]
+    assert record_of()["missing"] == ["shapes/tiny/shipped/microclip/gamma-1/seed-0"]
     sweep = shown()[GAMMA]
     assert points(sweep, "sweep/top1_pct") == [(0, 55.0), (1, 60.0), (2, 58.0)]
     assert json.loads(sweep.data.tags["points"]).keys() == {"0", "0.5"}
