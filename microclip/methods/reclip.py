@@ -330,7 +330,7 @@ class Reclip(DeclaredMethod[ReclipSettings]):
         """Return the classifier, trained on the task's unlabelled images."""
         if task.images is None:
             raise ValueError("reclip trains on images, got none; give the images to adapt to")
-        network = _network(task)
+        network = _network(task, settings)
         recipe = replace(ViewRecipe.of(network.text, task.seed), weak="center")
         views = TrainingViews(
             task.images,
@@ -357,8 +357,7 @@ class Reclip(DeclaredMethod[ReclipSettings]):
         self, task: Task, settings: ReclipSettings, state: Mapping[str, Tensor]
     ) -> CopiesClassifier:
         """Return the classifier with trained tensors put back."""
-        del settings
-        network = _network(task)
+        network = _network(task, settings)
         network.load_trained_state(state)
         return CopiesClassifier(network)
 
@@ -379,13 +378,15 @@ def optimizer_recipe(settings: ReclipSettings, n_images: int) -> OptimizerRecipe
     )
 
 
-def _network(task: Task) -> TwoCopies:
+def _network(task: Task, settings: ReclipSettings) -> TwoCopies:
     """Return both copies before training. It changes the task's backbone in place."""
     if task.backbone is None:
         raise ValueError("reclip trains the backbone, got none; give one to the task")
     if not task.templates:
         raise ValueError("reclip encodes the templates itself, got none; give them to the task")
-    prompts = [task.backbone.tokenize(own) for own in fill(task.templates, task.class_names)]
+    first = (settings.first_template,) if settings.first_template else ()
+    templates = (*first, *task.templates)
+    prompts = [task.backbone.tokenize(own) for own in fill(templates, task.class_names)]
     return TwoCopies(task.backbone, torch.stack(prompts).to(task.device))
 
 

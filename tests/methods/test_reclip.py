@@ -23,7 +23,7 @@ from microclip.methods.reclip import (
 )
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.token_fusion import cosine_similarity
-from microclip.settings import SettingsError, validated
+from microclip.settings import SettingsError, load_dataset, validated
 from microclip.settings.methods.reclip import DECLARATION, ReclipSettings
 from microclip.text.prompts import fill
 from tests.fixtures import project as fixture
@@ -214,6 +214,7 @@ def test_centroids_of_other_classes_are_refused() -> None:
         ({"cut": 1}, "cut in here"),
         ({"neighbours": 0}, "neighbours in here"),
         ({"epochs": -1}, "epochs in here"),
+        ({"first_template": "a photo"}, "first_template in here"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(values: dict[str, Any], said: str) -> None:
@@ -226,3 +227,39 @@ def test_bad_settings_are_refused_in_one_line(values: dict[str, Any], said: str)
 def test_the_number_of_images_decides_the_epochs_unless_they_are_set(n: int, epochs: int) -> None:
     assert ReclipSettings().n_epochs(n) == epochs
     assert options(epochs=15).n_epochs(n) == 15
+
+
+@pytest.mark.usefixtures("project")
+def test_a_first_template_joins_the_others_and_is_the_text_copys_classifier() -> None:
+    """As for ImageNet, where the code puts "a photo of a {}." before the 80 templates."""
+    given, images = task(), torch.randn(4, 3, 32, 32)
+    settings = options(epochs=0, first_template="a photo of a {}.")
+    heads = METHOD.adapt(given, settings, fixture.Journal()).heads(Views(images=images))
+    backbone = load_backbone("tiny")
+    templates = ("a photo of a {}.", *given.templates)
+    rows = [backbone.encode_text(own) for own in fill(templates, fixture.CLASSES)]
+    encoded = backbone.encode_global(images)
+    for head, vectors in (
+        ("text", torch.stack([own[0] for own in rows])),
+        ("visual", torch.stack([own.mean(dim=0) for own in rows])),
+    ):
+        expected = cosine_similarity(encoded, vectors)
+        torch.testing.assert_close(heads[head], expected, atol=1e-5, rtol=0)
+
+
+def test_the_first_template_is_that_of_the_code_on_every_dataset() -> None:
+    """Where a dataset has one template, it is that; without the setting a digest is the old one."""
+    first = {
+        "dtd": "a photo of a {} texture.",
+        "fgvc": "a photo of a {}, a type of aircraft.",
+        "resisc45": "satellite imagery of {}.",
+        "ucf101": "a photo of a person {}.",
+        **dict.fromkeys(
+            ("caltech101", "cars", "cifar100", "imagenet", "sun397"), "a photo of a {}."
+        ),
+    }
+    for name, expected in first.items():
+        dataset = load_dataset(name)
+        own = ReclipSettings(**dataset.methods.get("reclip", {}))
+        assert (own.first_template or dataset.templates[0]) == expected, name
+        assert ("first_template" in own.model_dump()) is (name == "imagenet")

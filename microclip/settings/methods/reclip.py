@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
-from microclip.settings.base import Frozen
+from microclip.settings.base import Frozen, without_defaults
 from microclip.settings.declarations import Declaration, Supervision, Work
 
 
@@ -15,6 +15,11 @@ class ReclipSettings(Frozen):
 
     adapt_to: Literal["train", "test"] = Field(
         "train", description="images that it sees: training images, or those it is tested on (code)"
+    )
+    first_template: str = Field(
+        "",
+        description="template before the dataset's own: the text copy's classifier, with one {}; "
+        "empty: the dataset's first",
     )
     neighbours: int = Field(20, ge=1, description="edges that each node of the graph chooses")
     alpha: float = Field(
@@ -37,6 +42,17 @@ class ReclipSettings(Frozen):
     visual_learning_rate: float = Field(1.0e-3, gt=0, description="of the visual copy, constant")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD")
     weight_decay: float = Field(1.0e-4, ge=0, description="on every trained tensor")
+
+    @field_validator("first_template")
+    @classmethod
+    def _has_one_place(cls, value: str) -> str:
+        if value and value.count("{}") != 1:
+            raise ValueError("write a sentence with one {} for the class name")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, dump, "first_template")
 
     def n_epochs(self, n_images: int) -> int:
         """Return the passes over some images, by the code's rule if none are set."""
