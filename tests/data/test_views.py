@@ -91,3 +91,9 @@ def test_crops_of_the_squashed_image_stay_inside_the_image() -> None:
     ratios = [w.width / w.height for w in windows]
     assert min(ratios) > 2  # of an image that is 3.3 times as wide as high
     assert whole_window((90, 300), 32, "squash")[:6] == (0, 0, 90, 300, 32, 32)
+
+
+def test_a_square_image_has_the_same_random_window_as_its_center() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        assert whole_window((20, 20), 20, "random", rng) == whole_window((20, 20), 20, "center")

@@ -11,11 +11,17 @@ import pytest
 import torch
 
 from microclip import runner
+from microclip.adaptation.schedules import Position
 from microclip.adaptation.training import Rounds
 from microclip.data.shots import draw_shots, separate_shots
 from microclip.methods import clip_lora
 from microclip.methods.base import Task, Views
-from microclip.methods.clip_lora import METHOD, LowRankClassifier, LowRankClip
+from microclip.methods.clip_lora import (
+    METHOD,
+    LowRankClassifier,
+    LowRankClip,
+    optimizer_recipe,
+)
 from microclip.model.lora import InputDropout, LowRank, LowRankOptions, placed_layers
 from microclip.model.prompts import encode_embedded
 from microclip.model.token_fusion import cosine_similarity
@@ -276,3 +282,9 @@ def test_prompts_that_fill_the_context_and_missing_parts_are_refused() -> None:
 def test_a_classifier_reads_images() -> None:
     with pytest.raises(ValueError, match="follow its ViewPlan"):
         LowRankClassifier(network()).logits(Views())
+
+
+def test_the_official_rates() -> None:
+    schedule = optimizer_recipe(ClipLoraSettings()).schedule
+    found = [schedule(Position(step, 1, 500, 10)) for step in (0, 250, 499)]
+    assert found == pytest.approx([2e-4, 1.005e-4, 1.001964e-6], rel=1e-6)

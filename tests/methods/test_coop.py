@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from microclip.adaptation.schedules import Position, recipe_of
+from microclip.adaptation.losses import self_training_loss
+from microclip.adaptation.schedules import Position, recipe_of, set_learning_rate
 from microclip.methods.base import Task, Views
 from microclip.methods.coop import METHOD
 from microclip.model.backbone import load_backbone
+from microclip.model.prompts import ContextPrompts, class_prompts, random_vectors
 from microclip.settings import SettingsError, load_method_file, variants_of
 from microclip.settings.base import validated
 from microclip.settings.methods.coop import CoopSettings
 from tests.fixtures import project as fixture
+from tests.model.test_prompts import backbone
 
 from .tasks import frozen_of, states_of_resumed_and_whole, task
 
@@ -151,3 +154,30 @@ def test_the_shipped_settings_are_the_official_ones_and_the_protocols_are_microc
         assert (found.optimizer, found.schedule) == ("adamw", "cosine")
     epochs = {name: variants[f"shots-{name}"]["epochs"] for name in (1, 2, 4, 8, 16)}
     assert epochs == {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-3])
+def test_a_small_step_on_images_of_one_class_lowers_their_loss_and_none_changes_nothing(
+    rate: float,
+) -> None:
+    tower = backbone()
+    prompts = class_prompts(tower, ["red disc", "bar"], n_vectors=3)
+    start = random_vectors(3, 32, generator=torch.Generator().manual_seed(0))
+    network = ContextPrompts(prompts, start)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    optimizer = recipe_of(options()).build(network.trained_parameters())
+    set_learning_rate(optimizer, rate)
+    losses, predictions = [], []
+    for _ in range(2):
+        optimizer.zero_grad()
+        similarity = network.similarity(images)
+        loss = self_training_loss(similarity, torch.ones(4, dtype=torch.long))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        predictions.append(similarity.argmax(dim=-1))
+    if rate:
+        assert losses[1] < losses[0]
+    else:
+        assert losses[1] == losses[0]
+        assert torch.equal(*predictions)

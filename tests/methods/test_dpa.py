@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from microclip.adaptation.losses import fairness_loss, self_training_loss
+from microclip.adaptation.schedules import Position
 from microclip.data import loading
 from microclip.methods.base import Views
 from microclip.methods.dpa import (
@@ -238,3 +239,22 @@ def test_each_dataset_has_its_shipped_settings_and_the_rates_of_the_chosen_proto
         assert found[name, "official"]["epochs"] == epochs
         assert found[name, "default"]["learning_rate"] == (1e-6 if name in small else 1e-4)
         assert found[name, "default"]["epochs"] == 15
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(100.0, 4.540e-5), (1.0, 0.644397)])
+def test_the_alignment_of_equal_prototypes(scale: float, expected: float) -> None:
+    """Two classes with a cosine of 0.9, of which both kinds of prototype are the same."""
+    both = torch.tensor([[1.0, 0.0], [0.9, 0.19**0.5]])
+    found = alignment_loss(both, both, scale).item()
+    assert found == pytest.approx(expected, rel=1e-3 if scale == 100 else 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"), [(1e-4, (1e-4, 5.1e-5, 2.0003e-6)), (1e-6, (1e-6, 1.5e-6, 2.0000e-6))]
+)
+def test_the_rate_ends_at_the_doubled_floor_and_may_rise_to_it(
+    rate: float, expected: tuple[float, ...]
+) -> None:
+    schedule = optimizer_recipe(options(learning_rate=rate)).schedule
+    found = [schedule(Position(step, 1, 900, 15)) for step in (0, 450, 899)]
+    assert found == pytest.approx(expected, rel=1e-4)

@@ -38,6 +38,7 @@ from microclip.model.backbone import load_backbone
 from microclip.model.prompts import encode_prompted_images
 from microclip.settings import SettingsError
 from microclip.settings.methods.lafter import LafterSettings
+from microclip.text.prompts import fill
 from tests.fixtures.project import CLASSES, SENTENCES, Journal
 from tests.methods import tasks
 from tests.methods.tasks import Interrupting, KilledError, frozen_of
@@ -150,6 +151,14 @@ def test_sentences_are_in_the_official_order() -> None:
     texts, labels = labelled_sentences([["a1", "a2"], ["b1"]], [["A"], ["B"]])
     assert texts == ["a1", "a2", "b1", "A", "B"]
     assert labels == [0, 0, 1, 0, 1]
+
+
+def test_two_classes_of_one_name_share_sentences_with_two_labels() -> None:
+    """As in the code for ImageNet's "missile" and "sunglasses"; ours end the second by "_"."""
+    own = [["It flies."], ["It flies."]]
+    texts, labels = labelled_sentences(own, fill(("a {}",), ("missile", "missile_")))
+    assert texts == ["It flies.", "It flies.", "a missile", "a missile"]
+    assert labels == [0, 1, 0, 1]
 
 
 @in_project

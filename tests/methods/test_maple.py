@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from microclip.adaptation.schedules import Position, recipe_of
+from microclip.data.loading import TrainingViews, UnlabelledImages, ViewRecipe
 from microclip.methods.base import Task
 from microclip.methods.maple import METHOD, CoupledPrompts
 from microclip.model.prompts import class_prompts, word_embeddings
@@ -162,3 +164,43 @@ def test_the_shipped_settings_are_the_official_ones() -> None:
     protocol = variants_of("maple")["paper-protocol"]
     for key in ("epochs", "batch_size", "learning_rate", "weight_decay"):
         assert protocol[key] == microclip[key], key
+
+
+def test_what_a_block_makes_of_the_prompts_never_reaches_the_next_one() -> None:
+    """Up to the last deep prompt, which is replaced by nothing."""
+    network, images = coupled(3), torch.randn(2, 3, 32, 32)
+    expected = network.similarity(images)
+    tower: Any = network.prompts.backbone
+    for blocks, places in (
+        (tower.model.transformer.resblocks, slice(1, 3)),
+        (tower.visual.transformer.resblocks, slice(-2, None)),
+    ):
+        for block in blocks[:2]:
+            block.ls_2.register_forward_hook(partial(spoiled, places=places))
+            found = network.similarity(images)
+            torch.testing.assert_close(found, expected)
+    blocks[2].ls_2.register_forward_hook(partial(spoiled, places=slice(0, 1)))
+    assert not torch.allclose(network.similarity(images), expected), "the hooks do nothing"
+
+
+def spoiled(_: Any, given: Any, made: torch.Tensor, places: slice) -> torch.Tensor:
+    """What a block adds to its tokens, and something else to those at some places."""
+    del given
+    made = made.clone()
+    made[:, places] = torch.arange(made.shape[-1]).float()  # a LayerNorm would remove a constant
+    return made
+
+
+def test_one_shot_of_dtd_takes_55_steps_of_which_the_first_11_are_at_the_low_rate() -> None:
+    images = UnlabelledImages(None, tuple(range(47)))  # type: ignore[arg-type]
+    drawn = ViewRecipe(seed=0, size=1, mean=(0.0,) * 3, std=(1.0,) * 3)
+    given = MapleSettings()
+    views = TrainingViews(
+        images, drawn, batch_size=given.batch_size, drop_last=given.drop_last, n_workers=0
+    )
+    recipe = recipe_of(given)
+    n_steps = recipe.n_steps(views.n_batches)
+    assert (views.n_batches, n_steps) == (11, 55)
+    rates = [recipe.schedule(Position(s, 1 + s // 11, n_steps, 5)) for s in range(n_steps)]
+    assert rates.count(1e-5) == 11
+    assert rates[10] < rates[11]

@@ -166,3 +166,35 @@ def test_it_needs_images_and_a_backbone() -> None:
     for missing in ("images", "backbone"):
         with pytest.raises(ValueError, match="got none"):
             METHOD.adapt(task(**{missing: None}), options(), Journal())
+
+
+def test_the_worked_example() -> None:
+    similarity = torch.tensor([[0.30, 0.10], [0.20, 0.25], [0.05, 0.15]])
+    moved = transport(similarity, 10.0)
+    own, mean = prediction_entropies(moved.to_classes)
+    for found, expected in (
+        (moved.to_classes[:, 0], [0.880797, 0.377541, 0.268941]),
+        (moved.to_images[:, 0], [0.689672, 0.253716, 0.056612]),
+        (moved.to_images[:, 1], [0.140244, 0.628532, 0.231224]),
+        (moved.image_cost, 0.789871),
+        (moved.class_cost, 0.766842),
+        (own, 0.536775),
+        (mean, 0.692980),
+        (loss_of(similarity), 1.509851),
+    ):
+        torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_images_on_their_class_cost_nothing() -> None:
+    moved = transport(torch.eye(2), 100.0)
+    assert moved.image_cost + moved.class_cost < 1e-30
+    own, mean = prediction_entropies(moved.to_classes)
+    assert own - mean == pytest.approx(-0.693155, abs=1e-6)
+
+
+def test_every_image_twice_changes_no_term() -> None:
+    def terms(similarity: Tensor) -> list[Tensor]:
+        moved = transport(similarity, 10.0)
+        return [moved.image_cost, moved.class_cost, *prediction_entropies(moved.to_classes)]
+
+    torch.testing.assert_close(terms(cosines().repeat(2, 1)), terms(cosines()))

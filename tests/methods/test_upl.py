@@ -12,6 +12,7 @@ import yaml
 
 from microclip import runner, runtime
 from microclip.adaptation.pseudo_labels import most_confident
+from microclip.adaptation.schedules import Position, recipe_of
 from microclip.methods.base import Task, Views
 from microclip.methods.upl import METHOD, mean_over_members, zero_shot_probabilities
 from microclip.model.backbone import load_backbone
@@ -228,3 +229,20 @@ def test_the_shipped_settings_and_variants() -> None:
     microclip = load_method_file("microclip").settings
     for key in ("epochs", "batch_size", "learning_rate", "weight_decay"):
         assert variants["paper-protocol"][key] == microclip[key], key
+
+
+def test_at_most_k_images_of_a_class_are_chosen_and_all_by_their_likeliest_class() -> None:
+    rows = torch.randn(200, 7, generator=torch.Generator().manual_seed(0)).softmax(dim=-1)
+    for k in (1, 16, 100):
+        found = most_confident(rows, k)
+        assert len(found.indices) <= 7 * k
+        assert found.labels.bincount(minlength=7).max() <= k
+        assert torch.equal(found.labels, rows.argmax(dim=-1)[found.indices])
+
+
+def test_the_official_rates() -> None:
+    """The first epoch at 1e-5; the cosine then starts an epoch late and does not reach zero."""
+    schedule = recipe_of(UplSettings()).schedule
+    expected = {0: 1e-5, 1: 2e-3, 2: 1.998027e-3, 26: 1e-3, 48: 1.771275e-5, 49: 7.885299e-6}
+    found = {epoch: schedule(Position(0, epoch + 1, 50, 50)) for epoch in expected}
+    assert found == pytest.approx(expected, abs=1e-9)

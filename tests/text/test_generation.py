@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from microclip import runtime
-from microclip.settings import SettingsError
+from microclip.settings import SettingsError, load_descriptions
 from microclip.text import generation
-from microclip.text.generation import checked_outcome
+from microclip.text.generation import Order, checked_outcome
 from microclip.text.llm_chat import BudgetError
 from tests.llm_server import ANSWER_FAULTS, PASSING, WIRE_FAULTS, Server
 from tests.text.asking import NAMES, Lines, order, server, work
@@ -40,6 +40,14 @@ def test_every_class_is_described_with_one_request_per_prompt(
     body = server.sent[0].body
     assert set(body) == {"model", "messages"}
     assert [message["role"] for message in body["messages"]] == ["system", "user"]
+
+
+def test_gpt_4o_is_sent_what_its_authors_sent_and_nothing_else() -> None:
+    wanted = Order(("banded",), load_descriptions("gpt-4o"), dataset="dtd")
+    for question in generation.questions(wanted):
+        assert set(question.body) == {"model", "temperature", "messages"}
+        assert (question.body["model"], question.body["temperature"]) == ("gpt-4o", 0.1)
+        assert [each["role"] for each in question.body["messages"]] == ["system", "user"]
 
 
 def test_an_answered_question_is_never_asked_again_and_needs_no_network(
