@@ -42,9 +42,8 @@ onerror:
 
 onsuccess:
     close_companions()
-    print(
-        f"{spent()}; tables and scores: results/{STUDY_NAME}; `microclip ui` compares the runs",
-        file=sys.stderr,
+    logger.info(
+        f"{spent()}; tables and scores: results/{STUDY_NAME}; `microclip ui` compares the runs"
     )
 
 

@@ -128,6 +128,8 @@ def test_after_ctrl_c_the_same_command_continues(place: Path, warm_process: str)
     with started(place) as job:
         os.killpg(job.pid, signal.SIGINT)
         assert job.wait(timeout=120) != 0
+    said = (place / "terminal.txt").read_text()
+    assert "microclip/default on tiny, seed 0: kept its checkpoint after epoch " in said
     assert not (place / HERE / "scores.json").exists()
     check_continued(place, warm_process)
 

@@ -9,12 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.warm import PLUGINS
-from tests.workflow import folder
+from tests.workflow import folder, terminal
 from tests.workflow.folder import MACHINE, ROOT
 
 sys.path.insert(0, str(PLUGINS))
 from snakemake_logger_plugin_microclip import command_line  # noqa: E402
 
+STEPS = "1 of 1 steps (100%) done"  # a line of Snakemake's
+OURS = """\"\"\"microclip: one job\"\"\"
+rule one:
+    output: "done"
+    shell: "echo hello from a job; touch done"
+"""
 MANIFEST = "results/data/tiny/manifest.csv"
 BARE = 'rule all:\n    output: "done"\n    shell: "touch done"\n'
 
@@ -110,11 +116,39 @@ def test_another_projects_command_line_fails_as_always(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_snakemake_accepts_it_as_a_logger(tmp_path: Path) -> None:
-    (tmp_path / "Snakefile").write_text(BARE)
-    done = folder.snakemake(tmp_path, "--logger", "microclip", "--cores", "1")
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("", "--logger=microclip"),
+        ("all -n", "--logger=microclip all -n"),
+        ("--resources gpu=1 -- all", "--logger=microclip --resources gpu=1 -- all"),
+        ("-n --logger snakemake --cores 1", "-n --cores 1"),
+        ("--logger=snakemake all", "-- all"),
+        ("--logger snakemake all", "-- all"),
+        ("--logger snakemake a --cores 1 -- b", "--cores 1 -- a b"),
+        ("--logger rich -n", "--logger rich -n"),
+        ("--mode subprocess all", "--mode subprocess all"),  # a job of Snakemake's own
+    ],
+)
+def test_it_is_the_logger_unless_another_is_named(typed: str, read: str) -> None:
+    assert command_line.with_logger(typed.split()) == read.split()
+
+
+def test_snakemakes_lines_are_in_its_log_and_come_back_on_request(tmp_path: Path) -> None:
+    (tmp_path / "Snakefile").write_text(OURS)
+    code, drawn = terminal.watch(
+        folder.command("--cores", "1"), tmp_path, folder.environment() | {"NO_COLOR": ""}
+    )
+    assert code == 0, drawn
+    assert "1 of 1 jobs" in drawn
+    assert STEPS not in drawn
+    assert "hello from a job" not in drawn
+    [log] = (tmp_path / ".snakemake/log").glob("*.log")
+    assert STEPS in log.read_text()
+    assert "hello from a job" in log.with_suffix(".out").read_text()
+    done = folder.snakemake(tmp_path, "--logger", "snakemake", "--cores", "1", "--forceall")
     assert done.returncode == 0, done.stdout
-    assert "1 of 1 steps (100%) done" in done.stdout  # Snakemake's own lines are still there
+    assert STEPS in done.stdout
 
 
 def test_the_environment_has_the_plugin_where_snakemake_looks(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Targets after `--resources`: `snakemake --cores 1 --resources gpu=1 all` as people type it.
+"""Targets after `--resources`, and the logger: `snakemake --cores 1 --resources gpu=1 all`.
 
 `--resources` takes every word up to the next option, so Snakemake refuses `all` as a resource; it
-wants `--resources gpu=1 -- all`. Here the `--` is put in, only for this project's Snakefile: other
-workflows keep Snakemake's own behaviour.
+wants `--resources gpu=1 -- all`. Here the `--` is put in, and this plugin as the logger where none
+is named, only for this project's Snakefile: other workflows keep Snakemake's own behaviour.
 """
 
 from __future__ import annotations
@@ -40,6 +40,40 @@ def with_targets_apart(words: Sequence[str]) -> list[str]:
         kept += [option, *(resources if is_clear else values)]
         targets += others if is_clear else []
     return [*kept[1:], "--", *targets] if targets else list(words)
+
+
+def choose_logger() -> None:
+    """Make this plugin the logger of this process, if it is Snakemake's and the Snakefile is ours.
+
+    Not by a profile: each profile of the project, and of its users, would have to say so.
+    """
+    program, *words = sys.argv
+    if _is_snakemake(Path(program)) and is_ours(snakefile(words)):
+        sys.argv[1:] = with_logger(words)
+
+
+def with_logger(words: Sequence[str]) -> list[str]:
+    """Return the words with this plugin as the logger, unless they name one.
+
+    `--logger snakemake`, which Snakemake does not know, becomes no logger: its own lines.
+    """
+    end = words.index("--") if "--" in words else len(words)
+    if "--mode" in words[:end]:  # a job that Snakemake starts itself shows nothing
+        return list(words)
+    kept: list[str] = []
+    targets: list[str] = []
+    is_named = False
+    for option, values in _groups(words[:end]):
+        name, _, value = option.partition("=")
+        given = [value, *values] if value else values
+        is_named |= name == "--logger"
+        if name == "--logger" and given[:1] == ["snakemake"]:
+            targets += given[1:]
+        else:
+            kept += [option, *values] if option else values
+    chosen = [] if is_named else ["--logger=microclip"]
+    apart = ["--", *targets, *words[end + 1 :]] if targets else words[end:]
+    return [*chosen, *kept, *apart]
 
 
 def snakefile(words: Sequence[str]) -> Path | None:
