@@ -13,11 +13,14 @@ notices, sends no further request, saves the answers in flight, and ends.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -118,6 +121,7 @@ def _end_with_the_waiting_process() -> None:
 
 
 MIRROR = "MICROCLIP_MIRROR"  # set in a workflow's jobs: its mirror process shows their runs
+ELSEWHERE = "elsewhere"  # its value on a cluster's nodes; on the machine of that process, its id
 
 
 class Companion:
@@ -235,17 +239,54 @@ def release(folder: Path) -> list[str]:
     return done + (["released the lock of an interrupted workflow"] if locks else [])
 
 
+_CLAIM = ".owner"  # in a run's folder: the process that started there last
+_WATCH_S = 20.0
+
+
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Let only this process write a run's folder; the lock ends with it, however it ends.
 
+    On a disk that several machines share, locks may be missing, or hold on each machine alone. So
+    the process also claims the folder in a file. Should another one claim it later, such as the
+    next attempt of a job that its scheduler lost sight of, this process notices and ends. In the
+    seconds between, both write the same bytes, and each file whole.
+
     Raises:
         SettingsError: another process is writing there.
-        ResourceError: the disk does not support locks.
     """
 
     def refuse() -> None:
         raise SettingsError(f"another process is writing {folder}; wait for it to end, or stop it")
 
-    with runtime.locked(folder / ".lock", on_busy=refuse):
+    with runtime.locked(folder / ".lock", on_busy=refuse), _claimed(folder):
         yield
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    claim = {"host": platform.node(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+    runtime.write_json(folder / _CLAIM, claim)
+    is_over = threading.Event()
+    arguments = (folder, claim["token"], is_over)
+    threading.Thread(target=_watch_claim, args=arguments, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def _watch_claim(folder: Path, token: str, is_over: threading.Event) -> None:
+    """End this process, without a word in the run's files, once another one claims the folder."""
+    while not is_over.wait(_WATCH_S):
+        try:
+            found = json.loads((folder / _CLAIM).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # the disk is away for a moment
+            continue
+        if found.get("token") != token and not is_over.is_set():
+            sys.stderr.write(
+                f"microclip: process {found.get('pid')} on {found.get('host')} has begun to write "
+                f"{folder}; this one ends\n"
+            )
+            sys.stderr.flush()
+            os._exit(128 + signal.SIGTERM)

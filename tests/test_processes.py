@@ -159,3 +159,43 @@ def test_unlock_ends_a_job_without_a_workflow_but_not_what_a_typed_command_start
         finally:
             mirror.kill()
             left.kill()
+
+
+CLAIM = """
+import fcntl, os, sys
+from pathlib import Path
+from microclip import processes
+def refuse(*_):
+    raise OSError(37, "No locks available")
+fcntl.flock = refuse
+processes._WATCH_S = 0.05
+with processes.exclusive(Path(sys.argv[1])):
+    print("mine", flush=True)
+    sys.stdin.read()
+print("done", flush=True)
+"""
+
+
+def claim(folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLAIM, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "mine\n"
+    return process
+
+
+def test_without_locks_the_process_that_started_last_has_the_folder(tmp_path: Path) -> None:
+    """As where a scheduler lost sight of a job that goes on, and starts it again elsewhere."""
+    first = claim(tmp_path / "run")
+    second = claim(tmp_path / "run")
+    said = first.communicate(timeout=60)[1]
+    assert first.returncode == 128 + signal.SIGTERM
+    assert f"process {second.pid} on" in said
+    assert "this one ends" in said
+    assert second.communicate("", timeout=60)[0] == "done\n"
+    assert second.returncode == 0

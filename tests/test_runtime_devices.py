@@ -195,6 +195,57 @@ def test_each_job_gets_its_own_gpu_and_a_kill_frees_it(tmp_path: Path) -> None:
         job.communicate("")
 
 
+def test_a_schedulers_jobs_on_one_node_do_not_take_each_others_gpu(tmp_path: Path) -> None:
+    """Each job sees only its own GPUs, and counts them from 0; within a job they are shared out."""
+    given = {**environment(tmp_path), VISIBLE: "0"}
+    jobs = [start(HOLD, tmp_path, {**given, "SLURM_JOB_ID": job}) for job in ("7", "8")]
+    assert [job.stdout.readline() for job in jobs if job.stdout] == ["cuda 0\n"] * 2
+    (third,) = said("print(choose())", tmp_path, {**given, "SLURM_JOB_ID": "8"})
+    assert third.startswith(f"all 1 GPUs are in use by other runs (GPU 0 by process {jobs[1].pid})")
+    for job in jobs:
+        job.communicate("")
+
+
+NEAR = """
+from pathlib import Path
+runtime._PCI = Path(sys.argv[1], "pci")
+before = sorted(os.sched_getaffinity(0))
+print(choose(), before == sorted(os.sched_getaffinity(0)), sorted(os.sched_getaffinity(0)))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone binds processes")
+@pytest.mark.parametrize(
+    ("more", "cpus", "is_bound"),
+    [
+        ({"MICROCLIP_JOBS": "4"}, "{first}", True),
+        ({"MICROCLIP_JOBS": "4"}, "{first}-{first},9998-9999", True),
+        ({"MICROCLIP_JOBS": "4"}, "9998-9999", False),  # none that this process may use
+        ({"MICROCLIP_JOBS": "4"}, "", False),
+        ({"MICROCLIP_JOBS": "4", "SLURM_JOB_ID": "7"}, "{first}", False),
+        ({"MICROCLIP_JOBS": "1"}, "{first}", False),
+        ({}, "{first}", False),
+    ],
+)
+def test_runs_that_share_a_machine_stay_near_their_gpus(
+    tmp_path: Path, more: dict[str, str], cpus: str, is_bound: bool
+) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < 2:
+        pytest.skip("one CPU: nothing to choose")
+    given = environment(tmp_path)
+    (tmp_path / "bin" / "nvidia-smi").write_text(
+        '#!/bin/sh\ncase "$*" in *bus_id*) echo 00000000:3B:00.0;; *) echo 0;; esac\n'
+    )
+    node = tmp_path / "pci" / "0000:3b:00.0"
+    node.mkdir(parents=True)
+    (node / "local_cpulist").write_text(cpus.format(first=allowed[0]) + "\n")
+    kept = {k: v for k, v in given.items() if k not in ("MICROCLIP_JOBS", "SLURM_JOB_ID")}
+    (line,) = said(NEAR, tmp_path, {**kept, **more})
+    expected = allowed[:1] if is_bound else allowed
+    assert line == f"cuda {not is_bound} {expected}"
+
+
 FORK = """
 print(choose(), flush=True)
 child = os.fork()
