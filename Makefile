@@ -18,7 +18,7 @@ SNAKEMAKE_FLAGS ?= --cores $(JOBS) --resources gpu=1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench check format report verify ui status sync schema icons icon-clip clean-environment
+.PHONY: help setup run test test-slurm bench check format report verify ui status sync schema icons icon-clip clean-environment
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,15 @@ run: setup  ## run the study: descriptions, self-training, scores, tables, figur
 test: setup  ## run the whole test suite, on two CPUs if there are two
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 30 --durations-min 1
 
+# It waits for Slurm, minutes in all, so it is no part of `test`.
+test-slurm: setup  ## run a study on a real Slurm on this machine, which apt installs (as root)
+	@command -v slurmctld >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
+		|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -qq -y --no-install-recommends slurm-wlm munge >/dev/null; } \
+		|| echo "apt could not install Slurm; the tests are skipped" >&2
+	@$(PIP) --quiet -e '.[cluster]'
+	@MICROCLIP_SLURM_TESTS=1 $(BIN)/python -m pytest -rs -s tests/slurm
+
 bench: setup  ## the short benchmarks: starting, a training step, and its views
 	@$(BIN)/python benchmarks/startup.py --rounds 1
 	@$(BIN)/python benchmarks/loader.py
@@ -56,6 +65,7 @@ check: setup  ## check lint, types, formatting and spelling
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/codespell
+	@test ! -x $(BIN)/hadolint || $(BIN)/hadolint Dockerfile
 	$(BIN)/snakemake --lint
 
 format: setup  ## format all code

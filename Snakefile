@@ -14,6 +14,7 @@ if not {"study", "datasets"} <= config.keys():
 include: "workflow/rules/common.smk"
 include: "workflow/rules/companions.smk"
 include: "workflow/rules/inputs.smk"
+include: "workflow/rules/cluster.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/descriptions.smk"
 include: "workflow/rules/classifiers.smk"
@@ -31,6 +32,7 @@ report: "workflow/report/workflow.rst"
 
 
 onstart:
+    refuse_storage()
     STARTED.append(time.monotonic())
     PLAN.write()
     start_companions()

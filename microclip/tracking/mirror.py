@@ -26,7 +26,7 @@ import yaml
 
 from microclip import paths, runtime
 from microclip.data.manifest import read_manifest
-from microclip.processes import MIRROR, Companion
+from microclip.processes import ELSEWHERE, MIRROR, Companion
 from microclip.study import SPEC, RunSettings, RunSpec
 from microclip.tracking.run import FILES, Announcement, read_history, read_machine, title
 
@@ -527,7 +527,7 @@ _LINKED_S = 10.0  # usually 2 are enough
 
 
 def wait(folders: Sequence[Path]) -> None:
-    """Wait for the workflow's mirror process, if it runs here, to show all complete runs.
+    """Wait for the workflow's mirror process, if it runs, to show all complete runs.
 
     Not long: what it is late with is missing from the links of a page, nothing more.
     """
@@ -536,7 +536,10 @@ def wait(folders: Sequence[Path]) -> None:
     end = time.monotonic() + _LINKED_S
     mirror = os.environ.get(MIRROR, "")
     done = [folder for folder in folders if (folder / paths.RUN_SCORES).is_file()]
-    while mirror.isdigit() and psutil.pid_exists(int(mirror)) and time.monotonic() < end:
+    while time.monotonic() < end:
+        is_here = mirror.isdigit() and psutil.pid_exists(int(mirror))
+        if not is_here and mirror != ELSEWHERE:
+            return
         if all((folder / paths.RUN_MIRRORED).is_file() for folder in done):
             return
         time.sleep(0.1)

@@ -13,9 +13,13 @@ rule adapt:
         "logs/adapt/{dataset}.{backbone}.{descriptions}.{method}.{variant}.seed-{seed}.log",
     benchmark:
         "logs/adapt/{dataset}.{backbone}.{descriptions}.{method}.{variant}.seed-{seed}.tsv"
+    group:
+        together(group_of_run)
     conda:
         ENVIRONMENT
+    threads: cores(cores_of_run)
     resources:
+        **asking(asked_by_run),
         gpu=GPU_SLOTS,
     params:
         settings=run_settings,

@@ -8,9 +8,12 @@ rule embed_descriptions:
         classifier=paths.CLASSIFIER,
     log:
         "logs/embed_descriptions/{backbone}.{descriptions}.{dataset}.log",
+    group:
+        together("texts")
     conda:
         ENVIRONMENT
     resources:
+        **asking(asked_by_texts),
         gpu=GPU_SLOTS,
     params:
         digest=description_digest,
@@ -29,9 +32,13 @@ rule encode_images:
         features=paths.FEATURES,
     log:
         "logs/encode_images/{backbone}.{dataset}.log",
+    group:
+        together("images")
     conda:
         ENVIRONMENT
+    threads: cores(N_CORES)
     resources:
+        **asking(asked_by_images),
         gpu=GPU_SLOTS,
     params:
         backbone=backbone_digest,

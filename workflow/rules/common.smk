@@ -7,7 +7,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from microclip import paths, runtime, settings, study
+from microclip import paths, processes, runtime, settings, study
 from microclip.data.public import sources
 from microclip.text import descriptions
 
@@ -24,13 +24,31 @@ PUBLISHED = runtime.content(paths.project_root() / "config" / "published")
 ENVIRONMENT = str(Path(workflow.basedir, "environment.yml"))
 ENVIRONMENT = ENVIRONMENT.replace("{", "{{").replace("}", "}}")
 HAS_GPU = STUDY.settings.device != "cpu" and bool(runtime.visible_gpus())
+# A number of jobs in a queue is given only where jobs go elsewhere. `workflow.local_exec` is known
+# once the Snakefile has been read, too late for its rules.
+IS_CLUSTER = workflow.nodes is not None
 # 0 for local jobs without a GPU, so that only CPUs limit their number. A value and not a function,
-# which Snakemake would ask once a job.
-GPU_SLOTS = int(HAS_GPU or not workflow.local_exec)
-N_JOBS = 1 if HAS_GPU else workflow.cores or 1
+# which Snakemake would ask once a job. A login node need not have what the others have.
+GPU_SLOTS = int(HAS_GPU or (IS_CLUSTER and STUDY.settings.device != "cpu"))
+
+
+def runs_at_once():
+    """How many runs may be adapted at a time: on this machine, or in a cluster's queue."""
+    if IS_CLUSTER:
+        return workflow.nodes
+    limit = workflow.global_resources.get("gpu") if HAS_GPU else None
+    n_gpus = workflow.cores if limit is None else limit.value
+    return max(1, min(workflow.cores or 1, n_gpus or 1))
+
+
+N_JOBS = runs_at_once()
 # Environment variables rather than parameters: they do not change results, so they must not
 # make Snakemake repeat a job.
-if workflow.local_exec:  # a cluster's node counts its own CPUs
+if workflow.remote_exec:
+    # On a cluster's node. The job may use the cores that it was given, however many there are;
+    # Snakemake writes their number into this variable of each job.
+    shell.prefix("set -euo pipefail; export MICROCLIP_THREADS=$OMP_NUM_THREADS; ")
+elif not IS_CLUSTER:
     os.environ.setdefault("MICROCLIP_THREADS", str(max(1, runtime.n_cpus() // N_JOBS)))
 os.environ.update(
     PATH=os.pathsep.join(
@@ -39,8 +57,9 @@ os.environ.update(
     MICROCLIP_STUDY=STUDY_NAME,
     MICROCLIP_DEVICE=STUDY.settings.device,
     MICROCLIP_EVALUATE_EVERY=str(STUDY.settings.evaluate_every),
-    MICROCLIP_JOBS=str(N_JOBS),
-    MICROCLIP_MIRROR="workflow",
+    MICROCLIP_JOBS=(workflow.remote_exec and os.environ.get("MICROCLIP_JOBS"))
+    or str(N_JOBS),
+    MICROCLIP_MIRROR=processes.ELSEWHERE if workflow.remote_exec else "workflow",
     MICROCLIP_ZERO_SHOT_GATE=os.environ.get("MICROCLIP_ZERO_SHOT_GATE")
     or STUDY.settings.gate,
 )

@@ -1,5 +1,6 @@
 """Processes that work beside the jobs, from the first to the last; no science."""
 
+import atexit
 import time
 
 from microclip import warm
@@ -17,6 +18,17 @@ def start_companions():
     os.environ.update(MICROCLIP_MIRROR=str(COMPANIONS["mirror"].pid))
     if workflow.local_exec:
         COMPANIONS["warm"] = warm.start()
+
+
+def warm_node():
+    """Start a process on a cluster's node, that the jobs of the group fork from which runs there."""
+    companion = warm.start()
+    if companion is not None:
+        atexit.register(companion.close, wait_s=10)
+
+
+if workflow.remote_exec and not IS_CLUSTER and "--local-groupid" in sys.argv:
+    warm_node()
 
 
 def close_companions():

@@ -24,8 +24,13 @@ rule store_images:
         passport=paths.PASSPORT,
     log:
         "logs/store_images/{dataset}.log",
+    group:
+        together("images")
     conda:
         ENVIRONMENT
+    threads: cores(N_CORES)
+    resources:
+        **asking(asked_by_images),
     message:
         "decode the images of {wildcards.dataset} and write its split passport"
     shell:

@@ -8,9 +8,12 @@ rule check_zero_shot:
         gate=paths.ZERO_SHOT,
     log:
         "logs/check_zero_shot/{backbone}.{dataset}.log",
+    group:
+        together("images")
     conda:
         ENVIRONMENT
     resources:
+        **asking(asked_by_images),
         gpu=GPU_SLOTS,
     params:
         dataset=dataset_digest,

@@ -8,6 +8,8 @@ rule collect_scores:
         table=paths.STUDY_SCORES,
     log:
         "logs/collect_scores/{study}.log",
+    group:
+        together("report")
     conda:
         ENVIRONMENT
     params:

@@ -1,6 +1,10 @@
 """What people read: tables, figures, the ledger, the page, the mirror in MLflow."""
 
 
+# No table is called "all"; a group's job, which takes all its inputs to be there, cannot know that.
+ruleorder: typeset > tabulate
+
+
 rule tabulate:
     input:
         scores=paths.STUDY_SCORES,
@@ -16,6 +20,8 @@ rule tabulate:
         tex="results/{study}/tables/{table}.tex",
     log:
         "logs/tabulate/{study}.{table}.log",
+    group:
+        together("report")
     conda:
         ENVIRONMENT
     params:
@@ -34,6 +40,8 @@ rule typeset:
         document=paths.ALL_TABLES,
     log:
         "logs/typeset/{study}.log",
+    group:
+        together("report")
     conda:
         ENVIRONMENT
     message:
@@ -57,6 +65,8 @@ rule plot:
         csv="results/{study}/figures/{figure}.csv",
     log:
         "logs/plot/{study}.{figure}.log",
+    group:
+        together("report")
     conda:
         ENVIRONMENT
     params:
@@ -82,6 +92,8 @@ rule ledger:
         md="results/{study}/ledger.md",
     log:
         "logs/ledger/{study}.log",
+    group:
+        together("report")
     conda:
         ENVIRONMENT
     params:
@@ -107,6 +119,8 @@ rule report:
         ),
     log:
         "logs/report/{study}.log",
+    group:
+        together("report")
     conda:
         ENVIRONMENT
     params:
@@ -125,6 +139,8 @@ rule mirror_study:
         record=paths.STUDY_MIRRORED,
     log:
         "logs/mirror_study/{study}.log",
+    group:
+        together("report")
     conda:
         ENVIRONMENT
     message:
