@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -39,8 +40,8 @@ TRAINED = RUNS / "microclip/default/seed-0"
 LONG = {
     "runs": [{"methods": ["microclip"]}],
     "tables": [],
-    "methods": {"microclip": {"epochs": 600, "batch_size": 8}},
-    "evaluate_every": 100,
+    "methods": {"microclip": {"epochs": 3000, "batch_size": 8}},
+    "evaluate_every": 1000,
 }
 
 
@@ -213,24 +214,37 @@ def test_mlflow_has_all_runs_and_the_page_links_to_them(both: Both) -> None:
     assert all(run.info.run_id in page for run in runs)
 
 
-def test_a_run_that_its_time_limit_killed_resumes_from_its_checkpoint(
+def test_a_run_that_its_time_limit_killed_resumes_and_ctrl_c_cancels_it(
     slurm: Slurm, tmp_path: Path
 ) -> None:
     place = folder.write(tmp_path / "study", **LONG)
     job = Submitted(place, slurm, ("--set-resources", ON_GPU))
-    history = place / TRAINED / "history.csv"
+    history, journal = (place / TRAINED / name for name in ("history.csv", "journal.jsonl"))
+
+    def events() -> list[str]:
+        return [json.loads(line)["event"] for line in journal.read_text().splitlines()]
+
+    def n_epochs() -> int:
+        return len(without_times(history)) if history.is_file() else 0
+
     try:
-        assert waited(lambda: history.is_file() and len(without_times(history)) > 3, 1200)
+        assert waited(lambda: n_epochs() > 3, 1200), job.said()
         slurm.limit("rule_adapt", minutes=1)  # which are over by now, or soon
-        said = job.end()
+        assert waited(lambda: job.sees("TIMEOUT", "rule_adapt"), 300), slurm.table()
+        before = n_epochs()
+        assert waited(lambda: events().count("started") == 2, 1200), job.said()
+        assert waited(lambda: n_epochs() > before + 1, 1200), job.said()
+        print(f"\n{slurm.table()}")
+        job.process.send_signal(signal.SIGINT)
+        job.process.wait(300)
+        assert waited(lambda: not slurm.said("squeue", "--noheader")), slurm.table()
     finally:
         job.process.kill()
-    assert "SLURM status is: 'TIMEOUT'" in said
+    assert "SLURM status is: 'TIMEOUT'" in job.said()
     log = next(place.glob("logs/adapt/*.log")).read_text()
     resumed = re.search(r"resuming after epoch (\d+)", log)
     assert resumed is not None, log
-    assert 0 < int(resumed[1]) < 600
-    assert "epoch 1/600:" not in log
-    assert [int(float(row["epoch"])) for row in without_times(history)] == list(range(601))
-    events = [json.loads(line)["event"] for line in (place / TRAINED / "journal.jsonl").open()]
-    assert [event for event in events if event != "epoch"][:2] == ["started", "killed"]
+    assert int(resumed[1]) >= before - 2  # epoch 0 is the network before training
+    assert "epoch 1/3000:" not in log
+    assert [int(float(row["epoch"])) for row in without_times(history)] == list(range(n_epochs()))
+    assert [event for event in events() if event != "epoch"][:3] == ["started", "killed", "started"]
