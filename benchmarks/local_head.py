@@ -10,7 +10,8 @@ Every run trains microCLIP as its method file says, but for what its WAY changes
 - rho-0.25, rho-0: the share of the global logits in the fused ones, 0.5 by default;
 - local-loss: the cross-entropy of the local logits against the pseudo-labels as a term of its own;
 - slow-maps, frozen-maps: a tenth of the rate for W_Q, W_K and W_V, or none;
-- frozen-norms, frozen-classes: no rate for the image tower's LayerNorms, or for the class vectors;
+- slow-norms: a tenth of the rate for the image tower's LayerNorms;
+- frozen-norms, frozen-classes: no rate for them, or for the class vectors;
 - decay-0: no weight decay, which pulls the three maps to zero, not to the identity they start from;
 - cosine-cut: the patch graph by cosines, and the mean as threshold.
 
@@ -88,6 +89,7 @@ WAYS = {
     "local-loss": Way(local_weight=1.0),
     "slow-maps": Way(factors=((PARTS["maps"], 0.1),)),
     "frozen-maps": Way(factors=((PARTS["maps"], 0.0),)),
+    "slow-norms": Way(factors=((PARTS["norms"], 0.1),)),
     "frozen-norms": Way(factors=((PARTS["norms"], 0.0),)),
     "frozen-classes": Way(factors=((PARTS["classes"], 0.0),)),
     "decay-0": Way({"weight_decay": 0.0}),
