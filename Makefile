@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-EXTRAS := dev,export,heif,video
+EXTRAS := dev,docs,export,heif,video
 # uv unpacks the same wheels in a sixth of pip's CPU time; pip remains for machines where only pip knows the way to them.
 PIP = $(BIN)/python -m pip install --disable-pip-version-check
 CONFIG ?=
@@ -18,7 +18,7 @@ SNAKEMAKE_FLAGS ?= --cores $(JOBS) --resources gpu=1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slurm bench check format report verify ui status sync schema icons icon-clip clean-environment
+.PHONY: help setup run test test-slurm bench check docs format report verify ui status sync schema icons icon-clip clean-environment
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ check: setup  ## check lint, types, formatting and spelling
 	$(BIN)/codespell
 	@test ! -x $(BIN)/hadolint || $(BIN)/hadolint Dockerfile
 	$(BIN)/snakemake --lint
+	@$(MAKE) --no-print-directory docs
+
+docs: setup  ## write the documentation site to build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: setup  ## format all code
 	$(BIN)/ruff check --fix-only .

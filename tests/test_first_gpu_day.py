@@ -42,7 +42,7 @@ def test_the_page_has_commands_of_every_kind() -> None:
 def test_every_verb_takes_the_arguments_that_the_page_gives_it(words: list[str]) -> None:
     command: click.Command = typer.main.get_command(cli.app)
     context = click.Context(command)
-    while isinstance(command, click.Group):
+    while hasattr(command, "commands"):  # not isinstance: typer has its own copy of click
         name, *words = words
         found = command.get_command(context, name)
         assert found is not None, f"no verb {name!r}"

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from tests.workflow import folder
 from tests.workflow.folder import MACHINE, RUN
@@ -252,3 +254,18 @@ def test_nothing_was_written_outside_results_and_logs(made: tuple[Path, str]) ->
         check=False,
     )
     assert "tiny" not in tracked.stdout
+
+
+def test_the_notebook_that_compares_methods_runs_on_this_study(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = nbformat.read(folder.ROOT / "docs/notebooks/compare-methods.ipynb", as_version=4)
+    monkeypatch.setenv("STUDY", "tiny")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy}/results/mlflow.db")
+    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(copy)}}).execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
+    tables = "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
+    scores = json.loads((copy / RUN / "microclip/default/seed-0/scores.json").read_text())
+    assert f"{scores['top1_pct']:.1f}" in tables
+    assert "process_memory_megabytes" in tables
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
