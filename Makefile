@@ -9,6 +9,7 @@ EXTRAS := dev,docs,export,heif,video
 # uv unpacks the same wheels in a sixth of pip's CPU time; pip remains for machines where only pip knows the way to them.
 PIP = $(BIN)/python -m pip install --disable-pip-version-check
 CONFIG ?=
+EXAMPLES ?= 5000
 # Without a GPU, two jobs run side by side, each with half of the CPUs; with a GPU, one GPU job at a time.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ "$$n" -ge 2 ] && echo 2 || echo 1)
 SNAKEMAKE_FLAGS ?= --cores $(JOBS) --resources gpu=1
@@ -18,7 +19,7 @@ SNAKEMAKE_FLAGS ?= --cores $(JOBS) --resources gpu=1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slurm bench check docs format report verify ui status sync schema icons icon-clip clean-environment
+.PHONY: help setup run test test-slurm fuzz bench check docs format report verify ui status sync schema icons icon-clip clean-environment
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +54,9 @@ test-slurm: setup  ## run a study on a real Slurm on this machine, which apt ins
 		|| echo "apt could not install Slurm; the tests are skipped" >&2
 	@$(PIP) --quiet -e '.[cluster]'
 	@MICROCLIP_SLURM_TESTS=1 $(BIN)/python -m pytest -rs -s tests/slurm
+
+fuzz: setup  ## try every parser with hostile input for minutes (EXAMPLES=5000 each)
+	@MICROCLIP_FUZZ=$(EXAMPLES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz
 
 bench: setup  ## the short benchmarks: starting, a training step, and its views
 	@$(BIN)/python benchmarks/startup.py --rounds 1

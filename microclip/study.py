@@ -27,7 +27,7 @@ from microclip.methods.base import (
     settings_of,
 )
 from microclip.settings import reports
-from microclip.settings.base import SettingsError, check_device, digest_of_text
+from microclip.settings.base import SettingsError, check_device, digest_of_text, loads, readable
 from microclip.settings.study import (
     DECLARED,
     ReportSelection,
@@ -107,6 +107,7 @@ class RunSettings:
         }
 
     @classmethod
+    @readable("the run's settings", "use a settings.yaml that a run has written")
     def from_dict(cls, values: Mapping[str, Any]) -> RunSettings:
         """Read back what `as_dict` returned; other keys are ignored.
 
@@ -303,12 +304,8 @@ class Plan:
     @classmethod
     def from_file(cls, path: Path) -> Plan:
         """Read the plan from a file. Raises SettingsError if the file holds something else."""
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise settings.SettingsError(
-                f"{path} is not a study's plan ({error!r}); run `microclip plan --config FILE`"
-            ) from error
+        with readable(f"{path}, a study's plan,", "run `microclip plan --config FILE`"):
+            return cls.from_dict(loads(path.read_text(encoding="utf-8")))
 
     def write(self) -> Path:
         """Write the plan where all stages look for it; return the file."""

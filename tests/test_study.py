@@ -439,7 +439,9 @@ def test_a_plan_is_read_back_as_it_was_written(
 def test_a_file_that_is_not_a_plan_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "plan.json"
     path.write_text(text)
-    with pytest.raises(SettingsError, match=r"plan\.json is not a study's plan .*microclip plan"):
+    with pytest.raises(
+        SettingsError, match=r"plan\.json, a study's plan, cannot be read .*microclip plan"
+    ):
         Plan.from_file(path)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from microclip import runtime
-from microclip.settings.base import SettingsError
+from microclip.settings.base import SettingsError, loads
 
 logger = logging.getLogger(__name__)
 
@@ -91,17 +91,18 @@ def load(folder: Path, key: str) -> Checkpoint | None:
         return None
     try:
         with safe_open(path, framework="pt") as opened:
-            record = json.loads((opened.metadata() or {})["microclip"])
+            record = loads((opened.metadata() or {})["microclip"])
+            known, sha256, epoch = record["key"], record["sha256"], int(record["epoch"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, OverflowError) as error:
         raise _damaged(path, " ".join(str(error).split())) from error
-    if record["key"] != key:
+    if known != key:
         logger.warning("%s belongs to other settings or inputs; starting at epoch 0", path)
         return None
-    if _hash(tensors) != record["sha256"]:
+    if "rng/torch" not in tensors or _hash(tensors) != sha256:
         raise _damaged(path, "its tensors do not match the sha256 it names")
     return Checkpoint(
-        epoch=int(record["epoch"]),
+        epoch=epoch,
         weights=_below(tensors, "weights/"),
         optimizer=_below(tensors, "optimizer/"),
         parts=_below(tensors, "parts/"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,23 @@ DEFAULT_CONFIG = Path("config/config.yaml")
 def say(text: str) -> None:
     """Print a line on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+# Those that end a line or steer a terminal, and those that turn the direction of writing.
+_HALF_SCREEN = 1000  # characters
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def one_line(text: str) -> str:
+    r"""A text on one line, blanks within it kept, control characters as \x1b.
+
+    An error quotes names of files and classes, which may hold anything. Of more than a screen, the
+    middle is left out: what is wrong is at the beginning, and what to do at the end.
+    """
+    joined = " ".join(filter(None, map(str.strip, text.splitlines())))
+    if len(joined) > 2 * _HALF_SCREEN:
+        joined = f"{joined[:_HALF_SCREEN]} … {joined[-_HALF_SCREEN:]}"
+    return _STEERING.sub(lambda found: repr(found[0])[1:-1], joined)
 
 
 _ESCAPED = "microclip.escaped"

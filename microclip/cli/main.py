@@ -23,6 +23,7 @@ from microclip.cli import (
     StudyOption,
     app,
     escape_what_output_lacks,
+    one_line,
     say,
 )
 from microclip.processes import Terminated
@@ -345,9 +346,7 @@ def _explain(error: Exception) -> int:
             "(the checkpoint of the last epoch is kept)"
         )
         return 4
-    # One line, but with the blanks of a path as they are.
-    text = " ".join(filter(None, map(str.strip, str(error).splitlines())))
-    say(f"microclip: {text or type(error).__name__}")
+    say(f"microclip: {one_line(str(error)) or type(error).__name__}")
     for kind, code in EXIT_CODES:
         if isinstance(error, kind):
             return code

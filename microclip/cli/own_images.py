@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from microclip import paths, processes, runtime, settings
 from microclip.cli import BackboneOption, DeviceOption, app, say
+from microclip.settings.base import cut, parsed_yaml
 
 if TYPE_CHECKING:
     from microclip.api import Adapted
@@ -253,12 +253,7 @@ def _pairs(texts: list[str]) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     """A value as YAML reads it. Raises SettingsError if it is not YAML."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise settings.SettingsError(
-            f"--set value {text!r} is not YAML ({' '.join(str(error).split())}); quote it"
-        ) from None
+    return parsed_yaml(text, f"--set value {cut(text)!r} is")
 
 
 @app.command()

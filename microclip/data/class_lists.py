@@ -17,9 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from microclip.settings.base import SettingsError, parsed_json, read_text, say_once
+from microclip.settings.base import SettingsError, parsed_json, parsed_yaml, read_text, say_once
 from microclip.text.prompts import invisible, reads_as, visible
 
 Lines = list[tuple[int, str]]  # each with its number in the file
@@ -424,13 +422,8 @@ def _structured(text: str, where: str, suffix: str) -> list[str] | None:
     """Names from JSON, YAML, or a list as Python prints it; None if the text is none of these."""
     whole = text.strip()
     if suffix in _YAML:
-        try:
-            # The base loader: `no` and `1e3` are names here.
-            values = yaml.load(whole, Loader=yaml.BaseLoader)  # noqa: S506
-        except (yaml.YAMLError, RecursionError) as error:
-            said = " ".join(str(error).split())
-            raise SettingsError(f"{WHAT} {where} is not YAML: {said}; {_REMEDY}") from None
-        return _names_of(values, where)
+        # Plain: `no` and `1e3` are names here.
+        return _names_of(parsed_yaml(whole, f"{WHAT} {where} is", is_plain=True), where)
     if suffix != ".json" and whole[:1] + whole[-1:] not in ("[]", "{}"):
         return None
     try:

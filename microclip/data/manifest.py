@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "test")
 COLUMNS = ("split", "file", "label", "class", "sha256")
+_LABEL = re.compile(r"[0-9]{1,9}")
+_SHOWN = 40  # characters of a cell in an error
 UNKNOWN = -1  # label of a training image without a label; its class is empty
 _hashed: dict[Path, tuple[int, int, str]] = {}  # manifests that this process has hashed
 
@@ -60,20 +63,9 @@ def read_manifest(dataset_name: str) -> Manifest:
     path = Path(paths.MANIFEST.format(dataset=dataset_name))
     if not path.is_file():
         raise _not_fetched(path, dataset_name)
-    with path.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        lacking = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-        if lacking:
-            raise SettingsError(f"{path} lacks the columns {lacking}; fetch {dataset_name} again")
-        rows = list(reader)
+    rows = _rows(path, dataset_name)
     for line, row in enumerate(rows, start=2):
-        is_unknown = (row["split"], row["label"], row["class"]) == ("train", str(UNKNOWN), "")
-        if row["split"] not in SPLITS or not (row["label"].isdecimal() or is_unknown):
-            raise SettingsError(
-                f"line {line} of {path}: expected split in {SPLITS} and a label >= 0 (or {UNKNOWN} "
-                f"and no class for training images without one), got {row['split']!r} and "
-                f"{row['label']!r}; fetch {dataset_name} again"
-            )
+        _check_row(row, f"line {line} of {path}", dataset_name)
     return Manifest(
         folder=path.parent,
         splits=tuple(row["split"] for row in rows),
@@ -85,6 +77,38 @@ def read_manifest(dataset_name: str) -> Manifest:
             "".join(f"{row['file']}\0{row['sha256']}\n" for row in rows).encode()
         ).hexdigest(),
     )
+
+
+def _rows(path: Path, dataset_name: str) -> list[dict[str, str]]:
+    """The rows, whose cells may be missing. Raises SettingsError if it is no such table."""
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream)
+            lacking = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+            if lacking:
+                raise SettingsError(
+                    f"{path} lacks the columns {lacking}; fetch {dataset_name} again"
+                )
+            return list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SettingsError(f"{path} is damaged ({error}); fetch {dataset_name} again") from None
+
+
+def _check_row(row: dict[str, str], where: str, dataset_name: str) -> None:
+    """Refuse a row that is cut, or whose split or label is none."""
+    cells = [row[column] for column in COLUMNS]
+    is_unknown = (row["split"], row["label"], row["class"]) == ("train", str(UNKNOWN), "")
+    is_label = _LABEL.fullmatch(row["label"] or "") is not None
+    if None in cells or row["split"] not in SPLITS or not (is_label or is_unknown):
+        raise SettingsError(
+            f"{where}: expected split in {SPLITS} and a label >= 0 (or {UNKNOWN} and no class for "
+            f"training images without one), got {_cut(row['split'])} and {_cut(row['label'])}; "
+            f"fetch {dataset_name} again"
+        )
+
+
+def _cut(cell: str | None) -> str:
+    return repr(cell if cell is None else cell[:_SHOWN])
 
 
 def manifest_sha256(dataset_name: str) -> str:

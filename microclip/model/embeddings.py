@@ -28,7 +28,7 @@ from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.sentences import FORMAT as SENTENCE_FORMAT
 from microclip.model.sentences import SentenceStore, encode_classes
 from microclip.model.weights import backbone_key, tensors_sha256
-from microclip.settings.base import SettingsError, digest
+from microclip.settings.base import SettingsError, digest, loads
 from microclip.settings.datasets import DatasetSettings
 from microclip.settings.llms import DescriptionSettings
 from microclip.settings.study import BackboneSettings
@@ -229,10 +229,12 @@ def load_classifiers(path: Path) -> tuple[TextClassifiers, Origin]:
     """
     try:
         with safe_open(path, framework="pt") as opened:
-            record: Origin = json.loads((opened.metadata() or {})["microclip"])
+            record: Origin = loads((opened.metadata() or {})["microclip"])
             tensors = {name: opened.get_tensor(name) for name in _TENSORS}
-        texts = TextClassifiers(**tensors, n_truncated=record["n_truncated"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        texts = TextClassifiers(**tensors, n_truncated=int(record["n_truncated"]))
+        if not all(isinstance(name, str) for name in record.get("classes", ())):
+            raise TypeError("classes must be texts")  # noqa: TRY301
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise _damaged(path, " ".join(str(error).split())) from error
     if record.get("tensors_sha256", tensors_sha256(tensors)) != tensors_sha256(tensors):
         raise _damaged(path, "its vectors are not those that were written")
@@ -301,9 +303,9 @@ def load_features(dataset: DatasetSettings, backbone: BackboneSettings) -> Featu
         )
     try:
         with safe_open(target, framework="pt") as opened:
-            key = json.loads((opened.metadata() or {})["microclip"])["key"]
+            key = loads((opened.metadata() or {})["microclip"])["key"]
             tensors = {name: opened.get_tensor(name) for name in SPLITS}
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise SettingsError(
             f"features {target} are damaged ({' '.join(str(error).split())}); "
             "delete the file and encode again"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -26,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from microclip import paths, runtime
 from microclip.data.public import downloads, sources
-from microclip.settings.base import Frozen, SettingsError, digest, read_record
+from microclip.settings.base import Frozen, SettingsError, digest, loads, read_record
 from microclip.settings.datasets import RemoteFile
 from microclip.settings.study import BackboneSettings
 
@@ -91,8 +90,8 @@ def check_whole(path: Path) -> None:
         length = int.from_bytes(head, "little")
         wanted = 8 + length
         if length < _MOST_HEADER and size >= wanted:
-            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-                entries = dict(json.loads(stream.read(length)))
+            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, IndexError):
+                entries = dict(loads(stream.read(length)))
                 entries.pop("__metadata__", None)
                 wanted += max((own["data_offsets"][1] for own in entries.values()), default=0)
     if len(head) < 8 or (length < _MOST_HEADER and size != wanted):

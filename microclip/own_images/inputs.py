@@ -37,7 +37,7 @@ from microclip.runtime import MissingDataError, refuse_pickle
 from microclip.settings.base import SettingsError
 from microclip.text import descriptions, mending
 from microclip.text.doctor import Options, Pair, Report, most_similar, pairs_above
-from microclip.text.prompts import fill, readable, reads_as
+from microclip.text.prompts import class_key, fill, readable
 
 if TYPE_CHECKING:
     from microclip.model.embeddings import TextClassifiers
@@ -243,27 +243,28 @@ def checked_names(
 ) -> Vocabulary:
     """A vocabulary of the names in `numbered`, each given with its line number.
 
-    Names that `reads_as` finds alike are one class for CLIP. With `allow_duplicates` the later ones
-    get a trailing underscore, which no prompt contains.
+    Names of the same `class_key` are one class for CLIP; "crane_" beside "crane" is meant to be
+    another. With `allow_duplicates` the later ones get a trailing underscore, which no prompt
+    contains.
 
     Raises:
         SettingsError: fewer than two names, duplicates, or a name that cannot be used.
     """
     units = "entries" if unit == "entry" else f"{unit}s"
     names: list[str] = []
-    first: dict[str, int] = {}
+    first: dict[tuple[str, int], int] = {}
     duplicates: list[str] = []
     for number, raw in numbered:
         name = unicodedata.normalize("NFC", raw.strip(" \r\ufeff"))
         if not name:
             continue
         _check_name(name, f"{unit} {number} of {where}")
-        key = reads_as(name)
+        key = class_key(name)
         if key in first:
             duplicates.append(f"{readable(name)!r} ({units} {first[key]} and {number})")
             while name in names:
                 name += "_"
-        first.setdefault(key, number)
+        first.setdefault(class_key(name), number)
         names.append(name)
     if duplicates and not allow_duplicates:
         raise SettingsError(_duplicates_message(duplicates, where))

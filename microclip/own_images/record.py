@@ -8,7 +8,6 @@ another command's.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -37,6 +36,7 @@ from microclip.settings.base import (
     Frozen,
     MissingFileError,
     SettingsError,
+    loads,
     validated,
     without_defaults,
 )
@@ -95,16 +95,17 @@ def read_adapted(folder: Path) -> tuple[Record, embeddings.TextClassifiers, dict
         refuse_pickle(path)
     refuse_pickle(folder / TEXTS)
     try:
-        values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        values = loads((folder / RECORD).read_text(encoding="utf-8"))
         lists = {
-            "class_names": tuple(values["class_names"]),
-            "templates": tuple(values.get("templates", ())),
+            "class_names": _texts_of(values["class_names"]),
+            "templates": _texts_of(values.get("templates", ())),
         }
         record = Record(**{**values, **lists})
         state = load_file(folder / WEIGHTS)
         with safe_open(folder / WEIGHTS, framework="pt") as opened:
-            trained = json.loads((opened.metadata() or {}).get("microclip", "{}"))
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+            trained = dict(loads((opened.metadata() or {}).get("microclip", "{}")))
+            in_weights = _texts_of(trained.get("classes", record.class_names))
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         kind = MissingFileError if isinstance(error, FileNotFoundError) else SettingsError
         raise kind(
             f"{folder} holds no complete classifier ({' '.join(str(error).split())}); "
@@ -112,7 +113,7 @@ def read_adapted(folder: Path) -> tuple[Record, embeddings.TextClassifiers, dict
         ) from error
     texts, described = embeddings.load_classifiers(folder / TEXTS)
     names = record.class_names
-    _check_classes(folder / WEIGHTS, trained.get("classes", names), names)
+    _check_classes(folder / WEIGHTS, in_weights, names)
     _check_classes(folder / TEXTS, described.get("classes", names), names)
     if len(texts.uniform) != len(names):
         raise SettingsError(
@@ -120,6 +121,13 @@ def read_adapted(folder: Path) -> tuple[Record, embeddings.TextClassifiers, dict
             "restore both files from one run"
         )
     return record, texts, state
+
+
+def _texts_of(values: Any) -> tuple[str, ...]:
+    """A list of texts. Raises TypeError for anything else."""
+    if not isinstance(values, list | tuple) or not all(isinstance(one, str) for one in values):
+        raise TypeError("class names and templates must be lists of texts")
+    return tuple(values)
 
 
 def _check_classes(path: Path, found: Sequence[str], expected: Sequence[str]) -> None:

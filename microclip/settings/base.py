@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import difflib
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 # libyaml, ten times faster than Python's parser, if the installed PyYAML was built with it.
 _Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_PlainLoader: type[yaml.BaseLoader | yaml.CBaseLoader] = getattr(
+    yaml, "CBaseLoader", yaml.BaseLoader
+)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -79,6 +83,7 @@ SECRET = "secret"  # the type of a pydantic error whose input must not be shown
 
 
 Model = TypeVar("Model", bound=BaseModel)
+_LONGEST = 600  # characters of a value or a reason in an error
 
 
 class SettingsError(ValueError):
@@ -105,7 +110,7 @@ def without_defaults(
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> SettingsError:
     """Turn the first problem that pydantic reports into one sentence: what, where, what to do."""
     first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
+    path = cut(".".join(str(part) for part in first["loc"]))
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
         near = difflib.get_close_matches(key, model.model_fields, n=1) or [
@@ -119,9 +124,38 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Setti
         return SettingsError(f"{where} has no key {path!r}, which is required; add it")
     if first["type"] == "value_error" and not path:
         # A check of the whole model failed: printing all its values would bury the sentence.
-        return SettingsError(f"{where}: {first['ctx']['error']}")
-    got = "" if first["type"] == SECRET else f" (got {first['input']!r})"
-    return SettingsError(f"{path or 'settings'} in {where}: {first['msg']}{got}")
+        return SettingsError(f"{where}: {cut(str(first['ctx']['error']), _LONGEST)}")
+    got = "" if first["type"] == SECRET else f" (got {_shown(first['input'])})"
+    said = cut(first["msg"], _LONGEST)
+    return SettingsError(f"{path or 'settings'} in {where}: {said}{got}")
+
+
+def cut(text: str, longest: int = 80) -> str:
+    """The beginning of a text, on one line, for a message."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else line[:longest] + "…"
+
+
+@contextlib.contextmanager
+def readable(where: str, remedy: str) -> Iterator[None]:
+    """Read values that may be damaged: what any part of another type raises is one SettingsError.
+
+    Raises:
+        SettingsError: `where` cannot be read, why, and the remedy.
+    """
+    try:
+        yield
+    except SettingsError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise SettingsError(f"{where} cannot be read ({cut(repr(error))}); {remedy}") from error
+
+
+def _shown(value: Any) -> str:
+    try:
+        return cut(repr(value), _LONGEST)
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
@@ -144,11 +178,9 @@ def read_record(model: type[Model], path: Path, *, remedy: str) -> Model:
         SettingsError: it is damaged (the message ends in `remedy`), or has other fields.
     """
     try:
-        values = dict(json.loads(path.read_text(encoding="utf-8")))
+        values = dict(loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise SettingsError(
-            f"{path} is damaged ({' '.join(str(error).split())}); {remedy}"
-        ) from error
+        raise SettingsError(f"{path} is damaged ({cut(str(error))}); {remedy}") from error
     return validated(model, values, str(path))
 
 
@@ -176,12 +208,15 @@ def read_text(path: Path, what: str) -> str:
     """
     try:
         size = path.stat().st_size
-        content = path.read_bytes() if size <= MAX_TEXT_BYTES else b""
+        with path.open("rb") as stream:  # a device has a size of 0, and no end
+            content = stream.read(MAX_TEXT_BYTES + 1) if size <= MAX_TEXT_BYTES else b""
+        size = max(size, len(content))
     except FileNotFoundError:
         raise
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError for a NUL in its name
+        reason = error.strerror if isinstance(error, OSError) else error
         raise SettingsError(
-            f"{what} {path} cannot be read ({error.strerror}); correct its name or permissions"
+            f"{what} {path} cannot be read ({reason}); correct its name or permissions"
         ) from None
     if size > MAX_TEXT_BYTES:
         raise SettingsError(
@@ -231,6 +266,19 @@ def say_once(text: str) -> None:
 
 
 Pairs = Callable[[list[tuple[str, Any]]], Any]  # makes an object of its keys and values
+MAX_DEPTH = 100  # lists and mappings within each other
+_MAX_VALUES = 10**6  # of a YAML file, once its aliases are written out
+_OPENING = re.compile(r"[\[{]|[-?]\s")  # may begin a list or a mapping within a line
+
+
+def loads(text: str | bytes, pairs: Pairs | None = None) -> Any:
+    """The values of a JSON text. Raises ValueError if it is not JSON, or nested too deeply."""
+    try:
+        values = json.loads(text, object_pairs_hook=pairs)
+        _check_extent(values)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return values
 
 
 def parsed_json(text: str, where: str, pairs: Pairs | None = None) -> Any:
@@ -239,21 +287,72 @@ def parsed_json(text: str, where: str, pairs: Pairs | None = None) -> Any:
     `where` begins the message: "descriptions own.json are".
     """
     try:
-        return json.loads(text, object_pairs_hook=pairs)
-    except RecursionError:
-        raise SettingsError(f"{where} not JSON: nested too deeply; fix the file") from None
+        return loads(text, pairs)
     except ValueError as error:
         raise SettingsError(f"{where} not JSON: {error}; fix the file") from error
+
+
+def parsed_yaml(text: str, where: str, *, is_plain: bool = False) -> Any:
+    """The values of a YAML text; with `is_plain`, every scalar is a text ("no", "1e3").
+
+    `where` begins the message: "class list names.yaml is".
+
+    Raises:
+        SettingsError: it is not YAML, is nested too deeply, or its aliases lead back to themselves
+            or multiply without end.
+    """
+    try:
+        _check_nesting(text)
+        values = yaml.load(text, Loader=_PlainLoader if is_plain else _Loader)
+        _check_extent(values)
+    except RecursionError:
+        raise SettingsError(f"{where} not YAML: nested too deeply; fix it") from None
+    # PyYAML's constructors raise others for what is no date, "!!int x", or an unknown "!!bool".
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = cut(str(error), _LONGEST)
+        raise SettingsError(f"{where} not YAML: {reason}; quote or fix it") from error
+    return values
+
+
+def _check_nesting(text: str) -> None:
+    """Refuse text that libyaml would follow down until the stack ends, which kills the process.
+
+    Nesting by indentation alone takes more bytes than a file may have.
+    """
+    if sum(1 for _ in _OPENING.finditer(text)) <= MAX_DEPTH:
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise RecursionError
+
+
+def _check_extent(values: Any) -> None:
+    """Refuse values that are nested too deeply or, written out, too many: aliases share them."""
+    if _extent(values, 0, {}) > _MAX_VALUES:
+        raise ValueError(f"its aliases stand for more than {_MAX_VALUES} values")
+
+
+def _extent(values: Any, depth: int, known: dict[int, int]) -> int:
+    """Number of values within a value, itself included."""
+    if not isinstance(values, dict | list | tuple):
+        return 1
+    if depth > MAX_DEPTH:  # so is what leads back to itself
+        raise RecursionError
+    if id(values) not in known:
+        inner = values.values() if isinstance(values, dict) else values
+        known[id(values)] = 1 + sum(_extent(value, depth + 1, known) for value in inner)
+    return known[id(values)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping. Raises SettingsError if the file is missing, broken or no mapping."""
     try:
-        values = yaml.load(read_text(path, "the file"), Loader=_Loader)
+        values = parsed_yaml(read_text(path, "the file"), f"{path} is")
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist; create it or name another file") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SettingsError(
             f"{path} must be a mapping of keys to values; got {type(values).__name__}"

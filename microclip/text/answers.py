@@ -420,6 +420,29 @@ def file_of(folder: Path, model: str) -> Path:
     return folder / f"{plain}.jsonl"
 
 
+_TYPES: Mapping[str, Any] = {
+    **dict.fromkeys(("key", "text", "answered_by", "request"), str),
+    **dict.fromkeys(("sample", "created"), int),
+    **dict.fromkeys(("finish_reason", "fingerprint"), str | None),
+    **dict.fromkeys(("prompt_tokens", "completion_tokens"), int | None),
+    "asked": dict,
+    "refused": bool,
+}
+
+
+def _is_answer(record: Mapping[str, Any]) -> bool:
+    """Whether a line has the fields of an answer; a damaged disk may turn any byte of it."""
+    return record["kind"] == "answer" and all(
+        isinstance(record[name], kind) for name, kind in _TYPES.items()
+    )
+
+
+def _is_batch(record: Mapping[str, Any]) -> bool:
+    return record["kind"] == "batch" and all(
+        isinstance(record[name], str) for name in ("part", "state")
+    )
+
+
 class AnswerCache:
     """The answers of one model, in step with its file up to the last `refresh`."""
 
@@ -451,15 +474,17 @@ class AnswerCache:
     def _take(self, line: bytes) -> None:
         try:
             record = json.loads(line)
-            kind = record["kind"]
-            if kind == "answer":
-                self._answers[record["key"], int(record["sample"])].append(record)
-                self._requests.add(str(record["request"]))
-            elif kind == "batch":
-                self._batches[record["part"]] = {**self._batches.get(record["part"], {}), **record}
-        except (ValueError, KeyError, TypeError):
+            is_ours = _is_answer(record) or _is_batch(record)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            is_ours = False
+        if not is_ours:
             if line.strip():
                 logger.warning("ignored a line of %s that is not an answer", self.path)
+        elif record["kind"] == "answer":
+            self._answers[record["key"], record["sample"]].append(record)
+            self._requests.add(record["request"])
+        else:
+            self._batches[record["part"]] = {**self._batches.get(record["part"], {}), **record}
 
     def answers(self, key: str, sample: int) -> list[AnswerRecord]:
         """Answers to a question's sample, in the order of asking."""

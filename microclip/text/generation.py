@@ -42,7 +42,7 @@ from microclip.text.llm import (
 )
 from microclip.text.llm_batch import Batches
 from microclip.text.llm_chat import Crew, Request, spent
-from microclip.text.prompts import Prompt, PromptSet, fill, load_prompt_set, reads_as
+from microclip.text.prompts import Prompt, PromptSet, class_key, fill, load_prompt_set
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,17 @@ def _question(order: Order, prompt: Prompt, parameters: Body) -> Question:
 
 
 def _refuse_alike(class_names: Sequence[str]) -> None:
-    """Raise SettingsError if CLIP reads two names alike; each would be paid for."""
-    seen: dict[str, str] = {}
+    """Raise SettingsError if CLIP reads two names alike; each would be paid for.
+
+    "crane" and "crane_" are two classes: the same question is asked, and paid, once for both.
+    """
+    seen: dict[tuple[str, int], str] = {}
     for name in class_names:
-        other = seen.setdefault(reads_as(name), name)
+        other = seen.setdefault(class_key(name), name)
         if other != name:
             raise SettingsError(
-                f"classes {other!r} and {name!r} read the same; give one of them another name"
+                f"classes {other!r} and {name!r} read the same; give one of them another name, or "
+                f"write {name + '_'!r} for one, which prompts read the same"
             )
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from openai.types import Batch
 
 from microclip import runtime
-from microclip.settings.base import SettingsError
+from microclip.settings.base import SettingsError, loads
 from microclip.settings.llms import AskSettings
 from microclip.text.answers import AnswerCache, AnswerRecord, BatchRecord
 from microclip.text.llm import (
@@ -82,13 +82,13 @@ class _Line:
         """Read a line; None if it is not a JSON object."""
         try:
             return cls.read(text)
-        except (ValueError, RecursionError):
+        except ValueError:
             return None
 
     @classmethod
     def read(cls, text: bytes) -> _Line:
         """Read a line. Raises ValueError if it is not a JSON object."""
-        values = json.loads(text)
+        values = loads(text)
         if not isinstance(values, dict):
             raise BrokenAnswerError("a line of a result file is not an object")
         response = values.get("response")

@@ -6,8 +6,6 @@ files.
 
 from __future__ import annotations
 
-import json
-import math
 import threading
 import time
 from collections import deque
@@ -18,6 +16,7 @@ from typing import Any, Protocol
 import openai
 
 from microclip import runtime
+from microclip.settings.base import loads
 from microclip.settings.llms import AskSettings
 from microclip.text.answers import AnswerRecord
 from microclip.text.llm import (
@@ -99,11 +98,7 @@ def send(connection: Connection, body: Body) -> Completion:
     endpoint = client.chat.completions if "messages" in body else client.completions
     # Read the raw text: the SDK's models accept any JSON, even a proxy's login page, as an answer.
     raw = endpoint.with_raw_response.create(**body)
-    try:
-        values = json.loads(raw.text)
-    except RecursionError:
-        raise BrokenAnswerError("its JSON is nested too deeply") from None
-    return completion_of(values)
+    return completion_of(loads(raw.text))
 
 
 def completion_of(answer: Any) -> Completion:
@@ -238,8 +233,8 @@ def spent(request: Request, found: Sequence[AnswerRecord]) -> Tokens:
 
 def _count(value: Any) -> int | None:
     """A number that the service reported, or None."""
-    is_number = isinstance(value, int | float) and math.isfinite(value) and value >= 0
-    return int(value) if is_number else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and 0 <= value < _MOST else None
 
 
 def _moment(value: Any) -> int | None:
@@ -248,6 +243,7 @@ def _moment(value: Any) -> int | None:
     return seconds if seconds is not None and seconds < _YEAR_9999 else None
 
 
+_MOST = 2**63  # no count; Python's integers have no end, nor have those of JSON
 _YEAR_9999 = 253_370_764_800  # no later moment has a date in Python
 # Answers in flight are paid for, so we wait for them: this long after a fault has stopped the rest,
 _GRACE_S = 4.0

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from microclip.cli import main
+from microclip.own_images import inputs
 from microclip.own_images.record import Options
 from tests.fixtures.project import CLASSES, SENTENCES, draw
 from tests.own_images.folder import N_IMAGES, adapt, place, write_labels, write_photos
@@ -299,6 +300,14 @@ def test_class_names_may_contain_any_character(place: Path) -> None:
     assert sorted(path.name for path in place.iterdir()) == [
         *("adapted", "names.txt", "photos", "results")
     ]
+
+
+def test_a_final_underscore_makes_another_class() -> None:
+    listed = [(1, "crane"), (2, "crane_"), (3, "owl")]
+    assert inputs.checked_names(listed, "names.txt").class_names == ("crane", "crane_", "owl")
+    thrice = [(1, "crane"), (2, "crane"), (3, "crane_")]
+    found = inputs.checked_names(thrice, "names.txt", allow_duplicates=True)
+    assert found.class_names == ("crane", "crane_", "crane__")
 
 
 def test_allow_duplicates_keeps_both_names(place: Path) -> None:

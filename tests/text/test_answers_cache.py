@@ -14,10 +14,15 @@ from microclip import runtime
 from microclip.text.answers import AnswerCache, Message, file_of, question_key
 
 KEY = "0123456789abcdef0123456789abcdef"
+ANSWER: dict[str, Any] = {
+    **{"kind": "answer", "key": KEY, "sample": 0, "asked": {"model": "m"}, "refused": False},
+    **{"finish_reason": "stop", "created": 1, "answered_by": "m", "fingerprint": None},
+    **{"prompt_tokens": 1, "completion_tokens": 1, "engine": "chat"},
+}
 
 
 def answer(number: int, key: str = KEY) -> dict[str, Any]:
-    return {"kind": "answer", "key": key, "sample": 0, "request": f"r{number}", "text": str(number)}
+    return {**ANSWER, "key": key, "request": f"r{number}", "text": str(number)}
 
 
 def test_an_answer_is_on_disk_for_others_to_read_when_add_returns(tmp_path: Path) -> None:
@@ -75,24 +80,25 @@ def test_a_full_disk_is_reported_and_leaves_whole_lines(
 
     monkeypatch.setattr("microclip.text.answers.os.write", full)
     with pytest.raises(runtime.ResourceError, match="No space left on device; free some"):
-        cache.add([{"kind": "answer", "key": KEY, "sample": 0, "request": "r", "text": "x" * 15}])
+        cache.add([answer(3)])
     assert cache.path.read_bytes() == before
 
 
 WRITER = """
-import sys
+import json, sys
 from pathlib import Path
 from microclip.text.answers import AnswerCache
 cache = AnswerCache(Path(sys.argv[1]), "m")
 for i in range(150):
     name = f"{sys.argv[2]}-{i}"
-    cache.add([{"kind": "answer", "key": "a" * 32, "sample": 0, "request": name, "text": name * 9}])
+    cache.add([{**json.loads(sys.argv[3]), "request": name, "text": name * 9}])
 """
 
 
 def test_processes_that_write_at_once_neither_lose_nor_mix_lines(tmp_path: Path) -> None:
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(n)]) for n in range(4)
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(n), json.dumps(ANSWER)])
+        for n in range(4)
     ]
     assert [writer.wait(60) for writer in writers] == [0] * 4
     lines = file_of(tmp_path, "m").read_text().splitlines()

@@ -315,8 +315,15 @@ def test_a_network_fault_is_named(server: Server, tmp_path: Path, fault: str) ->
 def test_classes_that_read_the_same_are_refused(server: Server, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="'red_fox' and 'red fox' read the same"):
         work(tmp_path, order(server, names=("red_fox", "red fox")))
-    with pytest.raises(SettingsError, match="'Fox' and 'fox_' read the same"):
-        work(tmp_path, order(server, names=("Fox", "fox_")))
+    with pytest.raises(SettingsError, match="'Fox' and 'fox' read the same.* write 'fox_' for"):
+        work(tmp_path, order(server, names=("Fox", "fox")))
+
+
+def test_a_final_underscore_makes_another_class_whose_question_is_paid_once(
+    server: Server, tmp_path: Path
+) -> None:
+    one, both = (work(tmp_path, order(server, names=n)) for n in (("fox",), ("fox", "fox_")))
+    assert both.estimate() == one.estimate()
 
 
 @pytest.mark.parametrize("fault", ["cut-json", "time-out", "dropped"])

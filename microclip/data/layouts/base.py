@@ -116,10 +116,18 @@ def lines(path: Path) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is not an error."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a NUL
+        return False
+
+
 def existing(items: Iterable[Item], what: str) -> tuple[Item, ...]:
     """Return the items. Raises MissingDataError, which names some, if files are missing."""
     found = tuple(items)
-    gone = [item for item in found if not item.path.is_file()]
+    gone = [item for item in found if not is_there(item.path)]
     if gone:
         shown = ", ".join(str(item.path) for item in gone[:SHOWN])
         more = ", …" if len(gone) > SHOWN else ""
@@ -143,7 +151,10 @@ def images_below(folder: Path) -> list[Path]:
 
 def any_case(folder: Path, name: str) -> Path:
     """Path of a folder's entry `name`, ignoring case; `folder / name` if there is none."""
-    if (folder / name).exists() or not folder.is_dir():
+    try:
+        if (folder / name).exists() or not folder.is_dir():
+            return folder / name
+    except OSError:  # a name that is too long for a file
         return folder / name
     same = [path for path in folder.iterdir() if path.name.casefold() == name.casefold()]
     return same[0] if len(same) == 1 else folder / name
@@ -297,7 +308,7 @@ class ImageFiles:
     def path(self, name: str) -> Path:
         """The file with this name, or the path where it should be."""
         exact = self.folder / name
-        return exact if exact.is_file() else self.by_name.get(name.casefold(), exact)
+        return exact if is_there(exact) else self.by_name.get(name.casefold(), exact)
 
 
 def listing(items: Iterable[Item], files: Sequence[ImageFiles], what: str) -> Listing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from microclip.data.layouts.base import (
     part_of_each,
     place,
 )
+from microclip.settings.base import loads
 from microclip.settings.datasets import HubRoute
 
 _ROOT = "food-101"
@@ -68,7 +68,7 @@ def _images(meta: Path, part: str) -> list[str]:
 
 def _of_json(path: Path) -> list[str]:
     try:
-        classes = json.loads(path.read_bytes())
+        classes = loads(path.read_bytes())
         return [name for names in classes.values() for name in map(_text, names)]
     except (ValueError, AttributeError, TypeError) as error:
         raise runtime.MissingDataError(

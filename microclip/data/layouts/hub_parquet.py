@@ -8,7 +8,6 @@ Images are written once below `images/`, byte for byte.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections import Counter
@@ -20,7 +19,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from microclip import runtime
 from microclip.data.layouts.base import (
@@ -35,7 +33,7 @@ from microclip.data.layouts.base import (
     parts_note,
     write_image,
 )
-from microclip.settings.base import SettingsError
+from microclip.settings.base import SettingsError, loads, parsed_yaml
 from microclip.settings.datasets import HubRoute
 
 logger = logging.getLogger(__name__)
@@ -50,6 +48,7 @@ _NO_NAMES = (
     "the copy has no unique file names, so images are named by file and row: splits drawn from "
     "names differ from those drawn from the publisher's files"
 )
+_NUMBER = re.compile("[0-9]{1,6}")
 _SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<total>\d{5})")
 
 
@@ -337,7 +336,7 @@ def label_names(hub: Path, column: str, headers: Mapping[Path, bytes | None]) ->
 
 def _json(header: bytes | None, path: Path) -> Any:
     try:
-        said = json.loads(header or b"{}")
+        said = loads(header or b"{}")
         return (said.get("info") or {}).get("features") or {}
     except (ValueError, AttributeError) as error:
         raise SettingsError(
@@ -356,12 +355,7 @@ def _of_readme(path: Path, column: str) -> tuple[str, ...]:
     text = path.read_text(encoding="utf-8", errors="replace")
     if not text.startswith("---"):
         return ()
-    try:
-        said = yaml.safe_load(text.split("\n---", 1)[0])
-    except yaml.YAMLError as error:
-        raise SettingsError(
-            f"the header of {path} is not YAML ({str(error).splitlines()[0]}); get it again"
-        ) from None
+    said = parsed_yaml(text.split("\n---", 1)[0], f"the header of {path} is")
     infos = said.get("dataset_info") if isinstance(said, Mapping) else None
     for info in infos if isinstance(infos, list) else [infos]:
         features = info.get("features") if isinstance(info, Mapping) else None
@@ -376,6 +370,6 @@ def _of_readme(path: Path, column: str) -> tuple[str, ...]:
 def _in_order(names: Any) -> tuple[str, ...]:
     """Names that are given as a list, or by number ("0": ...), in order."""
     if isinstance(names, Mapping):
-        numbered = {int(number): str(name) for number, name in names.items()}
+        numbered = {int(n): str(own) for n, own in names.items() if _NUMBER.fullmatch(str(n))}
         return tuple(numbered[number] for number in range(len(numbered)) if number in numbered)
     return tuple(map(str, names)) if isinstance(names, Sequence) else ()

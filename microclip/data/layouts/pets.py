@@ -6,6 +6,7 @@ than the ids: ids are checked against our list by the breed in each image's name
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from microclip.data.layouts.base import (
     part_of_each,
     place,
 )
-from microclip.settings.base import SettingsError
+from microclip.settings.base import SettingsError, cut
 from microclip.settings.datasets import HubRoute
 
 _ROOT = "oxford-iiit-pet"
+_ID = re.compile("[0-9]{1,6}")
 _LISTS = {"train": "trainval.txt", "test": "test.txt"}
 NEEDS = (f"{_ROOT}/images", *(f"{_ROOT}/annotations/{name}" for name in _LISTS.values()))
 
@@ -65,13 +67,13 @@ def _rows(path: Path) -> dict[str, int]:
         if row.startswith("#"):
             continue
         fields = row.split()
-        if len(fields) != 4 or not fields[1].isdecimal():
+        if len(fields) != 4 or not _ID.fullmatch(fields[1]):
             raise runtime.MissingDataError(
-                f"{path} has a line {row!r}, expected an image and three numbers; it was cut short "
-                "or changed, get the dataset again"
+                f"{path} has a line {cut(row)!r}, expected an image and three numbers; it was cut "
+                "short or changed, get the dataset again"
             )
         if fields[0] in ids:
-            raise SettingsError(f"{fields[0]} is in {path} twice; get the dataset again")
+            raise SettingsError(f"{cut(fields[0])} is in {path} twice; get the dataset again")
         ids[fields[0]] = int(fields[1])
     return ids
 
@@ -86,8 +88,8 @@ def _labels(ids: dict[str, int], class_names: Sequence[str], where: Path) -> dic
     for image, number in ids.items():
         if id_of.setdefault(_breed(image), number) != number:
             raise SettingsError(
-                f"{image} has class id {number} in {where}, but other images of "
-                f"{_breed(image)} have {id_of[_breed(image)]}; get the dataset again"
+                f"{cut(image)} has class id {number} in {where}, but other images of "
+                f"{cut(_breed(image))} have {id_of[_breed(image)]}; get the dataset again"
             )
     if sorted(id_of.values()) != list(range(1, len(id_of) + 1)):
         raise SettingsError(

@@ -32,7 +32,7 @@ from microclip.data.layouts.base import (
     png_bytes,
     write_image,
 )
-from microclip.settings.base import SettingsError
+from microclip.settings.base import SettingsError, cut
 from microclip.settings.datasets import HubRoute
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ NEEDS = (
 )
 _VIDEO_SUFFIXES = frozenset({".avi"})
 _REPORT_EVERY = 500
+_NUMBER = re.compile("[0-9]{1,6}")
 _RIFF_HEADER = 8  # bytes that the size in an AVI's header does not count
 
 
@@ -86,8 +87,8 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
     if gone:
         raise runtime.MissingDataError(
             f"{len(gone)} of {len(clips)} clips of split 1 are not below {root}: "
-            f"{', '.join(gone[:SHOWN])}; the archive was cut short or files were removed, get it "
-            "again"
+            f"{', '.join(map(cut, gone[:SHOWN]))}; the archive was cut short or files were "
+            "removed, get it again"
         )
     if suffixes is _VIDEO_SUFFIXES:
         files = _write(clips, files, folder / IMAGES)
@@ -132,9 +133,9 @@ def _classes(path: Path) -> dict[str, str]:
     for line in lines(path):
         number, _, key = line.partition(" ")
         key = key.strip()
-        if not number.isdecimal() or not key or number in keys or key in keys.values():
+        if not _NUMBER.fullmatch(number) or not key or number in keys or key in keys.values():
             raise SettingsError(
-                f"{path} says {line!r}; expected one number and class per line, each once: "
+                f"{path} says {cut(line)!r}; expected one number and class per line, each once: "
                 "get the lists again"
             )
         keys[number] = key
@@ -155,11 +156,12 @@ def _clips(folder: Path, keys: Mapping[str, str]) -> list[_Clip]:
             stated = keys.get(number.strip()) if number.strip() else key
             if not video or stated != key or key.casefold() not in own:
                 raise SettingsError(
-                    f"{path} says {line!r}, which classInd.txt contradicts; get the lists again"
+                    f"{path} says {cut(line)!r}, which classInd.txt contradicts; get the lists "
+                    "again"
                 )
             clip = _Clip(key, Path(video).stem, part)
             if clip.fold in clips:
-                raise SettingsError(f"{clip.name} is in the lists twice; get them again")
+                raise SettingsError(f"{cut(clip.name)} is in the lists twice; get them again")
             clips[clip.fold] = clip
     return list(clips.values())
 

@@ -12,7 +12,6 @@ used, matched by their ends; its classes are checked to be ours, one to one.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -30,7 +29,7 @@ from microclip.data.layouts.base import Item, Listing, load_layout
 from microclip.data.passport import compared
 from microclip.data.public import sources
 from microclip.data.vocabulary import load_vocabulary
-from microclip.settings.base import SettingsError
+from microclip.settings.base import SettingsError, cut, loads
 from microclip.settings.datasets import (
     CoopRule,
     Counts,
@@ -71,13 +70,13 @@ def read_coop_split(
             gone.append(listed)
         elif item.name in found:
             raise SettingsError(
-                f"{path} lists {listed!r} in {part!r} and in {found[item.name][0]!r}; "
+                f"{path} lists {cut(listed)!r} in {part!r} and in {found[item.name][0]!r}; "
                 "get the file again"
             )
         else:
             found[item.name] = (part, label, item)
     if gone:
-        shown = ", ".join(gone[:_SHOWN]) + (", …" if len(gone) > _SHOWN else "")
+        shown = ", ".join(map(cut, gone[:_SHOWN])) + (", …" if len(gone) > _SHOWN else "")
         raise runtime.MissingDataError(
             f"{len(gone)} of {len(entries)} images that {path} lists are missing: {shown}; "
             "get the images again, or check that the file belongs to this dataset"
@@ -96,18 +95,24 @@ def read_coop_split(
 def _entries(path: Path) -> Entries:
     """Read all entries of the file. Raises SettingsError if it is not CoOp's kind of JSON."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8-sig"))
+        said = loads(path.read_text(encoding="utf-8-sig"))
         return [
-            (part, str(listed).replace("\\", "/"), label)
+            (part, listed.replace("\\", "/"), _label(label))
             for part in _PARTS
             for listed, label, *_ in said[part]
         ]
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(
             f"{path} is not one of CoOp's files, or was cut short ({type(error).__name__}: "
-            f"{' '.join(str(error).split())}); expected train, val and test, lists of "
+            f"{cut(str(error))}); expected train, val and test, lists of "
             "[path, label, class name]; get it again"
         ) from error
+
+
+def _label(label: Any) -> Any:
+    if not isinstance(label, int | str):
+        raise TypeError(f"{cut(repr(label))} is no label")
+    return label
 
 
 class _Finder:

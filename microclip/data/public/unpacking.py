@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import lzma
 import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -28,14 +28,26 @@ from typing import IO, Any, Protocol, Self
 
 from microclip import runtime
 from microclip.data.public.downloads import check_space, in_words, tell
+from microclip.settings.base import cut, loads
 
 _CHUNK = 1 << 20
+_LONGEST_NAME = 255  # bytes of a part of a path, on the file systems of Linux and macOS
+_MOST_HEADER = 1 << 20  # bytes of a name or of attributes, which tarfile reads into memory
+_MOST_MEMBERS = 3_000_000  # ImageNet has 1.3 million; empty ones cost memory and no disk
+_SHOWN = 100  # characters of a name in an error
+_EXTENDED = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 _BROKEN = (  # what readers raise for files that are cut short or damaged
     tarfile.TarError,
     zipfile.BadZipFile,
     EOFError,
     zlib.error,
     lzma.LZMAError,
+    struct.error,
+    ValueError,  # numbers and names that are none
+    OverflowError,
     NotImplementedError,  # zipfile's own error for a compression that it cannot read
 )
 
@@ -99,6 +111,8 @@ def name_problem(name: str) -> str:
         return "has a Windows path"
     if ".." in name.split("/"):
         return "leads out of its folder"
+    if any(len(part.encode("utf-8", "surrogatepass")) > _LONGEST_NAME for part in name.split("/")):
+        return f"has a name of more than {_LONGEST_NAME} bytes"
     return ""
 
 
@@ -113,6 +127,12 @@ class _Strict(tarfile.TarInfo):
             if type(error).__name__ != "EOFHeaderError":
                 raise _ends_early(error) from error
             raise
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        """Refuse an extended header of gigabytes, which a small compressed file may hold."""
+        if self.type in _EXTENDED and self.size > _MOST_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 class _Tar:
@@ -170,7 +190,7 @@ class _Zip:
 
 def _tar_problem(info: tarfile.TarInfo) -> str:
     if info.issym() or info.islnk():
-        return f"is a link to {info.linkname!r}"
+        return f"is a link to {_shown(info.linkname)}"
     if not (info.isreg() or info.isdir()):
         return "is a device or another special file"
     return ""
@@ -206,7 +226,7 @@ def _ends_early(error: Exception) -> tarfile.ReadError:
 
 
 def _damaged(path: Path, error: BaseException) -> runtime.MissingDataError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = cut(str(error), 200) or type(error).__name__
     return runtime.MissingDataError(
         f"{path} is cut short, damaged or not an archive ({reason}); remove it and get it again"
     )
@@ -249,11 +269,11 @@ def temporary_of(name: str, into: Path) -> Path:
 
 def _is_done(record: Path, sign: dict[str, object], into: Path) -> bool:
     try:
-        said = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        said = loads(record.read_text(encoding="utf-8"))
+        is_same = all(said.get(key) == value for key, value in sign.items())
+        return is_same and all((into / entry).exists() for entry in said["entries"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    is_same = all(said.get(key) == value for key, value in sign.items())
-    return is_same and all((into / entry).exists() for entry in said["entries"])
 
 
 def _extract(path: Path, folder: Path) -> int:
@@ -293,8 +313,13 @@ def _checked(archive: Archive, path: Path, free: int) -> list[Member]:
     for member in archive.members():
         if member.problem:
             raise runtime.MissingDataError(
-                f"{path} is refused, nothing was unpacked: its member {member.name!r} "
+                f"{path} is refused, nothing was unpacked: its member {_shown(member.name)} "
                 f"{member.problem}; get the archive from its publisher"
+            )
+        if len(members) == _MOST_MEMBERS:
+            raise runtime.MissingDataError(
+                f"{path} is refused, nothing was unpacked: it has more than {_MOST_MEMBERS} "
+                "members; get the archive from its publisher"
             )
         n_bytes += member.size
         if n_bytes > free:  # raise now: a malicious archive may list members without end
@@ -308,6 +333,10 @@ def _checked(archive: Archive, path: Path, free: int) -> list[Member]:
     return members
 
 
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= _SHOWN else name[:_SHOWN] + "…")
+
+
 def _check_paths(kinds: dict[str, bool], path: Path) -> None:
     """Refuse a file that would also have to be another member's folder."""
     files = {name for name, is_folder in kinds.items() if not is_folder}
@@ -316,8 +345,9 @@ def _check_paths(kinds: dict[str, bool], path: Path) -> None:
         through = next((parent for parent in parents if parent in files), None)
         if through is not None:
             raise runtime.MissingDataError(
-                f"{path} is refused, nothing was unpacked: its member {name!r} leads through "
-                f"{through!r}, which is not a folder; get the archive from its publisher"
+                f"{path} is refused, nothing was unpacked: its member {_shown(name)} leads "
+                f"through {_shown(through)}, which is not a folder; get the archive from its "
+                "publisher"
             )
 
 
@@ -329,7 +359,7 @@ def _check_doubled(archive: Archive, members: Iterable[Member], path: Path) -> N
         if seen.setdefault(member.path, digest) != digest:
             raise runtime.MissingDataError(
                 f"{path} is refused, nothing was unpacked: it has two different members named "
-                f"{member.name!r}; get the archive from its publisher"
+                f"{_shown(member.name)}; get the archive from its publisher"
             )
 
 

@@ -1,0 +1,1 @@
+"""Hostile input for every parser of what others write; `make fuzz` runs it for longer."""
