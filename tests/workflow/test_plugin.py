@@ -22,6 +22,7 @@ rule one:
     shell: "echo hello from a job; touch done"
 """
 MANIFEST = "results/data/tiny/manifest.csv"
+PROFILE = ["--workflow-profile", "workflow/profiles/default"]
 BARE = 'rule all:\n    output: "done"\n    shell: "touch done"\n'
 
 
@@ -91,11 +92,21 @@ def test_other_programs_keep_their_words(monkeypatch: pytest.MonkeyPatch) -> Non
     words = ["--resources", "gpu=1", "all"]
     for program in ("pytest", "/bin/notsnakemake", "-c", ""):
         monkeypatch.setattr(sys, "argv", [program, *words])
-        command_line.put_targets_apart()
+        command_line.mend()
         assert sys.argv[1:] == words
     monkeypatch.setattr(sys, "argv", ["/bin/snakemake", *words])
-    command_line.put_targets_apart()
-    assert sys.argv[1:] == ["--resources", "gpu=1", "--", "all"]
+    command_line.mend()
+    assert sys.argv[1:] == [*PROFILE, "--resources", "gpu=1", "--", "all"]
+
+
+def test_the_default_profile_is_named_unless_another_is() -> None:
+    def given(*words: str) -> list[str]:
+        return command_line.with_profile(words, ROOT / "Snakefile")
+
+    assert given("-n") == ["--workflow-profile", str(ROOT / PROFILE[1]), "-n"]
+    for own in (("--workflow-profile", "none"), ("--workflow-profile=workflow/profiles/slurm",)):
+        assert given(*own) == list(own)
+    assert command_line.with_profile(["-n"], Path("elsewhere/Snakefile")) == ["-n"]
 
 
 def test_a_job_runs_for_real(tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["bare", "all first", "all last", "all after --", "profile alone"],
 )
 def test_every_working_spelling_plans_the_whole_study(fresh: Path, typed: tuple[str, ...]) -> None:
-    assert folder.planned(folder.snakemake(fresh, "--dry-run", *typed)) == ALL
+    done = folder.snakemake(fresh, "--dry-run", *typed)
+    assert folder.planned(done) == ALL
+    assert "Using workflow specific profile workflow/profiles/default" in done.stdout
 
 
 def test_a_dry_run_writes_no_result(fresh: Path) -> None:

@@ -2,7 +2,7 @@
 
 Snakemake imports every package of such a name before it reads its command line; this one makes
 itself the logger of the project's Snakefile, unless the command line names another, and puts
-targets that follow `--resources` apart (see `command_line`). `--logger snakemake` shows Snakemake's
+targets that follow `--resources` apart and names the default profile (see `command_line`). `--logger snakemake` shows Snakemake's
 own lines. Snakemake's log file in `.snakemake/log` is the same with all of them.
 """
 
@@ -171,5 +171,5 @@ class LogHandler(LogHandlerBase):
         return False
 
 
-command_line.put_targets_apart()
+command_line.mend()
 command_line.choose_logger()

@@ -1,8 +1,9 @@
-"""Targets after `--resources`, and the logger: `snakemake --cores 1 --resources gpu=1 all`.
+"""What people type as `snakemake --cores 1 --resources gpu=1 all`, as Snakemake needs it.
 
 `--resources` takes every word up to the next option, so Snakemake refuses `all` as a resource; it
-wants `--resources gpu=1 -- all`. Here the `--` is put in, and this plugin as the logger where none
-is named, only for this project's Snakefile: other workflows keep Snakemake's own behaviour.
+wants `--resources gpu=1 -- all`. Here the `--` is put in. Snakemake looks for a default profile
+beside the Snakefile only, so ours in `workflow/` is named; and this plugin is the logger where none
+is named. All that only for this project's Snakefile: other workflows keep Snakemake's behaviour.
 """
 
 from __future__ import annotations
@@ -13,15 +14,24 @@ from itertools import takewhile
 from pathlib import Path
 
 _OPTIONS = ("--resources", "--res")
+_PROFILE = "--workflow-profile"
 _SNAKEFILES = ("Snakefile", "snakefile", "workflow/Snakefile", "workflow/snakefile")
 _OURS = '"""microclip:'  # how the project's Snakefile begins
 
 
-def put_targets_apart() -> None:
+def mend() -> None:
     """Change this process's command line, if it is Snakemake's and the Snakefile is ours."""
     program, *words = sys.argv
-    if _is_snakemake(Path(program)) and is_ours(snakefile(words)):
-        sys.argv[1:] = with_targets_apart(words)
+    found = snakefile(words)
+    if found is not None and _is_snakemake(Path(program)) and is_ours(found):
+        sys.argv[1:] = with_profile(with_targets_apart(words), found)
+
+
+def with_profile(words: Sequence[str], snakefile: Path) -> list[str]:
+    """Return the words with the default profile before them, unless they name one."""
+    profile = snakefile.parent / "workflow" / "profiles" / "default"
+    named = any(word.partition("=")[0] == _PROFILE for word in words)
+    return list(words) if named or not profile.is_dir() else [_PROFILE, str(profile), *words]
 
 
 def with_targets_apart(words: Sequence[str]) -> list[str]:
