@@ -15,7 +15,8 @@ from microclip.data.manifest import UNKNOWN
 from microclip.data.vocabulary import Vocabulary, checked, finder, label_of_folder
 from microclip.methods.base import Classifier, load_method
 from microclip.model import embeddings, weights
-from microclip.model.backbone import Backbone, difference, load_backbone
+from microclip.model.backbone import Backbone, load_backbone
+from microclip.model.trained import difference
 from microclip.own_images import inputs, prediction, training
 from microclip.own_images.prediction import Images, Prediction
 from microclip.own_images.record import (

@@ -34,6 +34,8 @@ from microclip.adaptation.schedules import (
     set_learning_rate,
 )
 from microclip.adaptation.teacher import BatchOut, BatchT, Part, Teacher, Teaching
+from microclip.model import lora
+from microclip.model.backbone import Backbone
 from microclip.settings.base import digest
 
 CHECK_EVERY = 50  # steps between checks of the guard, each of which waits for the device
@@ -167,6 +169,7 @@ class Trainer(Generic[BatchT]):
         self._n_epochs = recipe.n_epochs(views.n_batches)
         self._n_steps = recipe.n_steps(views.n_batches)
         self._is_started = False
+        self._has_learned = False  # in this process
         self._key = digest(
             {
                 "settings": dict(settings),
@@ -218,15 +221,12 @@ class Trainer(Generic[BatchT]):
             processes.raise_pending()
             rate = self._set_rate(before + step, epoch)
             totals.n_seen += len(batch.indices)
-            try:
-                found = self._learn(batch, generator, watcher)
-            except torch.OutOfMemoryError as error:
-                raise _too_large(len(batch.indices), epoch) from error
+            found = self._fit(batch, generator, watcher, epoch)
             if found is not None:
                 teaching, terms = found
                 watcher.pseudo_labels(batch.indices, teaching.guesses())
                 totals.add(len(batch.indices), terms, teaching.measures)
-                guard.note(step, terms)
+                guard.note(step, terms, batch.indices)
             line = progress.line(epoch, step)
             if line is not None:
                 watcher.message(line)
@@ -242,6 +242,58 @@ class Trainer(Generic[BatchT]):
             "seconds": seconds,
             "peak_memory_mib": runtime.peak_memory_mib(),
         }
+
+    def _fit(
+        self, batch: BatchT, generator: torch.Generator, watcher: Watcher, epoch: int
+    ) -> tuple[Teaching, dict[str, Tensor]] | None:
+        """Learn from a batch; this process's first one in smaller parts if memory is short.
+
+        All steps need the same memory, so the first one decides; from it alone one can go back.
+        """
+        before = None if self._has_learned else self._remembered(generator)
+        while True:
+            try:
+                found = self._learn(batch, generator, watcher)
+            except torch.OutOfMemoryError as error:
+                n_parts = 0 if before is None else self._split(len(batch.indices))
+                if before is None or not n_parts:
+                    raise _too_large(len(batch.indices), epoch) from error
+            else:
+                self._has_learned = True
+                return found
+            # Outside `except`, whose traceback keeps what the failed pass had allocated.
+            self._go_back(before, generator, epoch)
+            watcher.message(
+                f"the GPU's memory is short: a batch goes through the network in {n_parts} parts, "
+                "and is still learned from as one"
+            )
+
+    def _split(self, n_images: int) -> int:
+        """Halve the parts that batches go through the network in; 0 if they cannot be smaller."""
+        modules = self.model.modules() if isinstance(self.model, nn.Module) else ()
+        towers = [
+            each
+            for each in modules
+            # Low-rank updates drop inputs at random, which a second pass would not repeat.
+            if isinstance(each, Backbone) and not lora.is_attached(each.visual)
+        ]
+        for tower in towers:
+            tower.n_parts *= 2
+        n_parts = max((tower.n_parts for tower in towers), default=0)
+        return n_parts if n_parts < 2 * n_images else 0
+
+    def _remembered(self, generator: torch.Generator) -> _Remembered:
+        states = {name: dict(part.state_dict()) for name, part in self._parts.items()}
+        copies = {n: {k: v.clone() for k, v in state.items()} for n, state in states.items()}
+        return _Remembered(copies, generator.get_state(), torch.get_rng_state())
+
+    def _go_back(self, before: _Remembered, generator: torch.Generator, epoch: int) -> None:
+        """Be as at the start of the epoch, as a resumed run is."""
+        for name, part in self._parts.items():
+            part.load_state_dict(before.parts[name])
+            part.start_epoch(epoch)
+        generator.set_state(before.generator)
+        torch.set_rng_state(before.rng)
 
     def _learn(
         self, batch: BatchT, generator: torch.Generator, watcher: Watcher
@@ -329,6 +381,15 @@ def total(terms: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
     return first
 
 
+@dataclass(frozen=True, eq=False)
+class _Remembered:
+    """What a step changes before the weights: the parts' states and random states."""
+
+    parts: dict[str, dict[str, Tensor]]
+    generator: Tensor
+    rng: Tensor
+
+
 class FiniteGuard:
     """Remembers the first step with a loss term that is not finite, without a host sync."""
 
@@ -336,9 +397,14 @@ class FiniteGuard:
         """Watch one epoch."""
         self._epoch = epoch
         self._first_bad: dict[str, Tensor] = {}
+        self._indices: dict[int, Tensor] = {}  # of the images of the steps since the last check
 
-    def note(self, step: int, terms: Mapping[str, Tensor]) -> None:
+    def note(
+        self, step: int, terms: Mapping[str, Tensor], indices: Int[Tensor, " batch"] | None = None
+    ) -> None:
         """Record a step's loss terms; check every `CHECK_EVERY` steps.
+
+        `indices` are the numbers of its images in their set, for the message.
 
         Raises:
             NonFiniteLossError: see `check`.
@@ -347,6 +413,8 @@ class FiniteGuard:
             known = self._first_bad.get(name, torch.full_like(value, -1.0).detach())
             is_first = ~value.detach().isfinite() & (known < 0)
             self._first_bad[name] = torch.where(is_first, float(step), known)
+        if indices is not None:
+            self._indices[step] = indices
         if (step + 1) % CHECK_EVERY == 0:
             self.check()
 
@@ -357,9 +425,15 @@ class FiniteGuard:
             if step >= 0:
                 raise NonFiniteLossError(
                     f"expected a finite loss, got NaN or infinity in loss_{name} at epoch "
-                    f"{self._epoch}, step {step + 1}; lower learning_rate or use precision fp32, "
-                    "the checkpoint of the last epoch is kept"
+                    f"{self._epoch}, step {step + 1}{self._images(step)}; lower learning_rate or "
+                    "use precision fp32, the checkpoint of the last epoch is kept"
                 )
+        self._indices.clear()
+
+    def _images(self, step: int) -> str:
+        found = self._indices.get(step)
+        numbers = "" if found is None else ", ".join(map(str, found.tolist()))
+        return f" (images {numbers} of their set, counted from 0)" if numbers else ""
 
     def check_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Raise NonFiniteLossError with the name of a tensor that an update broke."""

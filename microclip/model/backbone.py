@@ -11,9 +11,11 @@ what `_check_tower` refuses is what `_hidden` and `_last_block` cannot compute.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +24,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from microclip.model import weights
 from microclip.model.frozen_linear import linear
@@ -32,7 +35,6 @@ from microclip.settings.study import BackboneSettings
 
 Tokenizer = Callable[[list[str]], Tensor]
 
-_SHOWN = 3  # names in an error
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")  # what open_clip keeps of a tag
 # Few lengths rather than each text's own, so that batches have few shapes.
 _TEXT_LENGTHS = (16, 24, 32, 48)  # tokens
@@ -248,6 +250,8 @@ class Backbone(nn.Module):
         image_size: side of the square input, px.
         mean: of each colour channel, in [0, 1]; images are normalised with it.
         std: deviation of each channel, as `mean`.
+        n_parts: how many parts a batch of images goes through the tower in, where a GPU's memory is
+            short. While training, each part is computed again in the backward pass.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer | None = None) -> None:
@@ -261,6 +265,7 @@ class Backbone(nn.Module):
         super().__init__()
         _check_tower(model)
         self.model = model
+        self.n_parts = 1
         self._tokenizer = tokenizer
         visual = self.visual
         self.width = int(visual.class_embedding.shape[-1])
@@ -384,10 +389,15 @@ class Backbone(nn.Module):
         return self._tokenizer(texts)
 
     def _encode(self, images: Tensor, *, with_patches: bool) -> Tensor:
-        """Return the tokens that the last block keeps, in slices that fit a CPU's cache."""
-        is_whole = torch.is_grad_enabled() or images.device.type != "cpu"
-        parts = (images,) if is_whole else torch.split(images, _CPU_SLICE)
-        return torch.cat([self._tokens(part, with_patches=with_patches) for part in parts])
+        """Return the tokens that the last block keeps, in slices that fit the memory or a cache."""
+        size = max(1, math.ceil(len(images) / self.n_parts))
+        tokens = partial(self._tokens, with_patches=with_patches)
+        if torch.is_grad_enabled() and self.n_parts > 1:
+            # Only the tokens of a part are kept; the losses still see the whole batch.
+            tokens = partial(checkpoint, tokens, use_reentrant=False)
+        elif not torch.is_grad_enabled() and images.device.type == "cpu":
+            size = min(size, _CPU_SLICE)
+        return torch.cat([tokens(part) for part in torch.split(images, size)])
 
     def _tokens(
         self, images: Float[Tensor, "batch 3 rows columns"], *, with_patches: bool
@@ -570,31 +580,3 @@ def is_plain(block: Any) -> bool:
         and isinstance(getattr(block, "ln_attn", nn.Identity()), nn.Identity)
         and all(norm is None or isinstance(norm, nn.Identity) for norm in norms)
     )
-
-
-def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """Return in words how `found` differs from `expected` by names and shapes, or None.
-
-    Gives both counts, then the first few names that differ.
-    """
-    parts = [
-        f"{word} {_named(sorted(names))}"
-        for word, names in (
-            ("missing", expected.keys() - found.keys()),
-            ("unknown", found.keys() - expected.keys()),
-        )
-        if names
-    ]
-    parts += [
-        f"'{name}' has shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in sorted(expected.items())
-        if name in found and found[name].shape != tensor.shape
-    ][:_SHOWN]
-    if not parts:
-        return None
-    return f"{len(found)} tensors where {len(expected)} are expected; {', '.join(parts)}"
-
-
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return " ".join(f"'{name}'" for name in names[:_SHOWN]) + more

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from microclip.model.backbone import difference
+_SHOWN = 3  # names in an error
 
 
 class TrainedModule(nn.Module, ABC):
@@ -69,3 +69,31 @@ class Remembered:
         if version != self._version:
             self._made, self._version = self._make(), version
         return self._made
+
+
+def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """Return in words how `found` differs from `expected` by names and shapes, or None.
+
+    Gives both counts, then the first few names that differ.
+    """
+    parts = [
+        f"{word} {_named(sorted(names))}"
+        for word, names in (
+            ("missing", expected.keys() - found.keys()),
+            ("unknown", found.keys() - expected.keys()),
+        )
+        if names
+    ]
+    parts += [
+        f"'{name}' has shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in sorted(expected.items())
+        if name in found and found[name].shape != tensor.shape
+    ][:_SHOWN]
+    if not parts:
+        return None
+    return f"{len(found)} tensors where {len(expected)} are expected; {', '.join(parts)}"
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return " ".join(f"'{name}'" for name in names[:_SHOWN]) + more

@@ -18,8 +18,10 @@ from microclip.adaptation.training import (
 def test_the_guard_names_term_epoch_and_first_step() -> None:
     guard = FiniteGuard(epoch=4)
     for step, value in enumerate((1.0, float("nan"), float("inf"), 2.0)):
-        guard.note(step, {"ce": torch.tensor(1.0), "fairness": torch.tensor(value)})
-    with pytest.raises(NonFiniteLossError, match="in loss_fairness at epoch 4, step 2"):
+        terms = {"ce": torch.tensor(1.0), "fairness": torch.tensor(value)}
+        guard.note(step, terms, torch.tensor([2 * step, 2 * step + 1]))
+    named = r"in loss_fairness at epoch 4, step 2 \(images 2, 3 of their set"
+    with pytest.raises(NonFiniteLossError, match=named):
         guard.check()
 
 
