@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import shutil
@@ -16,11 +17,10 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel
-from safetensors.torch import load_file
 from torch import Tensor
 
 from microclip import paths, runtime
-from microclip.adaptation.checkpoint import write_weights
+from microclip.adaptation.checkpoint import read_weights, write_weights
 from microclip.data import loading, passport
 from microclip.data.loading import Examples, LabelledImages
 from microclip.data.manifest import read_manifest
@@ -164,7 +164,11 @@ def run(
         heads = collect_heads(classifier, views(classifier.views))
     found = {name: evaluate(part, test.labels) for name, part in heads.items()}
     scores = replace(_scores(settings, inputs, found, zero_shot, clock), best=best)
-    _write(out, settings, inputs, classifier.trained_state(), found)
+    _write_predictions(out / paths.RUN_PREDICTIONS, test, found)
+    write_weights(
+        out / paths.RUN_WEIGHTS, classifier.trained_state(), {"digest": settings.digest()}
+    )
+    _write_record(out, settings, inputs, found["fused"], scores)
     # Last, because its presence says that the run is complete; only then may the checkpoint go.
     runtime.write_json(out / paths.RUN_SCORES, scores.as_dict())
     shutil.rmtree(out / paths.RUN_CHECKPOINT, ignore_errors=True)
@@ -390,30 +394,33 @@ def _write_predictions(path: Path, test: LabelledImages, found: Mapping[str, Eva
         table.to_parquet(target, index=False)
 
 
-def _write(
-    out: Path,
-    settings: RunSettings,
-    inputs: Inputs,
-    state: dict[str, Tensor],
-    found: Mapping[str, Evaluation],
+def _write_record(
+    out: Path, settings: RunSettings, inputs: Inputs, fused: Evaluation, scores: RunScores
 ) -> None:
-    """Write predictions, trained tensors and the record of a run."""
-    _write_predictions(out / paths.RUN_PREDICTIONS, inputs.splits["test"], found)
-    write_weights(out / paths.RUN_WEIGHTS, state, {"digest": settings.digest()})
+    """Write the record of a run, with the hashes of its other files."""
     record = {
         **runtime.record(),
         "settings": settings.as_dict(),
         "recipe": settings.recipe,
         "shared_recipe": SHARED_RECIPE,
         "inputs": _input_hashes(out, settings),
+        "files": _file_hashes(out, scores),
         "is_transductive": passport.check(settings.dataset).is_transductive,
         "n_truncated_sentences": inputs.texts.n_truncated,
         "class_accuracy_pct": [
             None if math.isnan(value) else round(value, 4)  # NaN: a class without images
-            for value in found["fused"].per_class_pct.tolist()
+            for value in fused.per_class_pct.tolist()
         ],
     }
     runtime.write_json(out / paths.RUN_RECORD, record)
+
+
+def _file_hashes(out: Path, scores: RunScores) -> dict[str, str]:
+    """Hashes of what the run wrote, by file name, `scores.json` included, which is written last."""
+    names = (paths.RUN_HISTORY, paths.RUN_PREDICTIONS, paths.RUN_WEIGHTS, paths.RUN_SHOTS)
+    there = {name: runtime.sha256(out / name) for name in names if (out / name).is_file()}
+    text = runtime.json_text(scores.as_dict())
+    return {**there, paths.RUN_SCORES: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _input_hashes(out: Path, settings: RunSettings) -> dict[str, str]:
@@ -459,4 +466,4 @@ def read_trained(folder: Path, settings: RunSettings, ignored: frozenset[str]) -
             f"run {folder} was trained with other settings than {settings.spec.name} needs; "
             "run it again, or train this one separately (without --weights-from)"
         )
-    return load_file(folder / paths.RUN_WEIGHTS)
+    return read_weights(folder / paths.RUN_WEIGHTS)[0]

@@ -111,11 +111,30 @@ def load(folder: Path, key: str) -> Checkpoint | None:
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write trained tensors with a record; the same inputs give the same bytes."""
+    """Write trained tensors with a record and their hash; the same inputs give the same bytes."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    text = json.dumps(record, sort_keys=True)  # one key: safetensors does not keep their order
+    # One key: safetensors does not keep their order.
+    text = json.dumps({**record, "tensors_sha256": _hash(tensors)}, sort_keys=True)
     with runtime.atomic_path(path) as target:
         target.write_bytes(to_bytes(tensors, metadata={"microclip": text}))
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_weights` wrote: the tensors and the record.
+
+    Raises:
+        SettingsError: the file is cut, or its tensors are not those that were written. A file from
+            before hashes were recorded is not checked for the latter.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            record = dict(json.loads((opened.metadata() or {}).get("microclip", "{}")))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise _damaged_weights(path, " ".join(str(error).split())) from error
+    if record.pop("tensors_sha256", None) not in (None, _hash(tensors)):
+        raise _damaged_weights(path, "its tensors are not those that were written")
+    return tensors, record
 
 
 def state_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -134,6 +153,12 @@ def _hash(tensors: Mapping[str, Tensor]) -> str:
         sha256.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         sha256.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return sha256.hexdigest()
+
+
+def _damaged_weights(path: Path, why: str) -> SettingsError:
+    return SettingsError(
+        f"weights {path} are damaged ({why}); run that run again, or put the file back"
+    )
 
 
 def _damaged(path: Path, why: str) -> SettingsError:

@@ -25,7 +25,7 @@ from microclip.measure.statistics import Difference
 from microclip.measure.typesetting import Cell, Column, Row, Table
 from microclip.settings.reports import Claim, ClaimSide, TableRow, TableSettings
 from microclip.study import Plan, RunSpec
-from microclip.tracking.run import read_history
+from microclip.tracking.run import check_written, read_history
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,6 +79,7 @@ class _Runs:
         own = self._own(side, dataset).scores
         for scored in own[own["dataset"] == dataset].to_dict("records"):
             spec = RunSpec.of(scored)
+            check_written(spec.folder, paths.RUN_HISTORY)
             values = [row[side.column] for row in read_history(spec.folder) if side.column in row]
             if not values:
                 raise _MissingError(

@@ -25,6 +25,7 @@ from microclip.runtime import MissingDataError
 from microclip.settings.base import SettingsError, known
 from microclip.settings.reports import Head
 from microclip.study import RunSpec
+from microclip.tracking.run import check_written
 
 _SHOWN_CLASSES = 5
 _RUNS = Path(paths.RUN.split("{")[0])  # results/runs
@@ -66,6 +67,7 @@ def read(folder: Path, head: Head) -> TestedImages:
             f"run {folder} has no {head} head, only its own prediction; leave out ':{head}', or "
             "choose a run of a method that fuses heads"
         )
+    check_written(folder, paths.RUN_PREDICTIONS)
     found = pd.read_parquet(file) if file.is_file() else pd.DataFrame()
     if column not in found:
         raise MissingDataError(

@@ -29,7 +29,7 @@ from microclip.runtime import MissingDataError
 from microclip.settings.base import SettingsError
 from microclip.settings.reports import HistoryPlot, PublishedPoint, SweepPlot
 from microclip.study import SPEC, FigureSelection, Plan, RunSpec
-from microclip.tracking.run import read_history
+from microclip.tracking.run import check_written, read_history
 
 COLUMNS = (  # of the plotted numbers; `x` is renamed to the setting, or to "epoch"
     "kind",  # mean, run, published or missing
@@ -102,6 +102,7 @@ class Results:
             MissingDataError: it was never measured, with the reason.
         """
         self.score(spec, "top1_pct")  # without scores the run, and its history, is not complete
+        check_written(spec.folder, paths.RUN_HISTORY)
         rows = read_history(spec.folder)
         found = {int(row["epoch"]): row[column] for row in rows if column in row}
         if not found:

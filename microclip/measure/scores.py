@@ -25,6 +25,7 @@ from microclip.runtime import MissingDataError
 from microclip.settings.base import SettingsError
 from microclip.settings.reports import TableRow
 from microclip.study import SPEC, Plan, PlannedRun, RunSpec, Selection
+from microclip.tracking.run import check_written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +78,7 @@ def read_score(run: PlannedRun, shared_recipe: int) -> dict[str, Any]:
     path = run.spec.folder / paths.RUN_SCORES
     if not path.is_file():
         raise MissingDataError(f"run {run.name} is not complete: no {path}; run `snakemake`")
-    scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    scores = read_scores_file(path)
     expected = {
         "digest": run.digest,
         "recipe": run.recipe,
@@ -89,7 +90,25 @@ def read_score(run: PlannedRun, shared_recipe: int) -> dict[str, Any]:
                 f"scores of {run.name} are stale: {key} is {scores.get(key)}, expected {value}; "
                 f"run `snakemake --cores 1 --resources gpu=1 --forcerun {path}`"
             )
+    check_written(run.spec.folder, paths.RUN_SCORES)
     return scores
+
+
+def read_scores_file(path: Path) -> dict[str, Any]:
+    """Read a run's `scores.json`.
+
+    Raises:
+        MissingDataError: the file is not there, or is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MissingDataError(f"no {path}; run `snakemake`") from error
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise MissingDataError(f"{path} is damaged; delete it, and `snakemake` runs it again")
+    return found
 
 
 def collect(plan: Plan, target: Path, shared_recipe: int) -> pd.DataFrame:
@@ -114,8 +133,10 @@ def progress(plan: Plan, jobs: int = 1) -> tuple[list[RunSpec], list[RunSpec], f
     taken: dict[str, list[float]] = {}
     for run in plan.runs:
         spec = run.spec
-        path = spec.folder / paths.RUN_SCORES
-        scores = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            scores = read_scores_file(spec.folder / paths.RUN_SCORES)
+        except MissingDataError:
+            scores = {}
         if scores.get("digest") == run.digest and scores.get("recipe") == run.recipe:
             done.append(spec)
             pace = float(scores["seconds"]) / _n_images(spec.dataset)

@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
 from microclip import paths, runtime
+from microclip.adaptation.checkpoint import read_weights
 from microclip.data import loading
 from microclip.data.decoding import Pixels
 from microclip.data.loading import (
@@ -43,6 +43,7 @@ from microclip.model.token_fusion import FusionOutput, TokenFusion
 from microclip.settings.base import SettingsError, read_yaml, validated
 from microclip.settings.reports import FailuresPlot, MapsPlot, MasksPlot
 from microclip.study import FigureSelection, RunSettings, RunSpec
+from microclip.tracking.run import check_written
 
 _PICTURE_PX = 224  # side of pictures shown to people, unless the image is smaller
 
@@ -200,7 +201,7 @@ class FusedRun:
                 "choose a method and variant that train TokenFusion"
             )
         _check_inputs(tested)
-        state = load_file(tested.folder / paths.RUN_WEIGHTS)
+        state, _ = read_weights(tested.folder / paths.RUN_WEIGHTS)
         self.after = _fusion_of(self._method.restore(self._task(), self._options, state))
 
     @cached_property
@@ -284,6 +285,7 @@ def read(folder: Path) -> TestedRun:
         raise runtime.MissingDataError(
             f"run {folder} is not complete: it has no {paths.RUN_SCORES}; run `snakemake` for it"
         )
+    check_written(folder, paths.RUN_PREDICTIONS)
     settings = RunSettings.from_dict(read_yaml(folder / paths.RUN_SETTINGS))
     record = json.loads((folder / paths.RUN_RECORD).read_text(encoding="utf-8"))
     manifest = read_manifest(settings.dataset.name)

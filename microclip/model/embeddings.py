@@ -284,8 +284,9 @@ def encode_images(
     splits = loading.load(dataset)
     tensors = {name: loading.image_embeddings(tower, splits[name].images) for name in SPLITS}
     target = _features_target(dataset, backbone)
+    record = json.dumps({"key": key, "tensors_sha256": tensors_sha256(tensors)})
     with runtime.atomic_path(target) as path:
-        path.write_bytes(save(tensors, metadata={"microclip": json.dumps({"key": key})}))
+        path.write_bytes(save(tensors, metadata={"microclip": record}))
     return target
 
 
@@ -303,13 +304,14 @@ def load_features(dataset: DatasetSettings, backbone: BackboneSettings) -> Featu
         )
     try:
         with safe_open(target, framework="pt") as opened:
-            key = loads((opened.metadata() or {})["microclip"])["key"]
+            record = loads((opened.metadata() or {})["microclip"])
+            key = record["key"]
             tensors = {name: opened.get_tensor(name) for name in SPLITS}
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise SettingsError(
-            f"features {target} are damaged ({' '.join(str(error).split())}); "
-            "delete the file and encode again"
-        ) from error
+        raise _damaged_features(target, " ".join(str(error).split())) from error
+    # A file from before hashes were recorded has none.
+    if record.get("tensors_sha256") not in (None, tensors_sha256(tensors)):
+        raise _damaged_features(target, "its embeddings are not those that were written")
     expected = _key(dataset, backbone)
     if key != expected:
         raise SettingsError(
@@ -317,6 +319,12 @@ def load_features(dataset: DatasetSettings, backbone: BackboneSettings) -> Featu
             f"{expected}, got {key}); delete the file and encode again"
         )
     return Features(**tensors)
+
+
+def _damaged_features(path: Path, reason: str) -> SettingsError:
+    return SettingsError(
+        f"features {path} are damaged ({reason}); delete the file and encode again"
+    )
 
 
 def _key(dataset: DatasetSettings, backbone: BackboneSettings) -> str:

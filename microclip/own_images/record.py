@@ -17,12 +17,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from microclip import paths, runtime, settings
-from microclip.adaptation.checkpoint import write_weights
+from microclip.adaptation.checkpoint import read_weights, write_weights
 from microclip.data.loading import Examples, UnlabelledImages, image_embeddings
 from microclip.methods.base import Classifier, Method, Sight, Task, grant, load_method, recipe_of
 from microclip.model import embeddings
@@ -101,11 +99,9 @@ def read_adapted(folder: Path) -> tuple[Record, embeddings.TextClassifiers, dict
             "templates": _texts_of(values.get("templates", ())),
         }
         record = Record(**{**values, **lists})
-        state = load_file(folder / WEIGHTS)
-        with safe_open(folder / WEIGHTS, framework="pt") as opened:
-            trained = dict(loads((opened.metadata() or {}).get("microclip", "{}")))
-            in_weights = _texts_of(trained.get("classes", record.class_names))
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        state, trained = read_weights(folder / WEIGHTS)
+        in_weights = _texts_of(trained.get("classes", record.class_names))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         kind = MissingFileError if isinstance(error, FileNotFoundError) else SettingsError
         raise kind(
             f"{folder} holds no complete classifier ({' '.join(str(error).split())}); "

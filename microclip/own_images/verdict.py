@@ -20,11 +20,9 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from microclip import runtime
+from microclip.adaptation.checkpoint import read_weights, write_weights
 from microclip.data.loading import UnlabelledImages, spread
 from microclip.measure.evaluation import CONFIDENCE_SCALE, ViewReader, collect_heads
 from microclip.methods.base import Classifier
@@ -310,8 +308,7 @@ def _share(is_so: Tensor) -> float:
 
 
 def _write_guesses(path: Path, guesses: Mapping[int, Tensor]) -> None:
-    with runtime.atomic_path(path) as target:
-        target.write_bytes(save({str(e): labels.contiguous() for e, labels in guesses.items()}))
+    write_weights(path, {str(epoch): labels for epoch, labels in guesses.items()}, {})
 
 
 def _read_guesses(path: Path) -> dict[int, Tensor]:
@@ -319,9 +316,9 @@ def _read_guesses(path: Path) -> dict[int, Tensor]:
     if not path.is_file():
         return {}
     try:
-        with safe_open(path, framework="pt") as opened:
-            return {int(name): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+        tensors, _ = read_weights(path)
+        return {int(name): labels for name, labels in tensors.items()}
+    except (OSError, ValueError) as error:
         raise SettingsError(
             f"{path} is damaged ({' '.join(str(error).split())}); delete its folder to start over"
         ) from error

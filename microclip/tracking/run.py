@@ -58,11 +58,42 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     path = folder / paths.RUN_HISTORY
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return [
-            {key: float(value) for key, value in row.items() if value not in ("", None)}
-            for row in csv.DictReader(stream)
-        ]
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return [
+                # An epoch is written as it was before: a resumed run has the same file.
+                {k: int(float(v)) if k == "epoch" else float(v) for k, v in row.items() if v}
+                for row in csv.DictReader(stream)
+            ]
+    except (ValueError, TypeError) as error:
+        raise settings.SettingsError(
+            f"{path} is damaged ({error}); delete it: the run continues from its checkpoint, and "
+            "its history begins there"
+        ) from error
+
+
+def check_written(folder: Path, name: str) -> None:
+    """Check that a file of a complete run still has the bytes that the run wrote.
+
+    The hashes are in `run.json`; runs from before they were recorded are not checked.
+
+    Raises:
+        MissingDataError: the file, or `run.json` itself, is damaged.
+    """
+    record, scores = folder / paths.RUN_RECORD, folder / paths.RUN_SCORES
+    if not (record.is_file() and scores.is_file()):
+        return
+    try:
+        said = dict(json.loads(record.read_text(encoding="utf-8")).get("files", {})).get(name)
+        damaged = folder / name
+        is_whole = said is None or (damaged.is_file() and runtime.sha256(damaged) == said)
+    except (ValueError, TypeError, AttributeError):
+        damaged, is_whole = record, False
+    if not is_whole:
+        raise runtime.MissingDataError(
+            f"{damaged} is damaged: its bytes are not those that the run wrote; run `snakemake "
+            f"--cores 1 --resources gpu=1 --forcerun {scores}`"
+        )
 
 
 def read_machine(folder: Path) -> list[dict[str, float]]:
@@ -297,8 +328,15 @@ class RunTracker:
         sys.stderr.flush()
 
     def finish(self, scores: Mapping[str, Any]) -> None:
-        """Record that the run is complete, with its final numbers."""
-        self._journal({"event": "finished", **scores})
+        """Record that the run is complete, with its final numbers.
+
+        A disk that is full just now takes nothing away: the scores are written, and a mirror reads
+        them where the journal ends without a word.
+        """
+        try:
+            self._journal({"event": "finished", **scores})
+        except OSError as error:
+            log.warning("the run is complete, but its journal is not (%s)", error)
 
     def fail(self, status: Literal["FAILED", "KILLED"], reason: str) -> None:
         """Record that the run ended early."""
