@@ -173,8 +173,9 @@ _GRACE_S = 30.0
 _TYPED = [  # verbs that a person types; a workflow's jobs never use them
     [verb]
     for verb in (
-        *("adapt", "bundle", "data", "doctor", "export", "fetch-weights", "passport", "plan"),
-        *("plan-overview", "predict", "show", "status", "sync", "ui", "unlock", "verify"),
+        *("adapt", "bundle", "data", "doctor", "explain", "export", "fetch-weights", "passport"),
+        *("plan", "plan-overview", "predict", "retry", "show", "status", "sync", "ui", "unlock"),
+        "verify",
     )
 ]
 
@@ -196,6 +197,10 @@ def _is_scheduler(command: list[str]) -> bool:
 
 def _is_job(command: list[str]) -> bool:
     return command[1:3] == ["-m", "microclip"] and command[3:4] not in _TYPED
+
+
+def _is_ours(command: list[str]) -> bool:
+    return _is_job(command) or _is_typed(command)
 
 
 def _is_typed(command: list[str]) -> bool:
@@ -236,7 +241,12 @@ def release(folder: Path) -> list[str]:
     locks = sorted((folder / ".snakemake" / "locks").glob("*.lock"))
     for lock in locks:
         lock.unlink()
-    return done + (["released the lock of an interrupted workflow"] if locks else [])
+    done += ["released the lock of an interrupted workflow"] if locks else []
+    # A typed command may be writing here; what a killed process left can wait.
+    if len(orphans) == sum(map(_is_ours, (command for _, command in found))):
+        left = runtime.remove_leftovers(folder / "results")
+        done += [f"removed {len(left)} temporary files of killed processes"] if left else []
+    return done
 
 
 _CLAIM = ".owner"  # in a run's folder: the process that started there last

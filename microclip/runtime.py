@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
 _NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # NFS without lockd, some FUSE and SMB
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _lease: _Lease | None = None  # this process's GPU
@@ -81,10 +82,18 @@ class VerificationError(RuntimeError):
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that replaces it on success and is removed on error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
+    """Yield a temporary path beside `path` that replaces it on success and is removed on error.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        name = _temporary(path)
+    except OSError as error:
+        if full := disk_full(error, path):
+            raise full from error
+        raise
     temporary = Path(name)
     try:
         yield temporary
@@ -94,8 +103,46 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         temporary.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        if full := disk_full(error, path):
+            raise full from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> str:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    return name
+
+
+_TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")  # the names that mkstemp gives here
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove the temporary files of killed processes; only where nothing is being written."""
+    found = [path for path in folder.rglob(".*-*") if _TEMPORARY.fullmatch(path.name)]
+    left = [path for path in found if path.is_file() and not path.is_symlink()]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
+
+
+def disk_full(error: OSError, path: Path | None = None) -> ResourceError | None:
+    """What to say of an error that means a full disk or a used-up quota; None for others."""
+    if error.errno not in _FULL:
+        return None
+    where = Path.cwd() if path is None else path.parent
+    try:
+        free = f" ({shutil.disk_usage(where).free / 2**20:.1f} MiB free)"
+    except OSError:
+        free = ""
+    what = "" if path is None else f" while writing {path.name}"
+    return ResourceError(
+        f"the disk of {where} is full{free}{what}; free some space and run the command again, "
+        "which continues"
+    )
 
 
 def _sync_folder(path: Path) -> None:
@@ -172,7 +219,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON that ends with a newline; keys keep their order."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """The text that `write_json` writes."""
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
 def sha256(path: Path) -> str:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from microclip.settings.base import Frozen
 
 # Each module adds its verbs to the app as it is imported.
-for _group in ("data", "describe", "init", "own_images", "study"):
+for _group in ("data", "describe", "init", "own_images", "runs", "study"):
     importlib.import_module(f"microclip.cli.{_group}")
 
 
@@ -123,33 +123,6 @@ def verify(
     plan = Plan.read(study or _study_of(config))
     for line in ledger.verify(plan, is_full_audit=is_full_audit):
         print(line, flush=True)
-
-
-@app.command()
-def status(config: ConfigOption = DEFAULT_CONFIG) -> None:
-    """List the runs of a study as done, failed or pending."""
-    from microclip import study
-    from microclip.measure.scores import progress
-
-    done, pending, _ = progress(study.load(settings.read_yaml(config), str(config)).plan())
-    failed = [spec for spec in pending if _failed(spec.folder)]
-    for spec in done:
-        print(f"done     {spec.name}")
-    for spec in pending:
-        print(f"{'failed ' if spec in failed else 'pending'}  {spec.name}")
-    print(f"{len(done)} done, {len(failed)} failed, {len(pending) - len(failed)} pending")
-    raise typer.Exit(1 if failed else 0)
-
-
-def _failed(folder: Path) -> bool:
-    journal = folder / paths.RUN_JOURNAL
-    if not journal.is_file():
-        return False
-    lines = journal.read_text(encoding="utf-8", errors="replace").splitlines()
-    try:
-        return bool(lines) and json.loads(lines[-1])["event"] == "failed"
-    except ValueError:  # half a line: the process was killed while it wrote
-        return False
 
 
 @app.command()
@@ -346,6 +319,15 @@ def _explain(error: Exception) -> int:
             "(the checkpoint of the last epoch is kept)"
         )
         return 4
+    if torch is not None and isinstance(error, torch.AcceleratorError):
+        say(
+            f"microclip: the GPU failed ({str(error).strip().splitlines()[0]}); see what "
+            "`nvidia-smi` says of it, then run the same command again (the checkpoint of the last "
+            "epoch is kept)"
+        )
+        return 4
+    if isinstance(error, OSError):
+        error = runtime.disk_full(error) or error
     say(f"microclip: {one_line(str(error)) or type(error).__name__}")
     for kind, code in EXIT_CODES:
         if isinstance(error, kind):

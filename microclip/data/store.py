@@ -11,7 +11,6 @@ labels never shift. A deleted store is rebuilt with the same bytes.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import logging
 from collections import Counter
@@ -180,11 +179,9 @@ def write_store(
                 np.save(stream, np.array(done.index, dtype=np.int64).reshape(-1, 3))
             return _record(folder, source_sha256, rules, done, pixels_sha256)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise runtime.ResourceError(
-                f"the disk of {folder} is full; free some space and run the command again"
-            ) from error
+            if full := runtime.disk_full(error, folder / _RECORD):
+                raise full from error
+            raise
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The command line: fast help, one line per error, an exit code for each kind of error."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -26,7 +27,7 @@ VERBS_OF_DESIGN = {
     "fetch-dataset", "store-images", "describe", "embed-descriptions",
     "encode-images", "run", "collect-scores", "tabulate", "adapt", "predict", "doctor", "status",
     "sync", "ui", "export-schema", "show", "unlock", "verify", "fetch-weights",
-    "init",
+    "init", "retry", "explain",
 }  # fmt: skip
 
 
@@ -417,3 +418,12 @@ def test_a_full_gpu_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\n" not in said
     assert "memory is full outside a training step" in said
     assert "bug" not in said
+
+
+def test_a_gpu_that_fails_and_a_full_disk_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    gone = torch.AcceleratorError("CUDA error: unspecified launch failure\nCompile with ...")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for error, said in ((gone, "the GPU failed (CUDA error: unspecified"), (full, "the disk of ")):
+        assert main._explain(error) == 4
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"microclip: {said}")

@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import nbformat
@@ -196,10 +198,52 @@ def test_a_stale_score_is_refused_with_the_command_that_fixes_it(copy: Path) -> 
     assert json.loads(path.read_text())["recipe"] != 0
 
 
-def test_status_counts_done_failed_and_pending(copy: Path) -> None:
-    assert "4 done, 0 failed, 0 pending" in folder.microclip(copy, "status").stdout
-    (copy / RUN / "cupl/default/seed-0/scores.json").unlink()
-    assert "3 done, 0 failed, 1 pending" in folder.microclip(copy, "status").stdout
+def test_status_counts_and_retry_runs_the_failed_run_alone(copy: Path) -> None:
+    first = folder.microclip(copy, "status")
+    assert "4 done, 0 running, 0 failed, 0 pending" in first.stdout
+    assert first.returncode == 0
+    cupl, clip = (copy / RUN / method / "default/seed-0" for method in ("cupl", "clip"))
+    (cupl / "scores.json").unlink()
+    (clip / "scores.json").unlink()
+    obstacle = cupl / "adapted.safetensors"
+    obstacle.unlink()
+    obstacle.mkdir()  # so that the run cannot write its weights
+    assert folder.snakemake(copy, *MACHINE, "--", f"{cupl}/scores.json").returncode == 1
+    failed = folder.microclip(copy, "status")
+    assert failed.returncode == 1
+    assert re.search(r"^failed   tiny/.*/cupl/default/seed-0: .*adapted", failed.stdout, re.M)
+    assert "2 done, 0 running, 1 failed, 1 pending" in failed.stdout
+    obstacle.rmdir()
+    again = folder.microclip(copy, "retry", "--failed")
+    assert again.returncode == 0, again.stderr
+    assert "again: tiny/icon-clip/shipped/cupl/default/seed-0" in again.stderr
+    assert "1 of 1 steps (100%) done" in again.stdout + again.stderr
+    assert "3 done, 0 running, 0 failed, 1 pending" in folder.microclip(copy, "status").stdout
+
+
+def test_times_repeat_nothing_and_explain_says_what_would(copy: Path) -> None:
+    draw = random.Random(0)
+    for path in sorted((copy / "results").rglob("*")):
+        when = time.time() + draw.uniform(-1, 1) * 10 * 365 * 86400  # a clock that jumped
+        os.utime(path, (when, when))
+    assert folder.dry(copy) == {}
+    cupl = folder.microclip(copy, "explain", "cupl")
+    assert "cupl/default/seed-0: done" in cupl.stdout
+    assert cupl.stdout.endswith("times do not count\nSnakemake would do nothing\n")
+    changed = {"microclip": {**folder.STUDY["methods"]["microclip"], "gamma": 0.3}}
+    folder.write_study(copy, **FIGURES, methods=changed)
+    scores = copy / RUN / "microclip/default/seed-0/scores.json"
+    found = folder.microclip(copy, "explain", str(scores)).stdout.splitlines()
+    assert found == [
+        "tiny/icon-clip/shipped/microclip/default/seed-0: pending",
+        "  settings: method.gamma was 0.5, is 0.3",
+        "Snakemake would run",
+        "  adapt microclip/default to tiny, seed 0: params have changed since last execution",
+    ]
+    texts = copy / "results/descriptions/shipped/tiny.json"
+    texts.write_text(texts.read_text().replace(" is ", " was "))
+    said = folder.microclip(copy, "explain", "clip").stdout
+    assert "  embed the descriptions of tiny with icon-clip: updated input files" in said
 
 
 @pytest.mark.parametrize(
