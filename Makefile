@@ -19,7 +19,7 @@ SNAKEMAKE_FLAGS ?= --cores $(JOBS) --resources gpu=1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slurm fuzz bench check docs format report verify ui status sync schema icons icon-clip clean-environment
+.PHONY: help setup run test test-slurm fuzz bench check docs format report verify ui status sync schema icons icon-clip clean-environment chaos
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test-slurm: setup  ## run a study on a real Slurm on this machine, which apt ins
 fuzz: setup  ## try every parser with hostile input for minutes (EXAMPLES=5000 each)
 	@MICROCLIP_FUZZ=$(EXAMPLES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz
 
+chaos: setup  ## kill -9 a whole small study twenty times: nothing may be lost (20 minutes or more)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos -s tests/chaos
+
 bench: setup  ## the short benchmarks: starting, a training step, and its views
 	@$(BIN)/python benchmarks/startup.py --rounds 1
 	@$(BIN)/python benchmarks/loader.py
@@ -90,7 +93,7 @@ verify: setup  ## compare the study with the paper's numbers
 ui: setup  ## serve MLflow on 127.0.0.1
 	@$(BIN)/python -m microclip ui
 
-status: setup  ## list runs as done, failed or pending
+status: setup  ## list runs as done, running, failed or pending
 	@$(BIN)/python -m microclip status $(if $(CONFIG),--config $(CONFIG))
 
 sync: setup  ## copy to MLflow the runs that it lacks

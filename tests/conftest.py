@@ -15,7 +15,7 @@ __all__ += ["warm_process", "work"]
 # A shell that starts the suite in the background makes it, and all its children, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_LONG = ("workflow", "export", "own_images")  # folders whose files start whole processes
+_LONG = ("workflow", "export", "own_images", "chaos")  # folders whose files start whole processes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
