@@ -63,6 +63,8 @@ def state_of(run: PlannedRun) -> RunState:
     match last.get("event"):
         case "failed":
             return RunState(run.spec, "failed", str(last.get("reason", "")))
+        case "finished":
+            return RunState(run.spec, "pending", "it was complete; its scores are gone")
         case "started" | "epoch":
             host, pid = str(started.get("host")), int(started.get("pid", 0))
             if host != platform.node():

@@ -53,6 +53,9 @@ def test_a_run_is_pending_then_running_then_failed_then_done() -> None:
     state = run_states.state_of(run)
     assert (state.state, state.note) == ("failed", "loss is nan")
     scores = {"digest": run.digest, "recipe": run.recipe}
+    tracker.finish(scores)
+    state = run_states.state_of(run)
+    assert (state.state, state.note) == ("pending", "it was complete; its scores are gone")
     (run.spec.folder / paths.RUN_SCORES).write_text(json.dumps(scores))
     assert run_states.state_of(run).state == "done"
 

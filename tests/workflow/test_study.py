@@ -208,7 +208,8 @@ def test_status_counts_and_retry_runs_the_failed_run_alone(copy: Path) -> None:
     obstacle = cupl / "adapted.safetensors"
     obstacle.unlink()
     obstacle.mkdir()  # so that the run cannot write its weights
-    assert folder.snakemake(copy, *MACHINE, "--", f"{cupl}/scores.json").returncode == 1
+    target = str(RUN / "cupl/default/seed-0/scores.json")
+    assert folder.snakemake(copy, *MACHINE, "--", target).returncode == 1
     failed = folder.microclip(copy, "status")
     assert failed.returncode == 1
     assert re.search(r"^failed   tiny/.*/cupl/default/seed-0: .*adapted", failed.stdout, re.M)
