@@ -16,10 +16,12 @@ import contextlib
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -199,10 +201,6 @@ def _is_job(command: list[str]) -> bool:
     return command[1:3] == ["-m", "microclip"] and command[3:4] not in _TYPED
 
 
-def _is_ours(command: list[str]) -> bool:
-    return _is_job(command) or _is_typed(command)
-
-
 def _is_typed(command: list[str]) -> bool:
     """Did a person type it: the console script, or a verb that workflows never use?"""
     is_script = any(Path(part).name == "microclip" for part in command[:2])
@@ -214,6 +212,26 @@ def _is_left(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return not any(_is_typed(parent.cmdline()) for parent in process.parents())
     return True
+
+
+_OLD_S = 86400.0
+_TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")  # as `runtime.atomic_path` names files
+
+
+def remove_leftovers(folder: Path, *, unchanged_s: float = 0.0) -> list[Path]:
+    """Remove temporary files of killed processes, or only those that nobody has written to lately.
+
+    Without `unchanged_s`, nothing may be writing there.
+    """
+    found = [path for path in folder.rglob(".*-*") if _TEMPORARY.fullmatch(path.name)]
+    before = time.time() - unchanged_s
+    left = []
+    for path in found:
+        with contextlib.suppress(OSError):
+            if path.is_file() and not path.is_symlink() and path.stat().st_mtime <= before:
+                path.unlink()
+                left.append(path)
+    return left
 
 
 def release(folder: Path) -> list[str]:
@@ -242,11 +260,9 @@ def release(folder: Path) -> list[str]:
     for lock in locks:
         lock.unlink()
     done += ["released the lock of an interrupted workflow"] if locks else []
-    # A typed command may be writing here; what a killed process left can wait.
-    if len(orphans) == sum(map(_is_ours, (command for _, command in found))):
-        left = runtime.remove_leftovers(folder / "results")
-        done += [f"removed {len(left)} temporary files of killed processes"] if left else []
-    return done
+    # Not at once: a typed command, or a cluster's job, may be writing them.
+    left = remove_leftovers(folder / "results", unchanged_s=_OLD_S)
+    return done + ([f"removed {len(left)} temporary files of killed processes"] if left else [])
 
 
 _CLAIM = ".owner"  # in a run's folder: the process that started there last

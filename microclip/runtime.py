@@ -117,18 +117,6 @@ def _temporary(path: Path) -> str:
     return name
 
 
-_TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")  # the names that mkstemp gives here
-
-
-def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove the temporary files of killed processes; only where nothing is being written."""
-    found = [path for path in folder.rglob(".*-*") if _TEMPORARY.fullmatch(path.name)]
-    left = [path for path in found if path.is_file() and not path.is_symlink()]
-    for path in left:
-        path.unlink(missing_ok=True)
-    return left
-
-
 def disk_full(error: OSError, path: Path | None = None) -> ResourceError | None:
     """What to say of an error that means a full disk or a used-up quota; None for others."""
     if error.errno not in _FULL:
@@ -548,34 +536,6 @@ def record() -> Machine:
         "tf32": _allows_tf32() if on_gpu else None,
         "packages": {name: _version(name) for name in _RECORDED},
     }
-
-
-TENSORS = (
-    "a .safetensors file (safetensors.torch.save_file writes one, where the source is trusted)"
-)
-_SUFFIXES = (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
-_ZIP = b"PK\x03\x04"  # torch.save has written archives of a pickle since 1.6
-_PROTOCOLS = tuple(bytes([0x80, number]) for number in range(2, 6))  # how a pickle begins
-
-
-def refuse_pickle(path: Path, wanted: str = TENSORS) -> None:
-    """Refuse a file whose name or first nine bytes say that it is a pickle.
-
-    Raises:
-        SettingsError: it is one; the message names the kind of file to use instead, `wanted`.
-    """
-    if not path.is_file():
-        return
-    with path.open("rb") as stream:
-        head = stream.read(9)
-    # A safetensors file starts with a length that may look like the start of a pickle, but after
-    # these eight bytes comes JSON.
-    is_pickle = head[:2] in _PROTOCOLS and head[8:] != b"{"
-    if path.suffix.lower() in _SUFFIXES or head.startswith(_ZIP) or is_pickle:
-        raise SettingsError(
-            f"{path} is a pickled file, which may run code when it is loaded, so it was not "
-            f"loaded; give {wanted}"
-        )
 
 
 # Snakemake gets these hashes as parameters of its rules, not the files' times: a fresh clone,

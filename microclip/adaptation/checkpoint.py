@@ -128,7 +128,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as opened:
-            record = dict(json.loads((opened.metadata() or {}).get("microclip", "{}")))
+            record = dict(loads((opened.metadata() or {}).get("microclip", "{}")))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError) as error:
         raise _damaged_weights(path, " ".join(str(error).split())) from error

@@ -273,7 +273,7 @@ def run(
         resolved = replace(resolved, device=device)
     runtime.use_all_cpus()
     with processes.exclusive(out):
-        runtime.remove_leftovers(out)  # nobody else writes here now
+        processes.remove_leftovers(out)  # nobody else writes here now
         _run(resolved, out, study, weights_from, evaluate_every=evaluate_every)
 
 

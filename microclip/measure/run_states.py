@@ -27,6 +27,7 @@ from microclip.study import Plan, PlannedRun, RunSettings, RunSpec
 
 State = Literal["done", "running", "failed", "pending"]
 STATES: tuple[State, ...] = ("done", "running", "failed", "pending")
+_OWN_LINES = ("--logger", "snakemake")  # the project's own view shows no reasons
 _SLACK_S = 2.0  # between a process's start and the first line of its journal
 
 
@@ -60,18 +61,23 @@ def state_of(run: PlannedRun) -> RunState:
     started, last = _journal(folder / paths.RUN_JOURNAL)
     if started is None or started.get("digest") != run.digest:
         return RunState(run.spec, "pending")
+    return _told(run.spec, started, last)
+
+
+def _told(spec: RunSpec, started: dict[str, Any], last: dict[str, Any]) -> RunState:
+    """The state that a journal tells: its last start, and its last line."""
     match last.get("event"):
         case "failed":
-            return RunState(run.spec, "failed", str(last.get("reason", "")))
+            return RunState(spec, "failed", str(last.get("reason", "")))
         case "finished":
-            return RunState(run.spec, "pending", "it was complete; its scores are gone")
+            return RunState(spec, "pending", "it was complete; its scores are gone")
         case "started" | "epoch":
             host, pid = str(started.get("host")), int(started.get("pid", 0))
             if host != platform.node():
-                return RunState(run.spec, "running", f"on {host}, as its journal says")
+                return RunState(spec, "running", f"on {host}, as its journal says")
             if _is_alive(pid, float(started.get("time", 0.0))):
-                return RunState(run.spec, "running", f"process {pid}")
-    return RunState(run.spec, "pending", "interrupted; the same command continues it")
+                return RunState(spec, "running", f"process {pid}")
+    return RunState(spec, "pending", "interrupted; the same command continues it")
 
 
 def _journal(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
@@ -242,7 +248,9 @@ def asked(folder: Path, *options: str) -> list[str]:
     Raises:
         MissingDataError: there is no workflow here, or Snakemake cannot read it.
     """
-    command = snakemake([folder / paths.RUN_SCORES], "--dry-run", "--cores", "1", *options)
+    command = snakemake(
+        [folder / paths.RUN_SCORES], "--dry-run", "--cores", "1", *_OWN_LINES, *options
+    )
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     if done.returncode:

@@ -25,7 +25,14 @@ from safetensors import SafetensorError, safe_open
 
 from microclip import paths, runtime
 from microclip.data.public import downloads, sources
-from microclip.settings.base import Frozen, SettingsError, digest, loads, read_record
+from microclip.settings.base import (
+    Frozen,
+    SettingsError,
+    digest,
+    loads,
+    read_record,
+    refuse_pickle,
+)
 from microclip.settings.datasets import RemoteFile
 from microclip.settings.study import BackboneSettings
 
@@ -116,7 +123,7 @@ def load_local(
 
     if not path.is_file():
         raise FileNotFoundError(f"weights {path} do not exist; fetch them or correct 'weights'")
-    runtime.refuse_pickle(path)
+    refuse_pickle(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"weights must be a .safetensors file, got {path}; convert it first")
     if sha256 is not None:

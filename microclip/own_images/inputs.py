@@ -33,8 +33,8 @@ from microclip.data.vocabulary import (
     read_label_list,
     subfolders,
 )
-from microclip.runtime import MissingDataError, refuse_pickle
-from microclip.settings.base import SettingsError
+from microclip.runtime import MissingDataError
+from microclip.settings.base import SettingsError, refuse_pickle
 from microclip.text import descriptions, mending
 from microclip.text.doctor import Options, Pair, Report, most_similar, pairs_above
 from microclip.text.prompts import class_key, fill, readable

@@ -28,13 +28,14 @@ from microclip.model.backbone import Backbone
 from microclip.model.embeddings import TextClassifiers
 from microclip.model.weights import backbone_key
 from microclip.own_images.inputs import Materials, Request
-from microclip.runtime import refuse_pickle, sha256
+from microclip.runtime import sha256
 from microclip.settings.base import (
     Device,
     Frozen,
     MissingFileError,
     SettingsError,
     loads,
+    refuse_pickle,
     validated,
     without_defaults,
 )

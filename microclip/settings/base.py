@@ -393,3 +393,31 @@ def digest(values: Any) -> str:
 def digest_of_text(text: str) -> str:
     """Digest of a text, 16 hex digits; that of values is the digest of their sorted JSON."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+TENSORS = (
+    "a .safetensors file (safetensors.torch.save_file writes one, where the source is trusted)"
+)
+_SUFFIXES = (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
+_ZIP = b"PK\x03\x04"  # torch.save has written archives of a pickle since 1.6
+_PROTOCOLS = tuple(bytes([0x80, number]) for number in range(2, 6))  # how a pickle begins
+
+
+def refuse_pickle(path: Path, wanted: str = TENSORS) -> None:
+    """Refuse a file whose name or first nine bytes say that it is a pickle.
+
+    Raises:
+        SettingsError: it is one; the message names the kind of file to use instead, `wanted`.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    # A safetensors file starts with a length that may look like the start of a pickle, but after
+    # these eight bytes comes JSON.
+    is_pickle = head[:2] in _PROTOCOLS and head[8:] != b"{"
+    if path.suffix.lower() in _SUFFIXES or head.startswith(_ZIP) or is_pickle:
+        raise SettingsError(
+            f"{path} is a pickled file, which may run code when it is loaded, so it was not "
+            f"loaded; give {wanted}"
+        )

@@ -26,13 +26,13 @@ from pydantic import Field
 
 from microclip import paths, runtime
 from microclip.data.vocabulary import Vocabulary, load_vocabulary
-from microclip.runtime import refuse_pickle
 from microclip.settings.base import (
     Frozen,
     MissingFileError,
     Name,
     SettingsError,
     read_yaml,
+    refuse_pickle,
     say_once,
     validated,
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from microclip import paths
+from microclip import paths, processes
 from tests.chaos import broken_writes
 from tests.chaos.whole_studies import leftovers, values
 from tests.fixtures.project import prepare, settings_of, write_project
@@ -33,7 +33,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(place)
         settings = settings_of("microclip")
         prepare(settings)
-        shutil.rmtree(place / "project" / "images")  # from here on the store has them
+        for split in ("train", "test"):  # from here on the store has them
+            shutil.rmtree(place / "project" / "images" / split)
     (place / "run.json").write_text(json.dumps(settings.as_dict()))
     return place
 
@@ -83,6 +84,18 @@ def test_a_run_broken_at_some_of_its_writes_ends_like_a_whole_one(root: Path) ->
     check(root, found)
     n_flushes = found[0]["first"][2]
     assert max(SAMPLE) <= n_flushes
+
+
+def test_unlock_removes_temporary_files_that_are_a_day_old(tmp_path: Path) -> None:
+    results = tmp_path / "results" / "data"
+    results.mkdir(parents=True)
+    old, new = results / ".pixels-abcd1234.bin", results / ".pixels-abcd1235.bin"
+    for path in (old, new, results / ".store.lock"):
+        path.touch()
+        os.utime(path, None if path == new else (1.0, 1.0))
+    assert processes.release(tmp_path) == ["removed 1 temporary files of killed processes"]
+    assert not old.exists()
+    assert len(list(results.iterdir())) == 2
 
 
 @pytest.mark.chaos

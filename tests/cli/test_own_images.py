@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save, save_file
 
 import microclip
 from microclip.cli import main
-from microclip.runtime import refuse_pickle
 from microclip.settings import SettingsError
+from microclip.settings.base import refuse_pickle
 from tests.fixtures.gpus import gpus, one_gpu
 from tests.fixtures.project import CLASSES
 from tests.own_images.folder import place

@@ -218,7 +218,7 @@ def test_status_counts_and_retry_runs_the_failed_run_alone(copy: Path) -> None:
     again = folder.microclip(copy, "retry", "--failed")
     assert again.returncode == 0, again.stderr
     assert "again: tiny/icon-clip/shipped/cupl/default/seed-0" in again.stderr
-    assert "1 of 1 steps (100%) done" in again.stdout + again.stderr
+    assert "study tiny: 3 of 4 runs done" in again.stdout + again.stderr
     assert "3 done, 0 running, 0 failed, 1 pending" in folder.microclip(copy, "status").stdout
 
 

@@ -2,8 +2,9 @@
 
 Snakemake imports every package of such a name before it reads its command line; this one makes
 itself the logger of the project's Snakefile, unless the command line names another, and puts
-targets that follow `--resources` apart and names the default profile (see `command_line`). `--logger snakemake` shows Snakemake's
-own lines. Snakemake's log file in `.snakemake/log` is the same with all of them.
+targets that follow `--resources` apart and names the default profile (see `command_line`).
+`--logger snakemake` shows Snakemake's own lines. Snakemake's log file in `.snakemake/log` is the
+same with all of them.
 """
 
 from __future__ import annotations
