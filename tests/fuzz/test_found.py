@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from microclip import paths, settings
+from microclip import paths, runtime, settings
 from microclip.cli import one_line
 from microclip.data import manifest, vocabulary
+from microclip.data.public import unpacking
 from microclip.settings import base
 from microclip.settings.base import SettingsError, parsed_yaml
 from microclip.study import RunSettings
@@ -155,3 +157,13 @@ def test_a_long_error_keeps_what_is_wrong_and_what_to_do() -> None:
     assert shown.startswith("names.txt lacks xxx")
     assert shown.endswith("xxx; add it")
     assert len(shown) < 2500
+
+
+def test_a_zip_that_points_before_itself_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("one.txt", "one")
+    path.write_bytes(path.read_bytes().replace(b"one.txtone", b"one.txt"))
+    with pytest.raises(runtime.MissingDataError, match="cut short, damaged or not an archive"):
+        unpacking.unpack(path, tmp_path / "into")
+    assert not list((tmp_path / "into").iterdir())

@@ -11,6 +11,7 @@ through and shortens absolute paths instead of refusing them; and zip files have
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import lzma
 import os
@@ -96,7 +97,9 @@ def open_archive(path: Path) -> Iterator[Archive]:
     except runtime.MissingDataError:  # an OSError without errno, but it already says what is wrong
         raise
     except OSError as error:
-        if error.errno is None:  # not from the system: gzip and bz2 raise it for damaged data
+        # None is not from the system: gzip and bz2 raise it for damaged data. EINVAL is a seek to
+        # before the file, where a damaged zip says that its member is.
+        if error.errno in (None, errno.EINVAL):
             raise _damaged(path, error) from error
         raise
 
