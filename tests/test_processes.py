@@ -193,8 +193,8 @@ def test_without_locks_the_process_that_started_last_has_the_folder(tmp_path: Pa
     """As where a scheduler lost sight of a job that goes on, and starts it again elsewhere."""
     first = claim(tmp_path / "run")
     second = claim(tmp_path / "run")
-    said = first.communicate(timeout=60)[1]
-    assert first.returncode == 128 + signal.SIGTERM
+    assert first.wait(60) == 128 + signal.SIGTERM  # `communicate` would close its input at once
+    said = first.communicate()[1]
     assert f"process {second.pid} on" in said
     assert "this one ends" in said
     assert second.communicate("", timeout=60)[0] == "done\n"
