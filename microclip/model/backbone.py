@@ -390,12 +390,15 @@ class Backbone(nn.Module):
 
     def _encode(self, images: Tensor, *, with_patches: bool) -> Tensor:
         """Return the tokens that the last block keeps, in slices that fit the memory or a cache."""
-        size = max(1, math.ceil(len(images) / self.n_parts))
         tokens = partial(self._tokens, with_patches=with_patches)
-        if torch.is_grad_enabled() and self.n_parts > 1:
+        is_sliced = not torch.is_grad_enabled() and images.device.type == "cpu"
+        if self.n_parts == 1 and not is_sliced:
+            return tokens(images)  # an exported or compiled tower must not depend on the batch size
+        size = max(1, math.ceil(len(images) / self.n_parts))
+        if torch.is_grad_enabled():
             # Only the tokens of a part are kept; the losses still see the whole batch.
             tokens = partial(checkpoint, tokens, use_reentrant=False)
-        elif not torch.is_grad_enabled() and images.device.type == "cpu":
+        elif is_sliced:
             size = min(size, _CPU_SLICE)
         return torch.cat([tokens(part) for part in torch.split(images, size)])
 
