@@ -63,7 +63,7 @@ def test_a_folder_with_odd_files_is_adapted_and_described(
     assert found["verdict"] in ("healthy", "no evidence", "collapsed")
     out = place / "adapted"
     written = {path.name for path in out.iterdir()}
-    unnamed = {"README.md", "mirrored.json", ".lock"}
+    unnamed = {"README.md", "mirrored.json", ".lock", ".owner"}
     assert written == {name for name, _ in FILES} - {"scores.json"} | unnamed
     bad = {Path(row["file"]).name for row in read(out / "bad_files.csv")}
     assert bad == {"torn.jpg", "empty.png"}
