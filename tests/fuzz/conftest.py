@@ -27,7 +27,7 @@ _COMMON = {
     "print_blob": True,
 }
 hypothesis.settings.register_profile(
-    "suite", max_examples=50, derandomize=True, database=None, **_COMMON
+    "suite", max_examples=25, derandomize=True, database=None, **_COMMON
 )
 hypothesis.settings.register_profile(
     "long",
