@@ -42,6 +42,10 @@ def own_runs(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """Work beside copies of the runs and of the manifest that a test may change."""
     for kept in (CLIP, MICROCLIP, Path("results/data/shapes")):
         shutil.copytree(runs / kept, tmp_path / kept)
+    for run in (CLIP, MICROCLIP):  # as runs from before files' hashes were kept: tests rewrite them
+        record = json.loads((tmp_path / run / paths.RUN_RECORD).read_text())
+        del record["files"]
+        (tmp_path / run / paths.RUN_RECORD).write_text(json.dumps(record))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
