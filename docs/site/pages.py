@@ -30,7 +30,6 @@ OUTSIDE = {  # file of the repository -> page of the site
     "CHANGELOG.md": "changelog.md",
     "benchmarks/RESULTS.md": "benchmarks.md",
 }
-COMING = {"cluster.md", "reliability.md"}
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
 _ITEM = re.compile(r"^(?:[-*] |\d+\. )")
 
@@ -54,19 +53,6 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
         name = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
-
-
-def on_config(config: Any, **_: Any) -> Any:
-    """Leave out of the menu pages that another branch still writes."""
-    for section in config.nav:
-        for title, entries in section.items():
-            if isinstance(entries, list):
-                section[title] = [entry for entry in entries if not _is_coming(entry)]
-    return config
-
-
-def _is_coming(entry: dict[str, str]) -> bool:
-    return any(page in COMING and not (ROOT / "docs" / page).is_file() for page in entry.values())
 
 
 def on_page_markdown(text: str, page: Page, **_: Any) -> str:
@@ -113,10 +99,8 @@ def command_line() -> str:
     lines = ["# Command line", "", str(root.help), ""]
     lines += ["`microclip --help` and `microclip VERB --help` print the same.", ""]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines += [
-        f"## If something fails{readme.split('## If something fails')[1].split('## ')[0]}",
-        "",
-    ]
+    fails = readme.split("## If something fails")[1].split("## ")[0].replace("](docs/", "](")
+    lines += [f"## If something fails{fails}", ""]
     for words, command in verbs(root):
         lines += [
             f"## microclip {' '.join(words)}",
