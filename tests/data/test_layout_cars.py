@@ -64,6 +64,14 @@ def test_a_label_file_that_was_cut_is_refused(root: Path, file: str, share: floa
     assert "\n" not in str(raised.value)
 
 
+def test_a_file_on_which_scipy_crashes_is_refused(root: Path) -> None:
+    whole = bytearray((root / "devkit/cars_meta.mat").read_bytes())
+    whole[144] = 14  # the variable claims to hold a matrix where its sizes should be
+    (root / "devkit/cars_meta.mat").write_bytes(whole)
+    with pytest.raises(runtime.MissingDataError, match=r"damaged .*exit code -11"):
+        cars.read(root.parent, copy.CLASSES, None)
+
+
 def test_a_label_file_that_is_a_web_page_is_refused(root: Path) -> None:
     (root / "devkit/cars_meta.mat").write_text("<!doctype html><title>404</title>" * 9)
     with pytest.raises(

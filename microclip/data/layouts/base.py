@@ -12,9 +12,12 @@ from __future__ import annotations
 import errno
 import importlib
 import io
+import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -28,7 +31,6 @@ from microclip.settings.datasets import HubRoute
 from microclip.text.prompts import letters
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
 SHOWN = 3  # names in an error
@@ -273,12 +275,24 @@ def check_same(names: Iterable[str], others: Iterable[str], *, of: str, other: P
         )
 
 
-def labels_of_ids(ids: Iterable[int], class_names: Sequence[str], where: Path) -> list[int]:
+def whole_numbers(values: Iterable[Any], where: Path) -> list[int]:
+    """Integers that some files hold as floats or texts. Raises MissingDataError for others."""
+    try:
+        return [int(one) for one in values]
+    except ValueError as error:
+        raise runtime.MissingDataError(
+            f"{where} is damaged: {str(error):.80}; get the dataset again"
+        ) from error
+
+
+def labels_of_ids(ids: Iterable[Any], class_names: Sequence[str], where: Path) -> list[int]:
     """Turn the publisher's ids, from 1, into labels, from 0.
 
-    Raises: SettingsError for an id without a class, or a class without an id.
+    Raises:
+        MissingDataError: an id is no number.
+        SettingsError: an id has no class, or a class has no id.
     """
-    given = [int(one) for one in ids]
+    given = whole_numbers(ids, where)
     wrong = sorted(set(given) - set(range(1, len(class_names) + 1)))
     absent = sorted(set(range(1, len(class_names) + 1)) - set(given))
     if wrong or absent:
@@ -406,27 +420,56 @@ def parts_note(ignored: Iterable[str], parts: Mapping[str, str]) -> tuple[str, .
     return (f"parts of the copy left out: {', '.join(names)}; used: {', '.join(parts)}",)
 
 
-def matlab_variable(path: Path, name: str) -> np.ndarray[Any, Any]:
-    """Read a variable as a one-dimensional array; a struct's fields are its dtype's names.
+# It prints the named variables as JSON, a struct's fields by their names.
+_MATLAB_READER = """
+import json, resource, sys
+resource.setrlimit(resource.RLIMIT_DATA, (2**30, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+import numpy as np
+from scipy.io.matlab import loadmat
+path, *names = sys.argv[1:]
+values = {}
+for name, found in loadmat(path, squeeze_me=True, variable_names=names).items():
+    if name in names:
+        found = np.atleast_1d(found)
+        fields = {field: found[field].ravel().tolist() for field in found.dtype.names or ()}
+        values[name] = fields or found.ravel().tolist()
+json.dump(values, sys.stdout, default=lambda value: value.tolist())
+"""
 
-    Raises: MissingDataError if the file is missing or cut short, or has no such variable.
+
+def matlab_variables(path: Path, *names: str) -> dict[str, Any]:
+    """Read variables: each is a list of texts and integers, or a dictionary of a struct's fields.
+
+    A process of its own reads the file, because scipy crashes on some that are damaged.
+
+    Raises: MissingDataError if the file is missing or damaged, or has no such variable.
     """
-    # Not at the top: the command line imports this module, and scipy takes a second.
-    import numpy as np
-    from scipy.io import loadmat
-
     if not path.is_file():
         raise runtime.MissingDataError(f"{path} is missing; get the dataset again")
-    try:
-        found = loadmat(path, squeeze_me=True, variable_names=[name])
-    except Exception as error:  # scipy raises many kinds of errors for damaged files
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _MATLAB_READER, str(path.absolute()), *names],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    values: dict[str, Any] = {} if done.returncode else json.loads(done.stdout)
+    columns = [list(one.values()) if isinstance(one, dict) else [one] for one in values.values()]
+    odd = [value for one in columns for column in one for value in column if not _is_entry(value)]
+    if done.returncode or odd:
+        said = f"an entry is {odd[0]!r:.60}" if odd else said
         raise runtime.MissingDataError(
-            f"{path} is damaged or not a MATLAB file ({type(error).__name__}: "
-            f"{' '.join(str(error).split())}); get the dataset again"
-        ) from error
-    if name not in found:
-        raise runtime.MissingDataError(
-            f"{path} has no variable {name!r}, so it is damaged or another file; get the dataset "
-            "again"
+            f"{path} is damaged or not a MATLAB file ({said}); get the dataset again"
         )
-    return np.atleast_1d(found[name]).ravel()
+    if missing := [name for name in names if name not in values]:
+        raise runtime.MissingDataError(
+            f"{path} has no variable {missing[0]!r}, so it is damaged or another file; get the "
+            "dataset again"
+        )
+    return values
+
+
+def _is_entry(value: object) -> bool:
+    """Is it a text or a whole number, which some files have as a float?"""
+    return isinstance(value, str) or (isinstance(value, int | float) and value % 1 == 0)

@@ -17,7 +17,7 @@ from microclip.data.layouts.base import (
     check_order,
     labels_of_ids,
     listing,
-    matlab_variable,
+    matlab_variables,
     place,
 )
 from microclip.settings.datasets import HubRoute
@@ -43,7 +43,7 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
     root = place(folder, _ROOT)
     devkit = place(root, "devkit")
     meta = place(devkit, "cars_meta.mat")
-    official = [str(name) for name in matlab_variable(meta, "class_names")]
+    official = [str(name) for name in matlab_variables(meta, "class_names")["class_names"]]
     check_order(official, class_names, str(meta))
     test_labels = place(root, _TEST_LABELS)
     if not test_labels.is_file():
@@ -70,10 +70,10 @@ def _images(root: Path, part: str) -> Path:
 def _items(
     images: ImageFiles, part: str, labelled: Path, official: Sequence[str]
 ) -> Iterator[Item]:
-    rows = matlab_variable(labelled, "annotations")
-    if not {"fname", "class"} <= set(rows.dtype.names or ()):
+    rows = matlab_variables(labelled, "annotations")["annotations"]
+    if not isinstance(rows, dict) or not {"fname", "class"} <= rows.keys():
         raise runtime.MissingDataError(
-            f"{labelled} has no labels (fields {', '.join(rows.dtype.names or ())}); use "
+            f"{labelled} has no labels (fields {', '.join(map(str, rows))}); use "
             f"{_TEST_LABELS}, not devkit's test list"
         )
     labels = labels_of_ids(rows["class"], official, labelled)

@@ -16,9 +16,10 @@ from microclip.data.layouts.base import (
     check_same,
     labels_of_ids,
     listing,
-    matlab_variable,
+    matlab_variables,
     part_of_each,
     place,
+    whole_numbers,
 )
 from microclip.settings.datasets import HubRoute
 
@@ -36,14 +37,15 @@ def read(folder: Path, class_names: Sequence[str], _route: HubRoute | None) -> L
     """
     root = place(folder, _ROOT)
     label_file, part_file = place(root, "imagelabels.mat"), place(root, "setid.mat")
-    ids = matlab_variable(label_file, "labels")
+    ids = matlab_variables(label_file, "labels")["labels"]
     labels = {
         _file(number): label
         for number, label in enumerate(labels_of_ids(ids, class_names, label_file), start=1)
     }
+    numbers = matlab_variables(part_file, *_PARTS.values())
     parts = part_of_each(
         {
-            part: [_file(int(number)) for number in matlab_variable(part_file, name)]
+            part: [_file(number) for number in whole_numbers(numbers[name], part_file)]
             for part, name in _PARTS.items()
         },
         part_file,
