@@ -90,6 +90,26 @@ def test_a_dry_run_imports_nothing_that_computes(place: Path) -> None:
     assert not imported & set(HEAVY)
 
 
+def test_the_live_view_of_a_study_imports_nothing_that_computes(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path;"
+        "from snakemake_logger_plugin_microclip.progress import Journal;"
+        "assert 'microclip' not in sys.modules;"  # Snakemake imports the plugin in all workflows
+        "Journal(Path('run')).read();"
+        f"found = set({HEAVY}) & set(sys.modules);"
+        "sys.exit(str(found) if found else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=folder.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_run_on_frozen_embeddings_loads_torch_and_no_network(tmp_path: Path) -> None:
     """open_clip and timm import torchvision and torch._dynamo: as long as torch itself again."""
     program = (

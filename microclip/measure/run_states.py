@@ -24,6 +24,7 @@ from microclip.methods.base import SHARED_RECIPE
 from microclip.runtime import MissingDataError
 from microclip.settings.base import SettingsError, read_yaml
 from microclip.study import Plan, PlannedRun, RunSettings, RunSpec
+from microclip.tracking.run import Ended, JournalReader, Started
 
 State = Literal["done", "running", "failed", "pending"]
 STATES: tuple[State, ...] = ("done", "running", "failed", "pending")
@@ -58,44 +59,36 @@ def state_of(run: PlannedRun) -> RunState:
         scores = {}
     if scores.get("digest") == run.digest and scores.get("recipe") == run.recipe:
         return RunState(run.spec, "done")
-    started, last = _journal(folder / paths.RUN_JOURNAL)
-    if started is None or started.get("digest") != run.digest:
+    started, end = _journal(folder)
+    if started is None or started.announced.digest != run.digest:
         return RunState(run.spec, "pending")
-    return _told(run.spec, started, last)
+    return _told(run.spec, started, end)
 
 
-def _told(spec: RunSpec, started: dict[str, Any], last: dict[str, Any]) -> RunState:
-    """The state that a journal tells: its last start, and its last line."""
-    match last.get("event"):
-        case "failed":
-            return RunState(spec, "failed", str(last.get("reason", "")))
-        case "finished":
-            return RunState(spec, "pending", "it was complete; its scores are gone")
-        case "started" | "epoch":
-            host, pid = str(started.get("host")), int(started.get("pid", 0))
-            if host != platform.node():
-                return RunState(spec, "running", f"on {host}, as its journal says")
-            if _is_alive(pid, float(started.get("time", 0.0))):
-                return RunState(spec, "running", f"process {pid}")
+def _told(spec: RunSpec, started: Started, end: Ended | None) -> RunState:
+    """The state that a journal tells: its last start, and how that ended, if it did."""
+    if end is None and started.host != platform.node():
+        return RunState(spec, "running", f"on {started.host}, as its journal says")
+    if end is None and _is_alive(started.pid, started.time):
+        return RunState(spec, "running", f"process {started.pid}")
+    if end is not None and end.status == "failed":
+        return RunState(spec, "failed", end.reason)
+    if end is not None and end.status == "finished":
+        return RunState(spec, "pending", "it was complete; its scores are gone")
     return RunState(spec, "pending", "interrupted; the same command continues it")
 
 
-def _journal(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """The journal's last line that says "started", and its last line of all."""
-    started, last = None, dict[str, Any]()
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
-        return None, last
-    for line in lines:
-        try:
-            values = json.loads(line)
-            event = values["event"]
-        except (ValueError, KeyError, TypeError):
-            continue  # half a line: the process was killed, or the disk was full
-        last = values
-        started = values if event == "started" else started
-    return started, last
+def _journal(folder: Path) -> tuple[Started | None, Ended | None]:
+    """The last start that a run's journal tells of, and how that ended; None: not yet."""
+    started: Started | None = None
+    end: Ended | None = None
+    for event in JournalReader(folder).read():
+        match event:
+            case Started():
+                started, end = event, None
+            case Ended():
+                end = event
+    return started, end
 
 
 def _is_alive(pid: int, since: float) -> bool:

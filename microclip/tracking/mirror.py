@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,18 @@ from microclip import paths, runtime
 from microclip.data.manifest import read_manifest
 from microclip.processes import ELSEWHERE, MIRROR, Companion
 from microclip.study import SPEC, RunSettings, RunSpec
-from microclip.tracking.run import FILES, Announcement, read_history, read_machine, title
+from microclip.tracking.run import (
+    FILES,
+    Announcement,
+    Ended,
+    EpochEnded,
+    JournalReader,
+    MachineUsed,
+    Started,
+    read_history,
+    read_machine,
+    title,
+)
 
 log = logging.getLogger(__name__)
 
@@ -228,10 +239,6 @@ class Mirror:
             log_metrics(self._mlflow, self.run_id, list(_metrics(from_here)))
             self.last_epoch = int(from_here[-1]["epoch"])
 
-    def machine(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Log what the machine did, by epoch."""
-        log_metrics(self._mlflow, self.run_id, list(_metrics(rows, _NO_METRICS | {"epoch"})))
-
     def finish(self, scores: Mapping[str, Any], folder: Path) -> None:
         """Log the final numbers and files, check that the files arrived, and close the run."""
         numbers = {k: v for k, v in scores.items() if isinstance(v, int | float)}
@@ -276,16 +283,20 @@ def _manifest_entity(name: str, manifest: Path) -> Any:
     return data._to_mlflow_entity()
 
 
-def _metrics(
-    rows: Sequence[Mapping[str, Any]], without: frozenset[str] = _NO_METRICS
-) -> Iterator[Any]:
+def _past(folder: Path) -> list[dict[str, float]]:
+    """A run's epochs as its files have them, each with what the machine did."""
+    machine = read_machine(folder)
+    return [{**machine.get(int(row["epoch"]), {}), **row} for row in read_history(folder)]
+
+
+def _metrics(rows: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     """Yield each row's numbers, its epoch last: MLflow's plots open with the first metric."""
     from mlflow.entities import Metric
 
     for row in rows:
         when = int(1000 * row.get("time", time.time()))
         for key in sorted(row, key="epoch".__eq__):
-            if isinstance(row[key], int | float) and key not in without:
+            if isinstance(row[key], int | float) and key not in _NO_METRICS:
                 yield Metric(key, float(row[key]), when, int(row["epoch"]))
 
 
@@ -304,7 +315,6 @@ def find_mirrored(folder: Path, digest: str, there: Mapping[str, Any]) -> Any | 
 
 _POLL_S = 1.0
 _PAUSE_S = 30.0  # after a failure, so that a server that is down is not asked all the time
-_REMEMBERED = 200  # bytes of a journal, enough for the time that its last line begins with
 _TRIES = 3  # then a run is left to `sync`, so that it does not hold up the others
 HINT = "the runs go on, `microclip sync` copies what is missing"
 _DEAD = "its process ended without a word: killed, or out of memory"
@@ -318,70 +328,45 @@ def sizes(folders: Sequence[Path]) -> dict[str, int]:
 
 @dataclass
 class _Followed:
-    """A run's journal, how far it was read, and what MLflow lacks of it.
+    """A run's journal, and what MLflow lacks of it.
 
     Attributes:
-        end: the journal's last line of this run; None while it runs.
+        rows: of epochs, with what the machine did in them.
+        machine: what it did in an epoch whose row is not yet there.
+        end: how this run ended; None while it runs.
     """
 
     folder: Path
-    offset: int
+    journal: JournalReader
     announced: Announcement | None = None
     process: tuple[str, int] = ("", 0)  # host, process id
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    machine: list[dict[str, Any]] = field(default_factory=list)
-    end: dict[str, Any] | None = None
+    rows: list[dict[str, float]] = field(default_factory=list)
+    machine: dict[int, dict[str, float]] = field(default_factory=dict)
+    end: Ended | None = None
     mirror: Mirror | None = None
     n_failures: int = 0
-    before: bytes = b""  # the journal's last bytes before `offset`
 
     def read(self) -> None:
         """Take in what was written since the last call."""
         is_dead = self._is_dead()  # before the reading: a process writes its end, then ends
-        for line in self._lines():
-            try:
-                values = json.loads(line)
-                event = values["event"]
-            except (ValueError, KeyError, TypeError):
-                continue  # half a line: the process was killed, or the disk was full
+        for event in self.journal.read():
             match event:
-                case "started":
-                    self._start(values)
+                case Started():
+                    self._start(event)
                     is_dead = False  # that was the process before this one
-                case "epoch":
-                    self.rows.append({k: v for k, v in values.items() if k != "event"})
-                case "machine":
-                    self.machine.append({k: v for k, v in values.items() if k != "event"})
-                case _:
-                    self.end = values
+                case MachineUsed():
+                    self.machine[event.epoch] = event.row
+                case EpochEnded():
+                    self.rows.append({**self.machine.pop(event.epoch, {}), **event.row})
+                case Ended():
+                    self.end = event
         if is_dead and self.end is None:
-            self.end = self._scores() or {"event": "killed", "reason": _DEAD}
+            self.end = self._scores() or Ended("killed", {"reason": _DEAD})
 
-    def _lines(self) -> list[str]:
-        """The journal's new lines; one that is not yet whole waits."""
-        try:
-            stream = (self.folder / paths.RUN_JOURNAL).open("rb")
-        except OSError:  # not there yet, or no more
-            return []
-        with stream:
-            # Deleted and begun again? A file system may give the new file the old one's number.
-            is_shorter = stream.seek(0, os.SEEK_END) < self.offset
-            stream.seek(self.offset - len(self.before))
-            if is_shorter or not (text := stream.read()).startswith(self.before):
-                self.offset, self.before = 0, b""
-                stream.seek(0)
-                text = stream.read()
-        new = text[len(self.before) :]
-        whole = new[: new.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        self.before = (self.before + whole)[-_REMEMBERED:]
-        return whole.decode(errors="replace").splitlines()
-
-    def _start(self, values: Mapping[str, Any]) -> None:
-        known = {each.name: values[each.name] for each in fields(Announcement)}
-        self.announced = Announcement(**{**known, "files": tuple(known["files"])})
-        self.process = (str(values["host"]), int(values["pid"]))
-        self.rows, self.machine, self.end, self.mirror, self.n_failures = [], [], None, None, 0
+    def _start(self, event: Started) -> None:
+        self.announced = event.announced
+        self.process = (event.host, event.pid)
+        self.rows, self.machine, self.end, self.mirror, self.n_failures = [], {}, None, None, 0
 
     def _is_dead(self) -> bool:
         """Has this machine no such process any more? That of another machine is not known."""
@@ -391,7 +376,7 @@ class _Followed:
         is_open = self.announced is not None and self.end is None
         return is_open and host == platform.node() and not psutil.pid_exists(pid)
 
-    def _scores(self) -> dict[str, Any] | None:
+    def _scores(self) -> Ended | None:
         """The scores, if the process was killed between writing them and saying so."""
         path = self.folder / paths.RUN_SCORES
         assert self.announced is not None
@@ -399,7 +384,7 @@ class _Followed:
             return None
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         is_own = found.get("digest") == self.announced.digest
-        return {"event": "finished", **found} if is_own else None
+        return Ended("finished", found) if is_own else None
 
     @property
     def is_shown(self) -> bool:
@@ -413,7 +398,7 @@ class _Followed:
             self.mirror = Mirror(self.announced)
         if self.rows:
             first, when = self.rows[0]["epoch"], self.rows[0]["time"]
-            past = read_history(self.folder) if first > self.mirror.last_epoch + 1 else []
+            past = _past(self.folder) if first > self.mirror.last_epoch + 1 else []
             # Before the first row here, in their order: MLflow sorts points by time.
             missed = [
                 {**row, "time": when + (row["epoch"] - first) / 1000}
@@ -422,16 +407,13 @@ class _Followed:
             ]
             self.mirror.epochs([*missed, *self.rows])
             self.rows = []
-        if self.machine:
-            self.mirror.machine(self.machine)
-            self.machine = []
         if self.end is not None:
-            if self.end["event"] == "finished":
-                numbers = {k: v for k, v in self.end.items() if k not in ("event", "time")}
-                self.mirror.epochs(read_history(self.folder))  # if the run was begun again there
+            if self.end.status == "finished":
+                numbers = {k: v for k, v in self.end.values.items() if k != "time"}
+                self.mirror.epochs(_past(self.folder))  # if the run was begun again there
                 self.mirror.finish(numbers, self.folder)
             else:
-                self.mirror.fail(self.end["event"].upper(), self.end["reason"])
+                self.mirror.fail(self.end.status.upper(), self.end.reason)
             self.announced = None
 
     def failed(self) -> None:
@@ -451,7 +433,10 @@ class Follower:
         `hint` is what a warning says if MLflow fails.
         """
         self._hint = hint
-        self._runs = [_Followed(Path(folder), offset) for folder, offset in journals.items()]
+        self._runs = [
+            _Followed(Path(folder), JournalReader(Path(folder), position))
+            for folder, position in journals.items()
+        ]
         self._retry_at = 0.0
         self._has_warned = False
 
@@ -584,6 +569,5 @@ def _replay(folder: Path, scores: Mapping[str, Any]) -> None:
     values = yaml.safe_load((folder / paths.RUN_SETTINGS).read_text(encoding="utf-8"))
     declared = RunSettings.from_dict(values)
     mirror = Mirror(Announcement.of(declared, values["study"], FILES))
-    mirror.epochs(read_history(folder))
-    mirror.machine(read_machine(folder))
+    mirror.epochs(_past(folder))
     mirror.finish(scores, folder)

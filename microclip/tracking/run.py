@@ -1,9 +1,10 @@
 """How a run reports: to files, which are the truth.
 
 `history.csv` has a row per epoch; `journal.jsonl` says what happened when, and all that a mirror
-such as MLflow needs to show the run while it trains (`tracking/mirror.py` follows it). A run itself
-imports no MLflow and waits for none. History, clock, reporter and tracker are one module because
-they must agree on the rows of an epoch.
+such as MLflow needs to show the run while it trains. Whoever reads a journal does so by
+`JournalReader`: the mirror (`tracking/mirror.py`), `microclip status` and the workflow's live view.
+A run itself imports no MLflow and waits for none. History, clock, reporter and tracker are one
+module because they must agree on the rows of an epoch.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -94,19 +95,6 @@ def check_written(folder: Path, name: str) -> None:
             f"{damaged} is damaged: its bytes are not those that the run wrote; run `snakemake "
             f"--cores 1 --resources gpu=1 --forcerun {scores}`"
         )
-
-
-def read_machine(folder: Path) -> list[dict[str, float]]:
-    """What the journal says of the machine: a row per epoch, the last one where it was repeated."""
-    path = folder / paths.RUN_JOURNAL
-    rows: dict[int, dict[str, float]] = {}
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    for line in text.splitlines():
-        with suppress(ValueError, KeyError, TypeError):  # half a line
-            values = json.loads(line)
-            if values.pop("event") == "machine":
-                rows[int(values["epoch"])] = values
-    return [rows[epoch] for epoch in sorted(rows)]
 
 
 class RunClock:
@@ -220,6 +208,135 @@ class Announcement:
     def of(cls, run: RunSettings, study: str, files: Sequence[str]) -> Announcement:
         """The announcement of a run with these settings, by the code that runs now."""
         return cls(study, title(run.spec), run.digest(), parameters(run), tags(run), tuple(files))
+
+
+@dataclass(frozen=True)
+class Started:
+    """A process has begun or continued the run, at a time in seconds since 1970."""
+
+    time: float
+    host: str
+    pid: int
+    announced: Announcement
+
+
+@dataclass(frozen=True)
+class EpochEnded:
+    """An epoch's row of the history, and the time."""
+
+    epoch: int
+    row: dict[str, float]
+
+
+@dataclass(frozen=True)
+class MachineUsed:
+    """What the machine did in an epoch: written before that epoch's row."""
+
+    epoch: int
+    row: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The run is complete, and `values` are its scores; or it ended early, for a reason."""
+
+    status: Literal["finished", "failed", "killed"]
+    values: dict[str, Any]
+
+    @property
+    def reason(self) -> str:
+        """Why it ended early."""
+        return str(self.values.get("reason", ""))
+
+
+Event = Started | EpochEnded | MachineUsed | Ended
+
+
+def _event(line: bytes) -> Event | None:
+    """What a line of a journal says; None if it says nothing that a run says.
+
+    So it is with half a line, which a killed process or a full disk leaves.
+    """
+    try:
+        values = dict(json.loads(line.decode(errors="replace")))
+        event, when = values.pop("event"), float(values["time"])
+        match event:
+            case "started":
+                return Started(when, str(values["host"]), int(values["pid"]), _announced(values))
+            case "epoch":
+                return EpochEnded(int(values["epoch"]), values)
+            case "machine":
+                return MachineUsed(int(values["epoch"]), values)
+            case "finished" | "failed" | "killed":
+                return Ended(event, values)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+    return None
+
+
+_REMEMBERED = 200  # bytes of a journal, enough for the time that its last line begins with
+
+
+def _announced(values: Mapping[str, Any]) -> Announcement:
+    known = {each.name: values[each.name] for each in fields(Announcement)}
+    given = {
+        "params": {key: str(value) for key, value in dict(known["params"]).items()},
+        "tags": {key: str(value) for key, value in dict(known["tags"]).items()},
+        "files": tuple(map(str, known["files"])),
+    }
+    return Announcement(**{**known, **given})
+
+
+class JournalReader:
+    """Reads a run's journal while it is written, or afterwards: every reader's way to it.
+
+    A last line that is not yet whole waits for its end. A journal that was cut or replaced is read
+    from its start.
+    """
+
+    def __init__(self, folder: Path, position: int = 0) -> None:
+        """Begin at a byte of the journal in a run's folder; neither needs to be there yet."""
+        self._path = folder / paths.RUN_JOURNAL
+        self._position = position
+        self._before = b""  # the last bytes before the position
+
+    def read(self) -> list[Event]:
+        """What was written since the last call; nothing while the file cannot be read."""
+        found = (_event(line) for line in self._lines())
+        return [event for event in found if event is not None]
+
+    def _lines(self) -> list[bytes]:
+        try:
+            with self._path.open("rb") as stream:
+                # A file system may give a new file the old one's number: compare bytes.
+                is_shorter = stream.seek(0, os.SEEK_END) < self._position
+                stream.seek(self._position - len(self._before))
+                text = stream.read()
+                if is_shorter or not text.startswith(self._before):
+                    self._position, self._before = 0, b""
+                    stream.seek(0)
+                    text = stream.read()
+        except OSError:  # not there yet, or no more; or a network disk that is away for a moment
+            return []
+        new = text[len(self._before) :]
+        whole = new[: new.rfind(b"\n") + 1]
+        self._position += len(whole)
+        self._before = (self._before + whole)[-_REMEMBERED:]
+        return whole.split(b"\n")
+
+
+def read_machine(folder: Path) -> dict[int, dict[str, float]]:
+    """What the machine did, by epoch: as with the history, a repeated epoch replaces later ones."""
+    digest, rows = "", dict[int, dict[str, float]]()
+    for event in JournalReader(folder).read():
+        match event:
+            case Started():
+                rows = rows if event.announced.digest == digest else {}
+                digest = event.announced.digest
+            case MachineUsed():
+                rows = {epoch: row for epoch, row in rows.items() if epoch < event.epoch}
+                rows[event.epoch] = event.row
+    return rows
 
 
 def title(spec: RunSpec) -> str:

@@ -76,6 +76,22 @@ def test_a_run_whose_process_is_gone_is_pending_and_one_elsewhere_runs() -> None
 
 
 @pytest.mark.usefixtures("project")
+def test_what_the_machine_did_changes_no_state_though_it_is_the_last_line() -> None:
+    run, tracker = begun()
+    machine = json.dumps({"time": 1.0, "event": "machine", "epoch": 0}) + "\n"
+    journal = run.spec.folder / paths.RUN_JOURNAL
+
+    def state() -> str:
+        with journal.open("a") as stream:
+            stream.write(machine)
+        return run_states.state_of(run).state
+
+    assert state() == "running"
+    tracker.fail("FAILED", "loss is nan")
+    assert state() == "failed"
+
+
+@pytest.mark.usefixtures("project")
 def test_other_settings_half_a_line_and_damaged_scores_count_as_nothing() -> None:
     run, tracker = begun()
     tracker.fail("FAILED", "loss is nan")

@@ -159,7 +159,7 @@ def test_kill_9_of_the_mirror_harms_no_run_and_sync_completes_it() -> None:
     with mirroring(settings) as companion:
         tracker = open_tracker(settings, settings.spec.folder, "tiny")
         tracker.epoch(0, ROWS[0])
-        until(lambda: len(runs()) == 1)
+        until(lambda: len(runs()) == 1 and points(runs()[0], "loss") == [(0, 10.0)])
         os.kill(companion.pid, signal.SIGKILL)
     tracker.epoch(1, ROWS[1])
     finish(settings)
@@ -168,6 +168,7 @@ def test_kill_9_of_the_mirror_harms_no_run_and_sync_completes_it() -> None:
     [run] = runs()
     assert run.info.status == "FINISHED"
     assert points(run, "loss") == [(0, 10.0), (1, 9.0)]
+    assert [epoch for epoch, _ in points(run, "system/process_cpu_cores")] == [0, 1]
 
 
 @pytest.mark.usefixtures("work")
@@ -204,6 +205,7 @@ def test_epochs_that_a_killed_mirror_missed_come_before_the_next_one() -> None:
     assert follower.close()
     [run] = runs()
     assert points(run, "loss") == [(epoch, ROWS[epoch]["loss"]) for epoch in range(4)]
+    assert [epoch for epoch, _ in points(run, "system/process_cpu_cores")] == [*range(4)]
 
 
 def killed(settings: RunSettings) -> None:

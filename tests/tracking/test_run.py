@@ -106,6 +106,7 @@ MACHINE = {
     "system/process_cpu_cores": (0, 1024),
     "system/process_memory_megabytes": (1, 1e9),
 }
+USED = "system/process_cpu_cores"
 
 
 @pytest.mark.parametrize("is_late", [False, True])
@@ -193,6 +194,7 @@ def test_an_epoch_repeated_after_a_kill_is_logged_once(work: Path) -> None:
     write_run(settings, epochs=range(2, 4))  # killed between report and checkpoint
     [run] = runs()
     assert points(run, "loss") == [(1, 2.5), (2, 2.0), (3, 1.5)]
+    assert [epoch for epoch, _ in points(run, USED)] == [0, 1, 2, 3]
 
 
 def test_a_repeated_run_replaces_the_finished_one(work: Path) -> None:

@@ -26,7 +26,11 @@ from snakemake_logger_plugin_microclip.progress import Job, Journal, Progress  #
 FOLDER = Path("results/runs/food/icon-clip/shipped/microclip/default/seed-0")
 NAMES = {"dataset": "food", "method": "microclip", "variant": "default", "seed": "0"}
 TEXT = "microclip/default on food, seed 0"
-STARTED = {"event": "started", "digest": "a", "params": {"epochs": "30"}}
+STARTED = {
+    **{"event": "started", "time": 1.0, "host": "here", "pid": 1},
+    **{"study": "tiny", "name": "a run", "digest": "a"},
+    **{"params": {"epochs": "30"}, "tags": {}, "files": []},
+}
 
 
 def epoch(number: int, **more: float) -> dict[str, Any]:
@@ -159,7 +163,7 @@ def test_a_journal_is_read_as_it_grows(place: Path) -> None:
     assert (journal.epoch, journal.accuracy_pct, journal.left_s(0.0)) == (None, None, None)
     write(STARTED, epoch(0, test_fused_pct=50.0), epoch(1, time=100.0))
     with (FOLDER / "journal.jsonl").open("a") as stream:
-        stream.write('{"event": "epo')
+        stream.write('{"time": 105.0, "event": "epo')
     journal.read()
     assert (journal.epoch, journal.n_epochs, journal.accuracy_pct) == (1, 30, 50.0)
     assert journal.left_s(101.0) == 29 * 4 - 1

@@ -8,7 +8,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from microclip.tracking.run import Announcement
 
 RUNS = "runs"
 _REPORTS = "tables and figures"
@@ -30,7 +33,7 @@ def stage_of(rule: str) -> str:
 
 
 class Journal:
-    """A run's journal, read as it grows (microclip/tracking/run.py writes it).
+    """What a run's journal says of its progress.
 
     Attributes:
         n_epochs: how many it trains; None for methods that do not say.
@@ -39,8 +42,9 @@ class Journal:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "journal.jsonl"
-        self._offset = 0
+        from microclip.tracking.run import JournalReader
+
+        self._reader = JournalReader(folder)
         self._digest = ""
         self._begin()
 
@@ -50,33 +54,23 @@ class Journal:
         self.accuracy_pct: float | None = None
 
     def read(self) -> None:
-        """Take in what was written since the last call; a line that is not yet whole waits."""
-        try:
-            with self._path.open("rb") as stream:
-                if stream.seek(0, os.SEEK_END) < self._offset:  # deleted and begun again
-                    self._offset = 0
-                stream.seek(self._offset)
-                new = stream.read()
-        except OSError:  # not there yet, or no more
-            return
-        whole = new[: new.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.splitlines():
-            try:
-                self._take(dict(json.loads(line)))
-            except (ValueError, TypeError, KeyError):
-                continue  # half a line: a process was killed, or the disk was full
+        """Take in what was written since the last call."""
+        from microclip.tracking.run import EpochEnded, Started
 
-    def _take(self, values: dict[str, Any]) -> None:
-        if values["event"] == "started":
-            if values["digest"] != self._digest:
-                self._begin()
-            self._digest = values["digest"]
-            given = str(values["params"].get("epochs", ""))
-            self.n_epochs = int(given) if given.isdigit() else None
-        elif values["event"] == "epoch":
-            self.row = values
-            self.accuracy_pct = values.get("test_fused_pct", self.accuracy_pct)
+        for event in self._reader.read():
+            match event:
+                case Started():
+                    self._start(event.announced)
+                case EpochEnded():
+                    self.row = event.row
+                    self.accuracy_pct = event.row.get("test_fused_pct", self.accuracy_pct)
+
+    def _start(self, announced: Announcement) -> None:
+        if announced.digest != self._digest:
+            self._begin()
+        self._digest = announced.digest
+        given = announced.params.get("epochs", "")
+        self.n_epochs = int(given) if given.isdigit() else None
 
     @property
     def epoch(self) -> int | None:
