@@ -11,36 +11,55 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from microclip.settings.base import SettingsError, parsed_json, parsed_yaml, read_text, say_once
+from microclip.data.class_list_values import (
+    REMEDY,
+    WHAT,
+    YAML,
+    cut,
+    is_sequence,
+    structured,
+    unquoted,
+)
+from microclip.settings.base import SettingsError, read_text, say_once
 from microclip.text.prompts import invisible, reads_as, visible
 
 Lines = list[tuple[int, str]]  # each with its number in the file
-WHAT = "class list"
-_REMEDY = "give one class name per line"
-_SHOWN = 40  # characters of a line in a message
 _ROUNDS = 4  # forms within each other: "- 001. n01440764 tench" has three
 
-_COMMENT = re.compile(r"^(?:#(?=\s|$)|//|<!--)")
+_COMMENT = re.compile(r"^(?:#{1,6}(?=\s|$)|//|<!--|/\*.*\*/$|[;%](?=\s)|--\s)")
+_GLUED_COMMENT = re.compile(r"^[#;%]\w")
+_MARKUP = re.compile(r"^<[!?/]?[A-Za-z][^<>]*>.*(?:</[A-Za-z]+>)?$")
 _RULE = re.compile(r"^(?=.*[-=_~*#|+]{3})[-=_~*#|+: ]+$")
 _BULLET = re.compile(r"^(?:[-*+•‣◦▪▫●○·–—>]|#{1,6})\s+(?:\[[ xX]?\]\s+)?(\S.*)$")
+_GLUED_BULLET = re.compile(r"^[-*•·](?=[^\W\d_])(.*)$")
+_SYMBOL = re.compile(r"^([^\w\s\"'“„«‘`(\[{<「『]{1,3})\s+(\S.*)$")
 _NUMBER = re.compile(
-    r"^[(\[#]?(\d{1,6})(?:\s*[.):\]](?!\d)\s*|\s*[,;\t]\s*|\s+[:–—-]\s+|\s+)(\S.*)$"
+    r"^(?:(?i:class|label|no|nr)\.?\s+)?(?:\*\*)?[(\[#]?(\d{1,6})"
+    r"(?:\s*[.):\]/>=．、。）：](?!\d)\s*(?:\*\*)?\s*|\s*[,;\t]\s*|\s+[:–—-]\s+|[_-]|\s+)(\S.*)$"
 )
 _MARKED_NUMBER = re.compile(r"^[(\[]?(\d{1,6})[.):\]]\s+\S")
+_BELOW_PART = re.compile(
+    r"^(?:\./)?(?:(?:train(?:ing)?|test|val|valid(?:ation)?|images|data)/|(?<=\./))([^/]+)/?$", re.I
+)
+_CIRCLED = re.compile(r"^[①-⑳❶-❿➀-➓](?=\s*\S)")
+_LETTER = re.compile(r"^[(\[]?(?:([A-Za-z])|([ivxlc]{1,7}|[IVXLC]{1,7}))([.)\]])\s*(\S.*)$")
+_ROMAN = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}
 _LAST_NUMBER = re.compile(r"^(.*?\S)(?:\s*[,;:=\t]\s*|\s+)(\d{1,6})$")
 _WORDNET = re.compile(r"^[\"']?(n\d{4,8})[\"']?[\s,;:]+(\S.*)$")
-_QUOTED = re.compile(
-    r"^(?:\"([^\"]+)\"|'([^']+)'|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|`([^`]+)`|\*\*([^*]+)\*\*)$"
-)
 _TRAILING = re.compile(r"^(.*?\S)\s*[,;:]$")
 _LONGEST = 1000  # characters of a line; no name is so long, and none of its forms is looked for
 _DELIMITERS = ("\t", ";", "|", ",")
+_ON_ONE_LINE = (*_DELIMITERS, "；", "，", "、")
+_LINE_ENDS = re.compile("[\v\f\x1c-\x1e\x85\u2028\u2029]")  # no name holds one
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?:[\w -]+:.*\n)+---[ \t]*\n(?=\s*\S)")
+_SEPARATOR_LINE = re.compile(r"\Asep=.(?=\n)")  # Excel's
 
 _NAME_COLUMNS = (  # the best first
     *("class_name", "class name", "classname", "class_names", "classes", "name", "names", "class"),
@@ -54,8 +73,6 @@ _HEADINGS = frozenset(
         *("label names", "label_name"),
     )
 )
-_KEYS = ("classes", "class_names", "classnames", "names", "labels", "categories", "id2label")
-_NAME_KEYS = ("class_name", "classname", "name", "class", "category", "label", "title")
 
 
 @dataclass(frozen=True)
@@ -95,7 +112,7 @@ def warn_of_numbered_folders(names: Sequence[str], where: str) -> None:
         is_numbered = False
     if is_numbered or (names and all(re.fullmatch(r"n\d{8}", name) for name in names)):
         say_once(
-            f"{where}: class folders are named by numbers, as {_cut(names[0])}, which every prompt "
+            f"{where}: class folders are named by numbers, as {cut(names[0])}, which every prompt "
             "then has; rename the folders by their classes"
         )
 
@@ -104,12 +121,14 @@ def warn_of_numbered_folders(names: Sequence[str], where: str) -> None:
 def parse(text: str, where: str, suffix: str = ".txt") -> ClassList:
     """The names in the text of a list; `suffix` is that of its file. Raises as `read`."""
     notes: list[str] = []
-    entries = _structured(text, where, suffix)
+    entries = structured(text, where, suffix)
     if entries is not None:
-        notes.append(f"read as {'YAML' if suffix in _YAML else 'JSON'}, {len(entries)} names")
+        form = "YAML" if suffix in YAML else "JSON or Python"
+        notes.append(f"read as {form}, {len(entries)} names")
         numbered = [(n, visible(name).strip()) for n, name in enumerate(entries, start=1)]
         return ClassList(tuple(numbered), "entry", tuple(notes))
-    lines = _without_comments(_visible_lines(text, notes), notes)
+    lines = _without_comments(_visible_lines(_without_preamble(text, notes), notes), notes)
+    _refuse_markup(lines, where)
     names = _split_line(lines[0][1]) if len(lines) == 1 else []
     if len(names) > 1:
         notes.append(f"one line, taken as {len(names)} names")
@@ -123,8 +142,11 @@ def _plain(lines: Lines, where: str, suffix: str, notes: list[str]) -> Lines:
     """The names alone, without what every line has beside them."""
     lines = _without_heading(lines, suffix, notes)
     if suffix == ".csv":
-        lines = [(n, _unquoted(line) if line[0] == '"' else line) for n, line in lines]
-    forms = (_bullets, _trailing, _columns, _quotes, _numbers, _last_numbers, _wordnet)
+        lines = [(n, unquoted(line) if line[0] == '"' else line) for n, line in lines]
+    forms = (
+        *(_bullets, _symbols, _trailing, _columns, _quotes, _numbers, _letters, _last_numbers),
+        *(_wordnet, _folders),
+    )
     for _ in range(_ROUNDS):
         before = lines
         for form in forms:
@@ -135,14 +157,38 @@ def _plain(lines: Lines, where: str, suffix: str, notes: list[str]) -> Lines:
     return lines
 
 
+def _without_preamble(text: str, notes: list[str]) -> str:
+    """The text without a block of metadata or Excel's first line; line numbers stay."""
+    for what, pattern in (("metadata", _FRONT_MATTER), ("'sep='", _SEPARATOR_LINE)):
+        if found := pattern.match(text):
+            notes.append(f"{what} before the first name left out")
+            return "\n" * found[0].count("\n") + text[found.end() :]
+    return text
+
+
+def _refuse_markup(lines: Lines, where: str) -> None:
+    """Refuse a page or a rich text; one name such as "<pad>" is none."""
+    marked = [(n, line) for n, line in lines if _MARKUP.match(line)]
+    if any("</" in line or line[:2] == "<?" for _, line in marked) and len(marked) > 1:
+        number, line = marked[0]
+        raise SettingsError(
+            f"line {number} of {where}: {cut(line)} looks like HTML or XML; {REMEDY}"
+        )
+
+
 def _visible_lines(text: str, notes: list[str]) -> Lines:
     """The lines that are not blank, as they print."""
     lines, hidden = [], []
-    for number, raw in enumerate(text.split("\n"), start=1):
+    text = text.rstrip("\x1a\n")
+    # Other separators end lines where nothing else does; beside line feeds they are stray signs.
+    split = text.split("\n") if "\n" in text else _LINE_ENDS.split(text)
+    for number, raw in enumerate(split, start=1):
         raw = raw.strip().lstrip("\ufeff")  # files that were joined have marks within
         if invisible(raw):
             hidden.append(number)
         line = visible(raw).strip()
+        if _CIRCLED.match(line):
+            line = f"{int(unicodedata.numeric(line[0]))}. {line[1:].strip()}"
         if line:
             lines.append((number, line))
     if hidden:
@@ -172,9 +218,9 @@ def _split_line(line: str) -> list[str]:
     heading, colon, rest = line.partition(":")
     if colon and heading.strip().casefold() in _NAME_COLUMNS:
         line = rest.strip()
-    for delimiter in _DELIMITERS:
+    for delimiter in _ON_ONE_LINE:
         if delimiter in line:
-            return [own for cell in _cells(line, delimiter) if (own := _unquoted(cell))]
+            return [own for cell in _cells(line, delimiter) if (own := unquoted(cell))]
     return [line]
 
 
@@ -183,25 +229,19 @@ def _without_heading(lines: Lines, suffix: str, notes: list[str]) -> Lines:
     if len(lines) < 3:
         return lines
     first, others = lines[0][1], lines[1:]
-    plain = _unquoted(first).casefold()
+    plain = unquoted(first).casefold()
     is_heading = plain in _HEADINGS or (suffix in (".csv", ".tsv") and plain in _NAME_COLUMNS)
     if first.endswith(":") and not any(line.endswith(":") for _, line in others):
         is_heading = True
     if is_heading:
-        notes.append(f"line {lines[0][0]} ({_cut(first)}) taken as a heading")
+        notes.append(f"line {lines[0][0]} ({cut(first)}) taken as a heading")
         return others
-    if plain in _NAME_COLUMNS:
-        notes.append(f"line {lines[0][0]} ({_cut(first)}) taken as a class and not as a heading")
+    if re.fullmatch(r"\d{1,6}", first) and int(first) == len(others):
+        notes.append(f"line {lines[0][0]} ({cut(first)}) taken as the number of names")
+        return others
+    if plain in _NAME_COLUMNS or (suffix in (".csv", ".tsv") and first[:1].isalpha()):
+        notes.append(f"line {lines[0][0]} ({cut(first)}) taken as a class and not as a heading")
     return lines
-
-
-def _cut(line: str) -> str:
-    return repr(line if len(line) <= _SHOWN else line[:_SHOWN] + "…")
-
-
-def _unquoted(name: str) -> str:
-    found = _QUOTED.match(name)
-    return next(filter(None, found.groups())).strip() if found else name
 
 
 def _without(lines: Lines, found: Sequence[str | None], what: str, notes: list[str]) -> Lines:
@@ -214,7 +254,7 @@ def _without(lines: Lines, found: Sequence[str | None], what: str, notes: list[s
     if len(names) < max(2, len(found) - start):
         return lines
     if start:
-        notes.append(f"line {lines[0][0]} ({_cut(lines[0][1])}) taken as a heading")
+        notes.append(f"line {lines[0][0]} ({cut(lines[0][1])}) taken as a heading")
     notes.append(f"{what} left out of every line")
     return [(n, name) for (n, _), name in zip(lines[start:], names, strict=True)]
 
@@ -228,6 +268,31 @@ def _bullets(lines: Lines, where: str, notes: list[str]) -> Lines:
     return _without(lines, [m and m[1] for m in _matches(_BULLET, lines)], "bullets", notes)
 
 
+def _symbols(lines: Lines, where: str, notes: list[str]) -> Lines:
+    """Leave out any one sign before every name, as an emoji, or a hyphen without a blank."""
+    del where
+    found = _matches(_SYMBOL, lines)
+    if len({m[1] for m in found if m}) == 1 and all(found):
+        return _without(lines, [m and m[2] for m in found], "bullets", notes)
+    glued = _matches(_GLUED_BULLET, lines)
+    if len({line[0] for _, line in lines}) == 1 and all(glued):
+        return _without(lines, [m and m[1] for m in glued], "bullets", notes)
+    return lines
+
+
+def _folders(lines: Lines, where: str, notes: list[str]) -> Lines:
+    """Leave out a dataset's folder before every name, or a slash at its end; "F/A-18" is a name."""
+    del where
+    for what, pattern in (
+        ("slashes at the ends", re.compile(r"^([^/]*[^/\s])/$")),
+        ("folders", _BELOW_PART),
+    ):
+        found = [m and m[1] for m in _matches(pattern, lines)]
+        if len(lines) > 2 and all(found):
+            return _without(lines, found, what, notes)
+    return lines
+
+
 def _trailing(lines: Lines, where: str, notes: list[str]) -> Lines:
     """Leave out commas, semicolons or colons at the ends; the last line may have no comma."""
     del where
@@ -239,7 +304,7 @@ def _trailing(lines: Lines, where: str, notes: list[str]) -> Lines:
 
 def _quotes(lines: Lines, where: str, notes: list[str]) -> Lines:
     del where
-    found = [own if (own := _unquoted(line)) != line else None for _, line in lines]
+    found = [own if (own := unquoted(line)) != line else None for _, line in lines]
     return _without(lines, found, "quotes", notes) if all(found) else lines
 
 
@@ -249,16 +314,16 @@ def _numbers(lines: Lines, where: str, notes: list[str]) -> Lines:
     start = 1 if len(matched) > 2 and matched[0] is None else 0
     own = [m for m in matched[start:] if m]
     numbers = [int(m[1]) for m in own]
-    if len(own) < len(matched) - start or not _is_sequence(sorted(numbers)):
+    if len(own) < len(matched) - start or not is_sequence(sorted(numbers)):
         return lines
-    if not _is_sequence(numbers):
+    if not is_sequence(numbers):
         if len(numbers) < 3:
             return lines
         odd = next(k for k, number in enumerate(numbers) if number != min(numbers) + k)
         number, line = lines[start + odd]
         raise SettingsError(
-            f"line {number} of {where}: {_cut(line)} has its number out of sequence, so the "
-            f"order of the labels is unclear; sort the lines, or remove the numbers and {_REMEDY}"
+            f"line {number} of {where}: {cut(line)} has its number out of sequence, so the "
+            f"order of the labels is unclear; sort the lines, or remove the numbers and {REMEDY}"
         )
     is_marked = all(_MARKED_NUMBER.match(m[0]) for m in own)
     if not is_marked and _are_alike([m[2] for m in own]):
@@ -266,27 +331,40 @@ def _numbers(lines: Lines, where: str, notes: list[str]) -> Lines:
     return _without(lines, [m and m[2] for m in matched], "numbers", notes)
 
 
+def _letters(lines: Lines, where: str, notes: list[str]) -> Lines:
+    """Leave out "a.", "(b)" or "iii)" in sequence; two lines with full stops may be names."""
+    del where
+    found = _matches(_LETTER, lines)
+    if not all(found) or len({m[3] for m in found if m}) > 1:
+        return lines
+    marks = [(m[1] or m[2]).casefold() for m in found if m]
+    is_sure = len(lines) > 2 or (lines and not all(m and m[3] == "." for m in found))
+    is_counted = [ord(mark[0]) - ord("a") for mark in marks] == [*range(len(marks))]
+    is_counted = is_counted and all(len(mark) == 1 for mark in marks)
+    if not is_sure or not (is_counted or list(map(_roman, marks)) == [*range(1, len(marks) + 1)]):
+        return lines
+    return _without(lines, [m and m[4] for m in found], "letters", notes)
+
+
+def _roman(mark: str) -> int:
+    """A Roman numeral's number; 0 if it has other letters. A wrong order is not looked for."""
+    values = [_ROMAN.get(sign, 0) for sign in mark]
+    pairs = zip(values, [*values[1:], 0], strict=True)
+    return sum(-own if own < after else own for own, after in pairs) if all(values) else 0
+
+
 def _last_numbers(lines: Lines, where: str, notes: list[str]) -> Lines:
     """Leave out labels in sequence after every name: "fox 0", "fox,1"."""
     del where
     own = [m for m in _matches(_LAST_NUMBER, lines) if m]
     numbers = [int(m[2]) for m in own]
-    if len(own) < max(3, len(lines)) or not _is_sequence(numbers):
+    if len(own) < max(3, len(lines)) or not is_sequence(numbers):
         return lines
     # "Saturn 1", "Apollo 2" may be names; a label from 0, or after a mark, is none.
     is_marked = all(m[0][m.end(1)] in ",;:=\t" for m in own)
     if (numbers[0] and not is_marked) or _are_alike([m[1] for m in own]):
         return lines
     return _without(lines, [m[1] for m in own], "numbers", notes)
-
-
-def _is_sequence(numbers: Sequence[int]) -> bool:
-    """Whether numbers count up from 0 or 1."""
-    return (
-        bool(numbers)
-        and numbers[0] in (0, 1)
-        and all(number == numbers[0] + k for k, number in enumerate(numbers))
-    )
 
 
 def _are_alike(names: Sequence[str]) -> bool:
@@ -303,8 +381,8 @@ def _wordnet(lines: Lines, where: str, notes: list[str]) -> Lines:
     if lacking and lacking != [0]:
         number, line = lines[lacking[0]]
         raise SettingsError(
-            f"line {number} of {where}: {_cut(line)} has no WordNet id (n01234567), but "
-            f"{len(ids)} other lines have one; {_REMEDY}"
+            f"line {number} of {where}: {cut(line)} has no WordNet id (n01234567), but "
+            f"{len(ids)} other lines have one; {REMEDY}"
         )
     return _without(lines, [m and m[2] for m in matched], "WordNet ids", notes)
 
@@ -339,6 +417,7 @@ def _named_column(
     if delimiter == "," and not is_labelled:
         notes.append("every line has a comma, taken as part of the name and not between columns")
         return lines
+    _refuse_shuffled(columns, lines[start:], where)
     chosen = texts
     if has_header:
         ranks = [heads.index(name) for name in _NAME_COLUMNS if name in heads]
@@ -354,6 +433,21 @@ def _named_column(
     return [(n, row[chosen[0]]) for (n, _), row in zip(lines[start:], rows[start:], strict=True)]
 
 
+def _refuse_shuffled(columns: Sequence[Sequence[str]], lines: Lines, where: str) -> None:
+    """Refuse labels from 0 or 1 in another order than the lines'."""
+    for cells in columns:
+        if not all(re.fullmatch(r"\d{1,6}", cell) for cell in cells):
+            continue
+        labels = [*map(int, cells)]
+        if len(labels) > 2 and not is_sequence(labels) and is_sequence(sorted(labels)):
+            odd = next(k for k, label in enumerate(labels) if label != min(labels) + k)
+            number, line = lines[odd]
+            raise SettingsError(
+                f"line {number} of {where}: {cut(line)} has its number out of sequence, so the "
+                f"order of the labels is unclear; sort the lines, or {REMEDY}"
+            )
+
+
 def _is_without_names(cells: Sequence[str]) -> bool:
     """Whether a column is empty, or holds numbers or WordNet ids."""
     return all(re.fullmatch(r"[-+]?[\d.]*|n\d{4,8}", cell) for cell in cells)
@@ -363,7 +457,7 @@ def _is_label(cells: Sequence[str]) -> bool:
     """Whether a column holds numbers in sequence, from 0 or 1, or WordNet ids."""
     if all(re.fullmatch(r"n\d{4,8}", cell) for cell in cells):
         return True
-    return all(re.fullmatch(r"\d{1,6}", c) for c in cells) and _is_sequence([*map(int, cells)])
+    return all(re.fullmatch(r"\d{1,6}", c) for c in cells) and is_sequence([*map(int, cells)])
 
 
 _PARTLY: tuple[tuple[str, Callable[[str], object]], ...] = (
@@ -378,8 +472,8 @@ def _refuse_partial_forms(lines: Lines, where: str, notes: list[str]) -> None:
         number, line = next(((n, line) for n, line in lines if has(line)), (0, ""))
         if number:
             raise SettingsError(
-                f"line {number} of {where}: {_cut(line)} {what}, and not every line does; remove "
-                f"that; {_REMEDY}"
+                f"line {number} of {where}: {cut(line)} {what}, and not every line does; remove "
+                f"that; {REMEDY}"
             )
     _refuse_broken_numbers(lines, where)
     at_place = [
@@ -389,10 +483,23 @@ def _refuse_partial_forms(lines: Lines, where: str, notes: list[str]) -> None:
     ]
     if len(at_place) > max(1, len(lines) // 2):
         notes.append(f"numbers taken as part of the name ({_places(at_place)})")
-    if quoted := [n for n, line in lines if _unquoted(line) != line]:
+    _note_what_all_have(lines, notes)
+    if glued := [n for n, line in lines if _GLUED_COMMENT.match(line)]:
+        notes.append(f"what may be a comment taken as a name ({_places(glued)})")
+    if quoted := [n for n, line in lines if unquoted(line) != line]:
         notes.append(f"quotes taken as part of the name ({_places(quoted)})")
     if commented := [n for n, line in lines if re.search(r"\s(?:#|//)\s", line)]:
         notes.append(f"what looks like a comment taken as part of the name ({_places(commented)})")
+
+
+def _note_what_all_have(lines: Lines, notes: list[str]) -> None:
+    """Note numbers (but no years) or explanations that every line has, and which stay."""
+    for what, pattern in (
+        ("a number", r"^(?!(?:19|20)\d\d\b)\d+(?:[.,]\d+)?\s+\D|\s(?!(?:19|20)\d\d$)\d+$"),
+        ("a colon or a dash", r"\w\s*:\s+\w|\w\s+[-–—]\s+\w"),
+    ):
+        if len(lines) > 2 and all(re.search(pattern, line) for _, line in lines):
+            notes.append(f"every line has {what}, taken as part of the name")
 
 
 def _refuse_broken_numbers(lines: Lines, where: str) -> None:
@@ -410,83 +517,6 @@ def _refuse_broken_numbers(lines: Lines, where: str) -> None:
     odd = next(k for k, m in enumerate(matched) if not m or int(m[1]) != first + k)
     number, line = lines[odd]
     raise SettingsError(
-        f"line {number} of {where}: {_cut(line)} breaks the numbering, which must count from 0 or "
-        f"1 on every line; remove the numbers; {_REMEDY}"
+        f"line {number} of {where}: {cut(line)} breaks the numbering, which must count from 0 or "
+        f"1 on every line; remove the numbers; {REMEDY}"
     )
-
-
-_YAML = (".yaml", ".yml")
-
-
-def _structured(text: str, where: str, suffix: str) -> list[str] | None:
-    """Names from JSON, YAML, or a list as Python prints it; None if the text is none of these."""
-    whole = text.strip()
-    if suffix in _YAML:
-        # Plain: `no` and `1e3` are names here.
-        return _names_of(parsed_yaml(whole, f"{WHAT} {where} is", is_plain=True), where)
-    if suffix != ".json" and whole[:1] + whole[-1:] not in ("[]", "{}"):
-        return None
-    try:
-        values = parsed_json(whole, f"{WHAT} {where} is")
-    except SettingsError:
-        if names := _bracketed(whole):
-            return names
-        if suffix == ".json":
-            raise
-        return None
-    return _names_of(values, where)
-
-
-def _bracketed(text: str) -> list[str]:
-    """Names between brackets in single quotes, or in none; none if it is not such a list."""
-    body = " ".join(text[1:-1].split()).removesuffix(",")
-    if (text[:1], text[-1:]) != ("[", "]") or not 0 < len(body) <= csv.field_size_limit():
-        return []
-    row = next(csv.reader([body], quotechar="'", skipinitialspace=True))
-    names = [_unquoted(cell.strip()) for cell in row]
-    is_plain = all(name and not set(name) & set("[]{}\"'") for name in names)
-    return names if is_plain and len(names) > 1 else []
-
-
-def _names_of(values: Any, where: str) -> list[str]:
-    """Names in label order from the values of a JSON or YAML file."""
-    found = None
-    if isinstance(values, list):
-        found = _by_entry(values)
-    elif isinstance(values, dict):
-        holders = [key for key in _KEYS if isinstance(values.get(key), list | dict)]
-        if len(holders) == 1:
-            return _names_of(values[holders[0]], where)
-        found = _by_label(values)
-    if found is None:
-        raise SettingsError(
-            f"{WHAT} {where}: expected a list of names, got {_cut(str(values))}; {_REMEDY}"
-        )
-    return found
-
-
-def _by_entry(values: list[Any]) -> list[str] | None:
-    """Names from [name, …] or [{"name": name, …}, …]."""
-    if all(isinstance(own, str) for own in values):
-        return list(values)
-    for key in _NAME_KEYS:
-        if all(isinstance(own, dict) and isinstance(own.get(key), str) for own in values):
-            return [own[key] for own in values]
-    return None
-
-
-def _by_label(values: Mapping[str, Any]) -> list[str] | None:
-    """Names from {"0": name}, {"0": [id, name]}, {name: 0} or {WordNet id: name}."""
-    own = [v[-1] if isinstance(v, list) and len(v) == 2 else v for v in values.values()]
-    keys = list(values)
-    if keys and all(re.fullmatch(r"n\d{4,8}", key) for key in keys):
-        return own if all(isinstance(v, str) for v in own) else None
-    labels, names = (keys, own) if all(map(_is_number, keys)) else (own, keys)
-    if not all(map(_is_number, labels)) or not all(isinstance(name, str) for name in names):
-        return None
-    ordered = sorted(zip(map(int, labels), names, strict=True))
-    return [n for _, n in ordered] if _is_sequence([label for label, _ in ordered]) else None
-
-
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and re.fullmatch(r"\d{1,6}", str(value)) is not None

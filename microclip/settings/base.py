@@ -192,6 +192,13 @@ _MARKS = (  # UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_BINARY = (  # whose first bytes are text too
+    (b"PK\x03\x04", "a ZIP archive, as spreadsheets (.xlsx) and documents (.docx) are"),
+    (b"\xd0\xcf\x11\xe0", "an Office document"),
+    (b"{\\rtf", "a rich text (RTF)"),
+    (b"%PDF-", "a PDF"),
+    (b"SQLite format 3\0", "a database"),
+)
 _SHOWN = 40  # characters of a line in an error
 
 
@@ -223,6 +230,8 @@ def read_text(path: Path, what: str) -> str:
             f"{what} {path} has {size / 2**20:.0f} MiB, at most {MAX_TEXT_BYTES // 2**20} are "
             "read; name another file"
         )
+    if kind := next((name for mark, name in _BINARY if content.startswith(mark)), None):
+        raise SettingsError(f"{what} {path} is {kind}; save it as plain text (UTF-8), CSV or JSON")
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), None)
     try:
         text = content.decode(encoding or _unmarked(content))

@@ -31,6 +31,7 @@ from typing import Any, Literal, TypedDict
 
 from microclip import runtime
 from microclip.settings.llms import AnswerMode
+from microclip.text.reasoning import answer_alone
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ Reason = Literal[
     "refused",
     "unnumbered",
     "wrong count",
+    "two lists",
     "reasoning alone",
     "cut off",
     "broken off",
@@ -168,24 +170,6 @@ _TOOLS = ("tool_calls", "tool_call", "tool_use", "function_call")
 _BROKEN = ("error", "abort", "aborted", "cancelled", "insufficient_system_resource")
 _LIMITS = ("max_tokens", "max_completion_tokens")  # parameters of a request
 
-# Models that reason aloud: deepseek-r1 and qwen3 (<think>), Mistral ([THINK]), Kimi (◁think▷),
-# open-thoughts (<|begin_of_thought|>).
-_THOUGHT = "(?:seed:)?think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad"
-_REASONING = re.compile(
-    rf"<\s*/?\s*(?:{_THOUGHT})(?:\s[^<>]*)?>|\[/?THINK\]|◁/?think▷|<\|(?:begin|end)_of_thought\|>",
-    re.IGNORECASE,
-)
-_CLOSING = re.compile(r"(?:<\s*|\[|◁)/|<\|end", re.IGNORECASE)
-# gpt-oss, with its special tokens and without them.
-_CHANNELS = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")
-_BARE_CHANNEL = re.compile(r"\Aanalysis(?=[A-Z<\"'])")
-_BARE_FINAL = "assistantfinal"
-_WRAPPING = re.compile(
-    r"</?(?:answer|final_answer|final|output|response|solution)>|<\|[\w-]{1,40}\|>|</?s>"
-    r"|<(?:end|start)_of_turn>",
-    re.IGNORECASE,
-)
-_FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*\w*[ \t]*$", re.MULTILINE)
 # Line separators that are no line break of JSON lines or of numbered lists.
 _SEPARATORS = re.compile(r"[\v\f\x1c-\x1e\x85\u2028\u2029]+")
 _SEPARATED_ITEM = re.compile(_SEPARATORS.pattern + r"(?=[ \t*_-]*\(?\d{1,4}[).:])")
@@ -195,7 +179,8 @@ _OFFICIAL = re.compile(r"\d+[).\s-]+(.*?)(?=\n\d+[).\s-]+|\Z)", re.DOTALL)
 
 # A numbered line: "1. x", "2) x", "3 - x", "(4) x", "- 5. x", "**6.** x", "### 7: x".
 _NUMBERED = re.compile(
-    r"^[\s>#*_•·–—-]*\(?(\d{1,4})(?:\s*[).:]+|\s+[-–—](?=\s))[*_]*(?:\s+|$)(.*)$"
+    r"^[\s>#*_•·–—-]*\(?(\d{1,4})"
+    r"(?:(?:\s*\\?[).:]+|\s+[-–—](?=\s))[*_]*(?:\s+|$)|\ufe0f?\u20e3\s*|[、．：）][*_]*\s*)(.*)$"
 )
 
 
@@ -234,39 +219,6 @@ def is_cut_as_asked(record: AnswerRecord, mode: AnswerMode) -> bool:
     return is_cut and mode == "single" and any(record["asked"].get(name) for name in _LIMITS)
 
 
-def answer_alone(text: str) -> str:
-    """An answer without the reasoning before it, special tokens, code fences and wrapping tags.
-
-    Reasoning that is never closed takes all that follows with it; a closing mark without an
-    opening one (which some chat templates put into the prompt) takes all that precedes it.
-    """
-    final = _final_channel(text)
-    kept: list[str] = []
-    depth = end = 0
-    for mark in _REASONING.finditer(final):
-        if mark[0].endswith("/>"):
-            continue
-        if _CLOSING.match(mark[0]):
-            kept = kept if depth else []
-            depth = max(depth - 1, 0)
-        else:
-            kept += [] if depth else [final[end : mark.start()]]
-            depth += 1
-        end = mark.end()
-    kept += [] if depth else [final[end:]]
-    return _FENCE.sub("", _WRAPPING.sub("", "".join(kept)))
-
-
-def _final_channel(text: str) -> str:
-    """The final channel of an answer in gpt-oss's format; any other text as it is."""
-    channels = list(_CHANNELS.finditer(text))
-    if channels:
-        return text[channels[-1].end() :] if channels[-1][1] == "final" else ""
-    if _BARE_CHANNEL.match(text):
-        return text.partition(_BARE_FINAL)[2]
-    return text
-
-
 def parse(text: str | None, *, items: int, mode: AnswerMode) -> list[str]:
     """Read the sentences of one answer.
 
@@ -292,6 +244,8 @@ def parse(text: str | None, *, items: int, mode: AnswerMode) -> list[str]:
         raise AnswerError("unnumbered", f"expected {items} numbered sentences", text)
     if not all(has_words(sentence) for sentence in found):
         raise AnswerError("empty", "an item is empty", text)
+    if mode == "strict" and _has_second_list(text, len(found)):
+        raise AnswerError("two lists", "expected one list, numbered once", text)
     if mode == "strict" and len(found) != items:
         raise AnswerError("wrong count", f"expected {items} sentences, found {len(found)}", text)
     return found
@@ -338,6 +292,13 @@ def strict_items(text: str) -> list[str]:
         else:
             is_open = False
     return [_cleaned(" ".join(own)) for own in lines]
+
+
+def _has_second_list(text: str, found: int) -> bool:
+    """Whether a list that is as long begins after the first one: which one is the answer?"""
+    numbers = [int(m[1]) for line in text.splitlines() if (m := _NUMBERED.match(line))]
+    again = [k for k, number in enumerate(numbers) if number == 1][1:]
+    return found > 1 and any(numbers[k + 1 : k + 2] == [2] for k in again)
 
 
 def _ends(text: str) -> bool:

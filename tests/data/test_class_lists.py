@@ -86,6 +86,33 @@ def test_every_shipped_list_is_read_as_it_stands(path: Path) -> None:
             "invisible characters removed (lines 1, 2, 3)",
         ),
         ("red fox\n\ufeffowl\nyak", ""),  # two files with marks, joined
+        ("a. red fox\nb. owl\nc. yak", "letters left out"),
+        ("(a) red fox\n(b) owl\n(c) yak", "letters left out"),
+        ("i. red fox\nii. owl\niii. yak", "letters left out"),
+        ("0_red fox\n1_owl\n2_yak", "numbers left out"),
+        ("class 0: red fox\nclass 1: owl\nclass 2: yak", "numbers left out"),
+        ("**1.** red fox\n**2.** owl\n**3.** yak", "numbers left out"),
+        ("１．red fox\n２．owl\n３．yak", "numbers left out"),  # noqa: RUF001
+        ("① red fox\n② owl\n③ yak", "numbers left out"),
+        ("✅ red fox\n✅ owl\n✅ yak", "bullets left out"),
+        ("-red fox\n-owl\n-yak", "bullets left out"),
+        ("## Animals\n\n- red fox\n- owl\n- yak", "comments left out (line 1)"),
+        ("## Animals\nred fox\nowl\nyak", "comments left out (line 1)"),
+        ("; animals\nred fox\nowl\nyak", "comments left out (line 1)"),
+        ("---\ntitle: Animals\n---\nred fox\nowl\nyak", "metadata before the first name"),
+        ("sep=;\nid;name\n0;red fox\n1;owl\n2;yak", "column 2 of 2"),
+        ("3\nred fox\nowl\nyak", "line 1 ('3') taken as the number of names"),
+        ("- [red fox](a)\n- [owl](b)\n- [yak](c)", "quotes left out"),
+        ("「red fox」\n「owl」\n「yak」", "quotes left out"),
+        ("./red fox/\n./owl/\n./yak/", "folders left out"),
+        ("train/red fox\ntrain/owl\ntrain/yak", "folders left out"),
+        ("red fox\u2028owl\u2028yak", ""),
+        ("red fox，owl，yak", "one line, taken as 3 names"),  # noqa: RUF001
+        ("red fox\nowl\nyak\n\x1a", ""),  # the end mark of DOS
+        ("CLASSES = [\n  'red fox',\n  'owl',\n  'yak',\n]\n", "read as JSON or Python"),
+        ("{0: 'red fox',\n 1: 'owl',\n 2: 'yak'}", "read as JSON or Python"),
+        ('{"name": "red fox"}\n{"name": "owl"}\n{"name": "yak"}', "read as JSON"),
+        ('{"label2id": {"yak": 2, "red fox": 0, "owl": 1}}', "read as JSON"),
     ],
 )
 def test_a_form_that_every_line_has_is_taken_off_and_said(text: str, said: str) -> None:
@@ -96,6 +123,10 @@ def test_a_form_that_every_line_has_is_taken_off_and_said(text: str, said: str) 
 def test_files_of_data_and_yaml_are_read_by_their_form() -> None:
     assert names('class\n"tench, Tinca tinca"\nfox', ".csv") == ["tench, Tinca tinca", "fox"]
     assert names("name\nlabel\nfox\nowl", ".csv") == ["label", "fox", "owl"]
+    assert names("animal\nfox\nowl", ".csv") == ["animal", "fox", "owl"]
+    assert "line 1 ('animal') taken as a class" in parse("animal\nfox\nowl", "x", ".csv").notes[0]
+    with pytest.raises(SettingsError, match="nc is 5, but 2 names are listed"):
+        names("nc: 5\nnames: [fox, owl]\n", ".yaml")
     assert names("train: a\nnames:\n  0: person\n  1: no\n", ".yaml") == ["person", "no"]
     assert names("names: [person, 1e3]\nnc: 2\n", ".yml") == ["person", "1e3"]
 
@@ -126,6 +157,13 @@ def test_files_of_data_and_yaml_are_read_by_their_form() -> None:
         ["fox [young]", "(fox)"],
         ["👩\u200d🚀 astronaut", "می\u200cخواهم"],
         ["a:b", "c = d", "x; y", "p | q"],
+        ["F/A-18", "F/A-22", "F/A-50"],
+        ["A. mellifera", "B. terrestris"],
+        ["I. Newton", "II. World War"],
+        ["A. mellifera", "B. terrestris", "V. vulgaris"],
+        ["1-door car", "2-door car", "2-door van"],
+        ["<pad>", "<unknown>", "fox"],
+        ["@fox", "@owl", "...yak"],
     ],
 )
 def test_a_name_is_never_damaged(lines: list[str]) -> None:
@@ -147,6 +185,13 @@ def test_a_name_is_never_damaged(lines: list[str]) -> None:
         ("fox|red\nowl|grey", "line 1 of names: 2 columns, and it is unclear which one"),
         ("n02119789 fox\nn02100735 owl\nyak", "line 3 of names: 'yak' has no WordNet id"),
         ('{"fox": ["It is red."]}', "expected a list of names, got"),
+        ("id,name\n2,yak\n0,fox\n1,owl", "line 2 of names: '2,yak' has its number out of"),
+        ('[{"id": 2, "name": "owl"}, {"id": 1, "name": "fox"}]', "entry 2 has its 'id' out of"),
+        ('{"0": "fox", "1": "owl", "1": "yak"}', "the key '1' is there twice"),
+        ("{0: 'fox', 1: 'owl', 1: 'yak'}", "the key '1' is there twice"),
+        ("NAMES = ['fox' 'owl', 'yak']", "a comma is missing after \"['fox'\""),
+        ("{'fox', 'owl'}", "a set has no order"),
+        ("<ul>\n<li>fox</li>\n<li>owl</li>\n</ul>", "line 1 of names: '<ul>' looks like HTML"),
         ("[1, 2]", "expected a list of names, got '[1, 2]'"),
     ],
 )
@@ -164,6 +209,9 @@ def test_what_may_be_meant_otherwise_is_noted() -> None:
         ("1 fox\n2 owl\n4 elk", "numbers taken as part of the name (lines 1, 2)"),
         ("fox # red\nowl", "looks like a comment taken as part of the name (line 1)"),
         ("label\nfox\nowl", "line 1 ('label') taken as a class and not as a heading"),
+        ("#animals\nfox\nowl", "what may be a comment taken as a name (line 1)"),
+        ("fox 120\nowl 80\nyak 95", "every line has a number, taken as part of the name"),
+        ("fox: red\nowl: grey\nyak: big", "every line has a colon or a dash, taken as part"),
         ("a, b\nc, d", "every line has a comma, taken as part of the name"),
     ):
         assert said in "; ".join(parse(text, "names").notes)
@@ -185,6 +233,8 @@ def test_a_list_is_read_in_every_marked_encoding_and_with_all_line_ends(
         ("fox\ncafé\n".encode("cp1252"), "line 2 has the byte 0xe9 ('café' if that is Windows"),
         ("fox\n“owl”\n".encode("cp1252"), "line 2 has the byte 0x93 ('“owl”' if that is"),
         (b"\xff\xfef\0o\0x\0\n", "not text in UTF-16, as its first bytes say; save it as UTF-8"),
+        (b"PK\x03\x04\x14\0\x06\0", "is a ZIP archive, as spreadsheets (.xlsx) and documents"),
+        (rb"{\rtf1\ansi fox\par owl}", "is a rich text (RTF); save it as plain text"),
         (b"\x1f\x8b\x08\0\0\0", "is not UTF-8 text: line 1 has the byte 0x8b; save it as UTF-8"),
     ],
 )

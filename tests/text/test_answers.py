@@ -102,6 +102,8 @@ def test_a_list_is_read_however_a_model_marks_it_up(text: str) -> None:
         ("1. A red fox.", "wrong count"),
         ("1. A red fox.\n2. A tail.\n3. Ears.", "wrong count"),
         ("1. A red fox.\n1. A tail.", "wrong count"),
+        ("I would say:\n1. Plan.\n2. Look.\n\nNow:\n1. A red fox.\n2. A tail.", "two lists"),
+        ("> 1. Plan.\n> 2. Look.\n\n1. A red fox.\n2. A tail.", "two lists"),
         ("2. A red fox.\n3. A tail.", "unnumbered"),
     ],
 )
@@ -145,6 +147,28 @@ LIST = "1. A red fox.\n2. A bushy tail."
         f"<|message|>{LIST}<|return|>",
         f"analysisWe need two sentences.\n1. no\n2. noassistantfinal{LIST}",
         f"<think/>```\n{LIST}\n```<|im_end|>",
+        f"<|START_THINKING|>1. no<|END_THINKING|><|START_RESPONSE|>{LIST}<|END_RESPONSE|>",
+        f"<unused94>thought\n1. no<unused95>{LIST}",
+        f"<|channel>thought\n1. no<channel|>{LIST}",
+        f"<mm:think>1. no</mm:think>{LIST}",
+        f"<think_never_used_51bc>1. no</think_never_used_51bc>{LIST}",
+        f"<inner_thoughts>1. no</inner_thoughts><plan>1. no</plan>{LIST}",
+        f"＜think＞1. no\n2. no＜/think＞\n{LIST}",  # noqa: RUF001
+        f"&lt;think&gt;1. no\n2. no&lt;/think&gt;\n{LIST}",
+        f"[REASONING]1. no\n2. no[/REASONING]\n{LIST}",
+        f"```thinking\n1. no\n2. no\n```\n{LIST}",
+        f'<details type="reasoning" done="true">\n> 1. no\n> 2. no\n</details>\n{LIST}',
+        f"<details><summary>Thinking</summary>\n1. no\n2. no\n</details>\n{LIST}",
+        f"**Thinking:**\n1. No.\n2. No.\n\n**Answer:**\n{LIST}",
+        f"Here is my thought process:\n1. No.\n2. No.\n\nHere is my response:\n\n{LIST}",
+        f"Thinking...\n1. no\n2. no\n...done thinking.\n\n{LIST}",
+        f"{LIST}<|endoftext|>Human: Describe a wolf.\n1. A wolf.",
+        f"\ufeff{LIST}".replace("red fox", "re\u00add fo\u200bx\x00").replace("A b", "A \u202eb"),
+        "\u200b1. A \x1b[31mred\x1b[0m fox【4†source】.\n2. A bushy tail.[1]",
+        "1、A red fox.\n2、A bushy tail.",
+        "１．A red fox.\n２．A bushy tail.",  # noqa: RUF001
+        "1\\. A red fox.\n2\\. A bushy tail.",
+        "1️⃣ A red fox.\n2️⃣ A bushy tail.",
         LIST.replace("\n", "\r\n"),
         LIST.replace("\n", "\u2028"),
         LIST.replace("red fox", "red\u2028fox").replace("bushy tail", "bushy\x85tail"),
@@ -170,7 +194,7 @@ def test_reasoning_alone_is_no_answer(text: str) -> None:
 def test_a_single_sentence_is_what_follows_the_reasoning() -> None:
     text = "<think>Hm. A fox?</think>\n\nA fox is red"
     assert parse(text, items=1, mode="single") == ["A fox is red."]
-    kept = "It thinks <b>red</b> thoughts [sic] of analysis."
+    kept = "It [plan] thinks <b>red</b> thoughts [sic] of [1] analysis."
     assert parse(kept, items=1, mode="single") == [kept]
 
 
