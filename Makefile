@@ -17,6 +17,10 @@ SNAKEMAKE_FLAGS ?= --cores $(JOBS) --resources gpu=1
 # All programs that Snakemake starts come from the project's environment, too. Recipes name the folder
 # themselves: macOS's make 3.81 may look for a recipe's program on the PATH that it was started with.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Container images often set this. Then every process compiles what it imports, which takes three times
+# as long as the import. An empty value counts as none. `setup` caches the bytecode of what commands
+# import, also for those that people type without make.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-slurm fuzz bench check docs format report verify ui status sync schema icons icon-clip clean-environment chaos
@@ -35,6 +39,7 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]' \
 		|| { echo "uv failed; pip tries the same, which takes several minutes" >&2; \
 			$(PIP) --quiet -e '.[$(EXTRAS)]'; }
+	@$(BIN)/python -c 'import snakemake.cli; from microclip import warm; warm.preload_all()'
 	@touch $@
 
 run: setup  ## run the study: descriptions, self-training, scores, tables, figures, page

@@ -466,6 +466,12 @@ def _preload(arguments: Sequence[str]) -> bool:
     return True
 
 
+def preload_all() -> None:
+    """Import what any verb needs, so that Python caches the bytecode."""
+    for verb in _NEEDED:
+        _preload([verb])
+
+
 def serve(folder: str, handle: int) -> list[str] | None:
     """Be the warm process until standard input is closed and the last child has ended.
 
