@@ -27,7 +27,8 @@ from microclip.data.shots import k_shot
 from microclip.measure import evaluation
 from microclip.methods import base as methods
 from microclip.methods.base import Supervision, Task, Tracker
-from microclip.methods.clip import ClipSettings, LinearClassifier
+from microclip.methods.clip import ClipSettings
+from microclip.methods.linear import LinearClassifier
 from microclip.model import embeddings
 from microclip.model.backbone import load_backbone, read_backbone, unit_norm
 from microclip.model.compilation import CompiledBackbone

@@ -26,8 +26,8 @@ from microclip.api import Adapted
 from microclip.data.loading import ViewRecipe, evaluation_views
 from microclip.measure.evaluation import CONFIDENCE_SCALE
 from microclip.methods.base import Views
-from microclip.methods.clip import LinearClassifier
 from microclip.methods.fusion import FusionClassifier
+from microclip.methods.linear import LinearClassifier
 from microclip.model.backbone import Backbone, ImageTokens
 from microclip.model.saliency import Saliency, affinity, laplacian, salient_side
 from microclip.model.token_fusion import TokenFusion, cosine_similarity, uncut_mask

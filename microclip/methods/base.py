@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SHARED_RECIPE = 1  # raise when data, views, backbone or text stages change what they mean
 REPEAT = "repeat_"  # begins the names of heads that are further draws of the fused one
-_NOT_METHODS = {"__init__", "base", "few_shot", "fusion"}
+_NOT_METHODS = {"__init__", "base", "few_shot", "fusion", "linear"}  # some methods share these
 _DECLARED = frozenset(path.stem for path in Path(declarations.__path__[0]).glob("[!_]*.py"))
 
 
@@ -308,7 +308,7 @@ def grant(
 
 
 def known_methods() -> list[str]:
-    """Names of all methods, a file each; `few_shot` and `fusion` are what some of them share."""
+    """Names of all methods, a file each."""
     return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _NOT_METHODS)
 
 

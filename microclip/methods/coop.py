@@ -12,8 +12,8 @@ from torch import Tensor
 
 from microclip import runtime
 from microclip.methods.base import DeclaredMethod, Task, Tracker, Watching
-from microclip.methods.clip import PromptClassifier
 from microclip.methods.few_shot import labelled, prompt_trainer
+from microclip.methods.linear import PromptClassifier
 from microclip.model.prompts import ContextPrompts
 from microclip.settings.methods.coop import DECLARATION, CoopSettings
 

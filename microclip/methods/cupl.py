@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from microclip.methods.base import DeclaredMethod, Task, Tracker
-from microclip.methods.clip import LinearClassifier
+from microclip.methods.linear import LinearClassifier
 from microclip.settings.methods.cupl import DECLARATION, CuplSettings
 
 

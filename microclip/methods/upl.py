@@ -21,7 +21,7 @@ from microclip.adaptation.training import Trainer
 from microclip.data.loading import TrainingViews, ViewBatch, augmented, image_embeddings
 from microclip.data.views import Crop
 from microclip.methods.base import DeclaredMethod, Task, Tracker, ViewPlan, Views, Watching
-from microclip.methods.clip import PromptClassifier
+from microclip.methods.linear import PromptClassifier
 from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.prompts import ContextPrompts, check_fit
 from microclip.model.token_fusion import cosine_similarity

@@ -13,7 +13,7 @@ from microclip.adaptation.losses import CrossEntropy, self_training_loss
 from microclip.adaptation.schedules import recipe_of
 from microclip.data.shots import k_shot
 from microclip.methods.base import Views
-from microclip.methods.clip import PromptClassifier
+from microclip.methods.linear import PromptClassifier
 from microclip.model.backbone import Backbone
 from microclip.model.prompts import ContextPrompts, prompt_order
 from microclip.settings.methods.coop import CoopSettings
