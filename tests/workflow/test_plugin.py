@@ -96,7 +96,7 @@ def test_other_programs_keep_their_words(monkeypatch: pytest.MonkeyPatch) -> Non
         assert sys.argv[1:] == words
     monkeypatch.setattr(sys, "argv", ["/bin/snakemake", *words])
     command_line.mend()
-    assert sys.argv[1:] == [*PROFILE, "--resources", "gpu=1", "--", "all"]
+    assert sys.argv[1:] == ["--logger=microclip", *PROFILE, "--resources", "gpu=1", "--", "all"]
 
 
 def test_the_default_profile_is_named_unless_another_is() -> None:

@@ -173,4 +173,3 @@ class LogHandler(LogHandlerBase):
 
 
 command_line.mend()
-command_line.choose_logger()

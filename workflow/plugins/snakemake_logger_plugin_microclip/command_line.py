@@ -20,11 +20,14 @@ _OURS = '"""microclip:'  # how the project's Snakefile begins
 
 
 def mend() -> None:
-    """Change this process's command line, if it is Snakemake's and the Snakefile is ours."""
+    """Change this process's command line, if it is Snakemake's and the Snakefile is ours.
+
+    The logger is not named in a profile: each of the project's, and of its users', would have to.
+    """
     program, *words = sys.argv
     found = snakefile(words)
     if found is not None and _is_snakemake(Path(program)) and is_ours(found):
-        sys.argv[1:] = with_profile(with_targets_apart(words), found)
+        sys.argv[1:] = with_logger(with_profile(with_targets_apart(words), found))
 
 
 def with_profile(words: Sequence[str], snakefile: Path) -> list[str]:
@@ -50,16 +53,6 @@ def with_targets_apart(words: Sequence[str]) -> list[str]:
         kept += [option, *(resources if is_clear else values)]
         targets += others if is_clear else []
     return [*kept[1:], "--", *targets] if targets else list(words)
-
-
-def choose_logger() -> None:
-    """Make this plugin the logger of this process, if it is Snakemake's and the Snakefile is ours.
-
-    Not by a profile: each profile of the project, and of its users, would have to say so.
-    """
-    program, *words = sys.argv
-    if _is_snakemake(Path(program)) and is_ours(snakefile(words)):
-        sys.argv[1:] = with_logger(words)
 
 
 def with_logger(words: Sequence[str]) -> list[str]:
