@@ -58,12 +58,11 @@ from torch import Tensor
 from microclip import processes, runtime, settings, study, warm
 from microclip.adaptation.losses import self_training_loss
 from microclip.adaptation.teacher import Teaching
-from microclip.adaptation.training import Trainer
-from microclip.data.loading import TrainingViews, ViewBatch, ViewRecipe, spread
+from microclip.data.loading import ViewBatch, spread
 from microclip.measure.evaluation import LabelMonitor, ViewReader
 from microclip.methods.base import Silence, Task, ViewPlan
 from microclip.methods.fusion import optimizer_recipe, untrained
-from microclip.methods.microclip import KnowledgeTeacher, SelfTrainingLosses
+from microclip.methods.microclip import SelfTrainingLosses, trainer_of
 from microclip.model.token_fusion import FusionOutput, TokenFusion
 from microclip.runner import Inputs, read_inputs
 from microclip.settings.methods.microclip import MicroClipSettings
@@ -274,6 +273,7 @@ def train(case: Case, device: str) -> list[Row]:
     task = Task(
         inputs.class_names,
         inputs.texts,
+        images=inputs.splits["train"].images,
         seed=case.seed,
         device=inputs.device,
         precision="fp32",
@@ -281,25 +281,8 @@ def train(case: Case, device: str) -> list[Row]:
     )
     fusion = untrained(task, chosen)
     losses = BothHeads(fusion, chosen, way.local_weight)
-    recipe = replace(
-        ViewRecipe.of(fusion.backbone, case.seed),
-        weak=chosen.weak_view,
-        n_crops=chosen.n_crops,
-        crop_scale=chosen.crop_scale,
-    )
-    trainer = Trainer(
-        fusion,
-        KnowledgeTeacher(fusion, inputs.texts.similarity.to(inputs.device), chosen),
-        losses,
-        replace(optimizer_recipe(chosen), factors=way.factors),
-        TrainingViews(
-            inputs.splits["train"].images,
-            recipe,
-            batch_size=chosen.batch_size,
-            device=inputs.device,
-        ),
-        settings=run.method,
-    )
+    optimizer = replace(optimizer_recipe(chosen), factors=way.factors)
+    trainer = trainer_of(task, chosen, fusion, losses, optimizer, say=Silence().message)
     measured = Measured(fusion, losses, inputs, case)
     trainer.train(measured)
     measured.finish()

@@ -7,7 +7,7 @@ released code is a field of `MicroClipSettings`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -28,6 +28,7 @@ from microclip.adaptation.pseudo_labels import (
     fused_similarity,
     mix_knowledge,
 )
+from microclip.adaptation.schedules import OptimizerRecipe
 from microclip.adaptation.teacher import Look, Teacher, Teaching
 from microclip.adaptation.training import Trainer
 from microclip.data.loading import TrainingViews, ViewBatch, ViewRecipe
@@ -186,26 +187,13 @@ class MicroClip(DeclaredMethod[MicroClipSettings]):
         if task.images is None:
             raise ValueError("microclip trains on images, got none; give the training images")
         fusion = untrained(task, settings)
-        knowledge = _knowledge(task, settings)
-        recipe = replace(
-            ViewRecipe.of(fusion.backbone, task.seed),
-            weak=settings.weak_view,
-            n_crops=0 if settings.pseudo_label == "single" else settings.n_crops,
-            crop_scale=settings.crop_scale,
-        )
-        cached_prior = None
-        if settings.prior == "frozen":
-            tracker.message(f"encoding the frozen prior of {len(task.images)} images")
-            cached_prior = _frozen_prior(task, fusion, recipe, knowledge)
-            recipe = replace(recipe, n_crops=0)
-        trainer = Trainer(
+        trainer = trainer_of(
+            task,
+            settings,
             fusion,
-            KnowledgeTeacher(fusion, knowledge, settings, cached_prior),
             SelfTrainingLosses(fusion, settings),
             optimizer_recipe(settings),
-            TrainingViews(task.images, recipe, batch_size=settings.batch_size, device=task.device),
-            settings=settings.model_dump(mode="json"),
-            precision=task.precision,
+            say=tracker.message,
         )
         classifier = FusionClassifier(fusion, settings, task.seed)
         trainer.train(Watching(task, tracker, classifier), task.checkpoints)
@@ -219,6 +207,43 @@ class MicroClip(DeclaredMethod[MicroClipSettings]):
 
 
 METHOD = MicroClip()
+
+
+def trainer_of(  # noqa: PLR0913  the parts of a training
+    task: Task,
+    settings: MicroClipSettings,
+    fusion: TokenFusion,
+    losses: Losses[ViewBatch],
+    optimizer: OptimizerRecipe,
+    *,
+    say: Callable[[str], None],
+) -> Trainer[ViewBatch]:
+    """Return what trains `fusion` on the task's images by microCLIP's views and pseudo-labels.
+
+    `say` is told of what takes long before training.
+    """
+    assert task.images is not None
+    knowledge = _knowledge(task, settings)
+    recipe = replace(
+        ViewRecipe.of(fusion.backbone, task.seed),
+        weak=settings.weak_view,
+        n_crops=0 if settings.pseudo_label == "single" else settings.n_crops,
+        crop_scale=settings.crop_scale,
+    )
+    cached_prior = None
+    if settings.prior == "frozen":
+        say(f"encoding the frozen prior of {len(task.images)} images")
+        cached_prior = _frozen_prior(task, fusion, recipe, knowledge)
+        recipe = replace(recipe, n_crops=0)
+    return Trainer(
+        fusion,
+        KnowledgeTeacher(fusion, knowledge, settings, cached_prior),
+        losses,
+        optimizer,
+        TrainingViews(task.images, recipe, batch_size=settings.batch_size, device=task.device),
+        settings=settings.model_dump(mode="json"),
+        precision=task.precision,
+    )
 
 
 def _knowledge(task: Task, settings: MicroClipSettings) -> Float[Tensor, "classes embedding"]:
