@@ -55,8 +55,8 @@ _LAST_NUMBER = re.compile(r"^(.*?\S)(?:\s*[,;:=\t]\s*|\s+)(\d{1,6})$")
 _WORDNET = re.compile(r"^[\"']?(n\d{4,8})[\"']?[\s,;:]+(\S.*)$")
 _TRAILING = re.compile(r"^(.*?\S)\s*[,;:]$")
 _LONGEST = 1000  # characters of a line; no name is so long, and none of its forms is looked for
-_DELIMITERS = ("\t", ";", "|", ",")
-_ON_ONE_LINE = (*_DELIMITERS, "；", "，", "、")
+DELIMITERS = ("\t", ";", "|", ",")  # a comma last: names and file names may have one
+_ON_ONE_LINE = (*DELIMITERS, "；", "，", "、")
 _LINE_ENDS = re.compile("[\v\f\x1c-\x1e\x85\u2028\u2029]")  # no name holds one
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?:[\w -]+:.*\n)+---[ \t]*\n(?=\s*\S)")
 _SEPARATOR_LINE = re.compile(r"\Asep=.(?=\n)")  # Excel's
@@ -389,7 +389,7 @@ def _wordnet(lines: Lines, where: str, notes: list[str]) -> Lines:
 
 def _columns(lines: Lines, where: str, notes: list[str]) -> Lines:
     """The column of names, if every line has the same number of columns."""
-    for delimiter in _DELIMITERS:
+    for delimiter in DELIMITERS:
         if all(delimiter in line for _, line in lines) and len(lines) > 1:
             rows = [_cells(line, delimiter) for _, line in lines]
             if len({len(row) for row in rows}) == 1 and len(rows[0]) > 1:

@@ -139,7 +139,6 @@ def one_separator(name: str) -> str:
 # The names of the two columns, and what other programs call them.
 _FILE_COLUMNS = ("file", "filename", "file_name", "file name")
 _CLASS_COLUMNS = ("class", "classname", "class_name", "class name")
-_DELIMITERS = (",", ";", "\t", "|")
 _SHOWN = 3  # faulty rows named in an error
 
 
@@ -184,7 +183,7 @@ def _label_rows(text: str, path: Path) -> list[tuple[int, str, str]]:
     if text.startswith("sep="):  # Excel's; a blank line keeps the numbers of the others
         text = "\n" + text.partition("\n")[2]
     header = next((line for line in text.split("\n") if line.strip()), "")
-    delimiter = next((d for d in _DELIMITERS if _label_columns(header, d)), ",")
+    delimiter = next((d for d in class_lists.DELIMITERS if _label_columns(header, d)), ",")
     columns = _label_columns(header, delimiter)
     if columns is None:
         got = ", ".join(cell.strip() for cell in header.split(",")) or "none"

@@ -40,12 +40,15 @@ def test_folder_order_would_rotate_three_of_our_labels() -> None:
     assert differ == ["BAE 146-200", "BAE 146-300", "BAE-125"]
 
 
-@pytest.mark.parametrize("row", ["0999", "0999903 BAE 146", "0999903 Zeppelin"])
+@pytest.mark.parametrize("row", ["0999", "0999903 BAE 146", "0999903 Zeppelin", "9" * 5000])
 def test_a_list_with_half_a_line_or_another_variant_is_refused(data: Path, row: str) -> None:
     with (data / "images_variant_test.txt").open("a") as stream:
         stream.write(row)
-    with pytest.raises(runtime.MissingDataError, match=rf"variant_test\.txt has a line '{row}'"):
+    with pytest.raises(
+        runtime.MissingDataError, match=rf"variant_test\.txt has a line '{row[:80]}"
+    ) as error:
         fgvc.read(data.parents[1], copy.CLASSES, None)
+    assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize("part", ["train", "trainval"])
@@ -67,7 +70,7 @@ def test_an_image_in_two_parts_or_twice_in_one_is_refused(data: Path) -> None:
     row = path.read_text().splitlines()[0]
     whole = path.read_text()
     path.write_text(f"{whole}{row}\n")
-    with pytest.raises(SettingsError, match=r"is in .*variant_test\.txt twice"):
+    with pytest.raises(SettingsError, match=r"variant_test\.txt lists 0\d+ twice"):
         fgvc.read(data.parents[1], copy.CLASSES, None)
     path.write_text(whole)
     (data / "images_variant_val.txt").open("a").write(f"{row}\n")

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from microclip import runtime
 from microclip.data.vocabulary import one_separator
-from microclip.settings.base import SettingsError
+from microclip.settings.base import SettingsError, cut
 from microclip.settings.datasets import HubRoute
 from microclip.text.prompts import letters
 
@@ -108,7 +108,7 @@ def lines(path: Path) -> list[str]:
     Raises: MissingDataError if the file is missing or not text.
     """
     if not path.is_file():
-        raise runtime.MissingDataError(f"{path} is missing; get the dataset again")
+        raise not_there(path)
     try:
         text = path.read_text(encoding="utf-8-sig", errors="strict")
     except UnicodeDecodeError as error:
@@ -140,10 +140,28 @@ def existing(items: Iterable[Item], what: str) -> tuple[Item, ...]:
     return found
 
 
+def not_there(path: Path) -> runtime.MissingDataError:
+    """The error of a file or a folder that every copy of a dataset has."""
+    return runtime.MissingDataError(f"{path} is missing; get the dataset again")
+
+
+def unexpected_line(path: Path, line: str, expected: str) -> runtime.MissingDataError:
+    """The error of a publisher's list with a line that it cannot have."""
+    return runtime.MissingDataError(
+        f"{path} has a line {cut(line)!r}, expected {expected}; it was cut short or changed, get "
+        "the dataset again"
+    )
+
+
+def listed_twice(path: Path, name: str) -> SettingsError:
+    """The error of a list that has an image in two lines."""
+    return SettingsError(f"{path} lists {cut(name)} twice; get the dataset again")
+
+
 def images_below(folder: Path) -> list[Path]:
     """Image files below a folder, sorted by name, without hidden ones."""
     if not folder.is_dir():
-        raise runtime.MissingDataError(f"{folder} is missing; get the dataset again")
+        raise not_there(folder)
     return [
         path
         for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix())
@@ -445,7 +463,7 @@ def matlab_variables(path: Path, *names: str) -> dict[str, Any]:
     Raises: MissingDataError if the file is missing or damaged, or has no such variable.
     """
     if not path.is_file():
-        raise runtime.MissingDataError(f"{path} is missing; get the dataset again")
+        raise not_there(path)
     done = subprocess.run(
         [sys.executable, "-I", "-c", _MATLAB_READER, str(path.absolute()), *names],
         capture_output=True,

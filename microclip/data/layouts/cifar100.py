@@ -23,6 +23,7 @@ from microclip.data.layouts.base import (
     image_name,
     images_written,
     lines,
+    not_there,
     place,
     png_bytes,
     write_image,
@@ -74,7 +75,7 @@ def _records(path: Path, names: Sequence[str]) -> NDArray[np.uint8]:
     All classes have the same number of records, which reveals a file cut between two records.
     """
     if not path.is_file():
-        raise runtime.MissingDataError(f"{path} is missing; get the dataset again")
+        raise not_there(path)
     size = path.stat().st_size
     if not size or size % RECORD_BYTES:
         raise runtime.MissingDataError(

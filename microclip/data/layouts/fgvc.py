@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from microclip import runtime
 from microclip.data.layouts.base import (
     ImageFiles,
     Item,
@@ -17,11 +16,12 @@ from microclip.data.layouts.base import (
     check_order,
     check_same,
     lines,
+    listed_twice,
     listing,
     part_of_each,
     place,
+    unexpected_line,
 )
-from microclip.settings.base import SettingsError
 from microclip.settings.datasets import HubRoute
 
 _DATA = "fgvc-aircraft-2013b/data"
@@ -73,11 +73,8 @@ def _rows(path: Path, labels: dict[str, int]) -> dict[str, str]:
     for row in lines(path):
         image, _, variant = row.partition(" ")
         if variant not in labels:
-            raise runtime.MissingDataError(
-                f"{path} has a line {row!r}, expected an image and a name of variants.txt; it was "
-                "cut short or changed, get the dataset again"
-            )
+            raise unexpected_line(path, row, "an image and a name of variants.txt")
         if image in variants:
-            raise SettingsError(f"image {image} is in {path} twice; get the dataset again")
+            raise listed_twice(path, image)
         variants[image] = variant
     return variants

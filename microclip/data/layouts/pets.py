@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from microclip import runtime
 from microclip.data.layouts.base import (
     ImageFiles,
     Item,
@@ -18,9 +17,11 @@ from microclip.data.layouts.base import (
     check_order,
     check_same,
     lines,
+    listed_twice,
     listing,
     part_of_each,
     place,
+    unexpected_line,
 )
 from microclip.settings.base import SettingsError, cut
 from microclip.settings.datasets import HubRoute
@@ -68,12 +69,9 @@ def _rows(path: Path) -> dict[str, int]:
             continue
         fields = row.split()
         if len(fields) != 4 or not _ID.fullmatch(fields[1]):
-            raise runtime.MissingDataError(
-                f"{path} has a line {cut(row)!r}, expected an image and three numbers; it was cut "
-                "short or changed, get the dataset again"
-            )
+            raise unexpected_line(path, row, "an image and three numbers")
         if fields[0] in ids:
-            raise SettingsError(f"{cut(fields[0])} is in {path} twice; get the dataset again")
+            raise listed_twice(path, fields[0])
         ids[fields[0]] = int(fields[1])
     return ids
 

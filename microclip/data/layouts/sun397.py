@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from microclip import runtime
-from microclip.data.layouts.base import SUFFIXES, Item, Listing, labels_by_name, lines, place
+from microclip.data.layouts.base import (
+    SUFFIXES,
+    Item,
+    Listing,
+    labels_by_name,
+    lines,
+    not_there,
+    place,
+)
 from microclip.settings.base import SettingsError
 from microclip.settings.datasets import HubRoute
 
@@ -64,7 +72,7 @@ def class_name(key: str) -> str:
 def _images(folder: Path) -> list[Path]:
     """Images directly in a class's folder; a folder below it is a separate class."""
     if not folder.is_dir():
-        raise runtime.MissingDataError(f"{folder} is missing; get the dataset again")
+        raise not_there(folder)
     images = [
         path
         for path in sorted(folder.iterdir())
