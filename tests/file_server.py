@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
+
+from tests.fixtures.servers import listening
 
 _PAGE = b"<!DOCTYPE html><html><body>Please log in.</body></html>"
 
@@ -175,22 +176,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-class _Quiet(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that were killed."""
-
-
 @contextlib.contextmanager
 def serving() -> Iterator[FileServer]:
     """Serve on a free port of this machine until the block ends."""
     state = FileServer()
-    state.http = _Quiet(("127.0.0.1", 0), type("OwnHandler", (_Handler,), {"state": state}))
-    thread = threading.Thread(target=state.http.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with listening(_Handler, state) as state.http:
         yield state
-    finally:
-        state.http.shutdown()
-        state.http.server_close()

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.fixtures.servers import listening
+
 KEY = "sk-test-5f1d8c0a7b3e49d2"
 # What can go wrong with one request; each can be injected by its name.
 STATUS_FAULTS = {
@@ -320,24 +322,9 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply({"error": {"message": f"no {path}"}}, 404)
 
 
-class _Quiet(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-    def handle_error(self, *arguments: Any) -> None:
-        """Say nothing of connections that a test cuts."""
-
-
 @contextlib.contextmanager
 def serving() -> Iterator[Server]:
     """Serve on a free port of this machine until the block ends."""
     state = Server()
-    handler = type("OwnHandler", (Handler,), {"state": state})
-    state.http = _Quiet(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=state.http.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with listening(Handler, state) as state.http:
         yield state
-    finally:
-        state.http.shutdown()
-        state.http.server_close()

@@ -4,9 +4,7 @@ import base64
 import contextlib
 import json
 import os
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -24,7 +22,8 @@ from microclip.tracking import mirror
 from tests.export.conftest import Icons
 from tests.fixtures.gpus import gpus, one_gpu
 from tests.fixtures.project import CLASSES
-from tests.fixtures.tracking import client, free_port
+from tests.fixtures.servers import free_port, running
+from tests.fixtures.tracking import client
 
 __all__ = ["gpus", "one_gpu"]
 
@@ -38,30 +37,9 @@ def served(model: str, folder: Path, **environment: str) -> Iterator[str]:
     own["PATH"] = f"{programs}{os.pathsep}{own['PATH']}"  # as in an active environment
     folder.mkdir()
     command = [*("-m", "mlflow", "models", "serve", "-m", model), "--env-manager", "local"]
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, *command, "--host", "127.0.0.1", "--port", str(port)],
-            cwd=folder,
-            env={**own, **environment},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            for _ in range(1200):
-                assert server.poll() is None, (folder / "server.log").read_text()
-                with contextlib.suppress(OSError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                    break
-                time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}/invocations"
-        finally:
-            os.killpg(server.pid, 15)
-            try:
-                server.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, 9)
-                server.wait()
+    command = [sys.executable, *command, "--host", "127.0.0.1", "--port", str(port)]
+    with running(command, port, folder, {**own, **environment}) as address:
+        yield f"{address}/invocations"
 
 
 def ask(address: str, images: list[bytes], **params: int) -> Any:

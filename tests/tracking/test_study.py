@@ -21,7 +21,8 @@ from microclip.tracking.mirror import PARENT
 from microclip.tracking.run import DESCRIPTION, open_tracker, title
 from tests.browser import Browser, executable
 from tests.fixtures.project import keep_three_methods
-from tests.fixtures.tracking import client, free_port, own_store, points, runs, served, show
+from tests.fixtures.servers import free_port
+from tests.fixtures.tracking import client, own_store, points, runs, served, show
 
 OWN = Path(__file__).resolve().parents[2] / "config"
 STUDY = {
