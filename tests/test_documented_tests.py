@@ -13,6 +13,7 @@ from microclip.settings import load_method_file
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
 NAMED = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
+RELIABILITY = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
 METHODS = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
 
 
@@ -29,7 +30,7 @@ def test_every_test_that_a_page_names_exists(page: str) -> None:
         f"{file}::{name}"
         for file, name in found
         if not (ROOT / file).is_file()
-        or (name and f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8"))
+        or (name and f"\ndef {name}(" not in (ROOT / file).read_text(encoding="utf-8"))
     ]
     assert not missing
 
@@ -55,3 +56,15 @@ def test_its_links_lead_somewhere_and_other_pages_link_to_it() -> None:
         assert not anchor or anchor in headings, anchor
     for page in ("README.md", "docs/fidelity.md", "docs/add-a-method.md"):
         assert "methods.md" in (ROOT / page).read_text(encoding="utf-8"), page
+
+
+def test_every_fault_has_a_row_with_a_test_and_every_injection_is_in_a_row() -> None:
+    known = [name for _, name in NAMED.findall(RELIABILITY)]
+    assert RELIABILITY.count("tests/") == len(known)  # no name is written in another form
+    assert len(list(filter(None, known))) == len(known) > 50  # and each is that of one test
+    rows = [line for line in RELIABILITY.splitlines() if line.startswith("| ")]
+    faults = [row for row in rows if "---" not in row and not row.endswith("| test |")]
+    assert all(NAMED.search(row) for row in faults)
+    for path in (ROOT / "tests/chaos").glob("test_*.py"):
+        own = set(re.findall(r"^def (test_\w+)\(", path.read_text(), re.MULTILINE))
+        assert own <= set(known), path.name

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from microclip.data import loading
 from microclip.data.loading import Examples
 from microclip.data.shots import k_shot
-from microclip.methods.base import Task
+from microclip.methods.base import Method, Task
 from microclip.model import embeddings
 from microclip.model.backbone import Backbone, load_backbone
 from tests.fixtures import project as fixture
@@ -36,6 +37,14 @@ def task(*, shots: int | None = None, seed: int = 0, **values: Any) -> Task:
         "examples": None if shots is None else examples,
     }
     return Task(**{**given, **values})
+
+
+def check_needs(method: Method[Any], given: Task, options: Any, *needed: str) -> None:
+    """A task without one of these parts is refused."""
+    for missing in needed:
+        incomplete = Task(**{**vars(given), missing: None})
+        with pytest.raises(ValueError, match="got none"):
+            method.adapt(incomplete, options, fixture.Journal())
 
 
 def frozen_of(backbone: Backbone) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 
 from microclip.adaptation.losses import self_training_loss
 from microclip.adaptation.schedules import Position, recipe_of, set_learning_rate
-from microclip.methods.base import Task, Views
+from microclip.methods.base import Views
 from microclip.methods.coop import METHOD
 from microclip.model.backbone import load_backbone
 from microclip.model.prompts import ContextPrompts, class_prompts, random_vectors
@@ -20,7 +20,7 @@ from microclip.settings.methods.coop import CoopSettings
 from tests.fixtures import project as fixture
 from tests.model.test_prompts import backbone
 
-from .tasks import frozen_of, states_of_resumed_and_whole, task
+from .tasks import check_needs, frozen_of, states_of_resumed_and_whole, task
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -135,11 +135,7 @@ def test_bad_settings_get_one_line(values: dict[str, Any], message: str) -> None
 
 
 def test_it_needs_labelled_images_and_a_backbone() -> None:
-    given = task(shots=1)
-    for missing in ("examples", "backbone"):
-        incomplete = Task(**{**vars(given), missing: None})
-        with pytest.raises(ValueError, match="got none"):
-            METHOD.adapt(incomplete, options(), fixture.Journal())
+    check_needs(METHOD, task(shots=1), options(), "examples", "backbone")
 
 
 def test_the_shipped_settings_are_the_official_ones_and_the_protocols_are_microclips() -> None:

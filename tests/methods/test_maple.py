@@ -19,7 +19,7 @@ from microclip.settings.methods.maple import MapleSettings
 from tests.fixtures import project as fixture
 from tests.model.test_prompts import backbone
 
-from .tasks import frozen_of, states_of_resumed_and_whole, task
+from .tasks import check_needs, frozen_of, states_of_resumed_and_whole, task
 
 
 def options(**values: Any) -> MapleSettings:
@@ -151,11 +151,7 @@ def test_a_class_without_labelled_images_is_named() -> None:
 
 @pytest.mark.usefixtures("project")
 def test_it_needs_labelled_images_and_a_backbone() -> None:
-    given = task(shots=1)
-    for missing in ("examples", "backbone"):
-        incomplete = Task(**{**vars(given), missing: None})
-        with pytest.raises(ValueError, match="got none"):
-            METHOD.adapt(incomplete, options(), fixture.Journal())
+    check_needs(METHOD, task(shots=1), options(), "examples", "backbone")
 
 
 def test_the_shipped_settings_are_the_official_ones() -> None:

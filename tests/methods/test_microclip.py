@@ -15,6 +15,8 @@ from microclip.model.backbone import Backbone, load_backbone
 from microclip.model.token_fusion import cosine_similarity
 from tests.fixtures import project as fixture
 
+from .tasks import check_needs
+
 pytestmark = pytest.mark.usefixtures("project")
 
 
@@ -88,8 +90,4 @@ def test_a_random_query_predicts_the_same_twice() -> None:
 
 
 def test_it_needs_images_and_a_backbone() -> None:
-    given = task()
-    for missing in ("images", "backbone"):
-        incomplete = Task(**{**vars(given), missing: None})
-        with pytest.raises(ValueError, match="got none"):
-            METHOD.adapt(incomplete, options(), fixture.Journal())
+    check_needs(METHOD, task(), options(), "images", "backbone")

@@ -27,6 +27,8 @@ from microclip.settings.methods.oracle import OracleSettings, work
 from tests.fixtures import project as fixture
 from tests.model.networks import tiny_backbone
 
+from .tasks import check_needs
+
 
 def task(labels: torch.Tensor | None = None, **values: Any) -> Task:
     settings = fixture.settings_of("clip")
@@ -115,11 +117,7 @@ def test_a_checkpoint_of_other_labels_is_not_resumed(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("project")
 def test_it_needs_labelled_images_and_a_backbone() -> None:
-    given = task()
-    for missing in ("examples", "backbone"):
-        incomplete = Task(**{**vars(given), missing: None})
-        with pytest.raises(ValueError, match="got none"):
-            METHOD.adapt(incomplete, options(), fixture.Journal())
+    check_needs(METHOD, task(), options(), "examples", "backbone")
 
 
 def test_its_settings_are_microclips_but_for_the_pseudo_labels() -> None:

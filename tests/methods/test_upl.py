@@ -24,7 +24,7 @@ from microclip.settings.methods.upl import UplSettings
 from microclip.study import RunSettings
 from tests.fixtures import project as fixture
 
-from .tasks import frozen_of, states_of_resumed_and_whole, task
+from .tasks import check_needs, frozen_of, states_of_resumed_and_whole, task
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -214,11 +214,7 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
 
 
 def test_it_needs_images_and_a_backbone() -> None:
-    given = task()
-    for missing in ("images", "backbone"):
-        incomplete = Task(**{**vars(given), missing: None})
-        with pytest.raises(ValueError, match="got none"):
-            METHOD.adapt(incomplete, options(), fixture.Journal())
+    check_needs(METHOD, task(), options(), "images", "backbone")
 
 
 def test_the_shipped_settings_and_variants() -> None:
