@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from microclip import paths, processes, runtime
 from microclip.study import RunSettings
@@ -75,51 +74,54 @@ def test_the_store_lies_in_its_project_whatever_the_folder_is_called(
 
 
 @pytest.mark.usefixtures("work")
-def test_epochs_appear_while_the_run_trains() -> None:
-    settings = settings_of("microclip")
-    with mirroring(settings):
-        tracker = open_tracker(settings, settings.spec.folder, "tiny")
-        tracker.epoch(0, ROWS[0])
+def test_epochs_appear_while_the_run_trains_and_sync_completes_what_a_killed_mirror_left() -> None:
+    first, second = seeds(2)
+    with mirroring(first, second) as companion:
+        failing = open_tracker(first, first.spec.folder, "tiny")
+        failing.epoch(0, ROWS[0])
         until(lambda: len(runs()) == 1 and points(runs()[0], "loss") == [(0, 10.0)])
         assert runs()[0].info.status == "RUNNING"
-        tracker.epoch(1, ROWS[1])
+        failing.epoch(1, ROWS[1])
         until(lambda: points(runs()[0], "loss") == [(0, 10.0), (1, 9.0)])
-        tracker.fail("FAILED", "loss is nan")
+        failing.fail("FAILED", "loss is nan")
         until(lambda: runs()[0].info.status == "FAILED")
-    assert runs()[0].data.tags["reason"] == "loss is nan"
+        assert runs()[0].data.tags["reason"] == "loss is nan"
+        tracker = open_tracker(second, second.spec.folder, "tiny")
+        tracker.epoch(0, ROWS[0])
+        until(lambda: len(runs()) == 2 and points(runs()[0], "loss") == [(0, 10.0)])
+        os.kill(companion.pid, signal.SIGKILL)
+    tracker.epoch(1, ROWS[1])
+    finish(second)
+    tracker.finish(json.loads((second.spec.folder / paths.RUN_SCORES).read_text()))
+    assert mirror.sync(Path("results")) == (1, 0)
+    [run] = [run for run in runs() if run.data.tags["seed"] == "1"]
+    assert run.info.status == "FINISHED"
+    assert points(run, "loss") == [(0, 10.0), (1, 9.0)]
+    assert [epoch for epoch, _ in points(run, "system/process_cpu_cores")] == [0, 1]
 
 
-WRITERS = """
-import json, os, sys, yaml
-import microclip.methods.microclip
-from pathlib import Path
-from microclip.study import RunSettings
-from microclip.tracking.run import open_tracker
-
-def write(file):
-    settings = RunSettings.from_dict(yaml.safe_load(Path(file).read_text()))
+def writing(settings: RunSettings) -> int:
+    """Write a run in a process of its own; return its number."""
+    if pid := os.fork():
+        return pid
     tracker = open_tracker(settings, settings.spec.folder, "tiny")
-    for epoch in range(8):
-        tracker.epoch(epoch, {"loss": 10.0 - epoch})
+    for epoch, row in ROWS.items():
+        tracker.epoch(epoch, row)
     tracker.finish({"digest": settings.digest(), "recipe": 1, "top1_pct": 50.0})
-
-for file in sys.argv[1:]:  # one interpreter for all: the imports take longer than the work
-    if os.fork() == 0:
-        write(file)
-        os._exit(0)
-codes = [os.wait()[1] for _ in sys.argv[1:]]
-sys.exit(codes != [0] * len(codes) or "mlflow" in sys.modules)
-"""
+    os._exit(0)
 
 
-@pytest.mark.slow
-def test_one_process_shows_runs_that_write_side_by_side_and_loses_nothing(work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_one_mirror_shows_runs_that_write_side_by_side_and_loses_nothing() -> None:
     settings = seeds(4)
-    files = [work / f"{one.spec.seed}.yaml" for one in settings]
-    for one, file in zip(settings, files, strict=True):
-        file.write_text(yaml.safe_dump(one.as_dict()))
-    with mirroring(*settings):
-        subprocess.run([sys.executable, "-c", WRITERS, *map(str, files)], check=True, timeout=240)
+    follower = mirror.Follower(mirror.sizes([one.spec.folder for one in settings]))
+    left = {writing(one) for one in settings}
+    while left:
+        follower.look()
+        pid, code = os.waitpid(-1, os.WNOHANG)
+        assert code == 0
+        left.discard(pid)
+    assert follower.close()
     found = runs()
     assert len(found) == 4
     for run in found:
@@ -127,48 +129,30 @@ def test_one_process_shows_runs_that_write_side_by_side_and_loses_nothing(work: 
         assert points(run, "loss") == [(epoch, row["loss"]) for epoch, row in ROWS.items()]
 
 
-RUN = """
-import sys
-from pathlib import Path
+RUN = f"""
+import os, sys
 from microclip.cli.main import main
-code = main(["run", "--settings", "run.yaml", "--out", "out"])
-sys.exit(code or "mlflow" in sys.modules)
+
+def run(out):
+    return main(["run", "--settings", "run.yaml", "--out", out])
+
+code = run("by-hand")
+os.environ["{processes.MIRROR}"] = "workflow"
+sys.exit(code or run("of-a-workflow") or "mlflow" in sys.modules)
 """
 
 
-@pytest.mark.parametrize("is_by_hand", [True, False])
-def test_a_run_imports_no_mlflow_and_is_shown_by_a_process_beside_it(
-    work: Path, is_by_hand: bool
-) -> None:
+def test_a_run_imports_no_mlflow_and_is_shown_by_a_process_beside_it(work: Path) -> None:
     settings = settings_of("clip")
     prepare(settings)
     (work / "run.yaml").write_text(json.dumps(settings.as_dict()))
-    workflow = {} if is_by_hand else {processes.MIRROR: "workflow"}
-    subprocess.run([sys.executable, "-c", RUN], check=True, env={**os.environ, **workflow})
-    assert (work / "out" / paths.RUN_SCORES).is_file()
-    assert (work / "out" / paths.RUN_MIRRORED).is_file() == is_by_hand
-    if is_by_hand:
-        mlflow = mirror.connect()
-        [run] = mlflow.search_runs([mlflow.get_experiment_by_name("runs").experiment_id])
-        assert run.info.status == "FINISHED"
-
-
-@pytest.mark.usefixtures("work")
-def test_kill_9_of_the_mirror_harms_no_run_and_sync_completes_it() -> None:
-    settings = settings_of("microclip")
-    with mirroring(settings) as companion:
-        tracker = open_tracker(settings, settings.spec.folder, "tiny")
-        tracker.epoch(0, ROWS[0])
-        until(lambda: len(runs()) == 1 and points(runs()[0], "loss") == [(0, 10.0)])
-        os.kill(companion.pid, signal.SIGKILL)
-    tracker.epoch(1, ROWS[1])
-    finish(settings)
-    tracker.finish(json.loads((settings.spec.folder / paths.RUN_SCORES).read_text()))
-    assert mirror.sync(Path("results")) == (1, 0)
-    [run] = runs()
+    subprocess.run([sys.executable, "-c", RUN], check=True)
+    for out in ("by-hand", "of-a-workflow"):
+        assert (work / out / paths.RUN_SCORES).is_file()
+        assert (work / out / paths.RUN_MIRRORED).is_file() == (out == "by-hand")
+    mlflow = mirror.connect()
+    [run] = mlflow.search_runs([mlflow.get_experiment_by_name("runs").experiment_id])
     assert run.info.status == "FINISHED"
-    assert points(run, "loss") == [(0, 10.0), (1, 9.0)]
-    assert [epoch for epoch, _ in points(run, "system/process_cpu_cores")] == [0, 1]
 
 
 @pytest.mark.usefixtures("work")
