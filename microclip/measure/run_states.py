@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from microclip import paths, runtime
-from microclip.measure.scores import read_scores_file
 from microclip.methods.base import SHARED_RECIPE
 from microclip.runtime import MissingDataError
 from microclip.settings.base import SettingsError, read_yaml
 from microclip.study import Plan, PlannedRun, RunSettings, RunSpec
-from microclip.tracking.run import Ended, JournalReader, Started
+from microclip.tracking.run import Ended, JournalReader, Started, read_scores_file
 
 State = Literal["done", "running", "failed", "pending"]
 STATES: tuple[State, ...] = ("done", "running", "failed", "pending")

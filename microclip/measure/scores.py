@@ -25,7 +25,7 @@ from microclip.runtime import MissingDataError
 from microclip.settings.base import SettingsError
 from microclip.settings.reports import TableRow
 from microclip.study import SPEC, Plan, PlannedRun, RunSpec, Selection
-from microclip.tracking.run import check_written
+from microclip.tracking.run import check_written, read_scores_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,23 +92,6 @@ def read_score(run: PlannedRun, shared_recipe: int) -> dict[str, Any]:
             )
     check_written(run.spec.folder, paths.RUN_SCORES)
     return scores
-
-
-def read_scores_file(path: Path) -> dict[str, Any]:
-    """Read a run's `scores.json`.
-
-    Raises:
-        MissingDataError: the file is not there, or is damaged.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MissingDataError(f"no {path}; run `snakemake`") from error
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise MissingDataError(f"{path} is damaged; delete it, and `snakemake` runs it again")
-    return found
 
 
 def collect(plan: Plan, target: Path, shared_recipe: int) -> pd.DataFrame:

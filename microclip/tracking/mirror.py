@@ -38,6 +38,7 @@ from microclip.tracking.run import (
     Started,
     read_history,
     read_machine,
+    read_scores_file,
     title,
 )
 
@@ -290,12 +291,12 @@ def _past(folder: Path) -> list[dict[str, float]]:
 
 
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    """Yield each row's numbers, its epoch last: MLflow's plots open with the first metric."""
+    """Yield each row's numbers: MLflow's plots open with the first, so accuracies come first."""
     from mlflow.entities import Metric
 
     for row in rows:
         when = int(1000 * row.get("time", time.time()))
-        for key in sorted(row, key="epoch".__eq__):
+        for key in sorted(row, key=lambda key: (key.startswith("system/"), key == "epoch")):
             if isinstance(row[key], int | float) and key not in _NO_METRICS:
                 yield Metric(key, float(row[key]), when, int(row["epoch"]))
 
@@ -308,8 +309,11 @@ def marker_of(digest: str, run_id: str | None) -> dict[str, str | None]:
 def find_mirrored(folder: Path, digest: str, there: Mapping[str, Any]) -> Any | None:
     """The MLflow run that a run's folder names, if it is among `there` with these scores."""
     marker = folder / paths.RUN_MIRRORED
-    known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
-    run_id = str(known.get("run_id"))
+    try:
+        known = json.loads(marker.read_text(encoding="utf-8"))
+        run_id = str(known["run_id"])
+    except (OSError, ValueError, LookupError, TypeError):  # none, or a damaged one
+        return None
     return there.get(run_id) if known == marker_of(digest, run_id) else None
 
 
@@ -382,7 +386,11 @@ class _Followed:
         assert self.announced is not None
         if not path.is_file():
             return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = read_scores_file(path)
+        except runtime.MissingDataError as error:
+            log.warning("%s", error)
+            return None
         is_own = found.get("digest") == self.announced.digest
         return Ended("finished", found) if is_own else None
 
@@ -543,14 +551,17 @@ def sync(results: Path) -> tuple[int, int]:
         raise runtime.ServiceError(f"MLflow at {': '.join(failure(error))}; {hint}") from error
     done = failed = 0
     for scored in sorted(results.glob(f"runs/**/{paths.RUN_SCORES}")):
-        scores = json.loads(scored.read_text(encoding="utf-8"))
-        shown = find_mirrored(scored.parent, str(scores["digest"]), there)
         try:
+            scores = read_scores_file(scored)
+            shown = find_mirrored(scored.parent, str(scores.get("digest")), there)
             if shown is not None:
                 _rename(shown)
                 continue
             _replay(scored.parent, scores)
             done += 1
+        except runtime.MissingDataError as error:
+            log.warning("%s", error)
+            failed += 1
         except Exception as error:  # noqa: BLE001  the next run may work
             log.warning("MLflow at %s: %s; use `microclip sync` later", *failure(error))
             failed += 1

@@ -37,6 +37,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def read_scores_file(path: Path) -> dict[str, Any]:
+    """Read a run's `scores.json`.
+
+    Raises:
+        MissingDataError: the file is not there, or is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise runtime.MissingDataError(f"no {path}; run `snakemake`") from error
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise runtime.MissingDataError(
+            f"{path} is damaged; delete it, and `snakemake` runs it again"
+        )
+    return found
+
+
 def write_history(folder: Path, rows: list[dict[str, float]]) -> None:
     """Write `history.csv`, one row per epoch; the columns are those of the last row that has most.
 

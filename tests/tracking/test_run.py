@@ -254,6 +254,22 @@ def test_sync_replays_what_the_mirror_missed_exactly_once(
     assert run.data.metrics["top1_pct"] == 44.0
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"digest": 3}'])
+def test_sync_names_damaged_scores_and_goes_on(
+    work: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_of("microclip")
+    write_run(settings)
+    damaged = Path("results/runs/a/b/c/microclip/default/seed-0")
+    damaged.mkdir(parents=True)
+    (damaged / paths.RUN_SCORES).write_text(text)
+    (settings.spec.folder / paths.RUN_MIRRORED).write_text(text)  # forgets where it was shown
+    with caplog.at_level(logging.WARNING, logger="microclip"):
+        assert tracking.sync(Path("results")) == (1, 1)
+    assert str(damaged) in caplog.text
+    assert len(runs()) == 1
+
+
 def test_a_server_that_never_answers_costs_seconds_not_minutes(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
