@@ -112,3 +112,16 @@ def quoted(path: os.PathLike[str] | str) -> str:
 @cache
 def _as_path(folder: str) -> Path:
     return Path(folder)
+
+
+_OF_SYSTEMS = frozenset(
+    (
+        *("__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found"),
+        "system volume information",
+    )
+)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden by its name, or a folder that systems make themselves."""
+    return name.startswith(".") or name.casefold() in _OF_SYSTEMS

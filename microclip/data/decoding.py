@@ -57,6 +57,8 @@ _OTHER_STARTS = (
     (rb"\s*<(!doctype\s+html|html|head|body|!--)", "an HTML page, not an image: get it again"),
     (rb"\s*<(\?xml|svg)", "XML or a drawing (SVG); save it as PNG"),
     (rb"version https://git-lfs", "a pointer of Git LFS, not the image; run `git lfs pull`"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL, which is not read; save it as PNG"),
+    (rb"8BPS", "a Photoshop file, of a kind that is not read; save it as PNG"),
     (rb"%(!PS|PDF)", "PostScript or PDF, which is not read; save it as PNG"),
 )
 
@@ -167,15 +169,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return _grey(np.asarray(image).astype(np.uint32) // 257)
     if image.mode == "I":
         values = np.asarray(image, dtype=np.int64)
+        _check_range(values, 65535)
         return _grey(values // 257 if values.size and values.max() > 255 else values)
     if image.mode == "F":
         reals = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        _check_range(reals, 255)
         is_share = bool(reals.size) and reals.min() >= 0 and reals.max() <= 1
         return _grey(np.rint(reals * 255) if is_share else reals)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _check_range(values: np.ndarray, most: int) -> None:
+    """Refuse values most of which would become black or white without a word.
+
+    A few values beyond the range, as resizing leaves them, are clipped.
+
+    Raises:
+        UnreadableError: with the range that was found and the expected one.
+    """
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    lost = np.mean((values < 0) | (values > most)) if values.size else 0.0
+    if values.size and values.min() < values.max() and (lost > 0.5 or (low < 0 and high <= 1)):
+        known = "0 to 1 or 0 to 255" if most == 255 else f"0 to {most}"
+        raise UnreadableError(f"values from {low:g} to {high:g}, expected {known}; scale them")
 
 
 def _grey(values: np.ndarray) -> Image.Image:

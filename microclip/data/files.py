@@ -165,7 +165,7 @@ def _entries(folder: Path, bad: list[BadFile]) -> Iterator[os.DirEntry[str]]:
         return
     for entry in entries:
         yield entry
-        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+        if entry.is_dir(follow_symlinks=False) and not paths.is_hidden(entry.name):
             yield from _entries(Path(entry.path), bad)
 
 
@@ -181,7 +181,7 @@ class _Sorted:
 
     def put(self, entry: os.DirEntry[str]) -> None:
         path = Path(entry.path)
-        if entry.name.startswith("."):
+        if paths.is_hidden(entry.name):
             self.others[".DS_Store" if entry.name == ".DS_Store" else _HIDDEN] += 1
         elif entry.is_symlink():
             self._put_link(path)
@@ -212,7 +212,7 @@ class _Sorted:
             self.bad.append(BadFile(path, reason))
         elif target.is_relative_to(self.root):
             below = target.relative_to(self.root).parts
-            if is_image and any(part.startswith(".") for part in below):  # git-annex, DVC
+            if is_image and any(map(paths.is_hidden, below)):  # git-annex, DVC
                 reason = f"a link to {printable(target)}, which is hidden; copy the file instead"
                 self.bad.append(BadFile(path, reason, is_link=True))
             else:

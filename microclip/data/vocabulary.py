@@ -18,7 +18,7 @@ from typing import Literal
 
 from microclip import paths
 from microclip.data import class_lists
-from microclip.settings.base import MissingFileError, SettingsError, read_text
+from microclip.settings.base import MissingFileError, SettingsError, read_text, say_once
 from microclip.settings.datasets import DatasetSettings, FolderSource, IconSource, PublicSource
 from microclip.text.prompts import class_key, invisible, visible
 
@@ -56,6 +56,10 @@ _PART_NAMES = {
 _BESIDE_PART_NAMES = {"set", "split", "part", "data", "dataset", "images", "imgs", "img"}
 
 
+_MOST_ALIKE = 20  # folders that are looked into
+_LIKE_A_PART = re.compile(r"(?i:(?:fold|split|part|set|cv|tr|te|va|dev)[\W_]*\d*)")
+
+
 def part_folders(folder: Path) -> dict[str, Path]:
     """The folders of a folder's parts, "train" and "test", whatever they are called.
 
@@ -74,8 +78,10 @@ def part_folders(folder: Path) -> dict[str, Path]:
     others = [path for path in there if not _part_of(path.name)]
     if len(found) < 2 and others:
         _refuse_unknown_part(found, others)
+        _warn_of_alike_folders(folder, there)
         return {}
     if not found:
+        _warn_of_alike_folders(folder, there)
         return {}
     found["test"] = found.get("test") or found.pop("val", [])
     for part in PARTS:
@@ -95,6 +101,31 @@ def _part_of(name: str) -> str:
     return _PART_NAMES.get(kept[0].removesuffix("set"), "") if len(kept) == 1 else ""
 
 
+def _warn_of_alike_folders(folder: Path, there: Sequence[Path]) -> None:
+    """Log a warning if all folders hold the same ones, as the folds of a dataset do.
+
+    Raises:
+        SettingsError: they are also called like parts: "tr" and "te", "fold1" and "fold2".
+    """
+    inner = [{path.name for path in subfolders(own)} for own in there[:_MOST_ALIKE]]
+    if len(there) < 2 or len(inner[0]) < 2 or any(own != inner[0] for own in inner):
+        return
+    if any(map(_part_of, inner[0])):  # parts within each class's folder: said elsewhere
+        return
+    first, second = (path.name for path in there[:2])
+    shown = ", ".join(sorted(inner[0])[:_SHOWN])
+    said = f"{folder}: {first}/ and {second}/ hold the same folders ({shown})"
+    if all(_LIKE_A_PART.fullmatch(path.name) for path in there):
+        raise SettingsError(
+            f"{said}, so they look like parts of a dataset and not like classes; lay out "
+            "train/<class>/ and test/<class>/"
+        )
+    say_once(
+        f"{said} and are taken as classes; if those are the classes, lay out train/<class>/ and "
+        "test/<class>/"
+    )
+
+
 def _refuse_unknown_part(found: Mapping[str, Sequence[Path]], others: Sequence[Path]) -> None:
     """Refuse train/fox beside holdout/fox: a class called train would share no folder."""
     for part in (path for same in found.values() for path in same):
@@ -111,7 +142,7 @@ def subfolders(folder: Path) -> list[Path]:
     """Visible folders in a folder, sorted; none if it does not exist."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not paths.is_hidden(p.name))
 
 
 def label_of_folder(folder_name: str, class_names: Sequence[str]) -> int | None:
@@ -362,6 +393,11 @@ def check_name(name: str, where: str) -> None:
     Raises:
         SettingsError: an invisible character, or more than 200 characters.
     """
+    if any("\udc80" <= sign <= "\udcff" for sign in name):
+        raise SettingsError(
+            f"{where}: a class name is not UTF-8 ({name.encode(errors='backslashreplace')!r:.40}); "
+            "rename it"
+        )
     is_plain = name.isascii() and name.isprintable()
     if not is_plain and (
         invisible(name) or any(unicodedata.category(sign) in _NOT_PRINTED for sign in name)

@@ -67,6 +67,11 @@ _STRAY = re.compile(
 )
 
 
+def has_reasoning(text: str) -> bool:
+    """Whether a text has the marks of reasoning, whole or in part."""
+    return _REASONING.search(text) is not None
+
+
 def answer_alone(text: str) -> str:
     """An answer without reasoning, special tokens, stray signs, code fences and wrapping tags.
 

@@ -18,6 +18,7 @@ from typing import Any
 from microclip.settings.base import SettingsError, parsed_json, read_text
 from microclip.text import answers
 from microclip.text.prompts import visible
+from microclip.text.reasoning import answer_alone, has_reasoning
 
 WHAT = "descriptions"
 # Keys of an object about a class, the best first.
@@ -61,7 +62,7 @@ class _Reading:
         self._notes: dict[str, int] = defaultdict(int)  # and how often each applies
 
     def read(self) -> SentenceFile:
-        values, record = self._unwrapped(self._parsed())
+        values, record = self._unwrapped(_in_small_letters(self._parsed()))
         if isinstance(values, list):
             pairs = self._entries(values)
         elif isinstance(values, dict):
@@ -73,7 +74,7 @@ class _Reading:
             name = visible(raw).strip()
             if name != raw:
                 self._notes["names cleaned of blanks and invisible characters"] += 1
-            texts = self._texts(raw, value)
+            texts = [self._alone(raw, text) for text in self._texts(raw, value)]
             if not all(map(_is_encodable, (raw, *texts))):
                 raise self._refused_class(raw, "half of a character (\\ud800 to \\udfff)")
             if name in found and name not in self._twice and isinstance(values, dict):
@@ -116,6 +117,9 @@ class _Reading:
         """The classes, and the other keys of the file."""
         if not isinstance(values, dict):
             return values, {}
+        if pairs := _side_by_side(values):
+            self._notes["lists of classes and of their sentences, side by side"] = 1
+            return [{"class": name, "descriptions": texts} for name, texts in pairs], {}
         own = values.get("descriptions")
         if isinstance(own, dict) or _is_list_of_objects(own):
             return own, {key: value for key, value in values.items() if key != "descriptions"}
@@ -174,6 +178,15 @@ class _Reading:
                 return self._within(name, value)
         raise self._refused_class(name, value)
 
+    def _alone(self, name: str, text: str) -> str:
+        """A sentence without a model's reasoning before it."""
+        if not has_reasoning(text):
+            return text
+        if not (alone := " ".join(answer_alone(text).split())):
+            raise self._refused_class(name, text)
+        self._notes["reasoning of a language model left out"] += 1
+        return alone
+
     def _within(self, name: str, value: Mapping[str, Any]) -> list[str]:
         """The texts of an object: under the one key that means them, or in all its groups."""
         keys = [key for key in _TEXT_KEYS if value.get(key) is not None]
@@ -203,6 +216,37 @@ class _Reading:
         return SettingsError(
             f"{WHAT} {self._where} must map class names to lists of texts: {said}; {_REMEDY}"
         )
+
+
+def _in_small_letters(values: Any) -> Any:
+    """Values whose keys with a known meaning are as this module spells them."""
+    known = {*_NAME_KEYS, *_TEXT_KEYS, *_WRAPPERS}
+    if isinstance(values, dict) and len(values) <= len(known):
+        plain = {key.casefold(): value for key, value in values.items()}
+        is_ours = set(plain) <= known or isinstance(plain.get("descriptions"), dict | list)
+        if len(plain) == len(values) and is_ours:
+            return {
+                key if key.casefold() not in known else key.casefold(): values[key]
+                for key in values
+            }
+    if _is_list_of_objects(values):
+        return [_in_small_letters(value) for value in values]
+    return values
+
+
+def _side_by_side(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Names and sentences of {"classes": [name, …], "descriptions": [sentences, …]}; else none."""
+    names, texts = (
+        [key for key in values if key in own]
+        for own in ((*_NAME_KEYS, "classes", "class_names", "names"), _TEXT_KEYS)
+    )
+    if len(values) != 2 or len(names) != 1 or len(texts) != 1:
+        return []
+    first, second = values[names[0]], values[texts[0]]
+    are_lists = isinstance(first, list) and isinstance(second, list) and len(first) == len(second)
+    if not are_lists or len(first) < 2 or not all(isinstance(name, str) for name in first):
+        return []
+    return list(zip(first, second, strict=True))
 
 
 def _as_list(value: Any) -> Any:

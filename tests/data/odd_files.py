@@ -74,6 +74,10 @@ def _plain(path: Path) -> None:
     picture().save(path)
 
 
+def _ramp(low: float, high: float, kind: type) -> Image.Image:
+    return Image.fromarray(np.linspace(low, high, 400).reshape(20, 20).astype(kind))
+
+
 def _grey16(path: Path) -> None:
     Image.fromarray(np.full((9, 9), 257 * 100, dtype=np.uint16)).save(path)
 
@@ -123,6 +127,17 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: write_png(path, (30_000, 30_000), bits=8, colour=0, pixel=b"\0"),
         "900 megapixels; at most 120 megapixels",
     ),
+    "wide.tif": (
+        lambda path: _ramp(0, 2**31 - 1, np.int32).save(path),
+        "values from 0 to 2.14748e+09, expected 0 to 65535; scale them",
+    ),
+    "reals.tif": (
+        lambda path: _ramp(0, 60_000, np.float32).save(path),
+        "values from 0 to 60000, expected 0 to 1 or 0 to 255; scale them",
+    ),
+    "signed.tif": (lambda path: _ramp(-1, 1, np.float32).save(path), "values from -1 to 1, "),
+    "xl.png": (lambda path: path.write_bytes(b"\xff\x0a" + bytes(40)), "JPEG XL"),
+    "layers.png": (lambda path: path.write_bytes(b"8BPS\0\1" + bytes(60)), "a Photoshop file"),
     "script.jpg": (lambda path: picture().save(path, format="EPS"), "PostScript"),
     **{
         f"cut{suffix}": (

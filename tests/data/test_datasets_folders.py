@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -147,6 +148,8 @@ def test_a_validation_part_beside_train_and_test_is_left_out_and_said(
     ("parts", "said"),
     [
         (("train", "Training", "test"), "which could both be the part 'train'"),
+        (("tr", "te"), "te/ and tr/ hold the same folders"),
+        (("fold1", "fold2", "fold3"), "so they look like parts of a dataset and not like classes"),
         (("train", "holdout"), "both have the folder 'owl'"),
         (("val", "test"), "or folders {folder}/train/<class>"),
         (("Train",), "test images may also be in val/"),
@@ -169,6 +172,35 @@ def test_an_empty_class_folder_is_said(tmp_path: Path, caplog: pytest.LogCapture
     (folder / "heron").mkdir()
     fetched(own(folder))
     assert "has no image of 1 classes: 'heron'" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", ".git"])
+def test_folders_that_systems_make_are_no_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    folder = write(tmp_path / "pics", {**SIZES, name: 3})
+    (folder / next(iter(SIZES)) / "Thumbs.db").write_bytes(b"?")
+    write(folder / next(iter(SIZES)), {name: 2}, first=90)
+    found = fetched(own(folder))
+    assert {file.split("/")[0] for part in found.values() for file, _ in part} == set(SIZES)
+    assert not caplog.text
+    assert not any(name in file for part in found.values() for file, _ in part)
+
+
+def test_folders_that_hold_the_same_folders_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, view in enumerate(("summer", "winter")):
+        write(tmp_path / "pics" / view, SIZES, first=50 * number)
+    fetched(own(tmp_path / "pics"))
+    assert "summer/ and winter/ hold the same folders" in caplog.text
+
+
+def test_a_class_folder_whose_name_is_no_utf_8_says_so(tmp_path: Path) -> None:
+    folder = write(tmp_path / "pics", SIZES)
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9")).mkdir()
+    with pytest.raises(SettingsError, match="a class name is not UTF-8 .*; rename it"):
+        fetched(own(folder))
 
 
 def test_a_folder_of_images_beside_one_of_annotations_is_refused(tmp_path: Path) -> None:

@@ -59,6 +59,10 @@ ROWS = [
         ([["fox", FOX], ["owl", OWL]], None),
         ({"descriptions": ROWS, "model": "m"}, None),
         ({"data": PLAIN}, None),
+        ({"Descriptions": PLAIN}, None),
+        ([{"Class": "fox", "Descriptions": FOX}, {"Class": "owl", "Descriptions": OWL}], None),
+        ({"classes": ["fox", "owl"], "descriptions": [FOX, OWL]}, "side by side"),
+        ({"fox": [f"<think>Hm.</think>{FOX[0]}", FOX[1]], "owl": OWL}, "reasoning of a language"),
         ({" fo\u00adx ": FOX, "owl\u200b": OWL}, "names cleaned of blanks and invisible"),
     ],
 )
@@ -97,6 +101,7 @@ def test_json_lines_are_read_and_split_at_line_feeds_alone(tmp_path: Path) -> No
         ('{"fox": {"color": "red", "size": "small"}}', "class 'fox' in {}, line 1 needs a list"),
         ('{"fox": {"text": ["a"], "caption": ["b"]}}', "class 'fox' in {}, line 1 needs a list"),
         ('{"fox": ["\\ud83d"]}', "half of a character"),
+        ('{"fox": ["<think>1. A fox."]}', "class 'fox' in {}, line 1 needs a list of sentences"),
         ('[{"class": "fox"}]', "must have the keys 'class' and 'descriptions', got 'class'"),
         ('[{"class": "fox", "text": "a", "captions": ["b"]}]', "must have the keys"),
         ('["A fox."]', 'entry 1 is "A fox.", without a class'),

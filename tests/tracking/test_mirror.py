@@ -129,6 +129,55 @@ def test_one_mirror_shows_runs_that_write_side_by_side_and_loses_nothing() -> No
         assert points(run, "loss") == [(epoch, row["loss"]) for epoch, row in ROWS.items()]
 
 
+OTHERS = """
+import os, sqlite3, sys, time
+
+def write(name):
+    store = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
+    for row in range(8):
+        store.execute("begin immediate")
+        store.execute("insert into others values (?, ?)", (name, row))
+        time.sleep(0.02)  # the lock is held meanwhile
+        store.execute("commit")
+
+for name in range(19):
+    if os.fork() == 0:
+        write(name)
+        os._exit(0)
+print("started", flush=True)
+sys.exit([os.wait()[1] for _ in range(19)] != [0] * 19)
+"""
+
+
+def test_of_20_processes_that_write_to_one_store_at_once_no_row_is_lost(work: Path) -> None:
+    """The mirror is one of them; the others hold the lock in turn for three seconds."""
+    database = work / paths.TRACKING_DATABASE
+    with contextlib.closing(sqlite3.connect(database)) as store:
+        store.execute("create table others (name integer, row integer)")
+    [settings] = seeds(1)
+    command = [sys.executable, "-c", OTHERS, str(database)]
+    with (
+        mirroring(settings) as companion,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as others,
+    ):
+        assert others.stdout is not None
+        assert others.stdout.readline() == "started\n"
+        tracker = open_tracker(settings, settings.spec.folder, "tiny")
+        for epoch, row in ROWS.items():
+            tracker.epoch(epoch, row)
+        tracker.finish({"digest": settings.digest(), "recipe": 1, "top1_pct": 50.0})
+        companion.close(60)
+        assert others.wait(timeout=60) == 0
+    [run] = runs()
+    assert run.info.status == "FINISHED"
+    assert points(run, "loss") == [(epoch, row["loss"]) for epoch, row in ROWS.items()]
+    with contextlib.closing(sqlite3.connect(database)) as store:
+        assert store.execute("select count(*), count(distinct name) from others").fetchone() == (
+            152,
+            19,
+        )
+
+
 RUN = f"""
 import os, sys
 from microclip.cli.main import main

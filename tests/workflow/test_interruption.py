@@ -1,18 +1,22 @@
-"""Ctrl-C, kill -9 of everything, kill -9 of the scheduler alone: the same command continues."""
+"""Ctrl-C, SIGTERM, kill -9 of everything or of the scheduler: the same command continues."""
 
 import contextlib
 import csv
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from microclip import warm
+from microclip import paths, warm
 from tests.workflow import folder
 from tests.workflow.folder import MACHINE, RUN
 
@@ -108,8 +112,6 @@ def prepared(warm_process: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def place(prepared: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(prepared, tmp_path / "study", symlinks=True))
 
 
@@ -132,6 +134,40 @@ def test_after_ctrl_c_the_same_command_continues(place: Path, warm_process: str)
     assert "microclip/default on tiny, seed 0: kept its checkpoint after epoch " in said
     assert not (place / HERE / "scores.json").exists()
     check_continued(place, warm_process)
+
+
+def scores(place: Path) -> dict[str, Any]:
+    """The run's scores without what it cost."""
+    found = json.loads((place / HERE / "scores.json").read_text())
+    return {key: value for key, value in found.items() if not re.search("seconds|_at|_mb|mib", key)}
+
+
+def test_sigterm_with_a_grace_period_loses_nothing_and_ends_with_the_same_scores(
+    place: Path, prepared: Path, tmp_path: Path, warm_process: str
+) -> None:
+    """A cluster's pre-emption: SIGTERM to all processes of the job, and SIGKILL 30 s later."""
+    with started(place) as job:
+        seen = epochs(place)
+        os.killpg(job.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            job.wait(timeout=30)
+        left = [p for p in members(job.pid) if p.status() != psutil.STATUS_ZOMBIE]
+        for process in left:
+            process.kill()
+        assert job.wait() != 0
+    said = (place / "terminal.txt").read_text()
+    assert not left, said  # each process ended within its grace period
+    assert "Traceback" not in said
+    assert "microclip/default on tiny, seed 0: kept its checkpoint after epoch " in said
+    assert epochs(place)[: len(seen)] == seen
+    check_continued(place, warm_process)
+    whole = Path(shutil.copytree(prepared, tmp_path / "whole", symlinks=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(warm.VARIABLE, warm_process)
+        assert folder.snakemake(whole, *MACHINE).returncode == 0
+    assert scores(place) == scores(whole)
+    for name in (paths.RUN_WEIGHTS, paths.RUN_PREDICTIONS):
+        assert (place / HERE / name).read_bytes() == (whole / HERE / name).read_bytes()
 
 
 def test_a_job_that_outlived_its_scheduler_is_stopped_first(place: Path, warm_process: str) -> None:

@@ -29,4 +29,4 @@ rule adapt:
         "adapt {wildcards.method}/{wildcards.variant} to {wildcards.dataset}, seed {wildcards.seed}"
     shell:
         "python -m microclip run --settings {params.settings:q} --out {params.folder} {params.weights}"
-        " 2>&1 | tee -i {log}"
+        " 2>&1 | logged {log}"

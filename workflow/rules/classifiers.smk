@@ -22,7 +22,7 @@ rule embed_descriptions:
         "embed the descriptions of {wildcards.dataset} with {wildcards.backbone}"
     shell:
         "python -m microclip embed-descriptions {wildcards.dataset}"
-        " --backbone {wildcards.backbone} --descriptions {wildcards.descriptions} 2>&1 | tee -i {log}"
+        " --backbone {wildcards.backbone} --descriptions {wildcards.descriptions} 2>&1 | logged {log}"
 
 
 rule encode_images:
@@ -46,4 +46,4 @@ rule encode_images:
         "encode the images of {wildcards.dataset} with {wildcards.backbone}"
     shell:
         "python -m microclip encode-images {wildcards.dataset}"
-        " --backbone {wildcards.backbone} 2>&1 | tee -i {log}"
+        " --backbone {wildcards.backbone} 2>&1 | logged {log}"

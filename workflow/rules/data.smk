@@ -13,7 +13,7 @@ rule fetch_dataset:
     message:
         "fetch dataset {wildcards.dataset}"
     shell:
-        "python -m microclip fetch-dataset {wildcards.dataset} 2>&1 | tee -i {log}"
+        "python -m microclip fetch-dataset {wildcards.dataset} 2>&1 | logged {log}"
 
 
 rule store_images:
@@ -34,4 +34,4 @@ rule store_images:
     message:
         "decode the images of {wildcards.dataset} and write its split passport"
     shell:
-        "python -m microclip store-images {wildcards.dataset} 2>&1 | tee -i {log}"
+        "python -m microclip store-images {wildcards.dataset} 2>&1 | logged {log}"

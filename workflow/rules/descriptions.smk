@@ -17,4 +17,4 @@ rule describe:
         "describe the classes of {wildcards.dataset}"
     shell:
         "python -m microclip describe {wildcards.dataset}"
-        " --descriptions {wildcards.descriptions} 2>&1 | tee -i {log}"
+        " --descriptions {wildcards.descriptions} 2>&1 | logged {log}"

@@ -23,4 +23,4 @@ rule check_zero_shot:
         "compare CLIP's accuracy on {wildcards.dataset} with {wildcards.backbone} to the paper's"
     shell:
         "python -m microclip check-zero-shot {wildcards.dataset}"
-        " --backbone {wildcards.backbone} 2>&1 | tee -i {log}"
+        " --backbone {wildcards.backbone} 2>&1 | logged {log}"

@@ -18,4 +18,4 @@ rule collect_scores:
         "collect the scores of study {wildcards.study}"
     shell:
         "python -m microclip collect-scores --study {wildcards.study}"
-        " --out {output.table} 2>&1 | tee -i {log}"
+        " --out {output.table} 2>&1 | logged {log}"

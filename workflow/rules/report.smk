@@ -30,7 +30,7 @@ rule tabulate:
         "tabulate {wildcards.table} of study {wildcards.study}"
     shell:
         "python -m microclip tabulate {wildcards.table} --study {wildcards.study}"
-        " 2>&1 | tee -i {log}"
+        " 2>&1 | logged {log}"
 
 
 rule typeset:
@@ -47,7 +47,7 @@ rule typeset:
     message:
         "write one LaTeX document with the tables of study {wildcards.study}"
     shell:
-        "python -m microclip typeset --study {wildcards.study} 2>&1 | tee -i {log}"
+        "python -m microclip typeset --study {wildcards.study} 2>&1 | logged {log}"
 
 
 rule plot:
@@ -75,7 +75,7 @@ rule plot:
         "plot {wildcards.figure} of study {wildcards.study}"
     shell:
         "python -m microclip plot {wildcards.figure} --study {wildcards.study}"
-        " 2>&1 | tee -i {log}"
+        " 2>&1 | logged {log}"
 
 
 rule ledger:
@@ -101,7 +101,7 @@ rule ledger:
     message:
         "compare study {wildcards.study} with the paper"
     shell:
-        "python -m microclip ledger --study {wildcards.study} 2>&1 | tee -i {log}"
+        "python -m microclip ledger --study {wildcards.study} 2>&1 | logged {log}"
 
 
 rule report:
@@ -128,7 +128,7 @@ rule report:
     message:
         "write the page of study {wildcards.study}"
     shell:
-        "python -m microclip report --study {wildcards.study} 2>&1 | tee -i {log}"
+        "python -m microclip report --study {wildcards.study} 2>&1 | logged {log}"
 
 
 rule mirror_study:
@@ -146,7 +146,7 @@ rule mirror_study:
     message:
         "mirror the tables, figures and sweeps of study {wildcards.study} to MLflow"
     shell:
-        "python -m microclip mirror-study --study {wildcards.study} 2>&1 | tee -i {log}"
+        "python -m microclip mirror-study --study {wildcards.study} 2>&1 | logged {log}"
 
 
 rule gallery:
@@ -161,7 +161,7 @@ rule gallery:
     message:
         "draw the gallery of {wildcards.method}/{wildcards.variant} on {wildcards.dataset}"
     shell:
-        "python -m microclip gallery {input.scores} 2>&1 | tee -i {log}"
+        "python -m microclip gallery {input.scores} 2>&1 | logged {log}"
 
 
 rule tables:

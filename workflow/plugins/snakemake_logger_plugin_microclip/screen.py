@@ -233,7 +233,8 @@ def farewell(progress: Progress) -> Iterator[str]:
     """What an interruption or a failure leaves, and how to go on."""
     done, planned = progress.counts
     open_jobs = [*progress.stopped.values(), *progress.running.values()]
-    if progress.is_interrupted:
+    # A signal to all processes of a cluster's job reaches the runs, and Snakemake does not say so.
+    if progress.is_interrupted or (progress.stopped and not progress.failed):
         yield f"interrupted: {done} of {planned} jobs are done and kept"
     elif progress.failed:
         yield f"{len(progress.failed)} failed, {done} of {planned} jobs are done and kept"
