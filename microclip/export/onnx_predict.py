@@ -119,4 +119,8 @@ def main(files: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except BrokenPipeError:  # as of `| head`, which wants no more lines
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python writes the rest, and fails again
+        sys.exit(1)

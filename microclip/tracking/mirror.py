@@ -27,6 +27,7 @@ import yaml
 from microclip import paths, runtime
 from microclip.data.manifest import read_manifest
 from microclip.processes import ELSEWHERE, MIRROR, Companion
+from microclip.settings.base import say_once
 from microclip.study import SPEC, RunSettings, RunSpec
 from microclip.tracking.run import (
     FILES,
@@ -69,6 +70,17 @@ def tracking_uri() -> str:
     # SQLAlchemy ends a path at "?", with no way to escape it; the relative path has none.
     default = f"sqlite:///{paths.TRACKING_DATABASE if '?' in database else database}"
     return os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def _warn_of_cut_path(uri: str) -> None:
+    """Log a warning if SQLAlchemy takes a part of a database's path for its options."""
+    place, mark, options = uri.partition("?")
+    is_cut = mark and not all(re.fullmatch(r"\w+=[^/]*", one) for one in options.split("&"))
+    if uri.startswith("sqlite:") and is_cut:
+        say_once(
+            f"MLFLOW_TRACKING_URI: a path ends at '?', so the database is {place} and not "
+            f"{shown_uri()}; name one without '?'"
+        )
 
 
 def shown_uri() -> str:
@@ -114,6 +126,7 @@ def connect() -> Any:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    _warn_of_cut_path(tracking_uri())
     return MlflowClient(tracking_uri())
 
 

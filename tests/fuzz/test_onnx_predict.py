@@ -128,3 +128,14 @@ def test_without_an_image_or_a_model_the_script_says_so(script: Path, tmp_path: 
         )
         assert (done.returncode, said in done.stderr) == (code, True), done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_wants_no_more_lines_is_no_fault(script: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{number}.png")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.stderr == ""

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from microclip import paths, processes, runtime
+from microclip.settings.base import say_once
 from microclip.study import RunSettings
 from microclip.tracking import mirror
 from microclip.tracking.run import open_tracker, title
@@ -71,6 +72,22 @@ def test_the_store_lies_in_its_project_whatever_the_folder_is_called(
     assert [tuple(row) for row in database.execute("select status from runs")] == [("FINISHED",)]
     assert [path.name for path in Path("results/mlflow-artifacts").rglob("scores.json")]
     assert [path.name for path in project.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("options", "is_said"), [("ird #1.db", True), ("a=1/x.db", True), ("timeout=9", False)]
+)
+def test_an_address_whose_path_ends_too_early_is_said(
+    project: Path,
+    options: str,
+    is_said: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/we?{options}")
+    say_once.cache_clear()
+    mirror.connect()
+    assert (f"so the database is sqlite:///{project}/we and not" in caplog.text) is is_said
 
 
 @pytest.mark.usefixtures("work")
