@@ -96,7 +96,9 @@ class _Line:
         body, status = response.get("body"), response.get("status_code")
         own = body.get("error") if isinstance(body, dict) else None
         complaint = Complaint.read(values.get("error") or own)
-        status = status if isinstance(status, int) else None
+        if isinstance(status, str) and status.isdecimal():  # some services send a text
+            status = int(status[:3])
+        status = status if isinstance(status, int) and not isinstance(status, bool) else None
         return cls(str(values.get("custom_id")), status, body, complaint)
 
 

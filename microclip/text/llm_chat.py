@@ -142,6 +142,9 @@ def _choices_of(choices: Sequence[Any]) -> tuple[Choice, ...]:
 
 def _choice_of(choice: Any) -> Choice:
     message = choice.get("message") if isinstance(choice, dict) else None
+    is_bare = isinstance(choice, dict) and message is None and choice.get("text") is None
+    if is_bare and choice.get("finish_reason") == "content_filter":  # some send nothing else
+        return Choice("", is_refusal=True, finish_reason="content_filter")
     if not isinstance(message, dict):
         if not isinstance(choice, dict) or not isinstance(choice.get("text"), str):
             raise BrokenAnswerError("a choice without text")

@@ -167,3 +167,9 @@ def test_a_zip_that_points_before_itself_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(runtime.MissingDataError, match="cut short, damaged or not an archive"):
         unpacking.unpack(path, tmp_path / "into")
     assert not list((tmp_path / "into").iterdir())
+
+
+def test_a_choice_that_was_filtered_whole_is_a_refusal() -> None:
+    reply = {"choices": [{"finish_reason": "content_filter", "content_filter_results": {}}]}
+    [choice] = llm_chat.completion_of(reply).choices
+    assert (choice.text, choice.is_refusal) == ("", True)

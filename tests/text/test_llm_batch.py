@@ -244,6 +244,7 @@ def unescaped(separator: str) -> Callable[[bytes], bytes]:
         lambda content: content.replace(b"\n", b"\r\n"),
         lambda content: b"\xef\xbb\xbf" + content,
         lambda content: content.rstrip(b"\n"),
+        lambda content: content.replace(b'"status_code": 200', b'"status_code": "200"'),
         lambda content: content.replace(b"\n", b"\n\n"),
         lambda content: b'{"custom_id": null, "response": "late", "error": "?"}\n[]\n' + content,
     ],
