@@ -12,8 +12,9 @@ from tests.fixtures.warm import shared_warm, warm_process
 __all__ = ["browser", "empty_database", "own_project", "project", "project_source", "shared_warm"]
 __all__ += ["warm_process", "work"]
 
-# A shell that starts the suite in the background makes it, and all its children, ignore SIGINT.
+# A shell that starts the suite in the background makes it, and all its children, ignore these.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 _LONG = ("workflow", "export", "own_images", "chaos")  # folders whose files start whole processes
 

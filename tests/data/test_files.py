@@ -111,7 +111,11 @@ def test_bad_files_are_written_with_their_reasons(odd: Path, tmp_path: Path) -> 
             "(looked for jpg, png, webp, gif, tif, bmp, heic and others",
         ),
         (
-            lambda folder: shutil.copytree(Path(__file__).parent / "layouts", folder),
+            lambda folder: shutil.copytree(
+                Path(__file__).parent / "layouts",
+                folder,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            ),
             ".py); give a folder that contains images",
         ),
     ],
