@@ -237,13 +237,16 @@ def start() -> Companion | None:
     except OSError:  # a full disk: jobs run by themselves
         return None
     with socket.socket(socket.AF_UNIX) as listener:
+        early = Path(folder, f"{_SOCKET}-early")
         try:
-            listener.bind(str(Path(folder, _SOCKET)))
+            listener.bind(str(early))
         except OSError:  # the path is too long
             shutil.rmtree(folder)
             return None
-        # Listening before the warm process starts: a job that comes early waits.
+        # Listening before the warm process starts: a job that comes early waits. And before the
+        # socket has its name: to others, one that does not listen yet is that of a dead process.
         listener.listen()
+        early.rename(Path(folder, _SOCKET))
         # The folder's environment variable goes to the jobs alone.
         os.environ.pop(VARIABLE, None)
         handle = listener.fileno()

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -118,6 +119,18 @@ def events(folder: str = "run") -> list[str]:
     lines = Path(folder, "journal.jsonl").read_text().splitlines()
     found = [json.loads(line)["event"] for line in lines]
     return [event for event in found if event != "machine"]  # what the machine did, each epoch
+
+
+def test_one_that_is_just_starting_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    listen = socket.socket.listen
+
+    def late(self: socket.socket) -> None:
+        warm._remove_dead()  # as another workflow's start does
+        listen(self)
+
+    monkeypatch.setattr(socket.socket, "listen", late)
+    with started() as (_, folder):
+        assert warm._lives(folder)
 
 
 @pytest.mark.parametrize(
