@@ -215,7 +215,8 @@ def _is_left(process: psutil.Process) -> bool:
 
 
 _OLD_S = 86400.0
-_TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")  # as `runtime.atomic_path` names files
+# As `runtime.atomic_path` names files; SQLite has another beside its own.
+_TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+(-journal)?)?")
 
 
 def remove_leftovers(folder: Path, *, unchanged_s: float = 0.0) -> list[Path]:

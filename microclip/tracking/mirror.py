@@ -29,6 +29,7 @@ from microclip.data.manifest import read_manifest
 from microclip.processes import ELSEWHERE, MIRROR, Companion
 from microclip.settings.base import say_once
 from microclip.study import SPEC, RunSettings, RunSpec
+from microclip.tracking.database import make_own_database
 from microclip.tracking.run import (
     FILES,
     Announcement,
@@ -103,6 +104,7 @@ def be_quiet() -> None:
 def serve(port: int) -> None:
     """Serve MLflow's pages on 127.0.0.1 until interrupted; this process becomes the server."""
     be_quiet()
+    make_own_database()
     arguments = ["-m", "mlflow", "server", "--backend-store-uri", tracking_uri()]
     arguments += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, *arguments])
@@ -126,6 +128,7 @@ def connect() -> Any:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    make_own_database()
     _warn_of_cut_path(tracking_uri())
     return MlflowClient(tracking_uri())
 
