@@ -63,7 +63,7 @@ test-slurm: setup  ## run a study on a real Slurm on this machine, which apt ins
 fuzz: setup  ## try every parser with hostile input for minutes (EXAMPLES=5000 each)
 	@MICROCLIP_FUZZ=$(EXAMPLES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz
 
-chaos: setup  ## kill -9 a whole small study twenty times: nothing may be lost (20 minutes or more)
+chaos: setup  ## kill -9 a whole small study twenty times: nothing may be lost (ten minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos -s tests/chaos
 
 bench: setup  ## the short benchmarks: starting, a training step, and its views
