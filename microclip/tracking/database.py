@@ -1,7 +1,7 @@
-"""MLflow's SQLite file in the results folder, which is there whole or not at all.
+"""MLflow's SQLite file in the results folder: complete, or not there.
 
-MLflow makes its tables by dozens of changes, in seconds. Killed between two of them, it leaves a
-file that it refuses from then on.
+MLflow takes seconds and dozens of changes to create its tables. If it is killed between two of
+them, it leaves a file that it refuses ever after.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ _CONTENT = {"runs": 0, "experiments": 1, "registered_models": 0}  # rows of a st
 
 
 def make_own_database() -> None:
-    """Make the results folder's, unless MLFLOW_TRACKING_URI names another store."""
+    """Create the results folder's, unless MLFLOW_TRACKING_URI names another store."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         with contextlib.suppress(Exception):  # MLflow itself says what is wrong with the place
             make_database(Path(paths.TRACKING_DATABASE))
 
 
 def make_database(path: Path) -> None:
-    """Make the file if there is none, or one that was left half-made."""
-    if not path.is_file():
-        _create(path, replaces=False)
-    elif _is_empty(path) and not _is_whole(path):
-        _create(path, replaces=True)
+    """Create the file if there is none, or only an incomplete one without content."""
+    if path.is_file():
+        if not _is_empty(path) or _is_complete(path):
+            return
+        path.unlink()
+    _create(path)
 
 
-def _create(path: Path, *, replaces: bool) -> None:
-    """Make the tables in another file, then give it the name; another process may be first."""
+def _create(path: Path) -> None:
+    """Create the tables in another file, then give it the name; another process may be first."""
     import sqlalchemy
     from mlflow.store.db import utils
 
@@ -45,13 +46,10 @@ def _create(path: Path, *, replaces: bool) -> None:
     try:
         utils._initialize_tables(engine)  # type: ignore[no-untyped-call]
         engine.dispose()
-        if replaces:
-            temporary.replace(path)
-            return
         try:
             path.hardlink_to(temporary)
         except FileExistsError:
-            return
+            pass
         except OSError:  # a disk without hard links
             if not path.exists():
                 temporary.replace(path)
@@ -61,7 +59,7 @@ def _create(path: Path, *, replaces: bool) -> None:
 
 
 def _is_empty(path: Path) -> bool:
-    """Is there nothing in it that anybody made? A file that cannot be read counts as in use."""
+    """Has it no run, experiment or model? A file that cannot be read counts as in use."""
     with contextlib.closing(sqlite3.connect(path)) as database:
         for table, most in _CONTENT.items():
             try:
@@ -77,8 +75,8 @@ def _is_empty(path: Path) -> bool:
     return True
 
 
-def _is_whole(path: Path) -> bool:
-    """Has it all changes of this MLflow's tables?"""
+def _is_complete(path: Path) -> bool:
+    """Has it the tables of the installed MLflow?"""
     from mlflow.store.db import utils
 
     with contextlib.closing(sqlite3.connect(path)) as database:

@@ -119,7 +119,7 @@ _PAGE = 1000  # runs per answer
 
 
 def connect() -> Any:
-    """Make a client of the store, without contacting it yet."""
+    """Make a client of the store; a server is not contacted yet, a file of ours is created."""
     be_quiet()
     artifacts = Path(paths.TRACKING_ARTIFACTS).resolve()
     if not os.environ.get("MLFLOW_TRACKING_URI") and _BREAKS_SQL & set(str(artifacts)):

@@ -391,7 +391,7 @@ def tags(run: RunSettings) -> dict[str, str]:
         "precision": run.precision,
         **({} if run.compile == "off" else {"compile": run.compile}),
         "data": json.dumps(values["dataset"]["source"]),
-        # Only a run on a folder of one's own has it; a dataset's manifest has its own.
+        # Only runs on your own folder have this; a dataset's digest is in its manifest.
         **({"images": images} if images else {}),
         "job_key": run.digest(),
         "mlflow.source.git.commit": str(runtime.output("git", "rev-parse", "HEAD")),

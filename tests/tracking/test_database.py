@@ -1,4 +1,4 @@
-"""MLflow's file is whole or not there, whenever a process that makes it is killed."""
+"""MLflow's database is complete or not there, whenever the process that creates it is killed."""
 
 import os
 import shutil
@@ -12,20 +12,20 @@ from microclip.tracking.database import make_database
 from tests.fixtures.tracking import client, own_store
 
 
-def half_made(path: Path) -> None:
-    """Leave the tables as a creation that was killed in its last change: MLflow refuses them."""
+def make_incomplete(path: Path) -> None:
+    """Give the tables a version that this MLflow does not know, so that it refuses them."""
     with sqlite3.connect(path) as opened:
         opened.execute("UPDATE alembic_version SET version_num = 'b7c8d9e0f1a2'")
         opened.execute("DELETE FROM experiments")
     opened.close()
 
 
-def test_one_that_was_left_half_made_is_made_anew(tmp_path: Path, empty_database: Path) -> None:
+def test_an_empty_one_that_is_incomplete_is_replaced(tmp_path: Path, empty_database: Path) -> None:
     with own_store(tmp_path):
         path = Path(paths.TRACKING_DATABASE)
         path.parent.mkdir()
         shutil.copy(empty_database, path)
-        half_made(path)
+        make_incomplete(path)
         mirror.init("tiny")
         assert client().get_experiment_by_name("tiny") is not None
         assert [one.name for one in path.parent.iterdir()] == [path.name]
@@ -45,7 +45,7 @@ def test_one_with_work_in_it_is_left_alone(tmp_path: Path, empty_database: Path)
     assert path.read_bytes() == b"no database at all"
 
 
-def test_kill_9_while_it_is_made_leaves_none(tmp_path: Path) -> None:
+def test_kill_9_during_its_creation_leaves_none(tmp_path: Path) -> None:
     from alembic.runtime.migration import MigrationContext
 
     path = tmp_path / "mlflow.db"
@@ -61,7 +61,7 @@ def test_kill_9_while_it_is_made_leaves_none(tmp_path: Path) -> None:
     assert path.is_file()
 
 
-def test_one_of_two_that_are_made_at_once_is_kept(tmp_path: Path) -> None:
+def test_one_of_two_that_are_created_at_once_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     children = []
     for _ in range(2):
