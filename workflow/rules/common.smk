@@ -44,19 +44,19 @@ def runs_at_once():
 N_JOBS = runs_at_once()
 # A cluster sends SIGTERM to all processes of a job. Its shell must wait for the verb, which saves
 # what it has, and the log must take the verb's last lines.
-SHELL = (
+PREFIX = (
     "set -euo pipefail; trap : HUP QUIT TERM;"
-    " logged() {{ trap '' HUP QUIT TERM; exec tee -i \"$1\"; }};"
+    " logged() {{ trap '' HUP QUIT TERM; exec tee -i \"$1\"; }}; "
 )
-shell.prefix(f"{SHELL} ")
 # Environment variables rather than parameters: they do not change results, so they must not
 # make Snakemake repeat a job.
 if workflow.remote_exec:
     # On a cluster's node. The job may use the cores that it was given, however many there are;
     # Snakemake writes their number into this variable of each job.
-    shell.prefix(f"{SHELL} export MICROCLIP_THREADS=$OMP_NUM_THREADS; ")
+    PREFIX += "export MICROCLIP_THREADS=$OMP_NUM_THREADS; "
 elif not IS_CLUSTER:
     os.environ.setdefault("MICROCLIP_THREADS", str(max(1, runtime.n_cpus() // N_JOBS)))
+shell.prefix(PREFIX)
 os.environ.update(
     PATH=os.pathsep.join(
         dict.fromkeys([str(Path(sys.executable).parent), *os.get_exec_path()])
