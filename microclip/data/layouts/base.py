@@ -441,9 +441,11 @@ def parts_note(ignored: Iterable[str], parts: Mapping[str, str]) -> tuple[str, .
 # It prints the named variables as JSON, a struct's fields by their names.
 _MATLAB_READER = """
 import json, resource, sys
-resource.setrlimit(resource.RLIMIT_DATA, (2**30, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 import numpy as np
 from scipy.io.matlab import loadmat
+soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+limits = [limit for limit in (2**30, soft, hard) if limit != resource.RLIM_INFINITY]
+resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))  # of memory
 path, *names = sys.argv[1:]
 values = {}
 for name, found in loadmat(path, squeeze_me=True, variable_names=names).items():
@@ -466,6 +468,7 @@ def matlab_variables(path: Path, *names: str) -> dict[str, Any]:
         raise not_there(path)
     done = subprocess.run(
         [sys.executable, "-I", "-c", _MATLAB_READER, str(path.absolute()), *names],
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # each thread's stack counts as memory
         capture_output=True,
         text=True,
         errors="replace",
