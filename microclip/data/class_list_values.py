@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from microclip.settings.base import SettingsError, parsed_json, parsed_yaml
+from microclip.settings.base import SettingsError, cut, parsed_json, parsed_yaml
 
 WHAT = "class list"
 REMEDY = "give one class name per line"
@@ -32,9 +32,9 @@ _NAME_KEYS = ("class_name", "classname", "name", "class", "category", "label", "
 _NUMBER_KEYS = ("id", "index", "idx", "label_id", "class_id", "category_id")
 
 
-def cut(line: str) -> str:
+def shown(line: str) -> str:
     """A line as a message shows it."""
-    return repr(line if len(line) <= _SHOWN else line[:_SHOWN] + "…")
+    return repr(cut(line, _SHOWN))
 
 
 def unquoted(name: str) -> str:
@@ -82,7 +82,7 @@ class _RepeatedKeyError(ValueError):
     """A key is there twice: JSON and Python keep the last of both, so a name would be lost."""
 
     def __init__(self, key: object) -> None:
-        super().__init__(f"the key {cut(str(key))} is there twice")
+        super().__init__(f"the key {shown(str(key))} is there twice")
 
 
 def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -128,8 +128,8 @@ def _of_python(text: str, where: str) -> Any:
         raise SettingsError(f"{WHAT} {where}: a set has no order, and labels need one; {REMEDY}")
     if found := _ADJACENT.search(text):
         raise SettingsError(
-            f"{WHAT} {where}: a comma is missing after {cut(text[: found.start() + 1][-_SHOWN:])}, "
-            f"so two names would become one; {REMEDY}"
+            f"{WHAT} {where}: a comma is missing after "
+            f"{shown(text[: found.start() + 1][-_SHOWN:])}, so two names would become one; {REMEDY}"
         )
     if isinstance(values, dict):
         return values
@@ -156,18 +156,18 @@ def _names_of(values: Any, where: str) -> list[str]:
         holders = [key for key in _KEYS if isinstance(values.get(key), list | dict)]
         if len(holders) == 1:
             inner = values[holders[0]]
-            if all(_is_number(values.get(key, len(inner))) for key in ("nc", "num_classes")):
-                for key in ("nc", "num_classes"):
-                    if int(values.get(key, len(inner))) != len(inner):
-                        raise SettingsError(
-                            f"{WHAT} {where}: {key} is {values[key]}, but {len(inner)} names are "
-                            f"listed; correct one of them, or {REMEDY}"
-                        )
+            for key in ("nc", "num_classes"):
+                count = values.get(key, len(inner))
+                if _is_number(count) and int(count) != len(inner):
+                    raise SettingsError(
+                        f"{WHAT} {where}: {key} is {count}, but {len(inner)} names are listed; "
+                        f"correct one of them, or {REMEDY}"
+                    )
             return _names_of(inner, where)
         found = _by_label(values)
     if found is None:
         raise SettingsError(
-            f"{WHAT} {where}: expected a list of names, got {cut(str(values))}; {REMEDY}"
+            f"{WHAT} {where}: expected a list of names, got {shown(str(values))}; {REMEDY}"
         )
     return found
 

@@ -22,8 +22,8 @@ from microclip.data.class_list_values import (
     REMEDY,
     WHAT,
     YAML,
-    cut,
     is_sequence,
+    shown,
     structured,
     unquoted,
 )
@@ -112,8 +112,8 @@ def warn_of_numbered_folders(names: Sequence[str], where: str) -> None:
         is_numbered = False
     if is_numbered or (names and all(re.fullmatch(r"n\d{8}", name) for name in names)):
         say_once(
-            f"{where}: class folders are named by numbers, as {cut(names[0])}, which every prompt "
-            "then has; rename the folders by their classes"
+            f"{where}: class folders are named by numbers, as {shown(names[0])}, which every "
+            "prompt then has; rename the folders by their classes"
         )
 
 
@@ -172,7 +172,7 @@ def _refuse_markup(lines: Lines, where: str) -> None:
     if any("</" in line or line[:2] == "<?" for _, line in marked) and len(marked) > 1:
         number, line = marked[0]
         raise SettingsError(
-            f"line {number} of {where}: {cut(line)} looks like HTML or XML; {REMEDY}"
+            f"line {number} of {where}: {shown(line)} looks like HTML or XML; {REMEDY}"
         )
 
 
@@ -234,13 +234,13 @@ def _without_heading(lines: Lines, suffix: str, notes: list[str]) -> Lines:
     if first.endswith(":") and not any(line.endswith(":") for _, line in others):
         is_heading = True
     if is_heading:
-        notes.append(f"line {lines[0][0]} ({cut(first)}) taken as a heading")
+        notes.append(f"line {lines[0][0]} ({shown(first)}) taken as a heading")
         return others
     if re.fullmatch(r"\d{1,6}", first) and int(first) == len(others):
-        notes.append(f"line {lines[0][0]} ({cut(first)}) taken as the number of names")
+        notes.append(f"line {lines[0][0]} ({shown(first)}) taken as the number of names")
         return others
     if plain in _NAME_COLUMNS or (suffix in (".csv", ".tsv") and first[:1].isalpha()):
-        notes.append(f"line {lines[0][0]} ({cut(first)}) taken as a class and not as a heading")
+        notes.append(f"line {lines[0][0]} ({shown(first)}) taken as a class and not as a heading")
     return lines
 
 
@@ -254,7 +254,7 @@ def _without(lines: Lines, found: Sequence[str | None], what: str, notes: list[s
     if len(names) < max(2, len(found) - start):
         return lines
     if start:
-        notes.append(f"line {lines[0][0]} ({cut(lines[0][1])}) taken as a heading")
+        notes.append(f"line {lines[0][0]} ({shown(lines[0][1])}) taken as a heading")
     notes.append(f"{what} left out of every line")
     return [(n, name) for (n, _), name in zip(lines[start:], names, strict=True)]
 
@@ -322,7 +322,7 @@ def _numbers(lines: Lines, where: str, notes: list[str]) -> Lines:
         odd = next(k for k, number in enumerate(numbers) if number != min(numbers) + k)
         number, line = lines[start + odd]
         raise SettingsError(
-            f"line {number} of {where}: {cut(line)} has its number out of sequence, so the "
+            f"line {number} of {where}: {shown(line)} has its number out of sequence, so the "
             f"order of the labels is unclear; sort the lines, or remove the numbers and {REMEDY}"
         )
     is_marked = all(_MARKED_NUMBER.match(m[0]) for m in own)
@@ -381,7 +381,7 @@ def _wordnet(lines: Lines, where: str, notes: list[str]) -> Lines:
     if lacking and lacking != [0]:
         number, line = lines[lacking[0]]
         raise SettingsError(
-            f"line {number} of {where}: {cut(line)} has no WordNet id (n01234567), but "
+            f"line {number} of {where}: {shown(line)} has no WordNet id (n01234567), but "
             f"{len(ids)} other lines have one; {REMEDY}"
         )
     return _without(lines, [m and m[2] for m in matched], "WordNet ids", notes)
@@ -443,7 +443,7 @@ def _refuse_shuffled(columns: Sequence[Sequence[str]], lines: Lines, where: str)
             odd = next(k for k, label in enumerate(labels) if label != min(labels) + k)
             number, line = lines[odd]
             raise SettingsError(
-                f"line {number} of {where}: {cut(line)} has its number out of sequence, so the "
+                f"line {number} of {where}: {shown(line)} has its number out of sequence, so the "
                 f"order of the labels is unclear; sort the lines, or {REMEDY}"
             )
 
@@ -472,7 +472,7 @@ def _refuse_partial_forms(lines: Lines, where: str, notes: list[str]) -> None:
         number, line = next(((n, line) for n, line in lines if has(line)), (0, ""))
         if number:
             raise SettingsError(
-                f"line {number} of {where}: {cut(line)} {what}, and not every line does; remove "
+                f"line {number} of {where}: {shown(line)} {what}, and not every line does; remove "
                 f"that; {REMEDY}"
             )
     _refuse_broken_numbers(lines, where)
@@ -517,6 +517,6 @@ def _refuse_broken_numbers(lines: Lines, where: str) -> None:
     odd = next(k for k, m in enumerate(matched) if not m or int(m[1]) != first + k)
     number, line = lines[odd]
     raise SettingsError(
-        f"line {number} of {where}: {cut(line)} breaks the numbering, which must count from 0 or "
+        f"line {number} of {where}: {shown(line)} breaks the numbering, which must count from 0 or "
         f"1 on every line; remove the numbers; {REMEDY}"
     )
