@@ -46,16 +46,22 @@ def place(tmp_path: Path) -> Path:
     return folder.write(tmp_path / "project")
 
 
-def test_no_verb_that_computes_nothing_imports_what_computes(place: Path) -> None:
+def run(place: Path, *words: str) -> str:
+    """Run Python in a folder; return its standard error."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, ",".join(HEAVY), *VERBS],
+        [sys.executable, *words],
         cwd=place,
         env=folder.environment(),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stderr
+
+
+def test_no_verb_that_computes_nothing_imports_what_computes(place: Path) -> None:
+    run(place, "-c", PROGRAM, ",".join(HEAVY), *VERBS)
 
 
 def test_the_help_builds_no_model_of_a_configuration_file(tmp_path: Path) -> None:
@@ -65,25 +71,14 @@ def test_the_help_builds_no_model_of_a_configuration_file(tmp_path: Path) -> Non
         "found = {name for name in models if f'microclip.settings.{name}' in sys.modules};"
         "sys.exit(str(found) if found else 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run(tmp_path, "-c", program)
 
 
 def test_a_dry_run_imports_nothing_that_computes(place: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", *folder.command("-n", *folder.MACHINE)[1:]],
-        cwd=place,
-        env=folder.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    listed = run(place, "-X", "importtime", *folder.command("-n", *folder.MACHINE)[1:])
     imported = {
         line.split("|")[2].strip().split(".")[0]
-        for line in done.stderr.splitlines()
+        for line in listed.splitlines()
         if line.startswith("import time:")
     }
     assert "microclip" in imported
@@ -99,15 +94,7 @@ def test_the_live_view_of_a_study_imports_nothing_that_computes(tmp_path: Path) 
         f"found = set({HEAVY}) & set(sys.modules);"
         "sys.exit(str(found) if found else 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env=folder.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run(tmp_path, "-c", program)
 
 
 def test_a_run_on_frozen_embeddings_loads_torch_and_no_network(tmp_path: Path) -> None:
@@ -118,7 +105,4 @@ def test_a_run_on_frozen_embeddings_loads_torch_and_no_network(tmp_path: Path) -
         "heavy = {'torchvision', 'timm', 'open_clip', 'torch._dynamo', 'pandas', 'mlflow'};"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run(tmp_path, "-c", program)
