@@ -145,7 +145,7 @@ def scores(place: Path) -> dict[str, Any]:
 def test_sigterm_with_a_grace_period_loses_nothing_and_ends_with_the_same_scores(
     place: Path, prepared: Path, tmp_path: Path, warm_process: str
 ) -> None:
-    """A cluster's pre-emption: SIGTERM to all processes of the job, and SIGKILL 30 s later."""
+    """A cluster's pre-emption: SIGTERM to all processes of the job, and SIGKILL after a while."""
     with started(place) as job:
         seen = epochs(place)
         os.killpg(job.pid, signal.SIGTERM)
