@@ -113,7 +113,7 @@ def main(files: list[str]) -> int:
         best = np.argsort(-row, kind="stable")[:2]
         print(f"{shown}: {', '.join(f'{classes[label]} {row[label]:.2f}' for label in best)}")
         n_read += 1
-    if not n_read:
+    if not n_read and not n_bad:
         print(f"no image in {', '.join(files)}", file=sys.stderr)
     return 2 if n_bad or not n_read else 0
 
