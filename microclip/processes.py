@@ -30,7 +30,7 @@ from types import FrameType
 import psutil
 
 from microclip import runtime
-from microclip.settings.base import SettingsError
+from microclip.settings.errors import SettingsError
 
 _main = os.getpid()  # the process that handles signals
 _pending: list[BaseException] = []

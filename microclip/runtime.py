@@ -28,8 +28,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from microclip import paths
-from microclip.settings.base import SettingsError, check_device, digest
+from microclip import paths, settings
+from microclip.settings.errors import SettingsError
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -271,7 +271,7 @@ def choose_device(name: str) -> str:
         SettingsError: another name than "auto", "cpu" and "cuda".
         ResourceError: "cuda" is requested but no GPU is usable, or all are taken.
     """
-    if check_device(name, "the device to run on") == "cpu":
+    if settings.check_device(name, "the device to run on") == "cpu":
         return "cpu"
     global _lease
     with _choosing:
@@ -546,7 +546,7 @@ def content(path: Path) -> str:
     if path.is_file():
         return sha256(path)
     files = sorted(found for found in path.rglob("*") if found.is_file())
-    return digest([[str(f.relative_to(path)), sha256(f)] for f in files]) if files else ""
+    return settings.digest([[str(f.relative_to(path)), sha256(f)] for f in files]) if files else ""
 
 
 def dataset_files(dataset: DatasetSettings) -> str:

@@ -455,7 +455,7 @@ def _preload(arguments: Sequence[str]) -> bool:
     before = len(sys.modules)
     verb = next((word for word in arguments if not word.startswith("-")), "")
     try:
-        for name in ("microclip.cli.main", *_NEEDED.get(verb, ())):
+        for name in (*_command_line(verb), *_NEEDED.get(verb, ())):
             if name == "mlflow":  # it reads its variables, and might send telemetry, when imported
                 sys.modules["microclip.tracking.mirror"].be_quiet()
             importlib.import_module(name)
@@ -469,9 +469,17 @@ def _preload(arguments: Sequence[str]) -> bool:
     return True
 
 
+def _command_line(verb: str) -> Iterator[str]:
+    """Yield the modules that read a verb's arguments."""
+    yield from ("microclip.cli.main", "microclip.processes")
+    listed = importlib.import_module("microclip.cli.verbs").VERBS
+    if verb in listed:
+        yield f"microclip.cli.{listed[verb].module}"
+
+
 def preload_all() -> None:
     """Import what any verb needs, so that Python caches the bytecode."""
-    for verb in _NEEDED:
+    for verb in (*_NEEDED, *importlib.import_module("microclip.cli.verbs").VERBS):
         _preload([verb])
 
 

@@ -16,13 +16,12 @@ from typing import Any
 
 import nbformat
 import pytest
-import typer
 from mlflow.cli import cli as mlflow_cli
 from nbclient import NotebookClient
 from snakemake.cli import get_argument_parser
 
-from microclip import cli
 from microclip.cli import main
+from microclip.cli.tree import Tree
 from snakemake_logger_plugin_microclip.command_line import with_targets_apart
 from tests.browser import DESKTOP, PHONE, Browser
 
@@ -98,7 +97,7 @@ def _check_snakemake(words: tuple[str, ...]) -> None:
 
 
 def _check_microclip(words: tuple[str, ...]) -> None:
-    _parse(typer.main.get_command(cli.app), [word for word in words if word != "--debug"])
+    _parse(Tree(), [word for word in words if word != "--debug"])
 
 
 def _check_python(words: tuple[str, ...]) -> None:
@@ -162,7 +161,7 @@ def test_a_command_that_cannot_be_typed_is_found(line: str) -> None:
 
 def test_verbs_named_in_prose_exist() -> None:
     spans = [span for page in PAGES for span in _SPAN.findall(page.read_text(encoding="utf-8"))]
-    root: Any = typer.main.get_command(cli.app)
+    root: Any = Tree()
     named = {shlex.split(span.replace("'", ""))[1] for span in spans}
     assert len(named) > 10
     assert named <= root.commands.keys()
@@ -228,7 +227,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_site_has_every_verb_and_function(site: Path) -> None:
     text = (site / "cli.html").read_text(encoding="utf-8")
-    root: Any = typer.main.get_command(cli.app)
+    root: Any = Tree()
     visible = {name for name, command in root.commands.items() if not command.hidden}
     for name in visible:
         assert f'id="microclip-{name}' in text, name

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -92,10 +91,9 @@ def _spaced(text: str) -> str:
 
 def command_line() -> str:
     """The page of all verbs, their arguments and options, from the parsers that read them."""
-    from microclip import cli
-    from microclip.cli import main  # noqa: F401  adds the verbs
+    from microclip.cli.tree import Tree
 
-    root = typer.main.get_command(cli.app)
+    root = Tree()
     lines = ["# Command line", "", str(root.help), ""]
     lines += ["`microclip --help` and `microclip VERB --help` print the same.", ""]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -14,12 +14,14 @@ import typer
 
 from microclip import runtime, settings
 from microclip.cli import app, say
-from microclip.settings.base import SettingsError
+from microclip.settings.errors import SettingsError
 
 if TYPE_CHECKING:
     from microclip.settings import DatasetCard, DatasetSettings
 
-data = typer.Typer(no_args_is_help=True, help="Public datasets: get, verify, list.")
+data = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Public datasets: get, verify, list."
+)
 app.add_typer(data, name="data")
 
 NamesArgument = Annotated[

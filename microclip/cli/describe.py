@@ -17,7 +17,7 @@ import typer
 
 from microclip import paths, processes, runtime, settings
 from microclip.cli import DescriptionsOption, app, say
-from microclip.settings.base import MissingFileError, SettingsError
+from microclip.settings.errors import MissingFileError, SettingsError
 
 if TYPE_CHECKING:
     from microclip.settings import DatasetSettings, DescriptionSettings

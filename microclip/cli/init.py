@@ -12,7 +12,7 @@ import typer
 
 from microclip import paths, runtime
 from microclip.cli import app, say
-from microclip.settings.base import SettingsError
+from microclip.settings.errors import SettingsError
 
 COPIED = (
     *("Snakefile", "environment.yml", "config", "resources/classes", "resources/descriptions"),

@@ -18,7 +18,6 @@ import typer
 
 from microclip import paths, processes, runtime, settings
 from microclip.cli import BackboneOption, DeviceOption, app, say
-from microclip.settings.base import cut, parsed_yaml
 
 if TYPE_CHECKING:
     from microclip.api import Adapted
@@ -253,6 +252,8 @@ def _pairs(texts: list[str]) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     """A value as YAML reads it. Raises SettingsError if it is not YAML."""
+    from microclip.settings.base import cut, parsed_yaml
+
     return parsed_yaml(text, f"--set value {cut(text)!r} is")
 
 

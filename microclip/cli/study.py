@@ -26,7 +26,7 @@ from microclip.cli import (
     app,
     say,
 )
-from microclip.settings.base import MissingFileError, SettingsError
+from microclip.settings.errors import MissingFileError, SettingsError
 
 if TYPE_CHECKING:
     from microclip.measure.costs import Costs

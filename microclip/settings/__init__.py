@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from microclip.settings.base import Frozen as Frozen
     from microclip.settings.base import Name as Name
-    from microclip.settings.base import SettingsError as SettingsError
+    from microclip.settings.base import check_device as check_device
     from microclip.settings.base import digest as digest
     from microclip.settings.base import known as known
     from microclip.settings.base import load_named as load_named
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from microclip.settings.datasets import HubRoute as HubRoute
     from microclip.settings.datasets import IconSource as IconSource
     from microclip.settings.datasets import PublicSource as PublicSource
+    from microclip.settings.errors import SettingsError as SettingsError
     from microclip.settings.llms import DescriptionSettings as DescriptionSettings
     from microclip.settings.study import BackboneSettings as BackboneSettings
     from microclip.settings.study import CardSettings as CardSettings
@@ -43,7 +44,7 @@ _MODULES = {
     "base": (
         "Frozen",
         "Name",
-        "SettingsError",
+        "check_device",
         "digest",
         "known",
         "load_named",
@@ -58,6 +59,7 @@ _MODULES = {
         "IconSource",
         "PublicSource",
     ),
+    "errors": ("SettingsError",),
     "llms": ("DescriptionSettings",),
     "study": (
         "BackboneSettings",

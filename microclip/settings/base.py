@@ -27,6 +27,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from microclip import paths
+from microclip.settings.errors import MissingFileError as MissingFileError
+from microclip.settings.errors import SettingsError as SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +86,6 @@ SECRET = "secret"  # the type of a pydantic error whose input must not be shown
 
 Model = TypeVar("Model", bound=BaseModel)
 _LONGEST = 600  # characters of a value or a reason in an error
-
-
-class SettingsError(ValueError):
-    """A setting that cannot be used; the message says what is wrong, where, and how to fix it."""
-
-
-class MissingFileError(SettingsError, FileNotFoundError):
-    """A file that a setting or a command names is missing; exit code 3 as for all missing files."""
 
 
 def without_defaults(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from microclip import settings, study
-from microclip.cli import main, own_images
+from microclip.cli import own_images, project
 from microclip.data.manifest import Origin
 from microclip.data.passport import Passport
 from microclip.own_images import record
@@ -79,7 +79,7 @@ def whole(kind: str) -> tuple[Any, ...]:
 
 
 MODELS: dict[str, type[BaseModel]] = {
-    **main._named_models(),
+    **project.named_models(),
     "variants": settings.VariantFile,
     "published": PublishedList,
 }

@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from microclip import settings
-from microclip.cli import main
+from microclip.cli import project
 from microclip.settings import SettingsError, reports
 from microclip.settings.methods.microclip import MicroClipSettings
 from microclip.text.prompts import PromptSet
@@ -236,7 +236,7 @@ def test_every_setting_of_a_method_has_a_description() -> None:
 
 
 def test_the_committed_schemas_match_the_models(tmp_path: Path) -> None:
-    main.export(tmp_path)
+    project.export(tmp_path)
     committed = ROOT / "config" / "schema"
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in committed.iterdir())
     for path in tmp_path.iterdir():
