@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import shutil
 from typing import Annotated
 
 import typer
@@ -32,20 +35,60 @@ _STATES = {True: "ok", False: "missing", None: "left out"}
 
 
 def _gpus() -> tuple[str, bool]:
-    """The GPUs that torch computes on; False if there is one that it cannot use."""
-    listed = runtime.visible_gpus()
+    """The GPUs that torch computes on; False if there is one that it cannot use.
+
+    torch takes seconds to import, so it is asked only where there are a GPU and a driver.
+    """
+    listed, named = runtime.visible_gpus(), os.environ.get(_VISIBLE)
     if not listed:
-        return "no GPU: the icon studies run on CPU", True
+        why = "no GPU"
+        if named is not None:
+            why = f"{_VISIBLE} is {named!r} and names no GPU"
+        elif _has_driver():
+            why = "there is a driver, but nvidia-smi lists no GPU"
+        return f"{why}: the icon studies run on CPU", True
+    gpus = f"GPU {', '.join(listed)} is listed"
+    if not _has_driver():  # so the variable lists it
+        return (
+            f"{gpus} in {_VISIBLE}, but there is no driver: neither nvidia-smi nor {_DRIVER}; "
+            "install it, or unset the variable to run on CPU",
+            False,
+        )
     import torch
 
     if not torch.cuda.is_available():
         return (
-            f"GPU {', '.join(listed)} is listed, but torch {torch.__version__} (CUDA "
-            f"{torch.version.cuda}) cannot use it; update the driver or reinstall torch for it",
+            f"{gpus}, but torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it; "
+            "update the driver or reinstall torch for it",
             False,
         )
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    for number, name in enumerate(names):
+        try:
+            torch.ones(8, device=f"{_CUDA}:{number}").sum().item()
+        except RuntimeError as error:  # it is full, or torch was not built for it
+            said = str(error).strip().partition("\n")[0]
+            return (
+                f"GPU {number}, {name}, is there, but torch computes nothing on it: {said}",
+                False,
+            )
     return f"torch computes on {', '.join(names)}", True
+
+
+_CUDA = "cuda"
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_DRIVER = "libcuda.so.1"  # the driver's own library, which torch loads
+
+
+def _has_driver() -> bool:
+    """Is a driver of NVIDIA's installed? Some containers have its library, but no nvidia-smi."""
+    if shutil.which("nvidia-smi"):
+        return True
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        return False
+    return True
 
 
 def _weights_of(backbone: settings.BackboneSettings) -> tuple[str, bool | None]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -19,6 +21,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ALIAS = "_open_clip_registry"  # open_clip's folder as another package
 _ZIP = b"PK\x03\x04"
 _MOST_HEADER = 100_000_000  # bytes; safetensors refuses a longer header too
 
@@ -207,18 +211,41 @@ class Published:
 
 def published(model: str, tag: str) -> Published:
     """Return where open_clip's registry says that the weights of a tag are."""
-    from open_clip import pretrained
-    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
-
-    said = pretrained.get_pretrained_cfg(model, tag)
+    registry = _registry()
+    said = registry.get_pretrained_cfg(model, tag)
     repository, _, named = said.get("hf_hub", "").rpartition("/")
-    files: tuple[str, ...] = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)
+    files: tuple[str, ...] = (registry.HF_SAFE_WEIGHTS_NAME, registry.HF_WEIGHTS_NAME)
     if named:
         stem, _, suffix = named.rpartition(".")
         files = (f"{stem}.safetensors", named) if suffix in ("bin", "pth") else (named,)
     url = said.get("url", "")
     sha256 = next((part for part in url.split("/") if _SHA256.fullmatch(part)), "")
     return Published(f"{model}:{tag}", repository, files, url if sha256 else "", sha256)
+
+
+def _registry() -> Any:
+    """Return open_clip's table of published weights; without torch, if that is not imported yet.
+
+    The table is one file, but its package imports torch, torchvision and timm, which takes seconds:
+    longer than all else that `microclip doctor` does.
+    """
+    if "torch" in sys.modules:
+        from open_clip import pretrained
+
+        return pretrained
+    if f"{_ALIAS}.pretrained" not in sys.modules:
+        found = importlib.util.find_spec("open_clip")
+        assert found is not None
+        package = ModuleType(_ALIAS)  # the same folder, without what its __init__ imports
+        package.__path__ = list(found.submodule_search_locations or ())
+        sys.modules[_ALIAS] = package
+        # The file takes it only for downloads, and does without if it is missing. It imports torch.
+        sys.modules["safetensors.torch"] = None  # type: ignore[assignment]
+        try:
+            importlib.import_module(f"{_ALIAS}.pretrained")
+        finally:
+            del sys.modules["safetensors.torch"]
+    return sys.modules[f"{_ALIAS}.pretrained"]
 
 
 def is_offline() -> bool:

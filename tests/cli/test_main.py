@@ -300,60 +300,6 @@ def test_every_verb_refuses_an_unknown_device_first(
     assert list(project.iterdir()) == []
 
 
-def test_doctor_lists_versions_and_backbones(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main.main(["doctor"]) == 0
-    said = capsys.readouterr().out
-    assert "torch" in said
-    assert "backbone tiny\n" in said
-
-
-def test_doctor_says_where_weights_are_or_that_they_are_fetched_at_first_use(
-    own_project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(own_project / "hub"))
-    monkeypatch.setenv("HOME", str(own_project))
-    for switch in ("MICROCLIP_OFFLINE", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(switch, raising=False)
-    (own_project / "config/backbones/public.yaml").write_text(
-        "{title: Public, model: ViT-B-32, pretrained: openai}\n"
-    )
-    assert main.main(["doctor"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert "ok       backbone public, whose weights open_clip fetches at first use" in said
-    monkeypatch.setenv("MICROCLIP_OFFLINE", "1")
-    assert main.main(["doctor"]) == 3
-    said = capsys.readouterr().out.splitlines()
-    way = "whose weights are not here; `microclip fetch-weights public`"
-    assert f"missing  backbone public, {way}" in said
-    placed = own_project / ".cache" / "clip" / "ViT-B-32.pt"
-    placed.parent.mkdir(parents=True)
-    placed.write_bytes(b"")
-    assert main.main(["doctor"]) == 0
-    assert f"ok       backbone public: {placed}" in capsys.readouterr().out.splitlines()
-
-
-def test_doctor_says_whether_torch_can_use_the_gpu(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(runtime, "visible_gpus", lambda: ["0"])
-    for is_usable, code, said in (
-        (False, 3, "missing  GPU 0 is listed, but torch "),
-        (True, 0, "ok       torch computes on Simulated GPU"),
-    ):
-        monkeypatch.setattr("torch.cuda.is_available", lambda found=is_usable: found)
-        monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-        monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "Simulated GPU")
-        assert main.main(["doctor"]) == code
-        assert capsys.readouterr().out.splitlines()[-1].startswith(said)
-    monkeypatch.setattr(runtime, "visible_gpus", list)
-    assert main.main(["doctor"]) == 0
-    assert (
-        capsys.readouterr().out.splitlines()[-1] == "ok       no GPU: the icon studies run on CPU"
-    )
-
-
 def test_unlock_is_silent_if_there_is_nothing_to_clean_up(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

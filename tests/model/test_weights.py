@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -401,3 +403,15 @@ def test_the_registry_states_openais_hashes_and_safe_files_first() -> None:
     assert not weights.published("ViT-B-32-quickgelu", "metaclip_400m").url  # states no hash
     named = weights.published("ViTamin-S", "datacomp1b")
     assert named.files == ("pytorch_model.safetensors", "pytorch_model.bin")
+
+
+def test_the_table_of_weights_is_the_same_without_torch() -> None:
+    program = (
+        "import sys; from microclip.model import weights;"
+        "print(weights._registry()._PRETRAINED);"
+        "sys.exit('torch' in sys.modules or 'safetensors.torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(pretrained._PRETRAINED)
