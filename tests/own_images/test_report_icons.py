@@ -29,7 +29,9 @@ SCENES = IconSource.model_validate(
 
 
 @pytest.fixture
-def scenes(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def scenes(
+    tmp_path: Path, empty_database: Path, shared_warm: str, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """Work in a folder with icon scenes and odd files in `photos`, and labels beside it."""
     monkeypatch.setenv("MICROCLIP_ROOT", str(ROOT))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -61,7 +63,7 @@ def adapt(out: str, *more: str) -> int:
     words = ROOT / "resources" / "descriptions" / "food.json"
     given = ["adapt", "photos", "--classes", "names.txt", "--descriptions", str(words)]
     given += ["--labels", "labels.csv", "--out", out, "--skip-bad", "--set", "batch_size=16"]
-    return main.main([*given, "--set", "n_crops=4", *more])
+    return main.main([*given, "--set", "n_crops=2", *more])
 
 
 @pytest.mark.slow
@@ -83,7 +85,7 @@ def test_a_normal_run_is_kept_and_one_with_too_high_a_learning_rate_collapses(
     scores = json.loads((scenes / "usual" / "scores.json").read_text())
     assert scores["n_labelled"] == N_CLASSES * N_SCENES
     assert scores["top1_pct"] > 2 * 100 / N_CLASSES  # twice chance level
-    assert adapt("fast", "--set", "epochs=6", "--set", "learning_rate=0.05") == 0
+    assert adapt("fast", "--set", "epochs=3", "--set", "learning_rate=0.05") == 0
     print(capsys.readouterr().err)
     fast = json.loads((scenes / "fast" / "adapted.json").read_text())
     assert (fast["method"], fast["about"]["verdict"]) == ("cupl", "collapsed")
