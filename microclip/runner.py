@@ -11,7 +11,7 @@ import io
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from microclip.measure.evaluation import (
     evaluate,
     is_measured,
 )
+from microclip.measure.frozen import FrozenEmbeddings
 from microclip.methods.base import (
     REPEAT,
     SHARED_RECIPE,
@@ -44,7 +45,6 @@ from microclip.methods.base import (
     Sight,
     Task,
     Tracker,
-    ViewPlan,
     evaluation_fields,
     grant,
     load_method,
@@ -75,6 +75,7 @@ class Inputs:
     sentence_store: SentenceStore | None = None
     backbone: Backbone | None = None
     features: embeddings.Features | None = None
+    frozen: FrozenEmbeddings = field(default_factory=FrozenEmbeddings)
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,8 @@ def read_inputs(settings: RunSettings, reads: str) -> Inputs:
         tower = compiled(load_backbone(settings.backbone, device), settings.compile)
         weights.record(settings.backbone)
         store = embeddings.sentence_store(settings.backbone, tower)
-        return Inputs(splits, names, texts, device, sentences, store, backbone=tower)
+        frozen = FrozenEmbeddings.of(settings, tower)
+        return Inputs(splits, names, texts, device, sentences, store, backbone=tower, frozen=frozen)
     found = embeddings.load_features(settings.dataset, settings.backbone)
     return Inputs(splits, names, texts, device, sentences, features=found)
 
@@ -227,6 +229,7 @@ def test_views(inputs: Inputs, seed: int) -> ViewReader:
         embeddings=None if inputs.features is None else inputs.features.test,
         device=inputs.device,
         is_reread=True,
+        frozen=inputs.frozen,
     )
 
 
@@ -236,9 +239,7 @@ def zero_shot_logits(inputs: Inputs, test: ViewReader) -> Tensor:
     if inputs.backbone is None:
         assert inputs.features is not None
         return cosine_similarity(inputs.features.test, inputs.texts.uniform.cpu())
-    tower = inputs.backbone
-    parts = [tower.encode_global(v.images) for v in test(ViewPlan("image")) if v.images is not None]
-    return cosine_similarity(torch.cat(parts), inputs.texts.uniform).cpu()
+    return cosine_similarity(test.frozen_embeddings(), inputs.texts.uniform).cpu()
 
 
 def _task(settings: RunSettings, inputs: Inputs) -> Task:

@@ -136,7 +136,7 @@ if TYPE_CHECKING:
     from microclip.model.backbone import Backbone
 
 _MAX_WORKERS = 32  # a CPU makes 100 to 150 strong views of photographs a second
-_ENCODED_TOGETHER = 256  # images
+ENCODED_TOGETHER = 256  # images
 _AHEAD = 2  # batches of packed pixels that may wait for the GPU; some 100 MB each for photographs
 Key = TypeVar("Key")
 Made = TypeVar("Made")
@@ -452,7 +452,7 @@ def image_embeddings(
 ) -> Float[Tensor, "image embedding"]:
     """Return the unit [CLS] embeddings of test views, on the CPU, in float32."""
     recipe, device = ViewRecipe.of(backbone, seed=0), backbone.device
-    views = evaluation_views(images, recipe, crop=crop, batch_size=_ENCODED_TOGETHER, device=device)
+    views = evaluation_views(images, recipe, crop=crop, batch_size=ENCODED_TOGETHER, device=device)
     return torch.cat([backbone.encode_global(batch).cpu() for batch in views])
 
 

@@ -17,7 +17,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from microclip.data.crops import CropDraw, crop_embeddings
-from microclip.data.loading import UnlabelledImages, ViewRecipe, evaluation_views, image_embeddings
+from microclip.data.loading import (
+    ENCODED_TOGETHER,
+    UnlabelledImages,
+    ViewRecipe,
+    evaluation_views,
+    image_embeddings,
+)
+from microclip.measure.frozen import FrozenEmbeddings
 from microclip.methods.base import REPEAT, Classifier, ViewPlan, Views
 from microclip.model.backbone import Backbone
 
@@ -36,6 +43,7 @@ class ViewReader:
         tower: backbone that normalises images; needed for plans of images.
         embeddings: frozen [CLS] of all images, if already encoded; otherwise `tower` encodes them.
         is_reread: keep image views in memory for the next call, if they are small enough.
+        frozen: where embeddings come from that an earlier run has computed.
     """
 
     images: UnlabelledImages
@@ -44,6 +52,7 @@ class ViewReader:
     embeddings: Float[Tensor, "image embedding"] | None = None
     device: str | torch.device = "cpu"
     is_reread: bool = False
+    frozen: FrozenEmbeddings = field(default_factory=FrozenEmbeddings)
     _kept: dict[ViewPlan, list[Views]] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, plan: ViewPlan) -> Iterable[Views]:
@@ -74,9 +83,22 @@ class ViewReader:
     def _embeddings(self) -> Iterator[Views]:
         encoded = self.embeddings
         if encoded is None:
-            encoded = image_embeddings(self._backbone(), self.images)
+            tower = self._backbone()
+            encoded = self.frozen.get(
+                ENCODED_TOGETHER, lambda: image_embeddings(tower, self.images)
+            )
         for batch in torch.split(encoded.to(self.device), _BATCH):
             yield Views(embeddings=batch)
+
+    def frozen_embeddings(self) -> Float[Tensor, "image embedding"]:
+        """Frozen [CLS] of all images by `tower`, in batches of test views, on its device."""
+        tower = self._backbone()
+
+        def compute() -> Tensor:
+            batches = [views.images for views in self(ViewPlan("image"))]
+            return torch.cat([tower.encode_global(own) for own in batches if own is not None])
+
+        return self.frozen.get(_BATCH, compute)
 
     def _squares(self, draw: CropDraw) -> Iterator[Views]:
         for start in range(0, len(self.images), _BATCH):
