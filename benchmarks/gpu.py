@@ -12,7 +12,10 @@ eigh      the cut's eigensolver, and what could stand in for it (`gpu_eigh.py`)
 data      images/s that workers, packing and resizing give, and a whole epoch
 methods   20 steps of every method
 
-Usage: python benchmarks/gpu.py [--only PART[:SECONDS]...] [--device cpu] [--quick] [--out FOLDER]
+Usage: python benchmarks/gpu.py [--only PART[:SECONDS]...] [--compile MODE] [--device cpu] [--quick]
+    [--out FOLDER]
+
+`--compile` is the mode of all parts but `step`, which tries every one.
 """
 
 from __future__ import annotations
@@ -75,6 +78,7 @@ class Bench:
     device: str
     quick: bool
     out: Path
+    mode: str = "off"
     deadline: float = 0.0
     found: dict[str, Any] = field(default_factory=dict)
 
@@ -306,7 +310,8 @@ def part_official(bench: Bench) -> None:
         bench.heads("With views, workers for all CPUs", "Official images/s", "Ours", "Ratio")
         with bench.case("official, with views"):
             theirs = official_epoch(bench, official, len(images))
-            ours = epoch_rate(bench, images, Way("online", "fp32", "off", bench.device, N_CLASSES))
+            way = Way("online", "fp32", bench.mode, bench.device, N_CLASSES)
+            ours = epoch_rate(bench, images, way)
             bench.row("fp32", f"{theirs:.0f}", f"{ours:.0f}", f"{ours / theirs:.1f}")
             bench.keep("official_with_views", official=theirs, ours=ours)
 
@@ -328,7 +333,7 @@ def official_row(
     theirs = bench.timed(learn, n_rounds=3)
     ours = {}
     for prior in PRIORS:
-        way = Way(prior, precision, "off", bench.device, N_CLASSES)  # type: ignore[arg-type]
+        way = Way(prior, precision, bench.mode, bench.device, N_CLASSES)  # type: ignore[arg-type]
         trainer = our_trainer(bench.name, images, way, batch_size=bench.batch)
         ours[prior] = bench.timed(stepping(trainer, some_batches(trainer)), n_rounds=3)
     theirs = min(theirs, bench.timed(learn, n_rounds=3))  # once more, after ours
@@ -371,8 +376,8 @@ def part_profile(bench: Bench) -> None:
     """Where the time of a step goes."""
     with tempfile.TemporaryDirectory() as folder:
         images, _ = photographs(Path(folder), bench.name, 2 * bench.batch)
-        for precision in PRECISIONS:
-            way = Way("online", precision, "off", bench.device, N_CLASSES)
+        for precision in reversed(PRECISIONS):
+            way = Way("online", precision, bench.mode, bench.device, N_CLASSES)
             trainer = our_trainer(bench.name, images, way, batch_size=bench.batch)
             batches = some_batches(trainer)
             bench.heads(f"Part of a step, {bench.name}, online, {precision}", "ms")
@@ -472,8 +477,14 @@ def kernels_of(bench: Bench, step: Callable[[], object], precision: str) -> None
             bench.keep("profile", precision=precision, by=kind, name=one.key, ms=milliseconds)
     launches = sum(one.count for one in averages if "LaunchKernel" in one.key) / n_steps
     waits = {one.key: one.count / n_steps for one in averages if "Synchronize" in one.key}
-    bench.say(f"\n{precision}: {launches:.0f} kernel launches a step; {waits}")
-    bench.keep("launches", precision=precision, launches=launches, waits=waits)
+    gpu = [one for one in averages if one.device_type == DeviceType.CUDA]
+    busy = sum(one.self_device_time_total for one in gpu) / 1000 / n_steps
+    n_kernels = sum(one.count for one in gpu) / n_steps
+    bench.say(
+        f"\n{precision}: {launches:.0f} launches by the host and {n_kernels:.0f} kernels a step, "
+        f"which take {busy:.1f} ms; {waits}"
+    )
+    bench.keep("launches", precision=precision, launches=launches, waits=waits, busy_ms=busy)
 
 
 def syncs_of(bench: Bench, step: Callable[[], object], precision: str) -> None:
@@ -526,7 +537,7 @@ def part_data(bench: Bench) -> None:
     bench.heads("Alone or together", "Images/s")
     with tempfile.TemporaryDirectory() as folder:
         images, _ = photographs(Path(folder), bench.name, n)
-        way = Way("online", "bf16", "off", bench.device, N_CLASSES)
+        way = Way("online", "bf16", bench.mode, bench.device, N_CLASSES)
         with bench.case("data path"):
             data_rows(bench, our_trainer(bench.name, images, way, batch_size=bench.batch))
         for prior, precision in itertools.product(PRIORS, ("bf16", "fp32")):
@@ -585,7 +596,8 @@ def part_methods(bench: Bench) -> None:
         names = sorted(known_methods(), key=lambda name: name not in FIRST)
         for precision, name in itertools.product(precisions, names):
             with bench.case(f"{name} {precision}"):
-                way = Way("online", precision, "off", bench.device, 3 if bench.quick else N_CLASSES)
+                n_classes = 3 if bench.quick else N_CLASSES
+                way = Way("online", precision, bench.mode, bench.device, n_classes)
                 found = measure_method(
                     name, images, way, network=bench.name, batch_size=bench.batch
                 )
@@ -631,6 +643,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="How fast a GPU trains.")
     parser.add_argument("--only", nargs="+", default=list(PARTS), metavar="PART[:SECONDS]")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--compile", choices=("off", "default", "cuda-graphs"), default="off")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to test this script")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder")
     parser.add_argument("--limit-s", type=int, default=120, help="seconds for a part")
@@ -644,10 +657,11 @@ def main() -> None:
     os.environ.setdefault("MICROCLIP_ROOT", str(Path(__file__).resolve().parents[1]))
     warnings.filterwarnings("ignore")
     signal.signal(signal.SIGALRM, ring)
-    bench = Bench(options.device, options.quick, options.out)
+    bench = Bench(options.device, options.quick, options.out, options.compile)
     runtime.full_float32()
     card = torch.cuda.get_device_name() if bench.device == "cuda" else "CPU"
     bench.say(f"{card}, torch {torch.__version__}, batches of {bench.batch}")
+    bench.say(f"compile: {bench.mode}, but in `step`")
     bench.keep("machine", card=card, torch=str(torch.__version__), cpus=runtime.n_cpus())
     if gpu_eigh.LOOPS and bench.device == "cuda":
         bench.say("eigh as torch 2.12 calls it (cusolverDnXsyevBatched), but for rows that say so")

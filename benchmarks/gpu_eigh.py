@@ -166,14 +166,28 @@ LOOPS = solves_one_by_one()
 _plain_eigh = torch.linalg.eigh
 
 
-def _eigh(matrix: Tensor) -> Any:
-    """torch.linalg.eigh, but batches on a GPU as torch calls cuSOLVER since 2.12, check and all."""
-    if matrix.device.type != "cuda" or matrix.ndim != 3:
-        return _plain_eigh(matrix)
+@torch.library.custom_op("microclip_benchmarks::eigh", mutates_args=())
+def _solved(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, and eigenvectors in rows; an operation of torch, so that it can be compiled."""
     solver = cusolver()
     values, vectors = solver(matrix.contiguous())
     if bool(solver.status.any()):
         raise RuntimeError("cuSOLVER found no eigenvalues")
+    return values, vectors
+
+
+@_solved.register_fake
+def _(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    return matrix.new_empty(matrix.shape[:2]), torch.empty_like(
+        matrix, memory_format=torch.contiguous_format
+    )
+
+
+def _eigh(matrix: Tensor) -> Any:
+    """torch.linalg.eigh, but batches on a GPU as torch calls cuSOLVER since 2.12, check and all."""
+    if matrix.device.type != "cuda" or matrix.ndim != 3:
+        return _plain_eigh(matrix)
+    values, vectors = _solved(matrix)
     return Eigen(values, vectors.mT)
 
 

@@ -56,7 +56,7 @@ from many_runs import is_better_on_cpu, prepare, solve_on_cpu
 from torch import Tensor
 
 from microclip import processes, runtime, settings, study, warm
-from microclip.adaptation.losses import self_training_loss
+from microclip.adaptation.losses import mean_probabilities, self_training_loss
 from microclip.adaptation.teacher import Teaching
 from microclip.data.loading import ViewBatch, spread
 from microclip.measure.evaluation import LabelMonitor, ViewReader
@@ -168,7 +168,7 @@ class BothHeads(SelfTrainingLosses):
         self._n += len(labels)
         terms = {
             "ce": self_training_loss(seen.logits, labels, scale),
-            "fairness": self._fairness(seen.logits, scale),
+            "fairness": self._fairness(mean_probabilities(seen.logits, scale)),
         }
         return {**terms, "local": self._weight * local} if self._weight else terms
 

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import TypeVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from microclip.model.backbone import unit_norm
+
+Result = TypeVar("Result")
+
+
+def begun_beside(device: torch.device, compute: Callable[[], Result]) -> Callable[[], Result]:
+    """Begin a computation on a GPU's second stream; what is returned waits for it on the first.
+
+    On a CPU it is done at once.
+    """
+    if device.type != "cuda":
+        done = compute()
+        return lambda: done
+    aside = _second_stream(device)
+    aside.wait_stream(torch.cuda.current_stream(device))  # for what `compute` reads
+    with torch.cuda.stream(aside):
+        begun = compute()
+
+    def wait() -> Result:
+        torch.cuda.current_stream(device).wait_stream(aside)
+        return begun
+
+    return wait
+
+
+@cache
+def _second_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def view_weights(

@@ -320,9 +320,10 @@ class Trainer(Generic[BatchT]):
                 if seen is not None:
                     seen.teaching(teaching)
             teaching = replace(teaching, look=None)
+            # None instead of zeros: a tensor without gradient then keeps its weight, decay
+            # included. Here, because after the cut a GPU would wait for it.
+            self._optimizer.zero_grad(set_to_none=True)
             terms = self._losses.terms(batch, teaching, generator)
-        # None instead of zeros: a tensor without gradient then keeps its weight, decay included.
-        self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward([total(terms)])
         if seen is not None:
             seen.gradients(self._parameters)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from microclip.adaptation.losses import (
@@ -22,7 +22,7 @@ from microclip.adaptation.losses import (
     mean_probabilities,
     self_training_loss,
 )
-from microclip.adaptation.multi_view import aggregate_views
+from microclip.adaptation.multi_view import aggregate_views, begun_beside
 from microclip.adaptation.pseudo_labels import (
     aggregate_knowledge,
     fused_similarity,
@@ -72,6 +72,7 @@ class KnowledgeTeacher(Teacher[ViewBatch]):
     ) -> None:
         """Teach with the network `fusion` itself and the fixed class vectors `knowledge`."""
         self._fusion = fusion
+        self._backbone = fusion.backbone
         self._knowledge = knowledge
         self._settings = settings
         self._cached_prior = cached_prior
@@ -85,8 +86,11 @@ class KnowledgeTeacher(Teacher[ViewBatch]):
             prior = prior_logits.argmax(dim=-1)
             look = partial(self._look, {"prior": prior_logits})
             return Teaching(prior, parts={"prior": prior}, look=look)
+        # Begun first: on a GPU the cut waits, and the crops, most of the work, run meanwhile.
+        has_crops = self._cached_prior is None and batch.crops.shape[1] > 0
+        crops = begun_crops(self._backbone, batch) if has_crops else None
         seen = self._fusion(batch.weak, generator=generator)
-        prior_logits = self._prior(batch, seen.global_embedding)
+        prior_logits = self._prior(batch, seen.global_embedding, crops)
         own_logits = fused_similarity(
             seen.global_embedding,
             seen.local_embedding,
@@ -121,15 +125,18 @@ class KnowledgeTeacher(Teacher[ViewBatch]):
         return Look(measures, _undefined_cuts(seen.saliency, measures, self._fusion.options.ncut))
 
     def _prior(
-        self, batch: ViewBatch, whole: Float[Tensor, "batch embedding"] | None
+        self,
+        batch: ViewBatch,
+        whole: Float[Tensor, "batch embedding"] | None,
+        crops: Crops | None = None,
     ) -> Float[Tensor, "batch classes"]:
-        """Return the prior's cosines; `whole` is the weak view's embedding if already known."""
+        """Return the prior's cosines; `whole` and `crops` are embeddings if already known."""
         if self._cached_prior is not None:
             device = self._cached_prior.device
             return self._cached_prior[batch.indices.to(device, non_blocking=True)]
         is_shared = self._settings.pseudo_label_head == "shared"
         vectors = self._fusion.classifier if is_shared else self._knowledge
-        return prior_logits(self._fusion.backbone, batch, vectors, whole=whole)
+        return prior_logits(self._backbone, batch, vectors, whole=whole, crops=crops)
 
 
 class SelfTrainingLosses(Losses[ViewBatch]):
@@ -157,10 +164,8 @@ class SelfTrainingLosses(Losses[ViewBatch]):
         assert teaching.labels is not None
         logits = trained_similarity(self._fusion, batch.strong, generator)
         scale = self._settings.temperature
-        return {
-            "ce": self_training_loss(logits, teaching.labels, scale),
-            "fairness": self._fairness(logits, scale),
-        }
+        ce, mean = self._fusion.backbone.fused(_compared)(scale, logits, teaching.labels)
+        return {"ce": ce, "fairness": self._fairness(mean)}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the running marginal."""
@@ -170,11 +175,18 @@ class SelfTrainingLosses(Losses[ViewBatch]):
         """Restore the running marginal."""
         self._marginal.load_state_dict(dict(state))
 
-    def _fairness(self, logits: Float[Tensor, "batch classes"], scale: float) -> Float[Tensor, ""]:
+    def _fairness(self, mean: Float[Tensor, " classes"]) -> Float[Tensor, ""]:
         if self._settings.fairness == "off":
-            return logits.new_zeros((), dtype=torch.float32)
-        marginal = self._marginal.update(mean_probabilities(logits, scale))
+            return mean.new_zeros(())
+        marginal = self._marginal.update(mean)
         return fairness_loss(marginal, _FAIRNESS_FACTOR[self._settings.fairness])
+
+
+def _compared(
+    scale: float, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, " classes"]]:
+    """Return the cross-entropy, and the mean probability of each class."""
+    return self_training_loss(logits, labels, scale), mean_probabilities(logits, scale)
 
 
 class MicroClip(DeclaredMethod[MicroClipSettings]):
@@ -306,21 +318,32 @@ def _undefined_cuts(
     )
 
 
+Crops = Callable[[], Float[Tensor, "batch view embedding"]]
+
+
+def begun_crops(backbone: Backbone, batch: ViewBatch) -> Crops:
+    """Begin to encode a batch's crops, on a GPU beside what follows; the result waits for it."""
+    own = batch.crops
+    return begun_beside(
+        own.device, lambda: _encoded(backbone, own.flatten(0, 1)).reshape(*own.shape[:2], -1)
+    )
+
+
 def prior_logits(
     backbone: Backbone,
     batch: ViewBatch,
     knowledge: Float[Tensor, "classes embedding"],
     *,
     whole: Float[Tensor, "batch embedding"] | None = None,
+    crops: Crops | None = None,
 ) -> Float[Tensor, "batch classes"]:
     """Return cosines of the crops' aggregate, or of the weak view if there are no crops."""
     if whole is None:
         whole = backbone.encode_global(batch.weak)
     if batch.crops.shape[1] == 0:
         return cosine_similarity(whole, knowledge)
-    crops = _encoded(backbone, batch.crops.flatten(0, 1))
-    per_image = crops.reshape(*batch.crops.shape[:2], -1)
-    return cosine_similarity(aggregate_views(whole, per_image), knowledge)
+    views = (crops or begun_crops(backbone, batch))()
+    return cosine_similarity(aggregate_views(whole, views), knowledge)
 
 
 def _encoded(

@@ -1,8 +1,6 @@
 """The CLIP network: any open_clip vision transformer, from its YAML file to its tokens.
 
-One forward pass serves two purposes. In the last block the class token attends to all tokens (one
-query row instead of n+1), and each patch takes the value path: the block with its attention matrix
-replaced by the identity.
+What its image tower computes is in `vision_transformer.py`.
 
 This is longer than most modules because loading, checking and running a network is one subject:
 what `_check_tower` refuses is what `_hidden` and `_last_block` cannot compute.
@@ -17,18 +15,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from microclip.model import weights
-from microclip.model.frozen_linear import linear
-from microclip.model.lora import updated
+from microclip.model.vision_transformer import (
+    embedded,
+    enter_tower,
+    finish_tower,
+    is_plain,
+    run_block,
+)
 from microclip.paths import project_root
 from microclip.settings.base import SettingsError, read_yaml, validated
 from microclip.settings.study import BackboneSettings
@@ -239,6 +241,10 @@ def unit_norm(vectors: Float[Tensor, "*lead size"]) -> Float[Tensor, "*lead size
     )
 
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
 class Backbone(nn.Module):
     """An open_clip ViT with the two outputs that this project needs.
 
@@ -302,9 +308,22 @@ class Backbone(nn.Module):
         Raises:
             ValueError: images of another size than `image_size`.
         """
-        tokens = self._encode(images, with_patches=True)
-        cls = tokens[:, 0]
-        return ImageTokens(unit_norm(self.project(cls)), cls, tokens[:, 1:])
+        return self.image_tokens(self.kept_tokens(images))
+
+    def kept_tokens(
+        self, images: Float[Tensor, "batch 3 rows columns"]
+    ) -> Float[Tensor, "batch token width"]:
+        """Return the class token and the value path's patch tokens after the final LayerNorm.
+
+        Raises:
+            ValueError: images of another size than `image_size`.
+        """
+        return self._encode(images, with_patches=True)
+
+    def image_tokens(self, kept: Float[Tensor, "batch token width"]) -> ImageTokens:
+        """Return what `encode_image` does, of its images' `kept_tokens`."""
+        cls = kept[:, 0]
+        return ImageTokens(unit_norm(self.project(cls)), cls, kept[:, 1:])
 
     def encode_global(
         self, images: Float[Tensor, "batch 3 rows columns"]
@@ -355,6 +374,13 @@ class Backbone(nn.Module):
             return torch.full((len(tokens),), context)
         lengths = torch.tensor([*(n for n in _TEXT_LENGTHS if n < context), context])
         return lengths[torch.bucketize(tokens.argmax(dim=-1).cpu() + 1, lengths)]
+
+    def fused(self, function: Callable[Given, Result]) -> Callable[Given, Result]:
+        """Return a function of an owner, then of a batch's tensors, as it is to be computed.
+
+        Here that is the function itself.
+        """
+        return function
 
     def layer_norms(self) -> dict[str, nn.Parameter]:
         """Gains and biases of the image tower's LayerNorms, by name."""
@@ -415,17 +441,15 @@ class Backbone(nn.Module):
         Raises:
             ValueError: images of another size than `image_size`.
         """
+        self._check_size(images)
+        return embedded(self.visual, images)
+
+    def _check_size(self, images: Tensor) -> None:
         if images.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"images must be {self.image_size} x {self.image_size} px, got "
                 f"{images.shape[-2]} x {images.shape[-1]}; resize them for this backbone"
             )
-        visual = self.visual
-        patches = visual.conv1(images).flatten(2).mT
-        cls = visual.class_embedding.expand(images.shape[0], 1, -1)
-        place = visual.positional_embedding
-        # Positions are added in float32, which keeps the residual stream float32 under autocast.
-        return torch.cat([cls + place[:1], patches + place[1:]], dim=1)
 
     def read_class(
         self, hidden: Float[Tensor, "batch token width"]
@@ -437,24 +461,29 @@ class Backbone(nn.Module):
         self, images: Float[Tensor, "batch 3 rows columns"]
     ) -> Float[Tensor, "batch token width"]:
         """Return all tokens as they enter the last block."""
-        hidden: Tensor = self.visual.ln_pre(self.embed_patches(images))
+        self._check_size(images)
+        hidden = self._entered(images)
         for block in self.visual.transformer.resblocks[:-1]:
-            hidden = run_block(block, hidden)
+            hidden = self._block(block, hidden)
         return hidden
+
+    def _entered(
+        self, images: Float[Tensor, "batch 3 rows columns"]
+    ) -> Float[Tensor, "batch token width"]:
+        """Return all tokens as they enter the first block."""
+        return enter_tower(self.visual, images)
+
+    def _block(
+        self, block: nn.Module, hidden: Float[Tensor, "batch token width"]
+    ) -> Float[Tensor, "batch token width"]:
+        """Return a block's output, any but the last one's."""
+        return run_block(block, hidden)
 
     def _last_block(
         self, hidden: Float[Tensor, "batch token width"], *, with_patches: bool
     ) -> Float[Tensor, "batch kept width"]:
         """Return the class token by attention, then the patches by the value path if asked for."""
-        block = self.visual.transformer.resblocks[-1]
-        normed = block.ln_1(hidden)
-        (query,) = _packed(block.attn, normed[:, :1], 0, 1)
-        key, value = _packed(block.attn, normed, 1, 3)
-        mixed = _attend(block.attn, query, key, value)
-        if with_patches:
-            mixed = torch.cat([mixed, value[:, 1:]], dim=1)
-        kept: Tensor = self.visual.ln_post(_finish(block, hidden[:, : mixed.shape[1]], mixed))
-        return kept
+        return finish_tower(self.visual, hidden, with_patches=with_patches)
 
 
 def from_open_clip(model: nn.Module, tokenizer: Tokenizer | None = None) -> Backbone:
@@ -506,44 +535,6 @@ def _encode_start(model: Any, tokens: Tensor) -> Tensor:
     return cast(Tensor, projection(pooled) if callable(projection) else pooled @ projection)
 
 
-def _packed(attention: Any, tokens: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
-    """Return the maps `first` to `last` of (query, key, value), from the packed projection."""
-    width = tokens.shape[-1]
-    rows = slice(first * width, last * width)
-    packed = linear(tokens, attention.in_proj_weight, attention.in_proj_bias, rows)
-    return updated(attention, tokens, first, packed.chunk(last - first, dim=-1))
-
-
-def run_block(
-    block: Any, hidden: Float[Tensor, "batch token width"], *, is_causal: bool = False
-) -> Float[Tensor, "batch token width"]:
-    """Return a plain block's output for all tokens."""
-    query, key, value = _packed(block.attn, block.ln_1(hidden), 0, 3)
-    return _finish(block, hidden, _attend(block.attn, query, key, value, is_causal=is_causal))
-
-
-def _attend(attention: Any, *parts: Tensor, is_causal: bool = False) -> Tensor:
-    """Multi-head attention of (query, key, value), heads side by side."""
-    query, key, value = (
-        rearrange(part, "b n (h d) -> b h n d", h=attention.num_heads) for part in parts
-    )
-    gathered = functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
-    return rearrange(gathered, "b h n d -> b n (h d)")
-
-
-def _finish(block: Any, hidden: Tensor, mixed: Tensor) -> Tensor:
-    """Return a block's output: output projection, residual, MLP, residual."""
-    out = block.attn.out_proj
-    (projected,) = updated(block.attn, mixed, 3, [linear(mixed, out.weight, out.bias)])
-    hidden = hidden + block.ls_1(projected)
-    inner = block.ln_2(hidden)
-    for layer in block.mlp:
-        is_map = isinstance(layer, nn.Linear)
-        inner = linear(inner, layer.weight, layer.bias) if is_map else layer(inner)
-    finished: Tensor = hidden + block.ls_2(inner)
-    return finished
-
-
 def _check_tower(model: nn.Module) -> None:
     """Refuse image towers that the forward pass above cannot compute."""
     from open_clip.transformer import VisionTransformer
@@ -568,18 +559,3 @@ def _check_tower(model: nn.Module) -> None:
             f"the image tower must be a plain ViT with a class token, this one {found[0]}; "
             "take for example ViT-B-32-quickgelu or ViT-B-16"
         )
-
-
-def is_plain(block: Any) -> bool:
-    """True for a block of LayerNorm, attention, LayerNorm, MLP and nothing else."""
-    attention = block.attn
-    norms = (getattr(attention, name, None) for name in ("ln_q", "ln_k", "ln_inner"))
-    return (
-        getattr(attention, "in_proj_weight", None) is not None
-        and getattr(attention, "bias_k", None) is None
-        and not getattr(attention, "add_zero_attn", False)
-        and getattr(attention, "logit_scale", None) is None
-        and getattr(attention, "head_scale", None) is None
-        and isinstance(getattr(block, "ln_attn", nn.Identity()), nn.Identity)
-        and all(norm is None or isinstance(norm, nn.Identity) for norm in norms)
-    )

@@ -110,6 +110,8 @@ def _once(
     known = _prepared.setdefault(weight, {})
     if key not in known or known[key].state != state:
         known[key] = _Prepared(state, prepare(weight.detach()[rows]))
+        if weight.device.type == "cuda":  # another stream may read it before this one has made it
+            torch.cuda.current_stream(weight.device).synchronize()
     copy: Tensor = known[key].copy
     return copy
 

@@ -120,9 +120,9 @@ def attach(attention: Any, update: LowRank) -> None:
     setattr(attention, _PLACE, update)
 
 
-def is_attached(tower: nn.Module) -> bool:
-    """True if an attention of the tower has updates."""
-    return any(isinstance(module, LowRank) for module in tower.modules())
+def is_attached(tower: Any) -> bool:
+    """True if an attention of the tower has updates; asked several times a step."""
+    return any(hasattr(block.attn, _PLACE) for block in tower.transformer.resblocks)
 
 
 _TWELVE = {

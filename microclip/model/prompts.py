@@ -16,9 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from microclip.model.backbone import Backbone, ends_at_end_of_text, is_plain, run_block, unit_norm
+from microclip.model.backbone import Backbone, ends_at_end_of_text, unit_norm
 from microclip.model.token_fusion import cosine_similarity
 from microclip.model.trained import TrainedModule
+from microclip.model.vision_transformer import is_plain, run_block
 from microclip.settings.base import SettingsError
 from microclip.settings.training import PromptSettings
 

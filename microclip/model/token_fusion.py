@@ -106,7 +106,10 @@ class TokenFusion(TrainedModule):
         Raises:
             ValueError: a mask for a query that has none; query "random" without generator.
         """
-        tokens = self.backbone.encode_image(images)
+        kept = self.backbone.kept_tokens(images)
+        if mask is None and self.options.query != "random":  # nothing is given, nothing is drawn
+            return self.backbone.fused(_cut_and_read)(self, kept)
+        tokens = self.backbone.image_tokens(kept)
         return self.read(tokens, self._salient_patches(tokens, mask, generator))
 
     def read(self, tokens: ImageTokens, saliency: Saliency) -> FusionOutput:
@@ -188,6 +191,12 @@ class TokenFusion(TrainedModule):
             pooled: tuple[Tensor, Tensor] = self.pooling(query, tokens.patches)
             return pooled
         return query, functional.pad(average, (0, 1))
+
+
+# A function, not a method: compiled code is shared by all networks of a shape.
+def _cut_and_read(fusion: TokenFusion, kept: Tensor) -> FusionOutput:
+    tokens = fusion.backbone.image_tokens(kept)
+    return fusion.read(tokens, fusion._salient_patches(tokens, None, None))
 
 
 def uncut_mask(

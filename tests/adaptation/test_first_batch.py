@@ -165,14 +165,14 @@ def look_at(n_images: int, *, scale: float, **choices: Any) -> Look:
     settings = MicroClipSettings(**choices)
     fusion = TokenFusion(backbone, torch.randn(5, 16), settings.fusion_options())
     knowledge = nn.functional.normalize(torch.randn(5, 16), dim=-1)
-    encode = backbone.encode_image
+    read = backbone.image_tokens
 
-    def scaled(images: torch.Tensor) -> Any:
-        tokens = encode(images)
+    def scaled(kept: torch.Tensor) -> Any:
+        tokens = read(kept)
         centred = tokens.patches - tokens.patches.mean(dim=(0, 1))
         return type(tokens)(**{**vars(tokens), "patches": scale * centred})
 
-    backbone.encode_image = scaled  # type: ignore[method-assign]
+    backbone.image_tokens = scaled  # type: ignore[method-assign]
     batch = ViewBatch(
         torch.arange(n_images),
         torch.randn(n_images, 3, 32, 32),

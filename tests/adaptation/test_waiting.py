@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, Literal
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from microclip.adaptation import checkpoint
+from microclip.adaptation import checkpoint, multi_view
 from microclip.adaptation.training import EpochTotals, FiniteGuard
 from microclip.data.loading import TrainingViews, ViewBatch
 from microclip.data.views import Memory, _by_channel, pack
@@ -52,6 +54,10 @@ def pretence(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
     monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)  # modules are made in place
     monkeypatch.setattr(torch.autograd, "backward", lambda *_, **__: None)  # needs a real driver
     monkeypatch.setattr(checkpoint, "state_hash", lambda _: "no values to hash")
+    stream = Mock(spec=["wait_stream"])
+    monkeypatch.setattr(multi_view, "_second_stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     yield FakeTensorMode(allow_non_fake_inputs=True)
     _by_channel.cache_clear()  # of constants without values
 

@@ -289,5 +289,6 @@ def test_without_triton_a_gpu_resizes_by_matrices(
 ) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "microclip.data.resize_kernels", raising=False)
+    monkeypatch.delattr("microclip.data.resize_kernels", raising=False)
     assert not has_kernels.__wrapped__(torch.device("cuda"))
     assert "by matrix products" in caplog.text

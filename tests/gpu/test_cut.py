@@ -45,14 +45,17 @@ def test_views_are_the_cpus_within_a_grey_level(device: str) -> None:
     torch.testing.assert_close(found, same_way, atol=1e-5, rtol=0)
 
 
+CLOSE = GREY / 100  # the kernels add in another order: 1.5e-5 was seen on an H200
+
+
 @pytest.mark.cuda
 def test_kernels_make_the_views_and_they_are_the_cpus(device: str) -> None:
     assert has_kernels(torch.device(device))
     images, windows = example()
     found = resize_windows(images, windows, SIZE, device=device).cpu()
     expected = by_matrices(images, windows, SIZE, device="cpu")
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, expected, atol=CLOSE, rtol=0)
     images, windows = large()
     found = resize_windows(images, windows, LARGE, device=device).cpu()
     expected = by_matrices(images, windows, LARGE, device="cpu")
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, expected, atol=CLOSE, rtol=0)

@@ -49,15 +49,43 @@ def test_bf16_is_near_fp32(device: str) -> None:
     steps.assert_same(coarse, exact, 1e-1)
 
 
-@pytest.mark.parametrize("values", [{}, {"prior": "frozen"}], ids=str)
+@pytest.mark.slow
+def test_a_recording_is_not_replayed_while_its_backward_pass_is_due(device: str) -> None:
+    batches = steps.on_the_cpu(2)
+    found = []
+    for mode in ("default", "cuda-graphs"):
+        built = steps.trainer(device, mode=mode)
+        first, second = (moved.weak.to(device) for moved in batches)
+        logits = built.model(first).logits.sum() - 2 * built.model(second).logits.square().sum()
+        logits.backward()
+        with torch.no_grad():  # weights change in place, and a recording reads them
+            for parameter in built.model.trained_parameters().values():
+                parameter.sub_(parameter.grad, alpha=0.01)
+        again = built.model(second).logits.detach()
+        gradients = [each.grad for each in built.model.trained_parameters().values()]
+        found.append([logits.detach(), again, *gradients])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=CLOSE, rtol=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("values", "mode"),
+    [
+        ({}, "off"),
+        ({"prior": "frozen"}, "off"),
+        pytest.param({}, "default", marks=pytest.mark.slow),
+        pytest.param({}, "cuda-graphs", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_resumed_run_ends_with_the_same_bits(
-    values: dict[str, Any], device: str, tmp_path: Path
+    values: dict[str, Any], mode: str, device: str, tmp_path: Path
 ) -> None:
-    unbroken = steps.trainer(device, **values)
+    unbroken = steps.trainer(device, mode=mode, **values)
     unbroken.train(Journal())
     with pytest.raises(KeyboardInterrupt):
-        steps.trainer(device, **values).train(Journal(stop_after=1), tmp_path)
-    resumed, journal = steps.trainer(device, **values), Journal()
+        steps.trainer(device, mode=mode, **values).train(Journal(stop_after=1), tmp_path)
+    resumed, journal = steps.trainer(device, mode=mode, **values), Journal()
     resumed.train(journal, tmp_path)
     assert list(journal.rows) == [2, 3]
     expected = unbroken.model.trained_state()

@@ -76,7 +76,7 @@ def test_low_rank_updates_are_computed_without_compiling(monkeypatch: pytest.Mon
         with torch.no_grad():
             update.up["q"].add_(1)
         lora.attach(tower.visual.transformer.resblocks[0].attn, update)
-    monkeypatch.setattr(compilation, "_compiled", None)
+    monkeypatch.setattr(compilation, "_compiler", None)
     assert isinstance(fast, CompiledBackbone)
     with torch.no_grad():
         assert torch.equal(fast.encode_global(images(2)), plain.encode_global(images(2)))
@@ -86,7 +86,7 @@ def test_a_machine_that_cannot_compile_gets_one_line(monkeypatch: pytest.MonkeyP
     def fails(*_: object) -> object:
         raise torch._dynamo.exc.TorchDynamoException("no C++ compiler\nand much more")
 
-    monkeypatch.setattr(compilation, "_compiled", lambda *_, **__: fails)
+    monkeypatch.setattr(compilation, "_compiler", lambda _: fails)
     _, fast = towers()
     said = r"compile: default fails on this machine \(no C\+\+ compiler\); .* set compile: off"
     with pytest.raises(ResourceError, match=said):
