@@ -22,7 +22,7 @@ from tests.workflow.folder import MACHINE, RUN
 
 pytestmark = pytest.mark.slow
 N_EPOCHS = 12  # it is interrupted after the fourth
-LONG = {"microclip": {"epochs": N_EPOCHS, "batch_size": 8, "n_crops": 4}}
+LONG = {"microclip": {"epochs": N_EPOCHS, "batch_size": 8, "n_crops": 2}}
 ONE = {"runs": [{"methods": ["microclip"]}], "tables": [], "methods": LONG}
 HERE = RUN / "microclip/default/seed-0"
 
@@ -180,6 +180,7 @@ def test_a_job_that_outlived_its_scheduler_is_stopped_first(place: Path, warm_pr
         assert not any(p.is_running() and p.status() != "zombie" for p in orphans)
 
 
+@pytest.mark.usefixtures("shared_warm")  # nothing here ends a process that a workflow starts
 def test_a_second_workflow_in_the_folder_ends_at_once_and_harms_nothing(place: Path) -> None:
     methods = {"microclip": {**LONG["microclip"], "epochs": 3000}}  # longer than all that follows
     folder.write_study(place, **{**ONE, "methods": methods})
