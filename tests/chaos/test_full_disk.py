@@ -14,7 +14,7 @@ from microclip import paths, runtime
 from microclip.cli import main
 from microclip.tracking.run import open_tracker
 from tests.chaos.whole_studies import leftovers, values
-from tests.fixtures.project import prepare, settings_of
+from tests.fixtures.project import make_inputs, settings_of
 
 
 def mount(*arguments: str) -> bool:
@@ -44,10 +44,10 @@ def test_inputs_and_a_run_survive_a_full_disk(
 ) -> None:
     settings = settings_of("microclip")
     with pytest.raises(runtime.ResourceError, match=r"the disk of .* is full \(.* MiB free"):
-        prepare(settings)
+        make_inputs(settings)
     assert leftovers(disk) == []
     assert mount("-o", "remount,size=20m", str(disk))
-    prepare(settings)
+    make_inputs(settings)
     monkeypatch.setenv("MICROCLIP_MIRROR", "workflow")
     monkeypatch.setenv("MICROCLIP_THREADS", "1")
     (disk / "run.json").write_text(json.dumps(settings.as_dict()))
