@@ -86,7 +86,7 @@ def load_open_clip(backbone: BackboneSettings) -> tuple[nn.Module, Tokenizer]:
         with weights.network_as_allowed():
             network = weights.load(backbone, lambda path: _read(name, backbone.pretrained, path))
             return network, _tokenizer(name)
-    from open_clip.tokenizer import SimpleTokenizer
+    from open_clip.tokenizer import SimpleTokenizer, tokenize
 
     if backbone.is_left_out:
         weights.check_files(backbone)
@@ -98,8 +98,11 @@ def load_open_clip(backbone: BackboneSettings) -> tuple[nn.Module, Tokenizer]:
     if name is not None:
         return model, _tokenizer(name)
     text = config["text_cfg"]
-    options = text.get("tokenizer_kwargs") or {}
-    return model, SimpleTokenizer(context_length=text.get("context_length", 77), **options)
+    context = text.get("context_length", 77)
+    if options := text.get("tokenizer_kwargs"):
+        return model, SimpleTokenizer(context_length=context, **options)
+    # open_clip's own: to make another takes longer than to load a small network.
+    return model, partial(tokenize, context_length=context)
 
 
 def _locate(name: str) -> Path:
