@@ -23,7 +23,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slurm fuzz bench check docs format report verify ui status sync schema icons icon-clip clean-environment chaos
+.PHONY: help setup run test slurm test-slurm fuzz bench check docs format report verify ui status sync schema icons icon-clip clean-environment chaos
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,13 +51,16 @@ run: setup  ## run the study: descriptions, self-training, scores, tables, figur
 test: setup  ## run the whole test suite, on two CPUs if there are two
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 30 --durations-min 1
 
-# It waits for Slurm, minutes in all, so it is no part of `test`.
-test-slurm: setup  ## run a study on a real Slurm on this machine, which apt installs (as root)
+slurm: setup  ## install Slurm by apt (as root) and Snakemake's plugin for it
 	@command -v slurmctld >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
 		|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 			apt-get install -qq -y --no-install-recommends slurm-wlm munge >/dev/null; } \
 		|| echo "apt could not install Slurm; the tests are skipped" >&2
-	@$(PIP) --quiet -e '.[cluster]'
+	@$(BIN)/python -c "import snakemake_executor_plugin_slurm" 2>/dev/null \
+		|| $(PIP) --quiet -e '.[cluster]'
+
+# It waits for Slurm, minutes in all, so it is no part of `test`.
+test-slurm: slurm  ## run a study on a real Slurm on this machine
 	@MICROCLIP_SLURM_TESTS=1 $(BIN)/python -m pytest -rs -s tests/slurm
 
 fuzz: setup  ## try every parser with hostile input for minutes (EXAMPLES=5000 each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any
 
 import pytest
@@ -50,7 +51,8 @@ def test_a_training_step_by_the_compiled_tower_has_the_same_logits_and_gradients
     for name, parameter in plain.trained_parameters().items():
         assert parameter.grad is not None
         assert gradients[name].grad.numpy() == pytest.approx(parameter.grad.numpy(), abs=1e-4)
-    assert counters["stats"]["unique_graphs"] == before + 1  # one for batches of any size
+    # What enters the first block, and the last block: one code each, for batches of any size.
+    assert counters["stats"]["unique_graphs"] == before + 2
 
 
 @torch.no_grad()
@@ -64,7 +66,18 @@ def test_a_copy_of_a_compiled_backbone_runs_its_own_weights() -> None:
     for tower, own in ((fast, plain), (twin, other)):
         expected = own.encode_global(images(3))
         assert tower.encode_global(images(3)).numpy() == pytest.approx(expected.numpy(), abs=1e-5)
-    assert counters["stats"]["unique_graphs"] == before + 1
+    assert counters["stats"]["unique_graphs"] == before + 2
+
+
+def test_all_blocks_of_a_tower_share_one_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced only: whether C++ is made of it is not the point."""
+    traced = cache(lambda function: torch.compile(function, fullgraph=True, backend="eager"))
+    monkeypatch.setattr(compilation, "_compiler", traced)
+    plain = tiny_backbone(layers=4)
+    fast, given = compiled(plain, "default"), images(3)
+    before = counters["stats"]["unique_graphs"]
+    torch.testing.assert_close(fast.kept_tokens(given), plain.kept_tokens(given), rtol=0, atol=0)
+    assert counters["stats"]["unique_graphs"] == before + 3  # before, one of three, the last block
 
 
 def test_low_rank_updates_are_computed_without_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
