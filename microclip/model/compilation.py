@@ -12,8 +12,10 @@ Towers with prompts or low-rank updates, and ReCLIP's own copy of the tower, are
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any, ParamSpec, TypeVar, get_args
 
@@ -48,6 +50,7 @@ class CompiledBackbone(Backbone):
         self.train(plain.training)
         self.mode = mode
         self._recordings: dict[Hashable, Recording] = {}
+        self._may_record = mode == "cuda-graphs"
         self._weights: list[nn.Parameter] = []  # collecting them takes almost a millisecond
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,9 +68,11 @@ class CompiledBackbone(Backbone):
         run: Run = partial(super()._tokens, with_patches=with_patches)
         if lora.is_attached(self.visual):  # its dropout draws from a generator of its own
             return run(images)
-        # A part of a batch is computed again in the backward pass, which a recording is not.
-        is_eager = images.device.type != "cuda" or self.n_parts > 1 or images.requires_grad
-        if self.mode != "cuda-graphs" or is_eager:
+        if self.n_parts > 1:
+            # Memory is short, and a part of a batch is computed again in the backward pass, which
+            # a recording is not.
+            self._stop_recording()
+        if not self._may_record or images.device.type != "cuda" or images.requires_grad:
             return run(images)
         return self._replayed(run, images, with_patches=with_patches)
 
@@ -93,12 +98,24 @@ class CompiledBackbone(Backbone):
         finish = _all_tokens if with_patches else _class_token
         return _compiled(finish, self.visual, hidden, mode=self.mode)
 
+    def _apply(self, *given: Any, **options: Any) -> Any:
+        """Move or cast the weights, which recordings read where they were."""
+        self._recordings, self._weights = {}, []
+        return super()._apply(*given, **options)  # type: ignore[no-untyped-call]
+
+    def _stop_recording(self) -> None:
+        if self._recordings:
+            torch.cuda.synchronize()  # one may still run on another stream
+        self._recordings.clear()
+        self._may_record = False
+
     def _replayed(self, run: Run, images: Tensor, *, with_patches: bool) -> Tensor:
         """Return the tokens of a recording, made now if there is none for such a batch."""
         weights = self._weights = self._weights or list(self.visual.parameters())
         is_learning = torch.is_grad_enabled() and any(each.requires_grad for each in weights)
         key = (
             images.shape,
+            images.dtype,
             with_patches,
             is_learning,
             torch.is_inference_mode_enabled(),
@@ -110,7 +127,11 @@ class CompiledBackbone(Backbone):
             if len(self._recordings) >= _MOST_RECORDINGS:
                 return run(images)
             trained = [each for each in weights if each.requires_grad] if is_learning else []
-            found = self._recordings[key] = Recording(run, images, trained)
+            with suppress(torch.OutOfMemoryError):
+                found = self._recordings[key] = Recording(run, images, trained)
+            if found is None:  # a recording keeps its memory, which single passes share
+                self._stop_recording()
+                return run(images)
         # What a backward pass needs, the next forward pass would overwrite.
         return run(images) if found.is_awaited else found(images)
 
@@ -132,6 +153,7 @@ class Recording:
     def __init__(self, run: Run, images: Tensor, trained: list[nn.Parameter]) -> None:
         """Record `run` for images of this shape; `trained` get gradients."""
         self.trained = trained
+        self.n_replays = 0
         self._awaited: weakref.ref[object] | None = None
         self._images = images.detach().clone()
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
@@ -160,6 +182,7 @@ class Recording:
         """Run the forward pass; a backward pass may follow as long as `awaited` exists."""
         self._images.copy_(images)
         self._forward.replay()
+        self.n_replays += 1
         self._awaited = None if awaited is None else weakref.ref(awaited)
         return self._kept.detach().clone()  # the next replay overwrites it
 
@@ -172,13 +195,15 @@ class Recording:
         return tuple(p.view_as(each) for p, each in zip(parts, self.trained, strict=True))
 
     def _record(self, run: Run) -> None:
+        gc.collect()  # within a capture it could end another recording
         here = torch.cuda.current_stream()
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UPS):
                 kept = run(self._images)
-                if not self.trained:
+                if not kept.requires_grad:
+                    self.trained = []
                     continue
                 found = torch.autograd.grad(
                     kept, self.trained, torch.zeros_like(kept), allow_unused=True
@@ -189,13 +214,16 @@ class Recording:
                 del found
             del kept
         here.wait_stream(aside)
-        # By thread: another one packs the next batches' pixels into pinned memory meanwhile.
-        with torch.cuda.graph(self._forward, capture_error_mode="thread_local"):
+        # By thread: another one packs the next batches' pixels into pinned memory meanwhile. On a
+        # stream of its own: what is recorded on one stream may share cuBLAS's memory, and the
+        # recordings of crops and weak view run side by side.
+        how: Any = {"stream": aside, "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(self._forward, **how):
             self._kept = run(self._images)
         if self.trained:
             self._given = torch.zeros_like(self._kept)
             pool = self._forward.pool()
-            with torch.cuda.graph(self._backward, pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._backward, pool, **how):
                 found = torch.autograd.grad(self._kept, self.trained, self._given)
                 self._gradients = torch.cat([each.flatten() for each in found])
 
@@ -205,13 +233,18 @@ class _Replayed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, recording: Recording, images: Tensor, *trained: Tensor) -> Tensor:
-        del trained
-        ctx.recording = recording
-        return recording.replay(images, ctx)
+        tokens = recording.replay(images, ctx)
+        ctx.recording, ctx.number = recording, recording.n_replays
+        # Autograd then refuses a second backward pass, and weights that have changed since.
+        ctx.save_for_backward(*trained)
+        return tokens
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        assert len(ctx.saved_tensors) == len(ctx.recording.trained)  # the look is what checks them
+        if ctx.number != ctx.recording.n_replays:
+            raise RuntimeError("the recording has been replayed since this forward pass")
         return (None, None, *ctx.recording.replay_backward(gradient))
 
 
@@ -232,6 +265,11 @@ def _compiled(function: Callable[..., Result], owner: Any, *of_batch: Tensor, mo
             torch._dynamo.mark_dynamic(tensor, 0)
     try:
         found: Result = _compiler(function)(owner, *of_batch)
+    except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+        raise ResourceError(
+            f"compile: {mode} takes {_MOST_CODES} networks or settings in one process and got "
+            "more; train the next ones in a process of their own, or set compile: off"
+        ) from error
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = str(error).strip().partition("\n")[0]
         raise ResourceError(

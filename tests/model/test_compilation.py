@@ -104,3 +104,45 @@ def test_a_machine_that_cannot_compile_gets_one_line(monkeypatch: pytest.MonkeyP
     said = r"compile: default fails on this machine \(no C\+\+ compiler\); .* set compile: off"
     with pytest.raises(ResourceError, match=said):
         fast.encode_global(images(2))
+
+
+class NoGraph:
+    """A recording without a GPU: it counts what it is asked for."""
+
+    def __init__(self, run: Any, images: torch.Tensor, trained: list[Any]) -> None:
+        del trained
+        self.run, self.n_images = run, len(images)
+        self.is_awaited, self.n_replays = False, 0
+        if self.n_images == 5:
+            raise torch.OutOfMemoryError("too large")
+
+    def __call__(self, images: torch.Tensor) -> Any:
+        self.n_replays += 1
+        return self.run(images)
+
+
+@torch.no_grad()
+def test_each_size_of_batch_is_recorded_once_until_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compilation, "Recording", NoGraph)
+    fast: Any = compiled(tiny_backbone(layers=1), "cuda-graphs")
+    ran: list[int] = []
+
+    def replayed(n: int) -> None:
+        fast._replayed(lambda given: ran.append(len(given)), images(n), with_patches=True)
+
+    for n in (4, 3, 4, 4):
+        replayed(n)
+    made = list(fast._recordings.values())
+    assert [(each.n_images, each.n_replays) for each in made] == [(4, 3), (3, 1)]
+    made[0].is_awaited = True  # its backward pass is due: a replay would overwrite what it needs
+    replayed(4)
+    assert made[0].n_replays == 3
+    fast.double().float()  # weights have moved
+    assert not fast._recordings
+    replayed(4)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    replayed(5)
+    assert (fast._recordings, fast._may_record) == ({}, False)
+    assert ran == [4, 3, 4, 4, 4, 4, 5]
