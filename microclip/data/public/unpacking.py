@@ -163,7 +163,14 @@ class _Tar:
             return _sha256(stream)
 
     def extract(self, folder: Path) -> None:
-        self._tar.extractall(folder, filter="data")  # a second defence behind `members`
+        if hasattr(tarfile, "data_filter"):
+            self._tar.extractall(folder, filter="data")  # a second defence behind `members`
+            return
+        # Python before 3.11.4, Debian 12's among them. What the filter does to owners and modes:
+        for info in self._tar.getmembers():
+            info.mode = 0o755 if info.isdir() else 0o644
+            info.uid, info.gid, info.uname, info.gname = os.getuid(), os.getgid(), "", ""
+        self._tar.extractall(folder)  # noqa: S202  `members` has refused what leads outside
 
 
 class _Zip:

@@ -304,9 +304,13 @@ def test_a_missing_inner_archive_is_named(tmp_path: Path, into: Path) -> None:
     assert not list(into.iterdir())
 
 
+@pytest.mark.parametrize("has_filter", [True, False], ids=["filter", "python-3.11.2"])
+@pytest.mark.filterwarnings("ignore:.*filter:DeprecationWarning")
 def test_unpacked_files_are_neither_executable_nor_world_writable(
-    tmp_path: Path, into: Path
+    has_filter: bool, tmp_path: Path, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not has_filter:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         info = tarfile.TarInfo("a.txt")
         info.mode = 0o6777
