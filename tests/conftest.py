@@ -12,9 +12,11 @@ from tests.fixtures.warm import shared_warm, warm_companion, warm_process
 __all__ = ["browser", "empty_database", "own_project", "project", "project_source", "shared_warm"]
 __all__ += ["warm_companion", "warm_process", "work"]
 
-# A shell that starts the suite in the background makes it, and all its children, ignore these.
+# A shell that starts the suite in the background makes it, and all its children, ignore the first
+# two; `nohup` makes them ignore the third.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _LONG = ("workflow", "export", "own_images", "chaos")  # folders whose files start whole processes
 
