@@ -7,10 +7,10 @@ import pytest
 from tests.browser import browser
 from tests.fixtures.project import own_project, project, project_source
 from tests.fixtures.tracking import empty_database, work
-from tests.fixtures.warm import shared_warm, warm_companion, warm_process
+from tests.fixtures.warm import shared_warm, warm_process
 
 __all__ = ["browser", "empty_database", "own_project", "project", "project_source", "shared_warm"]
-__all__ += ["warm_companion", "warm_process", "work"]
+__all__ += ["warm_process", "work"]
 
 # A shell that starts the suite in the background makes it, and all its children, ignore the first
 # two; `nohup` makes them ignore the third.

@@ -18,7 +18,6 @@ from microclip.data import store
 from microclip.study import RunSettings
 from tests.fixtures.project import prepare, settings_of
 from tests.fixtures.waiting import until
-from tests.fixtures.warm import variables
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is a warm process on Linux")
 IDENTICAL = ("adapted.safetensors", "predictions.parquet")
@@ -40,22 +39,26 @@ def started() -> Iterator[tuple[processes.Companion, str]]:
         assert companion is not None
         folder = os.environ[warm.VARIABLE]
     yield companion, folder
-    was_killed = not is_alive(companion.pid)
     companion.close(60)
     assert not is_alive(companion.pid)
-    assert was_killed or not Path(folder).exists()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[processes.Companion, str]]:
+    """One for the tests that leave it alive: to import torch takes longer than they do."""
+    with started() as found:
+        yield found
+    assert not Path(found[1]).exists()
 
 
 @pytest.fixture
 def server(
-    warm_companion: tuple[processes.Companion, str], project: Path, monkeypatch: pytest.MonkeyPatch
+    shared: tuple[processes.Companion, str], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> processes.Companion:
-    """One that jobs find, in a folder with the tiny project as root; no test may end it."""
-    for name, value in variables().items():
-        monkeypatch.setenv(name, value)
+    """A warm process that jobs find, in a folder with the tiny project as root."""
     monkeypatch.setenv(processes.MIRROR, "workflow")
-    monkeypatch.setenv(warm.VARIABLE, warm_companion[1])
-    return warm_companion[0]
+    monkeypatch.setenv(warm.VARIABLE, shared[1])
+    return shared[0]
 
 
 @pytest.fixture
@@ -109,13 +112,7 @@ def n_epochs(folder: str = "run") -> int:
 
 
 def children(server: processes.Companion) -> list[psutil.Process]:
-    """Those that make a run; a mirror of an earlier test may still be at work."""
-    found = []
-    for child in psutil.Process(server.pid).children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if child.name() == "microclip run":
-                found.append(child)
-    return found
+    return psutil.Process(server.pid).children()
 
 
 def events(folder: str = "run") -> list[str]:
@@ -153,8 +150,8 @@ def test_weights_and_predictions_have_the_same_bytes_whatever_the_process(
     settings = settings_of("microclip")
     prepare(settings)
     off = {warm.VARIABLE: "off"}
-    for name, own in {"plain": off, "first": {}, "second": {}}.items():
-        code, _, err = done(*write_settings(settings, f"{name}.yaml"), **own)
+    for name, variables in {"plain": off, "first": {}, "second": {}}.items():
+        code, _, err = done(*write_settings(settings, f"{name}.yaml"), **variables)
         assert code == 0, err
     for file in IDENTICAL:
         assert len({Path(name, file).read_bytes() for name in ("plain", "first", "second")}) == 1
@@ -199,15 +196,15 @@ def test_a_job_imports_only_the_standard_library_while_it_waits(
 
 
 @pytest.mark.parametrize(
-    "other", [{"PYTHONHASHSEED": "1"}, {"OMP_NUM_THREADS": "2"}, {"MICROCLIP_WARM": "off"}]
+    "variables", [{"PYTHONHASHSEED": "1"}, {"OMP_NUM_THREADS": "2"}, {"MICROCLIP_WARM": "off"}]
 )
 def test_a_job_with_another_environment_runs_by_itself(
-    server: processes.Companion, other: dict[str, str]
+    server: processes.Companion, variables: dict[str, str]
 ) -> None:
     program = "from microclip import warm; print(warm.ask(['--help']))"
     found = subprocess.run(
         [sys.executable, "-c", program],
-        env=environment(**other),
+        env=environment(**variables),
         capture_output=True,
         text=True,
         check=True,
