@@ -4,7 +4,7 @@ Some datasets have their images inside other files (parquet, shards, binaries, v
 layouts write the images out as files with `write_image`. A file gets its name only once it is
 whole, so a killed process leaves no half-written image; it is not forced to disk one by one, which
 would take minutes for 60,000 small images. An empty file, as a power cut may leave, counts as
-missing. Labels in MATLAB files are read without running any code in them.
+missing.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ from __future__ import annotations
 import errno
 import importlib
 import io
-import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -436,61 +433,3 @@ def parts_note(ignored: Iterable[str], parts: Mapping[str, str]) -> tuple[str, .
     if not names:
         return ()
     return (f"parts of the copy left out: {', '.join(names)}; used: {', '.join(parts)}",)
-
-
-# It prints the named variables as JSON, a struct's fields by their names.
-_MATLAB_READER = """
-import json, resource, sys
-import numpy as np
-from scipy.io.matlab import loadmat
-soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-limits = [limit for limit in (2**30, soft, hard) if limit != resource.RLIM_INFINITY]
-resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))  # of memory
-path, *names = sys.argv[1:]
-values = {}
-for name, found in loadmat(path, squeeze_me=True, variable_names=names).items():
-    if name in names:
-        found = np.atleast_1d(found)
-        fields = {field: found[field].ravel().tolist() for field in found.dtype.names or ()}
-        values[name] = fields or found.ravel().tolist()
-json.dump(values, sys.stdout, default=lambda value: value.tolist())
-"""
-
-
-def matlab_variables(path: Path, *names: str) -> dict[str, Any]:
-    """Read variables: each is a list of texts and integers, or a dictionary of a struct's fields.
-
-    A process of its own reads the file, because scipy crashes on some that are damaged.
-
-    Raises: MissingDataError if the file is missing or damaged, or has no such variable.
-    """
-    if not path.is_file():
-        raise not_there(path)
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", _MATLAB_READER, str(path.absolute()), *names],
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # each thread's stack counts as memory
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    values: dict[str, Any] = {} if done.returncode else json.loads(done.stdout)
-    columns = [list(one.values()) if isinstance(one, dict) else [one] for one in values.values()]
-    odd = [value for one in columns for column in one for value in column if not _is_entry(value)]
-    if done.returncode or odd:
-        said = f"an entry is {odd[0]!r:.60}" if odd else said
-        raise runtime.MissingDataError(
-            f"{path} is damaged or not a MATLAB file ({said}); get the dataset again"
-        )
-    if missing := [name for name in names if name not in values]:
-        raise runtime.MissingDataError(
-            f"{path} has no variable {missing[0]!r}, so it is damaged or another file; get the "
-            "dataset again"
-        )
-    return values
-
-
-def _is_entry(value: object) -> bool:
-    """Is it a text or a whole number, which some files have as a float?"""
-    return isinstance(value, str) or (isinstance(value, int | float) and value % 1 == 0)

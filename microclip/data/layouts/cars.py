@@ -17,9 +17,9 @@ from microclip.data.layouts.base import (
     check_order,
     labels_of_ids,
     listing,
-    matlab_variables,
     place,
 )
+from microclip.data.layouts.matlab import matlab_variables
 from microclip.settings.datasets import HubRoute
 
 _ROOT = "stanford_cars"

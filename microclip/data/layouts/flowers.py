@@ -16,11 +16,11 @@ from microclip.data.layouts.base import (
     check_same,
     labels_of_ids,
     listing,
-    matlab_variables,
     part_of_each,
     place,
     whole_numbers,
 )
+from microclip.data.layouts.matlab import matlab_variables
 from microclip.settings.datasets import HubRoute
 
 _ROOT = "flowers-102"
