@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import gc
 import signal
 
 import pytest
@@ -24,3 +25,9 @@ _LONG = ("workflow", "export", "own_images", "chaos")  # folders whose files sta
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the long files first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: not set(_LONG) & set(item.path.parts))
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over the libraries and tests, which stay to the end."""
+    gc.collect()
+    gc.freeze()
