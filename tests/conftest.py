@@ -31,3 +31,8 @@ def pytest_collection_finish() -> None:
     """Let the garbage collector pass over the libraries and tests, which stay to the end."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Hand them back: at the end of the process nanobind complains of what was not collected."""
+    gc.unfreeze()
