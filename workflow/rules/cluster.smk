@@ -40,8 +40,8 @@ def cores_of_run(wildcards):
 
 
 def cores(number):
-    """The cores that a job asks a cluster for; on one machine `--cores` is a number of jobs."""
-    return number if IS_CLUSTER else 1
+    """The cores that a job asks a cluster for, and has there; on one machine, one job has one."""
+    return number if IS_CLUSTER or workflow.remote_exec else 1
 
 
 def together(group):
