@@ -23,7 +23,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test slurm test-slurm fuzz bench check docs format report verify ui status sync schema icons icon-clip clean-environment chaos
+.PHONY: help setup run test slurm test-slurm kubernetes test-kubernetes fuzz bench check docs format report verify ui status sync schema icons icon-clip clean-environment chaos
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,16 @@ slurm: setup  ## install Slurm by apt (as root) and Snakemake's plugin for it
 # It waits for Slurm, minutes in all, so it is no part of `test`.
 test-slurm: slurm  ## run a study on a real Slurm on this machine
 	@MICROCLIP_SLURM_TESTS=1 $(BIN)/python -m pytest -rs -s tests/slurm
+
+kubernetes: setup  ## install kubectl by apt (as root)
+	@command -v kubectl >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
+		|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -qq -y --no-install-recommends kubernetes-client >/dev/null; } \
+		|| echo "apt could not install kubectl; the tests are skipped" >&2
+
+# It takes minutes, too.
+test-kubernetes: kubernetes  ## run a study in pods: real kubectl, an imitation of a cluster
+	@MICROCLIP_KUBERNETES_TESTS=1 $(BIN)/python -m pytest -rs -s tests/kubernetes
 
 fuzz: setup  ## try every parser with hostile input for minutes (EXAMPLES=5000 each)
 	@MICROCLIP_FUZZ=$(EXAMPLES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz

@@ -43,7 +43,7 @@ ELSEWHERE = {
     "curl -s http://127.0.0.1:5001/invocations|(.* )?mlflow models serve": (
         "tests/export/test_mlflow_model.py"
     ),
-    "kubectl|docker": "tests/test_image.py",  # their files; no cluster was there
+    "kubectl|docker": "tests/test_image.py",  # their files; no real cluster was there
     "make run|snakemake --cores|snakemake --configfile": "tests/workflow/test_study.py",
     "make ui": "tests/cli/test_main.py",
     "microclip adapt|microclip predict": "tests/own_images/test_report.py",
@@ -56,6 +56,9 @@ ELSEWHERE = {
     "microclip fetch-weights": "tests/model/test_weights.py",
     "microclip plan": "tests/measure/test_forecast.py",
     "pip install .$|pip install 'microclip": "tests/test_wheel.py",
+    "snakemake --workflow-profile workflow/profiles/kubernetes": (
+        "tests/kubernetes/test_kubernetes.py"
+    ),
     "pip install -e|snakemake --workflow-profile": "tests/slurm/test_slurm.py",
 }
 BY_CI = "make (setup|test|check|docs)"  # `.ci/run` types them, or what they do

@@ -64,9 +64,10 @@ def files_of(*parts: str) -> set[str]:
     return {f"{SHIPPED}/{path.as_posix()}" for path in kept}
 
 
-def test_it_has_both_packages_and_what_they_read(names: set[str]) -> None:
+def test_it_has_the_packages_and_what_they_read(names: set[str]) -> None:
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {
         "microclip",
+        "snakemake_executor_plugin_microclip_pods",
         "snakemake_logger_plugin_microclip",
     }
     for data in ("microclip/measure/templates", "microclip/cli/new_study"):

@@ -1,6 +1,6 @@
 """Profiles for clusters: they name groups that exist, and a dry run takes them.
 
-What a real Slurm does with them is in tests/slurm.
+What a real Slurm does with them is in tests/slurm, and pods of Kubernetes are in tests/kubernetes.
 """
 
 from __future__ import annotations
@@ -43,19 +43,17 @@ def test_a_profile_repeats_a_job_as_the_default_one_does(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_dry_run_takes_a_profile(name: str, tmp_path: Path) -> None:
-    module = f"snakemake_executor_plugin_{name}"
-    extra = {"slurm": "cluster"}.get(name, name)
-    pytest.importorskip(module, reason=f"pip install -e '.[{extra}]'")
+    if name == "slurm":
+        pytest.importorskip("snakemake_executor_plugin_slurm", reason="pip install -e '.[cluster]'")
     place = folder.write(tmp_path / "study")
     options = ("--workflow-profile", f"workflow/profiles/{name}")
-    if name == "kubernetes":
-        options += ("--default-storage-prefix", str(place))
     counts = folder.planned(folder.snakemake(place, "-n", *options))
     assert counts == folder.dry(place)
 
 
 def test_a_storage_plugin_is_refused_before_the_first_job(tmp_path: Path) -> None:
-    pytest.importorskip("snakemake_storage_plugin_fs", reason="pip install -e '.[kubernetes]'")
+    plugin = "snakemake-storage-plugin-fs==1.1.3"
+    pytest.importorskip(plugin.split("=")[0].replace("-", "_"), reason=f"pip install {plugin}")
     place = folder.write(tmp_path / "study")
     storage = ("--default-storage-provider", "fs", "--default-storage-prefix", str(place))
     usage = ("--shared-fs-usage", "sources", "software-deployment", "persistence", "source-cache")

@@ -60,7 +60,7 @@ def refuse_storage():
     if kept_by is not None:
         raise WorkflowError(
             f"storage plugin {kept_by!r} gives files other names than microclip's rules use; run the "
-            "study on a disk that all jobs share, or in one pod: docs/cluster.md"
+            "study on a disk that all jobs share: docs/cluster.md"
         )
 
 
