@@ -11,6 +11,7 @@ Every run trains microCLIP as its method file says, but for what its WAY changes
 - local-loss: the cross-entropy of the local logits against the pseudo-labels as a term of its own;
 - slow-maps, frozen-maps: a tenth of the rate for W_Q, W_K and W_V, or none;
 - slow-norms: a tenth of the rate for the image tower's LayerNorms;
+- slow-both: a tenth of the rate for the maps and the LayerNorms;
 - frozen-norms, frozen-classes: no rate for them, or for the class vectors;
 - decay-0: no weight decay, which pulls the three maps to zero, not to the identity they start from;
 - cosine-cut: the patch graph by cosines, and the mean as threshold.
@@ -89,6 +90,7 @@ WAYS = {
     "slow-maps": Way(factors=((PARTS["maps"], 0.1),)),
     "frozen-maps": Way(factors=((PARTS["maps"], 0.0),)),
     "slow-norms": Way(factors=((PARTS["norms"], 0.1),)),
+    "slow-both": Way(factors=((PARTS["maps"], 0.1), (PARTS["norms"], 0.1))),
     "frozen-norms": Way(factors=((PARTS["norms"], 0.0),)),
     "frozen-classes": Way(factors=((PARTS["classes"], 0.0),)),
     "decay-0": Way({"weight_decay": 0.0}),
