@@ -106,7 +106,7 @@ class Slurm:
                 "ReturnToService=2",
                 "MpiDefault=none",
                 "MinJobAge=7200",  # seconds that the table of jobs keeps those that have ended
-                "KillWait=10",  # seconds between SIGTERM and SIGKILL; 30 by default
+                "KillWait=30",  # seconds between SIGTERM and SIGKILL, as by default
                 "JobAcctGatherType=jobacct_gather/none",
                 "AccountingStorageType=accounting_storage/none",
                 "GresTypes=gpu",
