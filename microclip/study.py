@@ -298,7 +298,7 @@ class Plan:
         """Read the plan of a study. Raises MissingDataError if the study was not planned."""
         path = Path(paths.STUDY_PLAN.format(study=study))
         if not path.is_file():
-            raise runtime.MissingDataError(f"{path} does not exist; run `make run` or `snakemake`")
+            raise runtime.MissingDataError(f"{path} does not exist; run `snakemake`")
         return cls.from_file(path)
 
     @classmethod

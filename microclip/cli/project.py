@@ -70,7 +70,7 @@ def show(config: ConfigOption = DEFAULT_CONFIG, study: StudyOption = "") -> None
     folder = Path(paths.STUDY.format(study=study), "tables")
     found = sorted(folder.glob("*.md"), key=lambda path: (len(path.stem), path.stem))
     if not found:
-        raise runtime.MissingDataError(f"{folder} holds no table; run `make run` or `snakemake`")
+        raise runtime.MissingDataError(f"{folder} holds no table; run `snakemake`")
     for path in found:
         print(f"\n{path}\n\n{path.read_text(encoding='utf-8')}", flush=True)
 

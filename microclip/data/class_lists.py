@@ -141,6 +141,9 @@ def parse(text: str, where: str, suffix: str = ".txt") -> ClassList:
 def _plain(lines: Lines, where: str, suffix: str, notes: list[str]) -> Lines:
     """The names alone, without what every line has beside them."""
     lines = _without_heading(lines, suffix, notes)
+    if suffix in (".csv", ".tsv"):
+        _refuse_open_quotes(lines, where)
+    first = lines[:1]
     if suffix == ".csv":
         lines = [(n, unquoted(line) if line[0] == '"' else line) for n, line in lines]
     forms = (
@@ -153,6 +156,8 @@ def _plain(lines: Lines, where: str, suffix: str, notes: list[str]) -> Lines:
             lines = form(lines, where, notes)
         if lines == before:
             break
+    if [n for n, _ in lines[:1]] != [n for n, _ in first]:
+        notes[:] = [note for note in notes if not note.endswith(_AS_CLASS)]  # a form left it out
     _refuse_partial_forms(lines, where, notes)
     return lines
 
@@ -224,6 +229,10 @@ def _split_line(line: str) -> list[str]:
     return [line]
 
 
+_AS_CLASS = "taken as a class and not as a heading"
+_OPEN_QUOTE = re.compile(r'(^|[,;\t])\s*"[^"]*$')
+
+
 def _without_heading(lines: Lines, suffix: str, notes: list[str]) -> Lines:
     """Leave out a heading: "Classes:", "class names"; in a CSV file "class" and "name" too."""
     if len(lines) < 3:
@@ -240,8 +249,18 @@ def _without_heading(lines: Lines, suffix: str, notes: list[str]) -> Lines:
         notes.append(f"line {lines[0][0]} ({shown(first)}) taken as the number of names")
         return others
     if plain in _NAME_COLUMNS or (suffix in (".csv", ".tsv") and first[:1].isalpha()):
-        notes.append(f"line {lines[0][0]} ({shown(first)}) taken as a class and not as a heading")
+        notes.append(f"line {lines[0][0]} ({shown(first)}) {_AS_CLASS}")
     return lines
+
+
+def _refuse_open_quotes(lines: Lines, where: str) -> None:
+    """Refuse a quoted cell that goes on in the next line; an inch sign ends no cell."""
+    for number, line in lines:
+        if line.count('"') % 2 and _OPEN_QUOTE.search(line):
+            raise SettingsError(
+                f"line {number} of {where}: {shown(line)} begins a quote that does not end in it; "
+                f"write each name in one line, or {REMEDY}"
+            )
 
 
 def _without(lines: Lines, found: Sequence[str | None], what: str, notes: list[str]) -> Lines:
@@ -414,10 +433,12 @@ def _named_column(
     columns = list(zip(*rows[start:], strict=True))
     texts = [k for k, cells in enumerate(columns) if not _is_without_names(cells)]
     is_labelled = has_header or any(map(_is_label, columns))
+    if len(texts) == 1 and not _are_alike(columns[texts[0]]):
+        _refuse_shuffled(columns, lines[start:], where, fewest=2 if has_header else 3)
     if delimiter == "," and not is_labelled:
         notes.append("every line has a comma, taken as part of the name and not between columns")
         return lines
-    _refuse_shuffled(columns, lines[start:], where)
+    _refuse_shuffled(columns, lines[start:], where, fewest=2 if has_header else 3)
     chosen = texts
     if has_header:
         ranks = [heads.index(name) for name in _NAME_COLUMNS if name in heads]
@@ -433,13 +454,15 @@ def _named_column(
     return [(n, row[chosen[0]]) for (n, _), row in zip(lines[start:], rows[start:], strict=True)]
 
 
-def _refuse_shuffled(columns: Sequence[Sequence[str]], lines: Lines, where: str) -> None:
-    """Refuse labels from 0 or 1 in another order than the lines'."""
+def _refuse_shuffled(
+    columns: Sequence[Sequence[str]], lines: Lines, where: str, *, fewest: int
+) -> None:
+    """Refuse labels from 0 or 1, `fewest` or more, in another order than the lines'."""
     for cells in columns:
         if not all(re.fullmatch(r"\d{1,6}", cell) for cell in cells):
             continue
         labels = [*map(int, cells)]
-        if len(labels) > 2 and not is_sequence(labels) and is_sequence(sorted(labels)):
+        if len(labels) >= fewest and not is_sequence(labels) and is_sequence(sorted(labels)):
             odd = next(k for k, label in enumerate(labels) if label != min(labels) + k)
             number, line = lines[odd]
             raise SettingsError(

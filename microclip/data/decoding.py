@@ -237,9 +237,10 @@ def darkness(counts: Mapping[str, int]) -> str:
     """A warning of `DARK` images among the counts of traits; "" if there are none."""
     if not (n_dark := counts.get(DARK, 0)):
         return ""
+    held = "16-bit image holds" if n_dark == 1 else "16-bit images hold"
     return (
-        f"{n_dark} 16-bit images hold no value above 4095 of 65535, as of a 12-bit camera, so they "
-        "are nearly black; grey ones are brightened by `microclip adapt --stretch` (`stretch: true`"
+        f"{n_dark} {held} no value above 4095 of 65535, as of a 12-bit camera: nearly black; "
+        "grey ones are brightened by `microclip adapt --stretch` (`stretch: true`"
         " in a dataset's source), colour by `magick IN.tif -evaluate multiply 16 OUT.png`"
     )
 

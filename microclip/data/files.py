@@ -190,7 +190,7 @@ class _Sorted:
 
     def _put_file(self, path: Path, *, is_regular: bool) -> None:
         if path.suffix.lower() not in suffixes():
-            self.others[path.suffix.lower() or path.name] += 1
+            self.others[path.suffix.lower() or f"without a suffix ({path.name})"] += 1
         elif not is_regular:
             self.bad.append(BadFile(path, "a pipe or a device, not a file"))
         elif not is_text(str(path.relative_to(self.given))):

@@ -227,9 +227,7 @@ def snakemake(targets: Sequence[Path], *options: str) -> list[str]:
         MissingDataError: there is no workflow here.
     """
     if not Path("Snakefile").is_file():
-        raise MissingDataError(
-            f"{Path.cwd()} has no Snakefile; run this in the project's folder, as `make run`"
-        )
+        raise MissingDataError(f"{Path.cwd()} has no Snakefile; run this in the study's folder")
     program = [sys.executable, "-m", "snakemake", *options, "--resources", "gpu=1", "--"]
     return [*program, *map(str, targets)]
 

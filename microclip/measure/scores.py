@@ -63,7 +63,7 @@ def read(study: str) -> pd.DataFrame:
 
     path = Path(paths.STUDY_SCORES.format(study=study))
     if not path.is_file():
-        raise MissingDataError(f"{path} does not exist; run `make run` or `snakemake`")
+        raise MissingDataError(f"{path} does not exist; run `snakemake`")
     # A dataset may be called NA or 1: names stay text, and only an empty cell is a missing number.
     texts = {name: str for name in SPEC if name != "seed"}
     return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])

@@ -286,8 +286,9 @@ def _check_name(name: str, where: str) -> None:
 
 def _duplicates_message(duplicates: Sequence[str], where: str) -> str:
     more = ", …" if len(duplicates) > _SHOWN else ""
+    noun = "name appears" if len(duplicates) == 1 else "names appear"
     return (
-        f"{len(duplicates)} class names appear twice in {where}: "
+        f"{len(duplicates)} class {noun} twice in {where}: "
         f"{', '.join(duplicates[:_SHOWN])}{more}; an image could be either, so distinguish them "
         "(for example 'missile (weapon)') or remove one; --allow-duplicates keeps both, but "
         "zero-shot then only ever predicts the first"

@@ -109,7 +109,7 @@ def read_scores(plan: Plan) -> dict[str, dict[str, str]]:
     """
     path = Path(paths.STUDY_SCORES.format(study=plan.study))
     if not path.is_file():
-        raise runtime.MissingDataError(f"{path} does not exist; run `make run` or `snakemake`")
+        raise runtime.MissingDataError(f"{path} does not exist; run `snakemake`")
     with path.open(newline="", encoding="utf-8") as stream:
         return {RunSpec.of(row).name: row for row in csv.DictReader(stream)}
 

@@ -204,6 +204,29 @@ def test_a_form_that_some_lines_have_is_refused_by_line(text: str, said: str) ->
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("label,name\n1,fox\n0,wolf", "'1,fox' has its number out of sequence"),
+        ("fox,2\nwolf,0\ndog,1", "'fox,2' has its number out of sequence"),
+        ('"fox\nred",1\nwolf,2', "begins a quote that does not end in it"),
+        ('name\nwolf\n"fox\nred"', "begins a quote that does not end in it"),
+    ],
+)
+def test_a_csv_file_with_shuffled_labels_or_broken_quotes_is_refused(text: str, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse(text, "names", ".csv")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_csv_files_heading_that_is_left_out_is_not_called_a_class() -> None:
+    found = parse("id;name\n0;apple\n1;banana\n2;fig", "names", ".csv")
+    assert [name for _, name in found.numbered] == ["apple", "banana", "fig"]
+    assert found.notes == ("column 2 of 2 taken as the names",)
+    assert [name for _, name in parse('5" gun\nfox', "names", ".csv").numbered] == ['5" gun', "fox"]
+
+
 def test_what_may_be_meant_otherwise_is_noted() -> None:
     for text, said in (
         ("1 fox\n2 owl\n4 elk", "numbers taken as part of the name (lines 1, 2)"),

@@ -403,7 +403,7 @@ def test_12_bit_images_are_warned_of_and_stretched_on_request_in_predict_too(
     assert "stretch" not in Options().model_dump()  # and so not in older runs' digests
     assert adapt("--method", "cupl") == 0
     said = capsys.readouterr()
-    assert "1 16-bit images hold no value above 4095 of 65535" in said.out + said.err
+    assert "1 16-bit image holds no value above 4095 of 65535" in said.out + said.err
     assert adapt("--method", "cupl", "--stretch") == 2
     assert "--out adapted belongs to another command" in capsys.readouterr().err
     shutil.rmtree("adapted")
