@@ -115,12 +115,10 @@ class Cluster:
     claims: dict[str, Path]
     namespaces: tuple[str, ...] = ("default",)
     gpus: int = 1
-    cores: int = 64  # not counted against the machine's
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
     forbidden: set[tuple[str, str]] = field(default_factory=set)  # method and resource
     is_away: bool = False
-    asked: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)  # by connections that were cut
     history: list[dict[str, Any]] = field(default_factory=list)  # Jobs as they were created
     guard: threading.RLock = field(default_factory=threading.RLock)
@@ -391,7 +389,6 @@ class Handler(BaseHTTPRequestHandler):
         if matched is None:
             return {"major": "1", "minor": "30"} if path == "/version" else {}
         namespace, kind, name, log = matched.groups()
-        state.asked[f"{self.command} {kind}"] += 1
         if (self.command, kind) in state.forbidden:
             who = "system:serviceaccount:default:microclip"
             raise RefusedError(

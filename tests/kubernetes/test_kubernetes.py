@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -16,11 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.fixtures.waiting import waited
 from tests.kubernetes import cluster
 from tests.kubernetes.cluster import Cluster, Pod
-from tests.slurm.daemons import waited
-from tests.slurm.test_slurm import LONG, RUNS, TRAINED, files, without_times
-from tests.workflow import folder
+from tests.workflow import folder, submitted
 from tests.workflow.folder import ROOT
 
 ASKED = "MICROCLIP_KUBERNETES_TESTS"
@@ -77,7 +75,7 @@ class Here:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Here]:
-    study = folder.write(tmp_path / "study", **LONG)
+    study = folder.write(tmp_path / "study", **submitted.LONG)
     place = tmp_path / "cluster"
     place.mkdir()
     with cluster.running(place, {"microclip": study}) as (state, config):
@@ -151,28 +149,15 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
         yield Both(local, there, job.said(), state)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "least"),
-    [
-        ("results/tiny/tables/*", 4),
-        ("results/tiny/ledger.*", 2),
-        ("results/runs/**/adapted.safetensors", 4),
-        ("results/runs/**/predictions.parquet", 4),
-    ],
-)
+@submitted.SAME_BYTES
 def test_tables_and_weights_have_the_bytes_of_a_local_run(
     both: Both, pattern: str, least: int
 ) -> None:
-    inside, outside = files(both.local, pattern), files(both.pods, pattern)
-    assert len(inside) >= least
-    assert inside == outside
+    submitted.check_bytes(both.local, both.pods, pattern, least)
 
 
 def test_all_scores_are_those_of_a_local_run(both: Both) -> None:
-    found = [path.relative_to(both.local) for path in both.local.glob(f"{RUNS}/**/scores.json")]
-    assert len(found) == 4
-    for path in (Path("results/tiny/scores.csv"), *found):
-        assert without_times(both.local / path) == without_times(both.pods / path)
+    submitted.check_scores(both.local, both.pods)
 
 
 def test_jobs_are_as_large_as_the_work_and_none_is_left(both: Both) -> None:
@@ -207,25 +192,19 @@ def test_a_server_that_is_away_for_a_while_fails_no_job(both: Both) -> None:
 
 
 def test_mlflow_has_all_runs(both: Both) -> None:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{both.pods / 'results/mlflow.db'}")
-    experiment = client.get_experiment_by_name("tiny").experiment_id
-    runs = client.search_runs([experiment], "tags.kind = 'run'")
-    assert [run.info.status for run in runs] == ["FINISHED"] * 4
+    submitted.check_mirrored(both.pods)
 
 
 def test_a_run_resumes_after_an_eviction_and_a_time_limit_and_ctrl_c_deletes_it(
     here: Here,
 ) -> None:
     job = Submitted(here, ("--cores", "2"))
-    history, journal = (here.study / TRAINED / name for name in ("history.csv", "journal.jsonl"))
 
     def n_epochs() -> int:
-        return len(without_times(history)) if history.is_file() else 0
+        return submitted.n_epochs(here.study)
 
     def n_starts() -> int:
-        return journal.read_text().count('"started"') if journal.is_file() else 0
+        return submitted.ends(here.study).count("started")
 
     try:
         first = job.pod("adapt")
@@ -255,11 +234,9 @@ def test_a_run_resumes_after_an_eviction_and_a_time_limit_and_ctrl_c_deletes_it(
     resumed = [int(n) for n in re.findall(r"resuming after epoch (\d+)", log)]
     assert resumed, log
     assert resumed[-1] >= late_at - 2
-    assert [int(float(row["epoch"])) for row in without_times(history)] == list(range(n_epochs()))
-    ends = [json.loads(line)["event"] for line in journal.read_text().splitlines()]
-    ends = [event for event in ends if event not in ("epoch", "machine")]
+    submitted.check_history(here.study)
     # A time limit and the end of a Job leave time for a last word, an eviction like this does not.
-    assert ends == ["started", "started", "killed", "started", "killed"]
+    assert submitted.ends(here.study) == ["started", "started", "killed", "started", "killed"]
 
 
 def test_the_next_start_ends_what_a_killed_one_has_left(here: Here) -> None:

@@ -7,11 +7,11 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+
+from tests.fixtures.waiting import waited
 
 # Jobs find the configuration here alone: the executor's job step removes SLURM_CONF, like all of
 # Slurm's variables, before it calls srun.
@@ -36,16 +36,6 @@ def lacking() -> str:
     return ""
 
 
-def waited(condition: Callable[[], bool], seconds: float = SECONDS) -> bool:
-    """Wait until something is true; return whether it is."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.5)
-    return condition()
-
-
 class Slurm:
     """The daemons, with all their files but the configuration in one folder."""
 
@@ -65,7 +55,7 @@ class Slurm:
         (CONFIGURATION / "gres.conf").write_text(MARK + gpu)
         self.start_controller()
         subprocess.run(["slurmd", "-N", "localhost", "-L", self.folder / "node.log"], check=True)
-        assert waited(lambda: self.node() == "idle"), self.logs()
+        assert waited(lambda: self.node() == "idle", SECONDS), self.logs()
 
     def _start_munge(self) -> None:
         own = self.folder / "munge"
@@ -119,7 +109,7 @@ class Slurm:
     def start_controller(self) -> None:
         """Start the controller and wait until it answers."""
         subprocess.run(["slurmctld", "-L", self.folder / "controller.log"], check=True)
-        assert waited(lambda: self.node() != ""), self.logs()
+        assert waited(lambda: self.node() != "", SECONDS), self.logs()
 
     def stop_controller(self) -> None:
         """Stop the controller; jobs on the node go on."""

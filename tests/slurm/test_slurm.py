@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import shutil
@@ -13,13 +12,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.fixtures.waiting import waited
 from tests.slurm import daemons
-from tests.slurm.daemons import Slurm, waited
-from tests.workflow import folder
+from tests.slurm.daemons import Slurm
+from tests.workflow import folder, submitted
 from tests.workflow.folder import ROOT
 
 ASKED = "MICROCLIP_SLURM_TESTS"
@@ -36,14 +35,6 @@ PROFILE = (
     *("--logger", "snakemake"),  # the live view has no lines about Slurm
 )
 ON_GPU = "adapt:gpu=1"  # it computes nothing: jobs wait for it in turn
-RUNS = Path("results/runs/tiny/icon-clip/shipped")
-TRAINED = RUNS / "microclip/default/seed-0"
-LONG = {
-    "runs": [{"methods": ["microclip"]}],
-    "tables": [],
-    "methods": {"microclip": {"epochs": 3000, "batch_size": 8}},
-    "evaluate_every": 1000,
-}
 
 
 @pytest.fixture(scope="module")
@@ -137,47 +128,15 @@ def both(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Both:
     return Both(local, cluster, said)
 
 
-def files(place: Path, pattern: str) -> dict[str, bytes]:
-    return {str(f.relative_to(place)): f.read_bytes() for f in sorted(place.glob(pattern))}
-
-
-@pytest.mark.parametrize(
-    ("pattern", "least"),
-    [
-        ("results/tiny/tables/*", 4),
-        ("results/tiny/ledger.*", 2),
-        ("results/runs/**/adapted.safetensors", 4),
-        ("results/runs/**/predictions.parquet", 4),
-    ],
-)
+@submitted.SAME_BYTES
 def test_tables_and_weights_have_the_bytes_of_a_local_run(
     both: Both, pattern: str, least: int
 ) -> None:
-    here, there = files(both.local, pattern), files(both.cluster, pattern)
-    assert len(here) >= least
-    assert here == there
-
-
-def without_times(path: Path) -> list[dict[str, Any]]:
-    """The rows of a table or the one of a JSON file, without what differs from day to day."""
-    if path.suffix == ".json":
-        rows = [json.loads(path.read_text())]
-    else:
-        with path.open(newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    return [{k: v for k, v in row.items() if k not in ("seconds", "elapsed_s")} for row in rows]
+    submitted.check_bytes(both.local, both.cluster, pattern, least)
 
 
 def test_all_scores_are_those_of_a_local_run(both: Both) -> None:
-    assert without_times(both.local / "results/tiny/scores.csv") == without_times(
-        both.cluster / "results/tiny/scores.csv"
-    )
-    found = sorted(
-        path.relative_to(both.local) for path in both.local.glob(f"{RUNS}/**/scores.json")
-    )
-    assert len(found) == 4
-    for path in found:
-        assert without_times(both.local / path) == without_times(both.cluster / path)
+    submitted.check_scores(both.local, both.cluster)
 
 
 def test_jobs_that_train_nothing_went_together(both: Both) -> None:
@@ -205,36 +164,24 @@ def test_a_groups_runs_are_forked_on_its_node_and_others_run_by_themselves(both:
 
 
 def test_mlflow_has_all_runs_and_the_page_links_to_them(both: Both) -> None:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{both.cluster / 'results/mlflow.db'}")
-    experiment = client.get_experiment_by_name("tiny").experiment_id
-    runs = client.search_runs([experiment], "tags.kind = 'run'")
-    assert [run.info.status for run in runs] == ["FINISHED"] * 4
+    runs = submitted.check_mirrored(both.cluster)
     page = (both.cluster / "results/tiny/index.html").read_text()
-    assert all(run.info.run_id in page for run in runs)
+    assert all(run in page for run in runs)
 
 
 def test_a_run_that_its_time_limit_killed_resumes_and_ctrl_c_cancels_it(
     slurm: Slurm, tmp_path: Path
 ) -> None:
-    place = folder.write(tmp_path / "study", **LONG)
+    place = folder.write(tmp_path / "study", **submitted.LONG)
     job = Submitted(place, slurm, ("--set-resources", ON_GPU))
-    history, journal = (place / TRAINED / name for name in ("history.csv", "journal.jsonl"))
-
-    def events() -> list[str]:
-        return [json.loads(line)["event"] for line in journal.read_text().splitlines()]
-
-    def n_epochs() -> int:
-        return len(without_times(history)) if history.is_file() else 0
 
     try:
-        assert waited(lambda: n_epochs() > 3, 1200), job.said()
+        assert waited(lambda: submitted.n_epochs(place) > 3, 1200), job.said()
         slurm.limit("rule_adapt", minutes=1)  # which are over by now, or soon
         assert waited(lambda: job.sees("TIMEOUT", "rule_adapt"), 300), slurm.table()
-        before = n_epochs()
-        assert waited(lambda: events().count("started") == 2, 1200), job.said()
-        assert waited(lambda: n_epochs() > before + 1, 1200), job.said()
+        before = submitted.n_epochs(place)
+        assert waited(lambda: submitted.ends(place).count("started") == 2, 1200), job.said()
+        assert waited(lambda: submitted.n_epochs(place) > before + 1, 1200), job.said()
         print(f"\n{slurm.table()}")
         job.process.send_signal(signal.SIGINT)
         job.process.wait(300)
@@ -247,6 +194,5 @@ def test_a_run_that_its_time_limit_killed_resumes_and_ctrl_c_cancels_it(
     assert resumed is not None, log
     assert int(resumed[1]) >= before - 2  # epoch 0 is the network before training
     assert "epoch 1/3000:" not in log
-    assert [int(float(row["epoch"])) for row in without_times(history)] == list(range(n_epochs()))
-    ends = [event for event in events() if event not in ("epoch", "machine")]
-    assert ends[:3] == ["started", "killed", "started"]
+    submitted.check_history(place)
+    assert submitted.ends(place)[:3] == ["started", "killed", "started"]
