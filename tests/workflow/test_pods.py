@@ -178,6 +178,10 @@ def test_a_folder_beside_the_volume_is_refused(tmp_path: Path) -> None:
         WorkflowError, match=r"/home/me/study is not on the volume .* /study; mount"
     ):
         pods.check_folder(template, Path("/home/me/study"))
+    for mount in template.pod["containers"][0]["volumeMounts"]:
+        del mount["mountPath"]
+    with pytest.raises(WorkflowError, match="a volumeMount of the claim has no mountPath"):
+        pods.check_folder(template, Path("/study/pets"))
 
 
 def test_a_missing_kubectl_and_template_are_named(

@@ -136,20 +136,22 @@ class Executor(RemoteExecutor):
         )
         submission = _Submission(self._manifest(asked), asked.title)
         info = SubmittedJobInfo(job, external_jobid=asked.id, aux={"pod": submission})
+        if self._create(info, submission):
+            self.report_job_submission(info)
+
+    def _create(self, info: SubmittedJobInfo, submission: _Submission) -> bool:
+        """Create a Job, later if the server is away; report and return False if it is refused."""
         try:
-            self._create(submission)
+            with self._creating:
+                if not self._is_cancelled:
+                    self._kubectl.create(submission.manifest)
+                    submission.is_created = True
         except Away as error:
             self._say_away(error)
         except Refused as error:
-            self.report_job_error(info, msg=f"{asked.title}: {error} ({error.reason}). ")
-            return
-        self.report_job_submission(info)
-
-    def _create(self, submission: _Submission) -> None:
-        with self._creating:
-            if not self._is_cancelled:
-                self._kubectl.create(submission.manifest)
-                submission.is_created = True
+            self.report_job_error(info, msg=f"{submission.title}: {error} ({error.reason}). ")
+            return False
+        return True
 
     async def check_active_jobs(
         self, active_jobs: list[SubmittedJobInfo]
@@ -186,7 +188,7 @@ class Executor(RemoteExecutor):
             return True
         submission: _Submission = (info.aux or {})["pod"]
         if not submission.is_created:
-            return self._is_created_now(info, submission)
+            return self._create(info, submission)
         state = pods.state_of(job, own)
         if state.end == "running":
             waited = time.monotonic() - submission.since
@@ -208,16 +210,6 @@ class Executor(RemoteExecutor):
     @staticmethod
     def _lacks(own: list[dict[str, Any]], waited_s: float) -> bool:
         return not own and waited_s > _PODLESS_S
-
-    def _is_created_now(self, info: SubmittedJobInfo, submission: _Submission) -> bool:
-        try:
-            self._create(submission)
-        except Away as error:
-            self._say_away(error)
-        except Refused as error:
-            self.report_job_error(info, msg=f"{submission.title}: {error} ({error.reason}). ")
-            return False
-        return True
 
     def _say_away(self, error: Exception) -> None:
         """Tell people once that nothing is known of the jobs for now."""

@@ -130,7 +130,7 @@ def _shared(template: Template) -> list[str]:
         if (volume.get("persistentVolumeClaim") or {}).get("claimName")
     }
     mounts = template.pod["containers"][0].get("volumeMounts") or []
-    return [str(each.get("mountPath")) for each in mounts if each.get("name") in claimed]
+    return [str(each.get("mountPath") or "") for each in mounts if each.get("name") in claimed]
 
 
 def check_folder(template: Template, folder: Path) -> None:
@@ -140,6 +140,8 @@ def check_folder(template: Template, folder: Path) -> None:
         WorkflowError: it is not on a volume claim that pods mount.
     """
     mounted = _shared(template)
+    if "" in mounted:
+        raise _wrong(template.path, "a volumeMount of the claim has no mountPath")
     if not any(folder.is_relative_to(path) for path in mounted):
         raise WorkflowError(
             f"microclip: {folder} is not on the volume that {template.path} mounts at "
