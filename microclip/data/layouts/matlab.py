@@ -57,7 +57,7 @@ class _Reader:
     """The process that reads; it ends with this one."""
 
     def __init__(self) -> None:
-        self.owner = os.getpid()
+        self._owner = os.getpid()
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-c", _READER],
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # a thread's stack counts as memory
@@ -67,8 +67,8 @@ class _Reader:
         )
         atexit.register(self._end)
 
-    def ask(self, path: Path, *names: str) -> dict[str, Any]:
-        """Return the answer's JSON, or an error."""
+    def ask(self, path: Path, *names: str) -> dict[str, Any] | None:
+        """Return the answer's JSON, or an error; None if somebody has ended the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -76,29 +76,33 @@ class _Reader:
             self._process.stdin.flush()
         answer, code = self._process.stdout.readline(), self._process.stdout.readline()
         if not code:
-            self.owner = -1  # somebody killed it; the next file gets another
-            return {"error": "the process that read it was ended"}
+            return None
         if int(code):
             return {"error": f"exit code {int(code)}"}
         found: dict[str, Any] = json.loads(answer)
         return found
 
     def _end(self) -> None:
-        if os.getpid() == self.owner:
+        if os.getpid() == self._owner:  # and not a fork, which has inherited this call
             self._process.kill()
             self._process.communicate()
 
 
 _lock = threading.Lock()
-_readers: list[_Reader] = []
+_readers: dict[int, _Reader] = {}  # by process, as a fork must not share its parent's pipes
 
 
 def _asked(path: Path, *names: str) -> dict[str, Any]:
-    """Ask this process's own reader; a fork of it must not share the pipes."""
+    """Ask this process's reader, which is started for the first file."""
+    own = os.getpid()
     with _lock:
-        if not _readers or _readers[-1].owner != os.getpid():
-            _readers.append(_Reader())
-        return _readers[-1].ask(path, *names)
+        if own not in _readers:
+            _readers[own] = _Reader()
+        answer = _readers[own].ask(path, *names)
+        if answer is None:
+            del _readers[own]  # the next file gets another
+            return {"error": "the process that read it was ended"}
+    return answer
 
 
 def matlab_variables(path: Path, *names: str) -> dict[str, Any]:
