@@ -54,6 +54,7 @@ _ROMAN = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}
 _LAST_NUMBER = re.compile(r"^(.*?\S)(?:\s*[,;:=\t]\s*|\s+)(\d{1,6})$")
 _WORDNET = re.compile(r"^[\"']?(n\d{4,8})[\"']?[\s,;:]+(\S.*)$")
 _TRAILING = re.compile(r"^(.*?\S)\s*[,;:]$")
+_OPEN_QUOTE = re.compile(r'(?:^|[,;\t])\s*"[^"]*$')
 _LONGEST = 1000  # characters of a line; no name is so long, and none of its forms is looked for
 DELIMITERS = ("\t", ";", "|", ",")  # a comma last: names and file names may have one
 _ON_ONE_LINE = (*DELIMITERS, "；", "，", "、")
@@ -140,10 +141,10 @@ def parse(text: str, where: str, suffix: str = ".txt") -> ClassList:
 
 def _plain(lines: Lines, where: str, suffix: str, notes: list[str]) -> Lines:
     """The names alone, without what every line has beside them."""
+    first = lines[:1]
     lines = _without_heading(lines, suffix, notes)
     if suffix in (".csv", ".tsv"):
         _refuse_open_quotes(lines, where)
-    first = lines[:1]
     if suffix == ".csv":
         lines = [(n, unquoted(line) if line[0] == '"' else line) for n, line in lines]
     forms = (
@@ -156,8 +157,8 @@ def _plain(lines: Lines, where: str, suffix: str, notes: list[str]) -> Lines:
             lines = form(lines, where, notes)
         if lines == before:
             break
-    if [n for n, _ in lines[:1]] != [n for n, _ in first]:
-        notes[:] = [note for note in notes if not note.endswith(_AS_CLASS)]  # a form left it out
+    if len(lines) > 2:
+        _note_first(first, lines, suffix, notes)
     _refuse_partial_forms(lines, where, notes)
     return lines
 
@@ -229,10 +230,6 @@ def _split_line(line: str) -> list[str]:
     return [line]
 
 
-_AS_CLASS = "taken as a class and not as a heading"
-_OPEN_QUOTE = re.compile(r'(^|[,;\t])\s*"[^"]*$')
-
-
 def _without_heading(lines: Lines, suffix: str, notes: list[str]) -> Lines:
     """Leave out a heading: "Classes:", "class names"; in a CSV file "class" and "name" too."""
     if len(lines) < 3:
@@ -248,9 +245,15 @@ def _without_heading(lines: Lines, suffix: str, notes: list[str]) -> Lines:
     if re.fullmatch(r"\d{1,6}", first) and int(first) == len(others):
         notes.append(f"line {lines[0][0]} ({shown(first)}) taken as the number of names")
         return others
-    if plain in _NAME_COLUMNS or (suffix in (".csv", ".tsv") and first[:1].isalpha()):
-        notes.append(f"line {lines[0][0]} ({shown(first)}) {_AS_CLASS}")
     return lines
+
+
+def _note_first(first: Lines, lines: Lines, suffix: str, notes: list[str]) -> None:
+    """Note a first line that may be a heading, if it is still there."""
+    [(number, line)] = first
+    is_likely = suffix in (".csv", ".tsv") and line[:1].isalpha()
+    if lines[0][0] == number and (is_likely or unquoted(line).casefold() in _NAME_COLUMNS):
+        notes.append(f"line {number} ({shown(line)}) taken as a class and not as a heading")
 
 
 def _refuse_open_quotes(lines: Lines, where: str) -> None:
@@ -433,12 +436,12 @@ def _named_column(
     columns = list(zip(*rows[start:], strict=True))
     texts = [k for k, cells in enumerate(columns) if not _is_without_names(cells)]
     is_labelled = has_header or any(map(_is_label, columns))
-    if len(texts) == 1 and not _are_alike(columns[texts[0]]):
+    has_commas = delimiter == "," and not is_labelled  # which may be in names
+    if not has_commas or (len(texts) == 1 and not _are_alike(columns[texts[0]])):
         _refuse_shuffled(columns, lines[start:], where, fewest=2 if has_header else 3)
-    if delimiter == "," and not is_labelled:
+    if has_commas:
         notes.append("every line has a comma, taken as part of the name and not between columns")
         return lines
-    _refuse_shuffled(columns, lines[start:], where, fewest=2 if has_header else 3)
     chosen = texts
     if has_header:
         ranks = [heads.index(name) for name in _NAME_COLUMNS if name in heads]
