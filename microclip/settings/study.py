@@ -203,6 +203,14 @@ class StudySettings(Frozen):
     )
 
     @model_validator(mode="after")
+    def _names_each_once(self) -> StudySettings:
+        for kind in ("datasets", "backbones", "descriptions", "seeds"):
+            values = getattr(self, kind)
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise ValueError(f"{kind} lists {twice[0]} twice; leave one out")
+        return self
+
+    @model_validator(mode="after")
     def _shows_each_report_once(self) -> StudySettings:
         for kind, listed in (("tables", self.tables), ("figures", self.figures)):
             names = [selection.name for selection in listed]

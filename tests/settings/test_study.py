@@ -72,6 +72,13 @@ def test_a_table_that_is_listed_twice_is_refused() -> None:
         settings.load_study({**STUDY, "tables": twice})
 
 
+@pytest.mark.parametrize("kind", ["datasets", "backbones", "descriptions", "seeds"])
+def test_what_is_listed_twice_is_refused(kind: str) -> None:
+    listed = [*settings.load_study(STUDY).model_dump()[kind]]
+    with pytest.raises(SettingsError, match=f"{kind} lists {listed[0]} twice; leave one out"):
+        settings.load_study({**STUDY, kind: [*listed, listed[0]]})
+
+
 def official() -> dict[str, object]:
     values: dict[str, object] = settings.load_method_file("microclip").settings
     return values
