@@ -31,6 +31,7 @@ import psutil
 
 from microclip import runtime
 from microclip.settings.errors import SettingsError
+from microclip.writing import Untouched
 
 _main = os.getpid()  # the process that handles signals
 _pending: list[BaseException] = []
@@ -266,6 +267,7 @@ def release(folder: Path) -> list[str]:
     return done + ([f"removed {len(left)} temporary files of killed processes"] if left else [])
 
 
+_LOCK = ".lock"
 _CLAIM = ".owner"  # in a run's folder: the process that started there last
 _WATCH_S = 20.0
 
@@ -277,7 +279,8 @@ def exclusive(folder: Path) -> Iterator[None]:
     On a disk that several machines share, locks may be missing, or hold on each machine alone. So
     the process also claims the folder in a file. Should another one claim it later, such as the
     next attempt of a job that its scheduler lost sight of, this process notices and ends. In the
-    seconds between, both write the same bytes, and each file whole.
+    seconds between, both write the same bytes, and each file whole. Lock and claim stay, unless an
+    error leaves nothing else.
 
     Raises:
         SettingsError: another process is writing there.
@@ -286,7 +289,9 @@ def exclusive(folder: Path) -> Iterator[None]:
     def refuse() -> None:
         raise SettingsError(f"another process is writing {folder}; wait for it to end, or stop it")
 
-    with runtime.locked(folder / ".lock", on_busy=refuse), _claimed(folder):
+    mine = Untouched(folder, _LOCK, _CLAIM)  # before the lock makes the folder
+    # The lock's file goes while the lock is held: whoever took it in between would hold no lock.
+    with runtime.locked(folder / _LOCK, on_busy=refuse), mine, _claimed(folder):
         yield
 
 

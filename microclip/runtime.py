@@ -17,7 +17,6 @@ import platform
 import random
 import re
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from microclip import paths, settings
-from microclip.settings.errors import SettingsError
+from microclip.settings.errors import ResourceError as ResourceError
+from microclip.writing import atomic_path as atomic_path
+from microclip.writing import disk_full as disk_full
+from microclip.writing import whole_folder as whole_folder
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
-_NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # NFS without lockd, some FUSE and SMB
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _lease: _Lease | None = None  # this process's GPU
@@ -64,10 +64,6 @@ class MissingDataError(FileNotFoundError):
     """A file that an earlier step should have written is missing or damaged."""
 
 
-class ResourceError(RuntimeError):
-    """The machine lacks something: a GPU, memory, disk."""
-
-
 class NoLocksError(ResourceError):
     """A file system has no file locks."""
 
@@ -78,72 +74,6 @@ class ServiceError(RuntimeError):
 
 class VerificationError(RuntimeError):
     """Results do not agree with what they are checked against."""
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that replaces it on success and is removed on error.
-
-    Raises:
-        ResourceError: the disk is full.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        name = _temporary(path)
-    except OSError as error:
-        if full := disk_full(error, path):
-            raise full from error
-        raise
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as stream:
-            # Before the rename: else a power cut could leave the new name on an empty file.
-            os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        if full := disk_full(error, path):
-            raise full from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> str:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    return name
-
-
-def disk_full(error: OSError, path: Path | None = None) -> ResourceError | None:
-    """What to say of an error that means a full disk or a used-up quota; None for others."""
-    if error.errno not in _FULL:
-        return None
-    where = Path.cwd() if path is None else path.parent
-    try:
-        free = f" ({shutil.disk_usage(where).free / 2**20:.1f} MiB free)"
-    except OSError:
-        free = ""
-    what = "" if path is None else f" while writing {path.name}"
-    return ResourceError(
-        f"the disk of {where} is full{free}{what}; free some space and run the command again, "
-        "which continues"
-    )
-
-
-def _sync_folder(path: Path) -> None:
-    """Flush a folder: a rename in it is safe on disk only once the folder is."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    except OSError as error:
-        # Some network disks cannot: the file is there all the same, so the writing has not failed.
-        if error.errno not in _NO_SYNC:
-            raise
-    finally:
-        os.close(folder)
 
 
 @contextlib.contextmanager
@@ -191,12 +121,6 @@ def _lock(path: Path, *, is_waiting: bool) -> FileLock | None:
             "keep two processes from using the same files or GPU"
         ) from error
     return lock
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # the only way to read it is to set it
-    os.umask(mask)
-    return mask
 
 
 def write_text(path: Path, text: str) -> None:
@@ -559,26 +483,6 @@ def dataset_files(dataset: DatasetSettings) -> str:
 def backbone_files(backbone: BackboneSettings) -> list[str]:
     """Hashes of a backbone's local files."""
     return [content(path) for path in backbone.files.values()]
-
-
-@contextlib.contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `out` at the end, or is deleted on an error.
-
-    Raises:
-        SettingsError: `out` exists and is not an empty folder.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SettingsError(f"--out {out} already exists; delete it, or name another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside `out`, so on the same file system: the final rename is atomic.
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp made it private
-        folder.replace(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def version() -> str:

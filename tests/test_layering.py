@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "microclip"
 # From the ground up: a module may import from its own layer and from the lines above it.
 LAYERS = (
     ("paths", "settings"),
-    ("runtime", "processes", "warm"),
+    ("runtime", "processes", "warm", "writing"),
     ("text", "data", "icons.scenes"),  # a dataset of icons is rendered when it is fetched
     ("model", "text.doctor", "text.mending"),  # the doctor may compare classes by their vectors
     ("adaptation",),

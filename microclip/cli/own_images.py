@@ -18,6 +18,7 @@ import typer
 
 from microclip import paths, processes, runtime, settings
 from microclip.cli import BackboneOption, DeviceOption, app, say
+from microclip.writing import Untouched
 
 if TYPE_CHECKING:
     from microclip.api import Adapted
@@ -186,8 +187,9 @@ def _described(request: Request, given: Materials) -> Path:
             "--descriptions, or name a file in config/llms that asks one"
         )
     names, target = request.out / "classes.txt", request.out / "descriptions.json"
-    runtime.write_text(names, "".join(f"{name}\n" for name in given.vocabulary.class_names))
-    describe([str(names)], llm=request.llm, domain=request.domain, out=target)
+    with Untouched(request.out, names.name):
+        runtime.write_text(names, "".join(f"{name}\n" for name in given.vocabulary.class_names))
+        describe([str(names)], llm=request.llm, domain=request.domain, out=target)
     return target
 
 

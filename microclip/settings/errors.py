@@ -9,3 +9,7 @@ class SettingsError(ValueError):
 
 class MissingFileError(SettingsError, FileNotFoundError):
     """A file that a setting or a command names is missing; exit code 3 as for all missing files."""
+
+
+class ResourceError(RuntimeError):
+    """The machine lacks something: a GPU, memory, disk."""

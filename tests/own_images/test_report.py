@@ -111,6 +111,26 @@ def test_a_complete_folder_is_left_alone_and_a_different_command_is_refused(
     assert "--out mine holds other files, first 'thesis.tex'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--method", "coop"),  # without --labels
+        ("--device", "cuda"),
+        ("--set", "epochs=many"),
+        ("--llm", "gpt-4o"),  # without a key
+    ],
+)
+def test_a_refused_command_leaves_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    before = sorted(place.iterdir())
+    given = ("adapt", "photos", "--classes", "names.txt", "--out", "deep/out")
+    assert main.main([*given, "--backbone", "tiny", *more]) != 0
+    assert sorted(place.iterdir()) == before
+
+
 def test_labels_only_score_and_never_affect_training(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
