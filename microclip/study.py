@@ -18,6 +18,8 @@ from typing import Any
 
 from microclip import paths, runtime, settings
 from microclip.methods.base import (
+    check_blocks,
+    check_keys,
     evaluation_fields,
     further_backbones,
     known_methods,
@@ -361,7 +363,10 @@ class Expansion:
         if key not in self._resolved:
             own = self._file(method).datasets.get(variant, {}).get(dataset, {})
             overrides = {**self.overrides(method, variant), **own}
-            self._resolved[key] = resolved_settings(self.study.methods, method, dataset, overrides)
+            source = f"variant {variant} of config/variants/{method}.yaml"
+            self._resolved[key] = resolved_settings(
+                self.study.methods, method, dataset, overrides, source
+            )
         return self._resolved[key]
 
     def named(self, method: str) -> dict[str, dict[str, Any]]:
@@ -424,7 +429,7 @@ def _add_figure(found: Expansion, selection: ReportSelection) -> None:
     points = []
     for dataset in part.datasets:
         for value in selection.values or figure.plot.values:
-            variant = _point(found, figure.plot, dataset, value)
+            variant = _point(found, figure, dataset, value)
             points.append(SweepPoint(dataset, value, variant))
             found.add(figure.plot.method, variant, replace(part, datasets=(dataset,)))
     found.points[figure.name] = tuple(points)
@@ -450,8 +455,10 @@ def selected(study: StudySettings, asked: ReportSelection | RunGrid) -> Selectio
     )
 
 
-def _point(found: Expansion, plot: reports.SweepPlot, dataset: str, value: float) -> str:
+def _point(found: Expansion, figure: reports.FigureSettings, dataset: str, value: float) -> str:
     """The variant for a value of a sweep, created if no file declares it."""
+    plot, source = figure.plot, f"the values of figure {figure.name}"
+    assert isinstance(plot, reports.SweepPlot)
     overrides = {plot.setting: value}
     if plot.setting not in settings_of(plot.method).model_fields:
         raise SettingsError(
@@ -459,8 +466,9 @@ def _point(found: Expansion, plot: reports.SweepPlot, dataset: str, value: float
             f"changes; known: {', '.join(settings_of(plot.method).model_fields)}"
         )
     # A point equal to the default is the default run, so that it is trained once.
-    default = resolved_settings(found.study.methods, plot.method, dataset, {})
-    if resolved_settings(found.study.methods, plot.method, dataset, overrides) == default:
+    of_study = found.study.methods
+    default = resolved_settings(of_study, plot.method, dataset, {}, source)
+    if resolved_settings(of_study, plot.method, dataset, overrides, source) == default:
         return "default"
     name = f"{plot.prefix}-{value:g}"
     named = found.named(plot.method).get(name, overrides)
@@ -577,13 +585,9 @@ def load(config: Mapping[str, Any], where: str = DECLARED) -> Study:
     Raises:
         SettingsError: names the key or file at fault.
     """
+    check_keys(config, where)
     declared = settings.load_study(config, where)
-    unknown = set(declared.methods) - set(known_methods())
-    if unknown:
-        raise settings.SettingsError(
-            f"unknown method {sorted(unknown)[0]!r} in the study's methods; "
-            f"known: {', '.join(known_methods())}"
-        )
+    check_blocks(declared.methods, where)
     for selection in declared.tables:
         check_options(selection, reports.load_table(selection.name))
     for selection in declared.figures:

@@ -174,14 +174,21 @@ def test_settings_survive_writing_and_reading() -> None:
         assert RunSettings.from_dict(resolved.as_dict()).digest() == resolved.digest()
 
 
+BLOCK = "methods: microclip of the study (config/config.yaml or --configfile)"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"methods": {"microclip": {"gama": 0.3}}}, "unknown key 'gama' in the study"),
+        ({"methods": {"microclip": {"gama": 0.3}}}, f"unknown key 'gama' in {BLOCK}"),
         ({"methods": {"microclip": {"gama": 0.3}}}, "did you mean 'gamma'"),
         ({"methods": {"microclip": {"gamma": 1.5}}}, "less than or equal to 1 (got 1.5)"),
-        ({"methods": {"microclip": {"n_crops": 0}}}, "n_crops in the study"),
-        ({"methods": {"nothing": {}}}, "unknown method 'nothing' in the study's methods"),
+        ({"methods": {"microclip": {"n_crops": 0}}}, f"n_crops in {BLOCK}"),
+        ({"methods": {"dpa": {"epoks": 3}}}, "unknown key 'epoks' in methods: dpa of the study"),
+        ({"methods": {"nothing": {}}}, "unknown method 'nothing' in methods of the study"),
+        ({"prior": "frozen"}, "is a setting of methods (microclip)"),
+        ({"prior": "frozen"}, "write methods: {microclip: {prior: frozen}}"),
+        ({"runs": [{"methods": ["clip"], "shots": 4}]}, "write methods: {clip_lora: {shots: 4}}"),
         ({"runs": [{"methods": ["clop"]}]}, "unknown method 'clop'"),
         ({"runs": [{"methods": ["clip"], "variants": ["x"]}]}, "unknown variant 'x' of clip"),
         ({"datasets": ["eurosat"]}, "unknown dataset 'eurosat'"),
@@ -190,6 +197,7 @@ def test_settings_survive_writing_and_reading() -> None:
         ({"tables": ["table13"]}, "unknown table 'table13'"),
         ({"figures": ["figure2"]}, "unknown figure 'figure2'"),
         ({"figures": [{**SWEEP, "values": [0.5, 1.5]}]}, "less than or equal to 1 (got 1.5)"),
+        ({"figures": [{**SWEEP, "values": [1.5]}]}, f"the values of figure {SWEEP['name']}"),
     ],
 )
 def test_errors_are_one_line_and_come_before_anything_runs(

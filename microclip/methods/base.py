@@ -19,6 +19,7 @@ from microclip import settings as configuration
 from microclip.settings import methods as declarations
 from microclip.settings.base import SettingsError
 from microclip.settings.declarations import Declaration, MethodSettings, Supervision, Work
+from microclip.settings.study import RunGrid, StudySettings
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -384,12 +385,50 @@ def work_of(name: str, settings: Mapping[str, object]) -> Work | None:
     return declared.work(declared.settings.model_validate(settings))
 
 
+def check_keys(study: Mapping[str, Any], where: str) -> None:
+    """Refuse a method's setting that a study has beside `methods`, or in `runs`, with its place.
+
+    Raises:
+        SettingsError: names the setting, the methods that have it, and how to write it.
+    """
+    runs = study.get("runs")
+    grids = [grid for grid in runs if isinstance(grid, dict)] if isinstance(runs, list) else []
+    beside = {str(key): value for part in (study, *grids) for key, value in part.items()}
+    for key in set(beside) - {*StudySettings.model_fields, *RunGrid.model_fields}:
+        if owners := [name for name in known_methods() if key in settings_of(name).model_fields]:
+            chosen = "microclip" if "microclip" in owners else owners[0]
+            raise SettingsError(
+                f"{key!r} in {where} is a setting of methods ({', '.join(owners)}); write "
+                f"methods: {{{chosen}: {{{key}: {beside[key]}}}}}"
+            )
+
+
+def check_blocks(of_study: Mapping[str, dict[str, Any]], where: str) -> None:
+    """Refuse what a study sets for a method if it does not fit, even where no run has the method.
+
+    Raises:
+        SettingsError: names the file, the method and the setting.
+    """
+    for method, block in of_study.items():
+        if method not in known_methods():
+            raise SettingsError(
+                f"unknown method {method!r} in methods of {where}; known: "
+                f"{', '.join(known_methods())}"
+            )
+        values = {**configuration.load_method_file(method).settings, **block}
+        configuration.validated(settings_of(method), values, f"methods: {method} of {where}")
+
+
 def resolved_settings(
-    of_study: Mapping[str, dict[str, Any]], method: str, dataset: str, overrides: dict[str, Any]
+    of_study: Mapping[str, dict[str, Any]],
+    method: str,
+    dataset: str,
+    overrides: dict[str, Any],
+    source: str,
 ) -> dict[str, Any]:
     """Return a method's complete settings: method file -> dataset -> study -> `overrides`.
 
-    `of_study` holds what the study sets, by method.
+    `of_study` holds what the study sets, by method; `source` is where the overrides are written.
     A method that follows another takes what both have from the other's file and blocks as well.
 
     Raises:
@@ -399,9 +438,9 @@ def resolved_settings(
     layers = {
         **_followed(method),
         f"config/methods/{method}.yaml": configuration.load_method_file(method).settings,
-        f"config/datasets/{dataset}.yaml": _block(of_dataset, method),
-        "the study": _block(of_study, method),
-        f"config/variants/{method}.yaml": overrides,
+        f"methods: {method} of config/datasets/{dataset}.yaml": _block(of_dataset, method),
+        f"methods: {method} of the study": _block(of_study, method),
+        source: overrides,
     }
     merged: dict[str, Any] = {}
     resolved: dict[str, Any] = {}
