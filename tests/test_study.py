@@ -182,7 +182,7 @@ BLOCK = "methods: microclip of the study (config/config.yaml or --configfile)"
     [
         ({"methods": {"microclip": {"gama": 0.3}}}, f"unknown key 'gama' in {BLOCK}"),
         ({"methods": {"microclip": {"gama": 0.3}}}, "did you mean 'gamma'"),
-        ({"methods": {"microclip": {"gamma": 1.5}}}, "less than or equal to 1 (got 1.5)"),
+        ({"methods": {"microclip": {"gamma": 1.5}}}, "must be at most 1 (got 1.5)"),
         ({"methods": {"microclip": {"n_crops": 0}}}, f"n_crops in {BLOCK}"),
         ({"methods": {"dpa": {"epoks": 3}}}, "unknown key 'epoks' in methods: dpa of the study"),
         ({"methods": {"nothing": {}}}, "unknown method 'nothing' in methods of the study"),
@@ -196,7 +196,7 @@ BLOCK = "methods: microclip of the study (config/config.yaml or --configfile)"
         ({"descriptions": ["gpt"]}, "unknown llm 'gpt'"),
         ({"tables": ["table13"]}, "unknown table 'table13'"),
         ({"figures": ["figure2"]}, "unknown figure 'figure2'"),
-        ({"figures": [{**SWEEP, "values": [0.5, 1.5]}]}, "less than or equal to 1 (got 1.5)"),
+        ({"figures": [{**SWEEP, "values": [0.5, 1.5]}]}, "must be at most 1 (got 1.5)"),
         ({"figures": [{**SWEEP, "values": [1.5]}]}, f"the values of figure {SWEEP['name']}"),
     ],
 )

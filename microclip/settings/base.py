@@ -27,6 +27,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from microclip import paths
+from microclip.settings.complaints import LONGEST, NAME, explain
+from microclip.settings.complaints import SECRET as SECRET
+from microclip.settings.complaints import cut as cut
 from microclip.settings.errors import MissingFileError as MissingFileError
 from microclip.settings.errors import SettingsError as SettingsError
 
@@ -38,7 +41,7 @@ _PlainLoader: type[yaml.BaseLoader | yaml.CBaseLoader] = getattr(
     yaml, "CBaseLoader", yaml.BaseLoader
 )
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 
 
 class Frozen(BaseModel):
@@ -81,11 +84,7 @@ class _DeviceName(Frozen):
     device: Device
 
 
-SECRET = "secret"  # the type of a pydantic error whose input must not be shown
-
-
 Model = TypeVar("Model", bound=BaseModel)
-_LONGEST = 600  # characters of a value or a reason in an error
 
 
 def without_defaults(
@@ -99,35 +98,6 @@ def without_defaults(
     fields = type(model).model_fields
     later = {name for name in names if values[name] == fields[name].default}
     return {name: value for name, value in values.items() if name not in later}
-
-
-def explain(error: ValidationError, model: type[BaseModel], where: str) -> SettingsError:
-    """Turn the first problem that pydantic reports into one sentence: what, where, what to do."""
-    first = error.errors()[0]
-    path = cut(".".join(str(part) for part in first["loc"]))
-    if first["type"] == "extra_forbidden":
-        key = str(first["loc"][-1])
-        near = difflib.get_close_matches(key, model.model_fields, n=1) or [
-            name  # a paper's symbol, such as K, is in the description of its setting
-            for name, field in model.model_fields.items()
-            if key.isalnum() and key.upper() in re.findall(r"\w+", field.description or "")
-        ]
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
-        return SettingsError(f"unknown key {path!r} in {where}; {hint}")
-    if first["type"] == "missing":  # the input is everything around the key: too long to show
-        return SettingsError(f"{where} has no key {path!r}, which is required; add it")
-    if first["type"] == "value_error" and not path:
-        # A check of the whole model failed: printing all its values would bury the sentence.
-        return SettingsError(f"{where}: {cut(str(first['ctx']['error']), _LONGEST)}")
-    got = "" if first["type"] == SECRET else f" (got {_shown(first['input'])})"
-    said = cut(first["msg"], _LONGEST)
-    return SettingsError(f"{path or 'settings'} in {where}: {said}{got}")
-
-
-def cut(text: str, longest: int = 80) -> str:
-    """The beginning of a text, on one line, for a message."""
-    line = " ".join(text.split())
-    return line if len(line) <= longest else line[:longest] + "…"
 
 
 @contextlib.contextmanager
@@ -145,19 +115,12 @@ def readable(where: str, remedy: str) -> Iterator[None]:
         raise SettingsError(f"{where} cannot be read ({cut(repr(error))}); {remedy}") from error
 
 
-def _shown(value: Any) -> str:
-    try:
-        return cut(repr(value), _LONGEST)
-    except ValueError:  # Python prints no integer of more than 4300 digits
-        return "a number of thousands of digits"
-
-
 def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
     """Return `values` as `model`. Raises SettingsError, in one line, if they do not fit."""
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise explain(error, model, where) from error
+        raise explain(error, model, values, where) from error
 
 
 def check_device(name: Any, where: str) -> str:
@@ -312,7 +275,7 @@ def parsed_yaml(text: str, where: str, *, is_plain: bool = False) -> Any:
         raise SettingsError(f"{where} not YAML: nested too deeply; fix it") from None
     # PyYAML's constructors raise others for what is no date, "!!int x", or an unknown "!!bool".
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = cut(str(error), _LONGEST)
+        reason = cut(str(error), LONGEST)
         raise SettingsError(f"{where} not YAML: {reason}; quote or fix it") from error
     return values
 

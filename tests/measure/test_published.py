@@ -127,7 +127,7 @@ def test_every_table_names_existing_published_rows_and_each_once() -> None:
         (
             "slips.yaml",
             "slips: [{tables: t, note: n}]",
-            "config/published/slips.yaml has no key 'slips.0.table'",
+            "unknown key 'tables' in the first entry of slips in config/published/slips.yaml",
         ),
         (
             "derived.yaml",

@@ -122,7 +122,7 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"shots": 0}, "shots in config/methods/coop.yaml: Input should be greater"),
+        ({"shots": 0}, "shots in config/methods/coop.yaml: must be at least 1"),
         ({"n_context": 0}, "n_context in config/methods/coop.yaml"),
         ({"momentum": 1.0}, "momentum in config/methods/coop.yaml"),
         ({"initial_words": "a", "class_specific": True}, "initial_words start one context"),

@@ -62,7 +62,7 @@ def test_a_study_lists_a_table_by_name_or_with_a_part_of_the_study() -> None:
     assert [selection.name for selection in study.tables] == ["table1", "table2"]
     assert study.tables[0].seeds is None
     assert study.tables[1].seeds == (1,)
-    with pytest.raises(SettingsError, match="unknown key 'tables.0.rows' in the study"):
+    with pytest.raises(SettingsError, match="unknown key 'rows' in the first entry of tables in"):
         settings.load_study({**STUDY, "tables": [{"name": "table1", "rows": []}]})
 
 
@@ -101,11 +101,17 @@ def test_a_bare_off_is_the_word_off() -> None:
         ({"seds": [1]}, ["unknown key 'seds'", "the study", "did you mean 'seeds'"]),
         ({"qqq": 1}, ["unknown key 'qqq'", "known: study,"]),
         ({"datasets": []}, ["datasets in the study", "at least 1"]),
-        ({"seeds": [-1]}, ["seeds.0 in the study", "got -1"]),
+        ({"seeds": [-1]}, ["the first entry of seeds in the study", "must be at least 0 (got -1)"]),
         ({"device": "gpu"}, ["device in the study", "'auto', 'cpu' or 'cuda'", "'gpu'"]),
         ({"device": "mps"}, ["device in the study", "Apple's GPU", "write 'cpu' (got 'mps')"]),
         ({"device": "cuda:1"}, ["device in the study", "CUDA_VISIBLE_DEVICES=1", "'cuda:1'"]),
-        ({"runs": [{"method": ["clip"]}]}, ["runs.0"]),
+        (
+            {"runs": [{"method": ["clip"]}]},
+            [
+                "unknown key 'method' in the first entry of runs in the study",
+                "did you mean 'methods'?",
+            ],
+        ),
         ({"study": "a/../b"}, ["study in the study"]),
     ],
 )

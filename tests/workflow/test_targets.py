@@ -120,7 +120,7 @@ def test_more_seeds_are_more_runs_of_seeded_methods(fresh: Path) -> None:
         ("seds=[1]", "unknown key 'seds' in the study"),
         ("datasets=[eurosat]", "unknown dataset 'eurosat', no config/datasets/eurosat.yaml"),
         ("methods={microclip: {gama: 0.3}}", "did you mean 'gamma'?"),
-        ("methods={microclip: {gamma: 1.5}}", "less than or equal to 1 (got"),
+        ("methods={microclip: {gamma: 1.5}}", "must be at most 1 (got"),
     ],
 )
 def test_a_wrong_setting_gives_one_clear_line(fresh: Path, setting: str, said: str) -> None:
