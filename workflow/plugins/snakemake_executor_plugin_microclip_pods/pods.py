@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,22 @@ wait $child; status=$?
 while kill -0 $child 2>/dev/null; do wait $child; status=$?; done
 exit $status
 """
+# What a Job must have under these names, wherever they are, or the cluster refuses it at the first
+# job. A number or a bare yes for a text is the usual slip.
+_TEXTS = {
+    *("apiVersion", "kind", "name", "namespace", "image", "imagePullPolicy", "claimName"),
+    *("mountPath", "subPath", "medium", "serviceAccountName", "priorityClassName"),
+    *("key", "operator", "effect", "value"),
+}
+_LISTS = {
+    *("containers", "initContainers", "volumes", "volumeMounts", "env", "envFrom"),
+    *("tolerations", "imagePullSecrets"),
+}
+_OF_TEXTS = {"labels", "annotations", "nodeSelector", "matchLabels"}
+_MAPPINGS = {
+    *("metadata", "spec", "template", "securityContext", "resources", "limits", "requests"),
+    *("persistentVolumeClaim", "emptyDir", "secretRef", "configMapRef", *_OF_TEXTS),
+}
 _PULLING = {"ContainerCreating", "PodInitializing"}
 
 
@@ -111,14 +128,42 @@ def read_template(path: Path) -> Template:
         raise _wrong(path, "expected a Job of batch/v1 with a container") from error
     if not is_job:
         raise _wrong(path, f"expected a Job of batch/v1, got {job['kind']} of {job['apiVersion']}")
-    if not (job.get("metadata") or {}).get("namespace"):
-        raise _wrong(path, "metadata.namespace is missing (`namespace: default`, if you have none)")
-    if not image or image.startswith("registry.example/"):
-        raise _wrong(path, f"no image is filled in (image: {image or 'missing'})")
     found = Template(path, job)
-    if not _shared(found):
-        raise _wrong(path, "no volume claim is filled in (claimName), and all jobs share its files")
+    if wrong := next(itertools.chain(_misfits(job), _unfilled(found, image)), None):
+        raise _wrong(path, wrong)
     return found
+
+
+def _unfilled(found: Template, image: str) -> Iterator[str]:
+    """Yield what people have yet to fill in."""
+    if not (found.job.get("metadata") or {}).get("namespace"):
+        yield "metadata.namespace is missing (`namespace: default`, if you have none)"
+    if not image or image.startswith("registry.example/"):
+        yield f"no image is filled in (image: {image or 'missing'})"
+    if not _shared(found):
+        yield "no volume claim is filled in (claimName), and all jobs share its files"
+
+
+def _misfits(value: Any, place: str = "", *, only_texts: bool = False) -> Iterator[str]:
+    """Yield what Kubernetes would refuse: "spec.image must be text, got 5"."""
+    named = value.items() if isinstance(value, dict) else ()
+    for key, inner in named:
+        here = f"{place}.{key}" if place else str(key)
+        if inner is None:  # as if it were not there
+            continue
+        if (only_texts or key in _TEXTS) and not isinstance(inner, str):
+            yield f"{here} must be text, got {inner!r}: write it in quotes"
+        elif key in _MAPPINGS and not isinstance(inner, dict):
+            yield f"{here} must be keys with values, got {inner!r}"
+        elif key in _LISTS and not (
+            isinstance(inner, list) and all(isinstance(each, dict) for each in inner)
+        ):
+            yield f"{here} must be a list of entries with keys, got {inner!r}"
+        else:
+            yield from _misfits(inner, here, only_texts=key in _OF_TEXTS)
+    if isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _misfits(inner, f"{place}[{number}]")
 
 
 def _shared(template: Template) -> list[str]:
