@@ -454,6 +454,7 @@ def _preload(arguments: Sequence[str]) -> bool:
     """Import what a verb needs; False if that fails: the job itself then says why."""
     before = len(sys.modules)
     verb = next((word for word in arguments if not word.startswith("-")), "")
+    gc.disable()  # a tenth of the time, and what is imported stays
     try:
         for name in (*_command_line(verb), *_NEEDED.get(verb, ())):
             if name == "mlflow":  # it reads its variables, and might send telemetry, when imported
@@ -461,6 +462,8 @@ def _preload(arguments: Sequence[str]) -> bool:
             importlib.import_module(name)
     except Exception:  # noqa: BLE001  whatever an import raises
         return False
+    finally:
+        gc.enable()
     if len(sys.modules) > before:
         # The collector would write to every object, and so copy its memory in each child.
         gc.collect()

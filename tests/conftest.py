@@ -31,6 +31,7 @@ def pytest_collection_finish() -> None:
     """Let the garbage collector pass over the libraries and tests, which stay to the end."""
     gc.collect()
     gc.freeze()
+    gc.enable()  # `tests/fixtures` switched it off
 
 
 def pytest_sessionfinish() -> None:
