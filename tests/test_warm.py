@@ -272,7 +272,7 @@ def test_kill_9_of_a_child_leaves_the_others(server: processes.Companion) -> Non
 
 @pytest.mark.slow
 def test_kill_9_of_the_warm_process_is_survived(doomed: processes.Companion) -> None:
-    settings = settings_of("microclip", epochs=40)
+    settings = settings_of("microclip", epochs=24)
     prepare(settings)
     first = job(*write_settings(settings, "first.yaml"))
     until(lambda: n_epochs("first") > 2)
@@ -287,8 +287,8 @@ def test_kill_9_of_the_warm_process_is_survived(doomed: processes.Companion) -> 
         # A job whose child is gone, too, goes on by itself; the other child ends as it would have.
         assert ("warm process was killed; starting again" in err) == (name == "first")
         assert ("resuming after epoch" in err) == (name == "first")
-        assert n_epochs(name) == 41
-    assert events("second") == ["started", *["epoch"] * 41, "finished"]
+        assert n_epochs(name) == 25
+    assert events("second") == ["started", *["epoch"] * 25, "finished"]
     assert done("--help")[0] == 0
 
 
