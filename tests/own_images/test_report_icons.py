@@ -16,7 +16,7 @@ from microclip.settings.datasets import IconSource
 from tests.own_images.folder import read, write_labels
 
 ROOT = Path(__file__).resolve().parents[2]
-N_CLASSES, N_SCENES = 8, 8
+N_CLASSES, N_SCENES = 8, 4
 SCENES = IconSource.model_validate(
     {
         "drawings": "food",
