@@ -31,6 +31,7 @@ from microclip import paths, settings
 from microclip.settings.errors import ResourceError as ResourceError
 from microclip.writing import atomic_path as atomic_path
 from microclip.writing import disk_full as disk_full
+from microclip.writing import made, unwritable
 from microclip.writing import whole_folder as whole_folder
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def _lock(path: Path, *, is_waiting: bool) -> FileLock | None:
     """Take the lock and return it; None if another process holds it and we do not wait."""
     from filelock import FileLock, Timeout  # not at the top: `--help` must stay fast
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with made(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     # No fallback to a soft lock, which would outlive a killed process. The file stays after the
     # release: if it were removed, a waiting process would lock an inode that no one else can open.
     lock = FileLock(path, thread_local=False, fallback_to_soft=False, preserve_lock_file=True)
@@ -115,7 +117,7 @@ def _lock(path: Path, *, is_waiting: bool) -> FileLock | None:
         return None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise
+            raise unwritable(error, path.parent) from error
         raise NoLocksError(
             f"cannot lock {path} ({error.strerror}): its file system has none of the locks that "
             "keep two processes from using the same files or GPU"

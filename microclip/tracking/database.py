@@ -13,15 +13,26 @@ import tempfile
 from pathlib import Path
 
 from microclip import paths
+from microclip.settings.errors import ResourceError, SettingsError
+from microclip.writing import made
 
 _CONTENT = {"runs": 0, "experiments": 1, "registered_models": 0}  # rows of a store without work
 
 
 def make_own_database() -> None:
-    """Create the results folder's, unless MLFLOW_TRACKING_URI names another store."""
+    """Create the results folder's, unless MLFLOW_TRACKING_URI names another store.
+
+    Raises:
+        SettingsError: nothing can be written there; MLflow would try again for 100 seconds.
+        ResourceError: the disk is full.
+    """
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        with contextlib.suppress(Exception):  # MLflow itself says what is wrong with the place
+        try:
             make_database(Path(paths.TRACKING_DATABASE))
+        except (SettingsError, ResourceError):
+            raise
+        except Exception:  # noqa: BLE001  MLflow itself says what else is wrong
+            return
 
 
 def make_database(path: Path) -> None:
@@ -38,9 +49,12 @@ def _create(path: Path) -> None:
     import sqlalchemy
     from mlflow.store.db import utils
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
+    with made(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
+        )
+        os.close(handle)
     temporary = path.parent / Path(name).name  # as relative as the path: addresses have no "?"
     engine = sqlalchemy.create_engine(f"sqlite:///{temporary}")
     try:

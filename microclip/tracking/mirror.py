@@ -560,6 +560,7 @@ def sync(results: Path) -> tuple[int, int]:
     Raises:
         ServiceError: MLflow cannot be reached.
     """
+    make_own_database()  # what it raises says more than that MLflow cannot be reached
     try:
         there = complete_runs(connect())
     except Exception as error:
@@ -594,7 +595,6 @@ def _rename(run: Any) -> None:
 def _replay(folder: Path, scores: Mapping[str, Any]) -> None:
     """Show a complete run."""
     values = yaml.safe_load((folder / paths.RUN_SETTINGS).read_text(encoding="utf-8"))
-    declared = RunSettings.from_dict(values)
-    mirror = Mirror(Announcement.of(declared, values["study"], FILES))
+    mirror = Mirror(Announcement.of(RunSettings.from_dict(values), values["study"], FILES))
     mirror.epochs(_past(folder))
     mirror.finish(scores, folder)

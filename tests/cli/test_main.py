@@ -390,3 +390,18 @@ def test_a_gpu_that_fails_and_a_full_disk_are_one_line(capsys: pytest.CaptureFix
         assert main._explain(error) == 4
         [line] = capsys.readouterr().err.splitlines()
         assert line.startswith(f"microclip: {said}")
+
+
+def test_an_error_of_the_system_is_a_sentence_and_no_bug(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing, folder = tmp_path / "none.txt", tmp_path
+    for path, code, said in (
+        (missing, 3, f"{missing} does not exist; make it, or name another"),
+        (folder, 2, f"{folder} cannot be used (Is a directory); mend its permissions, or name"),
+    ):
+        with pytest.raises(OSError, match="Errno") as caught:
+            path.read_text()
+        assert main._explain(caught.value) == code
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"microclip: {said}")

@@ -6,7 +6,10 @@ import signal
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 from microclip import paths
+from microclip.settings import SettingsError
 from microclip.tracking import mirror
 from microclip.tracking.database import make_database
 from tests.fixtures.tracking import client, own_store
@@ -74,3 +77,19 @@ def test_one_of_two_that_are_created_at_once_is_kept(tmp_path: Path) -> None:
     before = path.stat().st_ino
     make_database(path)
     assert path.stat().st_ino == before
+
+
+def test_a_place_that_cannot_be_written_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "results").write_text("")  # MLflow would try for 100 seconds to make files there
+    with pytest.raises(
+        SettingsError, match=r"mlflow\.db cannot be written: .*results is no folder"
+    ):
+        mirror.connect()
+    with pytest.raises(
+        SettingsError, match=r"mlflow\.db cannot be written: .*results is no folder"
+    ):
+        mirror.sync(tmp_path)
