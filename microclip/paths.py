@@ -48,6 +48,7 @@ RUN_PREDICTIONS = "predictions.parquet"
 RUN_WEIGHTS = "adapted.safetensors"
 RUN_RECORD = "run.json"
 RUN_SHOTS = "shots.csv"  # the labelled images of a few-shot run
+ADAPTED = "adapted.json"  # in the folder of `adapt`: its record
 RUN_SCORES = "scores.json"
 RUN_CHECKPOINT = "checkpoint"  # folder, removed when the run is complete
 RUN_JOURNAL = "journal.jsonl"

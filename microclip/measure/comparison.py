@@ -25,7 +25,7 @@ from microclip.runtime import MissingDataError
 from microclip.settings.base import SettingsError, known
 from microclip.settings.reports import Head
 from microclip.study import RunSpec
-from microclip.tracking.run import check_written
+from microclip.tracking.run import check_complete, check_written
 
 _SHOWN_CLASSES = 5
 _RUNS = Path(paths.RUN.split("{")[0])  # results/runs
@@ -54,7 +54,7 @@ def read(folder: Path, head: Head) -> TestedImages:
 
     Raises:
         MissingDataError: the run is not complete, or is older than what it should have written.
-        SettingsError: the run has no such head.
+        SettingsError: the run has no such head, or the folder is one of `adapt`.
     """
     import pandas as pd
 
@@ -94,12 +94,11 @@ def read(folder: Path, head: Head) -> TestedImages:
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
-    # A run's scores are written last: without them, no other file of it counts.
-    for file in (folder / paths.RUN_SCORES, folder / name):
-        if not file.is_file():
-            raise MissingDataError(
-                f"run {folder} is not complete: it has no {file.name}; run `snakemake` for it"
-            )
+    check_complete(folder)
+    if not (folder / name).is_file():
+        raise MissingDataError(
+            f"run {folder} is not complete: it has no {name}; run `snakemake` for it"
+        )
     values: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
     return values
 

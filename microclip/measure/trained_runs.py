@@ -43,7 +43,7 @@ from microclip.model.token_fusion import FusionOutput, TokenFusion
 from microclip.settings.base import SettingsError, read_yaml, validated
 from microclip.settings.reports import FailuresPlot, MapsPlot, MasksPlot
 from microclip.study import FigureSelection, RunSettings, RunSpec
-from microclip.tracking.run import check_written
+from microclip.tracking.run import check_complete, check_written
 
 _PICTURE_PX = 224  # side of pictures shown to people, unless the image is smaller
 
@@ -279,12 +279,9 @@ def read(folder: Path) -> TestedRun:
 
     Raises:
         MissingDataError: the run is not complete, or its dataset is gone.
-        SettingsError: the dataset's images have changed since the run.
+        SettingsError: the dataset's images have changed since the run; or it is none of a study.
     """
-    if not (folder / paths.RUN_SCORES).is_file():
-        raise runtime.MissingDataError(
-            f"run {folder} is not complete: it has no {paths.RUN_SCORES}; run `snakemake` for it"
-        )
+    check_complete(folder)
     check_written(folder, paths.RUN_PREDICTIONS)
     settings = RunSettings.from_dict(read_yaml(folder / paths.RUN_SETTINGS))
     record = json.loads((folder / paths.RUN_RECORD).read_text(encoding="utf-8"))

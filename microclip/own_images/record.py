@@ -43,7 +43,7 @@ from microclip.settings.datasets import TEMPLATES, DatasetSettings
 from microclip.settings.llms import DescriptionSettings
 from microclip.study import RunSettings, RunSpec
 
-RECORD, WEIGHTS, TEXTS = "adapted.json", "adapted.safetensors", "class_vectors.safetensors"
+RECORD, WEIGHTS, TEXTS = paths.ADAPTED, "adapted.safetensors", "class_vectors.safetensors"
 STUDY = "own-images"  # MLflow's experiment
 
 

@@ -116,6 +116,28 @@ def check_written(folder: Path, name: str) -> None:
         )
 
 
+def check_complete(folder: Path) -> None:
+    """Check that a folder is that of a complete run of a study: its scores are written last.
+
+    Raises:
+        MissingDataError: the run is not complete.
+        SettingsError: the folder is one of `adapt`, whose images have no test set.
+    """
+    if (folder / paths.ADAPTED).is_file():
+        why = "there are no labels, so no accuracy to compare; label_these_first.csv names those to"
+        why += f" label, and `microclip adapt … --labels FILE` writes {paths.RUN_SCORES}"
+        if (folder / paths.RUN_SCORES).is_file():
+            why = f"{paths.RUN_SCORES} there has its accuracy beside zero-shot's"
+        raise settings.SettingsError(
+            f"{folder} is a folder of `microclip adapt`, no run of a study: {why}; to compare "
+            "methods, make the images a dataset of a study (docs/your-own-images.md)"
+        )
+    if not (folder / paths.RUN_SCORES).is_file():
+        raise runtime.MissingDataError(
+            f"run {folder} is not complete: it has no {paths.RUN_SCORES}; run `snakemake` for it"
+        )
+
+
 class RunClock:
     """Seconds that a run has taken over all its processes; a resumed run counts on."""
 

@@ -220,7 +220,7 @@ def test_what_names_no_complete_run_is_refused() -> None:
     with pytest.raises(SettingsError, match="has no local head, only its own prediction"):
         comparison.find("clip:local", ANY)
     (MICROCLIP / paths.RUN_SCORES).unlink()
-    with pytest.raises(MissingDataError, match="is not complete: it has no scores.json"):
+    with pytest.raises(MissingDataError, match="is not complete: it has no scores.json; run"):
         comparison.find(str(MICROCLIP), ANY)
 
 
@@ -245,3 +245,19 @@ def test_settings_files_are_not_needed(own_runs: Path) -> None:
         assert yaml.safe_load(file.read_text())
         file.unlink()
     assert compared("clip", "microclip").n_images == N
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("adapted.json",), "there are no labels, so no accuracy to compare; label_these_first"),
+        (("adapted.json", "scores.json"), "scores.json there has its accuracy beside zero-shot's;"),
+    ],
+)
+def test_a_folder_of_adapt_is_no_run(tmp_path: Path, files: tuple[str, ...], said: str) -> None:
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(SettingsError, match=said) as caught:
+        comparison.find(str(tmp_path), ANY)
+    assert "make the images a dataset of a study" in str(caught.value)
+    assert "snakemake" not in str(caught.value)
