@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # NFS without lockd, some FUSE and SMB
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_CPU_FACTS = Path("/proc/cpuinfo")
+_FAST_BF16 = re.compile(r"\b(avx512_bf16|amx_bf16|bf16)\b")  # of Intel and AMD; of ARM
 _lease: _Lease | None = None  # this process's GPU
 _choosing = threading.Lock()  # so that two threads do not choose two GPUs
 _RECORDED = (
@@ -221,6 +223,19 @@ def full_float32() -> None:
 
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+def slow_precision(precision: str, device: str) -> str:
+    """A warning of bf16 where no GPU computes it; "" where it is no loss."""
+    if precision != "bf16" or device == "cuda" or (device == "auto" and visible_gpus()):
+        return ""
+    with contextlib.suppress(OSError):  # Linux alone has the file
+        if _FAST_BF16.search(_CPU_FACTS.read_text(encoding="utf-8", errors="replace")):
+            return ""
+    return (
+        "precision: bf16 on this CPU, which has no fast bf16, takes several times as long as fp32; "
+        "set precision: fp32, or run on a GPU"
+    )
 
 
 def visible_gpus() -> list[str]:

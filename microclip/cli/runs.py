@@ -15,6 +15,7 @@ import typer
 
 from microclip import paths, processes, runtime, settings
 from microclip.cli import DEFAULT_CONFIG, ConfigOption, app, say
+from microclip.cli.study import note_precision
 
 
 def _configfile(config: Path) -> list[str]:
@@ -32,7 +33,9 @@ def status(
     from microclip import study
     from microclip.measure import run_states
 
-    found = run_states.states(study.load(settings.read_yaml(config), str(config)).plan())
+    declared = study.load(settings.read_yaml(config), str(config))
+    note_precision(declared)
+    found = run_states.states(declared.plan())
     counts = Counter(one.state for one in found)
     if is_json:
         runs = [{"name": o.spec.name, "state": o.state, "note": o.note} for o in found]

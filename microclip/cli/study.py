@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from microclip.measure.forecast import Basis
     from microclip.methods.base import Tracker
     from microclip.settings.reports import FigureSettings
-    from microclip.study import Plan, RunSettings
+    from microclip.study import Plan, RunSettings, Study
 
 
 @app.command()
@@ -64,9 +64,11 @@ def plan(
     from microclip.measure import forecast as forecasts
 
     declared = study.load(settings.read_yaml(config), str(config))
-    if is_brief:
+    if is_brief:  # before a workflow, which has its own notes
         say(forecasts.announcement(declared))
         return
+    if not cards:  # that is for other machines
+        note_precision(declared)
     target = declared.plan().write()
     say(f"{len(declared.runs)} runs planned in {target}")
 
@@ -80,6 +82,12 @@ def plan(
         print(json.dumps(found.as_dict(), indent=1))
     else:
         print("\n".join(found.lines()))
+
+
+def note_precision(declared: Study) -> None:
+    """Say if the study's precision is slow here."""
+    if slow := runtime.slow_precision(declared.settings.precision, declared.settings.device):
+        say(f"note: {slow}")
 
 
 @app.command()

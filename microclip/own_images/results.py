@@ -330,6 +330,8 @@ def plan_lines(request: Request, estimate: Estimate | None, device: str) -> Iter
             f"images), {estimate.peak_memory_mib / 1024:.1f} GiB memory, "
             f"{estimate.store_mib:.0f} MiB temporary disk, 0 USD"
         )
+    if slow := runtime.slow_precision(str(request.settings.get("precision", "")), device):
+        yield f"  warning: {slow}"
     if request.backbone.startswith("icon-clip"):
         yield (
             f"  {request.backbone} works offline and was trained on icons and drawings; for "

@@ -191,7 +191,9 @@ class StudySettings(Frozen):
     tables: tuple[ReportSelection, ...] = Field((), description="files in config/tables")
     figures: tuple[ReportSelection, ...] = Field((), description="files in config/figures")
     device: Device = "auto"
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPU only")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: autocast, slow on most CPUs"
+    )
     compile: Compile = Field(
         "off", description="the image tower by torch.compile; changes the last bits"
     )

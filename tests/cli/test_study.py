@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from microclip import study
+from microclip import runtime, study
 from microclip.cli import main
 from microclip.cli import study as figures
 from microclip.measure.curves import Results, draw_sweep
@@ -140,3 +140,29 @@ def test_a_bad_key_is_named_with_the_file_that_was_given(
     assert main.main([verb, "--config", "mine.yaml"]) == 2
     said = capsys.readouterr().err
     assert "unknown key 'seds' in mine.yaml; did you mean 'seeds'" in said
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["plan", "--no-calibration"]])
+def test_bf16_on_a_cpu_without_it_is_noted_once(
+    own_project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+) -> None:
+    facts = own_project / "cpuinfo"
+    monkeypatch.setattr(runtime, "_CPU_FACTS", facts)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    study = {"study": "mine", "datasets": ["shapes"], "backbones": ["tiny"], "seeds": [0, 1]}
+    study |= {"descriptions": ["shipped"], "runs": [{"methods": ["clip", "microclip"]}]}
+    for flags, changes, n_notes in (
+        ("avx2", {"precision": "bf16", "device": "cpu"}, 1),
+        ("avx2", {"precision": "bf16"}, 1),
+        ("avx2 avx512_bf16", {"precision": "bf16", "device": "cpu"}, 0),
+        ("avx2", {"precision": "bf16", "device": "cuda"}, 0),
+        ("avx2", {"device": "cpu"}, 0),
+    ):
+        facts.write_text(f"flags : {flags}\n")
+        Path("mine.yaml").write_text(yaml.safe_dump({**study, **changes}))
+        assert main.main([*arguments, "--config", "mine.yaml"]) == 0
+        said = capsys.readouterr().err
+        assert said.count("note: precision: bf16 on this CPU") == n_notes, (flags, changes)

@@ -102,5 +102,10 @@ UNDESCRIBED = descriptions.notice(
     for name, author in dict.fromkeys((s.dataset, s.descriptions) for s in STUDY.runs)
     if workflow.is_main_process
 )
-for line in filter(None, (MISSING, UNDESCRIBED)):
+SLOW = (
+    runtime.slow_precision(STUDY.settings.precision, STUDY.settings.device)
+    if workflow.is_main_process
+    else ""
+)
+for line in filter(None, (MISSING, UNDESCRIBED, SLOW)):
     logger.info(line)
