@@ -47,10 +47,10 @@ ENDING = (
 _CHUNK = 1 << 16
 # Variables that may differ between the warm process and a job: they are read when a verb runs, not
 # when a library is imported, or they are a shell's own. All others must be equal.
-_FREE = ("MICROCLIP_", "MLFLOW_", "OPENAI_", "SNAKEMAKE_", "SLURM_", "BASH_", "AWS_")
+_FREE = ("MICROCLIP_", "MLFLOW_", "OPENAI_", "SNAKEMAKE_", "SLURM_", "BASH_", "AWS_", "PYTEST_")
 _FREE_NAMES = {"TMPDIR", "TMP", "TEMP", "TEMPDIR", "PWD", "OLDPWD", "SHLVL", "_"}
 _FREE_NAMES |= {"COLUMNS", "LINES", "CUDA_VISIBLE_DEVICES"}
-_FREE_NAMES |= {"PYTEST_CURRENT_TEST"}  # changes from test to test, and no library reads it
+_FREE_NAMES |= {"TORCHINDUCTOR_CACHE_DIR"}  # torch sets it itself, and reads it when it compiles
 # Snakemake sets these in a job, to the job's threads.
 _THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")}
 _THREADS["VECLIB_MAXIMUM_THREADS"] = "1"
