@@ -101,6 +101,24 @@ def suffixes() -> frozenset[str]:
     return frozenset(own | HEIF_SUFFIXES)
 
 
+# Formats whose first bytes no other file has; those of PCX, XBM or PPM could begin a text.
+_SELF_NAMED = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "HEIF", "AVIF", "JPEG2000")
+
+
+def is_bare_image(path: Path) -> bool:
+    """Has the file no suffix, and the first bytes of an image?"""
+    if path.suffix:
+        return False
+    likely = [name for name in _SELF_NAMED if name in formats()]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(path, formats=likely).close()
+    except Exception:  # noqa: BLE001  given any bytes, Pillow may raise anything
+        return False
+    return True
+
+
 def decode(path: Path, canvas_px: int | None = None, *, stretch: bool = False) -> Decoded:
     """Return an image as RGB bytes; a shorter side above `canvas_px` is reduced to it, bicubic.
 

@@ -16,7 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from microclip import paths, runtime
-from microclip.data.decoding import HEIF_SUFFIXES, UnreadableError, decode_all, reads_heif, suffixes
+from microclip.data.decoding import (
+    HEIF_SUFFIXES,
+    UnreadableError,
+    decode_all,
+    is_bare_image,
+    reads_heif,
+    suffixes,
+)
 from microclip.settings.base import SettingsError
 
 _COLUMNS = ("file", "reason", "step")
@@ -189,7 +196,8 @@ class _Sorted:
             self._put_file(path, is_regular=entry.is_file(follow_symlinks=False))
 
     def _put_file(self, path: Path, *, is_regular: bool) -> None:
-        if path.suffix.lower() not in suffixes():
+        is_image = path.suffix.lower() in suffixes()
+        if not is_image and not (is_regular and is_bare_image(path)):
             self.others[path.suffix.lower() or f"without a suffix ({path.name})"] += 1
         elif not is_regular:
             self.bad.append(BadFile(path, "a pipe or a device, not a file"))

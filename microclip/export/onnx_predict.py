@@ -73,8 +73,19 @@ def images_of(named: Path) -> Iterator[Path]:
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for path in (Path(folder, name) for name in sorted(names)):
             is_hidden = path.name.startswith(".") or path.is_symlink()
-            if not is_hidden and path.suffix.lower() in known:
+            if not is_hidden and (path.suffix.lower() in known or is_bare_image(path)):
                 yield path
+
+
+def is_bare_image(path: Path) -> bool:
+    """Has the file no suffix, and the first bytes of an image?"""
+    if path.suffix or not path.is_file():
+        return False
+    try:
+        Image.open(path, formats=["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"]).close()
+    except Exception:  # noqa: BLE001  given any bytes, Pillow may raise anything
+        return False
+    return True
 
 
 def reason(error: Exception) -> str:

@@ -52,6 +52,24 @@ def test_a_folder_is_counted_by_kind_and_every_bad_file_named(odd: Path) -> None
     assert found.described().startswith("RGB ")
 
 
+def test_files_without_a_suffix_are_known_by_their_first_bytes(tmp_path: Path) -> None:
+    for name in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"):
+        picture().save(tmp_path / name.lower(), format=name)
+    (tmp_path / "README").write_text("P5 is no picture here")
+    (tmp_path / "empty").write_bytes(b"")
+    whole = (tmp_path / "png").read_bytes()
+    (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
+    picture().save(tmp_path / "dated.2026", format="PNG")  # another suffix says another kind
+    os.mkfifo(tmp_path / "pipe")  # not opened: nobody writes into it
+    found = survey(tmp_path)
+    assert [path.name for path in found.images] == ["bmp", "gif", "jpeg", "png", "tiff", "webp"]
+    assert [bad.path.name for bad in found.bad] == ["cut"]
+    assert set(found.others) == {
+        *("without a suffix (README)", "without a suffix (empty)", "without a suffix (pipe)"),
+        ".2026",
+    }
+
+
 def test_rotated_images_are_counted(tmp_path: Path) -> None:
     exif = picture().getexif()
     exif[0x0112] = 8
