@@ -15,7 +15,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -288,17 +288,23 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     return [shown[0], rule, *shown[1:]]
 
 
-def template(name: str) -> Template:
-    """A template from this folder; values are HTML-escaped."""
-    environment = Environment(
+@cache
+def _environment() -> Environment:
+    """Keeps what it has read: to compile a page's template takes longer than to fill it in."""
+    found = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["duration"] = partial(runtime.duration, decimals=True)
-    return environment.get_template(name)
+    found.filters["duration"] = partial(runtime.duration, decimals=True)
+    return found
+
+
+def template(name: str) -> Template:
+    """A template from this folder; values are HTML-escaped."""
+    return _environment().get_template(name)
 
 
 def escape(text: str) -> str:
