@@ -41,7 +41,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import count
 from multiprocessing import connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -55,6 +56,9 @@ from microclip.study import PlannedRun, RunSettings, RunSpec, Study
 
 # Spawned, not forked: this process starts CUDA to reserve the GPU, and its children may not then.
 _SPAWN = multiprocessing.get_context("spawn")
+# Several are forks of one that is spawned, and imports for all of them.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["microclip.model.embeddings", "microclip.runner", "open_clip"])
 _LOGS = Path("logs/many_runs")
 _LEFT_OUT = {paths.RUN_WEIGHTS, ".lock"}  # of a run's folder, when it is packed
 _GRACE_S = 20.0  # for a process to end
@@ -161,18 +165,18 @@ class Worker:
     """A process that makes runs, and the job that it has."""
 
     number: int
-    process: SpawnProcess
+    process: BaseProcess
     jobs: connection.Connection
     log: Path
     job: Job | None = None
     is_gone: bool = False
 
     @classmethod
-    def start(cls, number: int, *, is_solved_on_cpu: bool) -> Worker:
+    def start(cls, number: int, context: BaseContext, *, is_solved_on_cpu: bool) -> Worker:
         """Start a process."""
-        ours, theirs = _SPAWN.Pipe()
+        ours, theirs = context.Pipe()
         log = _LOGS / f"{number}.log"
-        process = _SPAWN.Process(
+        process = context.Process(  # type: ignore[attr-defined]
             target=work, args=(theirs, log), kwargs={"is_solved_on_cpu": is_solved_on_cpu}
         )
         process.start()
@@ -268,7 +272,9 @@ class Crew:
         while (job := self._next(waiting, done)) is not None:
             if not idle and len(self.workers) < self.n_processes:
                 number = next(n for n in count() if all(one.number != n for one in self.workers))
-                self.workers.append(Worker.start(number, is_solved_on_cpu=self.is_solved_on_cpu))
+                context = _SPAWN if self.n_processes == 1 else _FORKS
+                on_cpu = self.is_solved_on_cpu
+                self.workers.append(Worker.start(number, context, is_solved_on_cpu=on_cpu))
                 idle.append(self.workers[-1])
             if not idle:
                 return
