@@ -114,10 +114,12 @@ def disk_full(error: OSError, path: Path | None = None) -> ResourceError | None:
         free = f" ({shutil.disk_usage(where).free / 2**20:.1f} MiB free)"
     except OSError:
         free = ""
+    full = f"the disk of {where} is full{free}"
+    if path is None:  # the error names no file
+        full = f"the disk of the output, or of {where}{free}, is full"
     what = "" if path is None else f" while writing {path.name}"
     return ResourceError(
-        f"the disk of {where} is full{free}{what}; free some space and run the command again, "
-        "which continues"
+        f"{full}{what}; free some space and run the command again, which continues"
     )
 
 

@@ -52,11 +52,11 @@ def _call(given: list[str]) -> int:
 
 
 def _explain(error: Exception) -> int:
+    from microclip.cli import failures
+
     usage = getattr(error, "format_message", None)
     if usage is not None:  # click's own errors: unknown option, missing argument
         if text := usage():  # without a verb click has printed the help, and has no more to say
-            say(f"microclip: {text}")
+            say(f"microclip: {failures.plain(text)}")
         return 2
-    from microclip.cli import failures
-
     return failures.explain(error)

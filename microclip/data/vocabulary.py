@@ -6,6 +6,7 @@ Label 3 is the fourth name, everywhere. Folders are matched with classes by name
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import os
 import re
@@ -189,14 +190,13 @@ def read_label_list(path: Path) -> tuple[LabelEntry, ...]:
     commas, semicolons, tabs or bars.
 
     Raises:
-        SettingsError: no such file, not text, no such columns, no row, or an empty cell.
+        MissingFileError: no such file.
+        SettingsError: not text, no such columns, no row, or an empty cell.
     """
     try:
         text = read_text(path, "list of labels")
     except FileNotFoundError:
-        raise SettingsError(
-            f"list of labels {path} cannot be read (No such file or directory); correct its name"
-        ) from None
+        raise MissingFileError(f"list of labels {path} does not exist; correct its name") from None
     try:
         rows = _label_rows(text, path)
     except csv.Error as error:
@@ -218,8 +218,10 @@ def _label_rows(text: str, path: Path) -> list[tuple[int, str, str]]:
     columns = _label_columns(header, delimiter)
     if columns is None:
         got = ", ".join(cell.strip() for cell in header.split(",")) or "none"
+        is_row = bool(Path(got.partition(",")[0]).suffix)  # a file's name is no column's
+        remedy = "write file,class on a line above" if is_row else "rename them"
         raise SettingsError(
-            f"line 1 of {path}: expected the columns file,class; got {got[:60]}; rename them"
+            f"line 1 of {path}: expected the columns file,class; got {got[:60]}; {remedy}"
         )
     reader = csv.reader(io.StringIO(text), delimiter=delimiter)
     rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
@@ -270,14 +272,32 @@ def match_label_list(
         elif image in line_of:
             faults.append(f"line {entry.line}: {entry.file!r} is already on line {line_of[image]}")
         elif not found:
-            faults.append(f"line {entry.line}: {entry.file!r} is not an image in {folder}")
+            near = _same_name(named, folder, images) if len(faults) < _HINTED else ""
+            faults.append(f"line {entry.line}: {entry.file!r} is not an image in {folder}{near}")
         elif label is None:
-            faults.append(f"line {entry.line}: unknown class {entry.class_name!r}")
+            near = _near_class(entry.class_name, class_names) if len(faults) < _HINTED else ""
+            faults.append(f"line {entry.line}: unknown class {entry.class_name!r}{near}")
         else:
             labels[image] = label
         line_of.setdefault(image, entry.line)
     _refuse(path, faults)
     return labels
+
+
+_HINTED = 5  # faults whose cause is looked for; no more are shown
+
+
+def _same_name(named: Path, folder: Path, images: Sequence[Path]) -> str:
+    """The image that has the file's name in another folder, if there is one."""
+    same = [image for image in images if image.name == named.name]
+    return f" (is it {same[0].relative_to(folder).as_posix()!r}?)" if len(same) == 1 else ""
+
+
+def _near_class(name: str, class_names: Sequence[str]) -> str:
+    """The class that is most like a name."""
+    folded = {one.casefold(): one for one in class_names}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return f" (is it {folded[near[0]]!r}?)" if near else ""
 
 
 def finder(images: Sequence[Path]) -> Callable[[Path], Sequence[Path]]:

@@ -140,6 +140,9 @@ def test_debug_raises_the_original_error(monkeypatch: pytest.MonkeyPatch) -> Non
         (["nonsense"], 2, "No such command 'nonsense'"),
         (["run"], 2, "Missing option '--settings'"),
         (["adapt", "photos", "--classes", "none.txt", "--out", "x"], 3, "none.txt is not a file"),
+        (["adapt", "photos", "--labels", "none.csv", "--out", "x"], 3, "none.csv does not exist"),
+        (["ui", "--port", "x"], 2, "'--port': must be a whole number"),
+        (["adapt", ".", "--out", "x", "--seed", "-1"], 2, "'--seed': must be at least 0"),
         (["predict", "nothing", "a.png"], 3, "holds no complete classifier"),
     ],
 )

@@ -346,6 +346,14 @@ LABELS = {
         "file,class\nowl/7.png,owl\n",
         "line 2: 'owl/7.png' is not an image in {}",
     ),
+    "B12 class as it was meant": (
+        "file,class\nowl/0.png,Owls\n",
+        "line 2: unknown class 'Owls' (is it 'owl'?); correct",
+    ),
+    "B12 no header": (
+        "owl/0.png,owl\n",
+        "expected the columns file,class; got owl/0.png, owl; write file,class on a line above",
+    ),
     "B12 double row": (
         "file,class\nowl/0.png,owl\nwren/1.png,wren\nowl/./0.png,wren\n",
         "line 4: 'owl/./0.png' is already on line 2",
@@ -390,7 +398,7 @@ def test_a_list_that_leaves_no_training_image_is_refused(tmp_path: Path) -> None
     (folder / "labels.csv").write_text("file,class\na/0.png,a\nb/0.png,b\n")
     with pytest.raises(SettingsError, match="lists all 2 images of .* none is left to train on"):
         datasets.fetch(own(folder, labels="labels.csv"))
-    with pytest.raises(SettingsError, match=r"gone\.csv cannot be read \(No such file"):
+    with pytest.raises(SettingsError, match=r"gone\.csv does not exist; correct its name"):
         datasets.fetch(own(folder, labels="gone.csv"))
 
 

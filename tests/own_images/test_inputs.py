@@ -209,6 +209,12 @@ CASES = (
         LABELLED,
     ),
     Case(
+        "B12 without its folder",
+        labels("file,class", f"elsewhere/{Path(ONE).name},red_disc"),
+        [f"is not an image in photos (is it '{ONE}'?)"],
+        LABELLED,
+    ),
+    Case(
         "B12 double row",
         labels("file,class", f"{ONE},red_disc", f"{ONE},blue bar"),
         [f"line 3: '{ONE}' is already on line 2"],
