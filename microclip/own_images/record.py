@@ -104,8 +104,11 @@ def read_adapted(folder: Path) -> tuple[Record, embeddings.TextClassifiers, dict
         in_weights = _texts_of(trained.get("classes", record.class_names))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         kind = MissingFileError if isinstance(error, FileNotFoundError) else SettingsError
+        reason = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            reason = f"{error.filename}: {error.strerror}"  # without the system's number
         raise kind(
-            f"{folder} holds no complete classifier ({' '.join(str(error).split())}); "
+            f"{folder} holds no complete classifier ({reason}); "
             "expected a folder that `microclip adapt --out` or Adapted.save wrote"
         ) from error
     texts, described = embeddings.load_classifiers(folder / TEXTS)

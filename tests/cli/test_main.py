@@ -143,7 +143,11 @@ def test_debug_raises_the_original_error(monkeypatch: pytest.MonkeyPatch) -> Non
         (["adapt", "photos", "--labels", "none.csv", "--out", "x"], 3, "none.csv does not exist"),
         (["ui", "--port", "x"], 2, "'--port': must be a whole number"),
         (["adapt", ".", "--out", "x", "--seed", "-1"], 2, "'--seed': must be at least 0"),
-        (["predict", "nothing", "a.png"], 3, "holds no complete classifier"),
+        (
+            ["predict", "nothing", "a.png"],
+            3,
+            "holds no complete classifier (nothing/adapted.json: No such",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_line(
