@@ -89,6 +89,20 @@ def _nearest(folder: Path) -> Path:
     return next(part for part in (folder, *folder.parents) if os.path.lexists(part))
 
 
+def check_place(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work for it begins.
+
+    Raises:
+        SettingsError: nothing can be written there.
+        ResourceError: the disk is full.
+    """
+    with Untouched(path.parent), made(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder", str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Path(_temporary(path)).unlink()
+
+
 @contextlib.contextmanager
 def filled(path: Path) -> Iterator[None]:
     """Write into `path`: of the system's errors, only a full disk is sure to be about it.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from microclip import paths, processes, runtime, settings
+from microclip import paths, processes, runtime, settings, writing
 from microclip.cli import DescriptionsOption, app, say
 from microclip.settings.errors import MissingFileError, SettingsError
 
@@ -377,6 +377,7 @@ def _generate(job: _Job, work: Generation, max_cost: float | None) -> None:
 
     if job.target is None:
         raise SettingsError("--out is missing; give the JSON file to write, as --out out.json")
+    writing.check_place(job.target)  # before anything is paid for
     before = work.estimate()
     # A separate process sends the requests: if this command is killed, it still saves the answers
     # in flight, which are paid for.

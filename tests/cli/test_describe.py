@@ -197,6 +197,18 @@ def test_names_that_read_alike_are_refused_before_anything_is_sent(
     assert not server.sent
 
 
+@pytest.mark.parametrize(
+    ("out", "why"), [("/proc/x.json", "no file can be made in /proc"), ("made", "it is a folder")]
+)
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_paid(
+    server: Server, place: Path, capsys: pytest.CaptureFixture[str], out: str, why: str
+) -> None:
+    (place / "made").mkdir()
+    assert main.main(newcomer(server.url, "--out", out)) == 2
+    assert f"{out} cannot be written: {why}" in capsys.readouterr().err
+    assert not server.sent
+
+
 def test_answers_that_were_paid_for_and_not_used_are_said(
     server: Server, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
