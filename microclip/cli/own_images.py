@@ -144,12 +144,16 @@ def _templates(domain: str) -> dict[str, Any]:
 
 def _adapt(request: Request, *, is_asked: bool) -> dict[str, Any]:
     """Run a command unless its folder is complete already; return its results for JSON."""
-    from microclip.own_images import inputs, record, results
+    from microclip.own_images import inputs, record, report, results
 
     chosen = record.resolve(request.method, request.settings, _WHERE)
     given = inputs.gather(request)
     named = record.run_settings(request, given, chosen)
-    if record.is_complete(request.out, named):
+    is_complete = record.is_complete(request.out, named)
+    damage = report.damage(request.out) if is_complete else ""
+    if damage:
+        say(f"{request.out} is damaged ({damage}); adapting again to write its files anew")
+    elif is_complete:
         about = json.loads((request.out / record.RECORD).read_text(encoding="utf-8"))["about"]
         say(f"{request.out} is already complete ({about['verdict']}); nothing to do")
         say(f"next: `microclip predict {paths.quoted(request.out)} IMAGES`")
@@ -160,6 +164,8 @@ def _adapt(request: Request, *, is_asked: bool) -> dict[str, Any]:
         if is_asked and not _confirmed():
             say("nothing was started")
             raise typer.Exit(0)
+        # From here on, a damaged folder is an unfinished one.
+        (request.out / record.RECORD).unlink(missing_ok=True)
         outcome = _run(prepared, request.out)
     _say_all(results.done_lines(outcome, request.out))
     return outcome.as_dict()

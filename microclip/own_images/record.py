@@ -88,11 +88,7 @@ def read_adapted(folder: Path) -> tuple[Record, embeddings.TextClassifiers, dict
     Raises:
         SettingsError: incomplete, damaged or pickled files, or files for different classes.
     """
-    # Before anything is opened: reading a pickle may run code.
-    refuse_pickle(folder)
-    for path in sorted(folder.glob("adapted.*")):
-        refuse_pickle(path)
-    refuse_pickle(folder / TEXTS)
+    refuse_pickles(folder)
     try:
         values = loads((folder / RECORD).read_text(encoding="utf-8"))
         lists = {
@@ -121,6 +117,12 @@ def read_adapted(folder: Path) -> tuple[Record, embeddings.TextClassifiers, dict
             "restore both files from one run"
         )
     return record, texts, state
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise SettingsError for a pickle among a classifier's files: reading one may run code."""
+    for path in (folder, *sorted(folder.glob("adapted.*")), folder / TEXTS):
+        refuse_pickle(path)
 
 
 def _texts_of(values: Any) -> tuple[str, ...]:

@@ -25,7 +25,15 @@ from microclip.measure.trained_runs import as_pixels, token_maps
 from microclip.measure.typesetting import template
 from microclip.methods.fusion import FusionClassifier
 from microclip.own_images.inputs import Materials, Texts, closest_classes
-from microclip.own_images.record import RECORD, TEXTS, WEIGHTS, OwnSettings, write_adapted
+from microclip.own_images.record import (
+    RECORD,
+    TEXTS,
+    WEIGHTS,
+    OwnSettings,
+    read_adapted,
+    refuse_pickles,
+    write_adapted,
+)
 from microclip.own_images.results import (
     Predictions,
     Results,
@@ -34,6 +42,7 @@ from microclip.own_images.results import (
     predictions_csv,
 )
 from microclip.own_images.training import Outcome, Place, Start, adapt_images
+from microclip.settings.base import SettingsError
 from microclip.tracking.run import RunClock, RunTracker, read_history
 
 PREDICTIONS, LABEL_FIRST = "predictions.csv", "label_these_first.csv"
@@ -103,6 +112,23 @@ def run(prepared: Prepared, out: Path, tracker: RunTracker) -> Results:
     shutil.rmtree(folder, ignore_errors=True)
     tracker.finish(_mlflow_numbers(results))
     return results
+
+
+def damage(out: Path) -> str:
+    """What a complete folder lacks, or what is damaged in it; "" if nothing.
+
+    Raises:
+        SettingsError: it holds a pickle, which writing the files again would not remove.
+    """
+    refuse_pickles(out)
+    for name in (PREDICTIONS, LABEL_FIRST, GALLERY, CARD, WEIGHTS, TEXTS):
+        if not (out / name).is_file():
+            return f"{out / name} is missing"
+    try:
+        record, _, _ = read_adapted(out)
+    except SettingsError as error:
+        return str(error).partition("; ")[0]  # the advice is for those who cannot adapt again
+    return "" if "verdict" in record.about else f"{out / RECORD} names no verdict"
 
 
 def _stored(materials: Materials, folder: Path, rules: StoreRules) -> UnlabelledImages:

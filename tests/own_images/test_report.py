@@ -112,6 +112,45 @@ def test_a_complete_folder_is_left_alone_and_a_different_command_is_refused(
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        *("predictions.csv", "label_these_first.csv", "gallery.html", "README.md"),
+        *("adapted.safetensors", "class_vectors.safetensors"),
+    ],
+)
+def test_a_missing_file_of_a_complete_folder_is_written_again(
+    place: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert adapt("--method", "clip") == 0
+    file = place / "adapted" / name
+    before = file.read_bytes()
+    file.unlink()
+    assert adapt("--method", "clip") == 0
+    assert f"adapted is damaged (adapted/{name} is missing); adapting" in capsys.readouterr().err
+    if file.suffix != ".md":  # the card names the seconds
+        assert file.read_bytes() == before
+    assert adapt("--method", "clip") == 0
+    assert "adapted is already complete" in capsys.readouterr().err
+
+
+def test_damaged_files_of_a_complete_folder_are_written_again(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert adapt() == 0
+    capsys.readouterr()
+    weights, record = (place / "adapted" / f"adapted.{kind}" for kind in ("safetensors", "json"))
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert adapt() == 0
+    assert "its tensors are not those that were written" in capsys.readouterr().err
+    assert weights.read_bytes() == before
+    record.write_text(record.read_text()[:-20])
+    assert adapt() == 0
+    assert "adapted is damaged (adapted holds no complete classifier" in capsys.readouterr().err
+    assert microclip.load(place / "adapted", device="cpu").predict(place / "photos")
+
+
+@pytest.mark.parametrize(
     "more",
     [
         ("--method", "coop"),  # without --labels
