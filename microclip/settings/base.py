@@ -40,6 +40,7 @@ _Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader",
 _PlainLoader: type[yaml.BaseLoader | yaml.CBaseLoader] = getattr(
     yaml, "CBaseLoader", yaml.BaseLoader
 )
+_MERGE = "tag:yaml.org,2002:merge"  # the key <<, which may be given more than once
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 
@@ -264,12 +265,16 @@ def parsed_yaml(text: str, where: str, *, is_plain: bool = False) -> Any:
     `where` begins the message: "class list names.yaml is".
 
     Raises:
-        SettingsError: it is not YAML, is nested too deeply, or its aliases lead back to themselves
-            or multiply without end.
+        SettingsError: it is not YAML, has a key twice, is nested too deeply, or its aliases lead
+            back to themselves or multiply without end.
     """
+    loader = None
     try:
         _check_nesting(text)
-        values = yaml.load(text, Loader=_PlainLoader if is_plain else _Loader)
+        loader = (_PlainLoader if is_plain else _Loader)(text)
+        node = loader.get_single_node()
+        repeated = _repeated(node)
+        values = None if node is None else loader.construct_document(node)
         _check_extent(values)
     except RecursionError:
         raise SettingsError(f"{where} not YAML: nested too deeply; fix it") from None
@@ -277,7 +282,35 @@ def parsed_yaml(text: str, where: str, *, is_plain: bool = False) -> Any:
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = cut(str(error), LONGEST)
         raise SettingsError(f"{where} not YAML: {reason}; quote or fix it") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+    if repeated:
+        raise SettingsError(f"{where} ambiguous: {repeated}; keep one of them")
     return values
+
+
+def _repeated(root: yaml.Node | None) -> str:
+    """Say where a key is given twice: YAML forbids it, PyYAML keeps the last value; "" if none."""
+    left, seen = [root], set[int]()
+    while left:
+        node = left.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))  # an alias is the same node again
+        if isinstance(node, yaml.SequenceNode):
+            left += node.value
+            continue
+        first: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            left += key, value
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                line, name = key.start_mark.line + 1, (key.tag, key.value)
+                if name in first:
+                    said = f"line {line} has the key {cut(key.value)!r}"
+                    return f"{said} of line {first[name]} again"
+                first[name] = line
+    return ""
 
 
 def _check_nesting(text: str) -> None:

@@ -179,6 +179,31 @@ def test_a_broken_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nruns: [x]\nb: 1\nruns: [y]", "line 4 has the key 'runs' of line 2 again; keep"),
+        ("m:\n  n: {epochs: 1, epochs: 2}", "line 2 has the key 'epochs' of line 2 again"),
+        ("- x\n- [{1: a, 1: b}]", "line 2 has the key '1'"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused_with_its_line(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        settings.read_yaml(tmp_path / "c.yaml")
+    assert str(caught.value).startswith(f"{tmp_path}/c.yaml is ambiguous: {said}")
+
+
+def test_a_merged_key_may_be_given_again(tmp_path: Path) -> None:
+    text = "a: &a {x: 1, y: 1}\nb: &b {z: 1}\nc: {<<: *a, <<: *b, y: 2}\nd: {<<: *a}"
+    (tmp_path / "c.yaml").write_text(text)
+    found = settings.read_yaml(tmp_path / "c.yaml")
+    assert found["c"] == {"x": 1, "y": 2, "z": 1}
+    assert found["d"] == found["a"]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="does not exist"):
         settings.read_yaml(tmp_path / "c.yaml")

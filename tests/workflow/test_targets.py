@@ -117,7 +117,7 @@ def test_more_seeds_are_more_runs_of_seeded_methods(fresh: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("seds=[1]", "unknown key 'seds' in the study"),
+        ("seds=[1]", "unknown key 'seds' in the study (config/config.yaml and --config)"),
         ("datasets=[eurosat]", "unknown dataset 'eurosat', no config/datasets/eurosat.yaml"),
         ("methods={microclip: {gama: 0.3}}", "did you mean 'gamma'?"),
         ("methods={microclip: {gamma: 1.5}}", "must be at most 1 (got"),
@@ -129,6 +129,16 @@ def test_a_wrong_setting_gives_one_clear_line(fresh: Path, setting: str, said: s
     [line] = [line for line in done.stdout.splitlines() if "microclip:" in line]
     assert said in line
     assert "Traceback" not in done.stdout
+
+
+def test_a_key_that_a_study_file_gives_twice_is_refused(fresh: Path, tmp_path: Path) -> None:
+    study = tmp_path / "twice.yaml"
+    study.write_text(yaml.safe_dump(folder.STUDY) + "tables: [table1]\n")
+    done = folder.snakemake(fresh, "--dry-run", *MACHINE, "--configfile", str(study))
+    assert done.returncode != 0
+    [line] = [line for line in done.stdout.splitlines() if "microclip:" in line]
+    assert "twice.yaml is ambiguous: line" in line
+    assert "has the key 'tables'" in line
 
 
 def test_learning_rates_that_yaml_reads_as_text_are_accepted(fresh: Path) -> None:
