@@ -80,6 +80,19 @@ def test_the_snakefile_is_the_one_that_snakemake_reads(
     assert command_line.snakefile(typed.split()) == Path(named)
 
 
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        ("-n --cores 1", []),
+        ("--configfile a.yaml b.yaml -n", ["a.yaml", "b.yaml"]),
+        ("--configfiles=a.yaml -n", ["a.yaml"]),
+        ("--config a=1 all", []),
+    ],
+)
+def test_study_files_are_found_among_the_words(typed: str, named: list[str]) -> None:
+    assert list(command_line.configfiles(typed.split())) == list(map(Path, named))
+
+
 def test_only_the_projects_snakefile_is_ours(tmp_path: Path) -> None:
     other = tmp_path / "Snakefile"
     other.write_text(BARE)

@@ -131,14 +131,35 @@ def test_a_wrong_setting_gives_one_clear_line(fresh: Path, setting: str, said: s
     assert "Traceback" not in done.stdout
 
 
-def test_a_key_that_a_study_file_gives_twice_is_refused(fresh: Path, tmp_path: Path) -> None:
-    study = tmp_path / "twice.yaml"
-    study.write_text(yaml.safe_dump(folder.STUDY) + "tables: [table1]\n")
-    done = folder.snakemake(fresh, "--dry-run", *MACHINE, "--configfile", str(study))
-    assert done.returncode != 0
+def test_a_key_that_the_study_gives_twice_is_refused(tmp_path: Path) -> None:
+    place = folder.write(tmp_path / "study")
+    with (place / "config/config.yaml").open("a") as stream:
+        stream.write("tables: [table1]\n")
+    done = folder.snakemake(place, "--dry-run", *MACHINE)
+    assert done.returncode == 1
     [line] = [line for line in done.stdout.splitlines() if "microclip:" in line]
-    assert "twice.yaml is ambiguous: line" in line
+    assert "microclip: config/config.yaml is ambiguous: line" in line
     assert "has the key 'tables'" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        (None, 3, "does not exist; create it or name another file"),
+        ("", 2, "must be a mapping"),
+        ("a: 1\na: 2", 2, "is ambiguous: line 2 has the key 'a' of line 1 again; keep one of them"),
+    ],
+)
+def test_a_study_file_that_cannot_be_read_is_one_line(
+    fresh: Path, tmp_path: Path, text: str | None, code: int, said: str
+) -> None:
+    study = tmp_path / "other.yaml"
+    if text is not None:
+        study.write_text(text)
+    done = folder.snakemake(fresh, "--dry-run", *MACHINE, "--configfile", str(study))
+    assert done.returncode == code
+    [line] = done.stdout.splitlines()
+    assert line.startswith(f"microclip: {study} {said}")
 
 
 def test_learning_rates_that_yaml_reads_as_text_are_accepted(fresh: Path) -> None:

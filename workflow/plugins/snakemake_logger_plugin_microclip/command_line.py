@@ -3,7 +3,8 @@
 `--resources` takes every word up to the next option, so Snakemake refuses `all` as a resource; it
 wants `--resources gpu=1 -- all`. Here the `--` is put in. Snakemake looks for a default profile
 beside the Snakefile only, so ours in `workflow/` is named; and this plugin is the logger where none
-is named. All that only for this project's Snakefile: other workflows keep Snakemake's behaviour.
+is named. A study file that cannot be read is refused in one line, where Snakemake shows a traceback
+or no name. All that only for this project's Snakefile: others keep Snakemake's behaviour.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 
 _OPTIONS = ("--resources", "--res")
+_STUDIES = ("--configfile", "--configfiles")
 _PROFILE = "--workflow-profile"
 _SNAKEFILES = ("Snakefile", "snakefile", "workflow/Snakefile", "workflow/snakefile")
 _OURS = '"""microclip:'  # how the project's Snakefile begins
@@ -27,7 +29,38 @@ def mend() -> None:
     program, *words = sys.argv
     found = snakefile(words)
     if found is not None and _is_snakemake(Path(program)) and is_ours(found):
+        check_studies(words)
         sys.argv[1:] = with_logger(with_profile(with_targets_apart(words), found))
+
+
+def check_studies(words: Sequence[str]) -> None:
+    """End the process if a file of `--configfile` cannot be read.
+
+    Raises:
+        SystemExit: with the exit code of microclip's verbs.
+    """
+    end = words.index("--") if "--" in words else len(words)
+    if "--mode" in words[:end]:  # a job, whose study has been read
+        return
+    named = list(configfiles(words[:end]))
+    if not named:
+        return
+    from microclip.settings.base import MissingFileError, SettingsError, read_yaml
+
+    try:
+        for path in named:
+            read_yaml(path)
+    except SettingsError as error:
+        sys.stderr.write(f"microclip: {error}\n")
+        sys.exit(3 if isinstance(error, MissingFileError) else 2)
+
+
+def configfiles(words: Sequence[str]) -> Iterator[Path]:
+    """Yield the study files that these arguments name."""
+    for option, values in _groups(words):
+        name, _, value = option.partition("=")
+        if name in _STUDIES:
+            yield from map(Path, [value, *values] if value else values)
 
 
 def with_profile(words: Sequence[str], snakefile: Path) -> list[str]:
