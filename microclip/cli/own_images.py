@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _HINT = "the run continues, and its folder will be complete without MLflow"
 _WHERE = "the options of adapt"
-EXPERIMENT = "exports"  # MLflow's experiment for registered models
 
 FolderArgument = Annotated[Path, typer.Argument(help="folder of images, nested or not")]
 ClassesOption = Annotated[Path | None, typer.Option(help="text file with one class name per line")]
@@ -317,7 +316,8 @@ def export(
     ] = None,
 ) -> None:
     """Export an adapted classifier as an ONNX file or in MLflow's model format."""
-    if (check and format_ is not Format.ONNX) or (log and format_ is not Format.MLFLOW):
+    is_onnx = format_ is Format.ONNX
+    if (check and not is_onnx) or (log is not None and is_onnx):
         raise settings.SettingsError(
             "--check goes with --format onnx, --log with --format mlflow; drop the other"
         )
@@ -325,7 +325,7 @@ def export(
 
     runtime.use_all_cpus()
     loaded = api.load(adapted, "cpu")
-    if format_ is Format.ONNX:
+    if is_onnx:
         from microclip.export import onnx
 
         say(onnx.to_onnx(loaded, out, check))
@@ -333,25 +333,24 @@ def export(
         return
     from microclip.export import mlflow_model  # MLflow takes seconds to import
 
-    mlflow_model.to_mlflow(loaded, out)
+    version = mlflow_model.to_mlflow(loaded, out, log)
     served = f"mlflow models serve -m {paths.quoted(out)} --env-manager local"
     say(f"wrote {out}; serve it with `{served}`")
-    if log:
-        say(_registered(loaded, log))
+    if log is not None:
+        say(_registered(loaded, f"models:/{log}", version))
 
 
-def _registered(loaded: Adapted, name: str) -> str:
-    """Register a classifier in MLflow's store; return a line that says how to serve it."""
+def _registered(loaded: Adapted, model: str, version: str | None) -> str:
+    """A line that says where a model is registered, and how to serve it."""
     from microclip.export import mlflow_model
     from microclip.tracking import mirror
 
-    version = mlflow_model.log_model(loaded, name, mirror.experiment(mirror.connect(), EXPERIMENT))
-    address = f"models:/{name}@{mlflow_model.alias_of(loaded)}"
+    address = f"{model}@{mlflow_model.alias_of(loaded)}"
     where = mirror.shown_uri()
     return (
-        f"registered as models:/{name}/{version}, {address}, in {where}; serve it with "
+        f"registered as {model}/{version}, {address}, in {where}; serve it with "
         f"`MLFLOW_TRACKING_URI="
-        f"{paths.quoted(where)} mlflow models serve -m {address} --env-manager local`"
+        f"{paths.quoted(where)} mlflow models serve -m {paths.quoted(address)} --env-manager local`"
     )
 
 

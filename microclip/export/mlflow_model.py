@@ -35,10 +35,14 @@ from microclip import runtime
 from microclip.api import Adapted, load
 from microclip.methods.base import load_method
 from microclip.own_images import prediction
+from microclip.settings.base import SettingsError, cut
 from microclip.settings.declarations import Supervision
 from microclip.settings.study import load_backbone_settings
 from microclip.tracking import mirror
+from microclip.tracking.database import make_own_database
 
+EXPERIMENT = "exports"  # MLflow's experiment for registered models
+_NOT_IN_NAMES = frozenset("/:.%\"'")  # of models: MLflow's rule
 IMAGE, TOP = "image", "top"  # the input column; the parameter, also a column of the answer
 _CODE = '''"""What MLflow runs: an adapted classifier."""
 
@@ -66,7 +70,7 @@ class ServedClassifier(PythonModel):
         """Class, confidence and the most probable classes of each image.
 
         Raises:
-            MlflowException: a bad request: no image, or bytes that are not an image.
+            MlflowException: a bad request: no image, bytes that are not an image, no class asked.
         """
         del context
         top = int((params or {}).get(TOP, prediction.TOP))
@@ -89,14 +93,46 @@ class ServedClassifier(PythonModel):
         )
 
 
-def to_mlflow(adapted: Adapted, out: Path) -> None:
-    """Write the MLflow model folder `out`.
+def to_mlflow(adapted: Adapted, out: Path, name: str | None = None) -> str | None:
+    """Write the MLflow model folder `out`; with `name`, also register it and return its version.
+
+    A folder whose model could not be registered does not stay: the same command can be repeated.
 
     Raises:
-        SettingsError: `out` already exists.
+        SettingsError: `out` already exists, or MLflow takes no such name.
+        ServiceError: MLflow's store cannot be reached, or refuses the model.
     """
+    experiment = None if name is None else _experiment(name)
     with runtime.whole_folder(out) as folder:
         write_model(adapted, folder)
+        if name is None or experiment is None:
+            return None
+        try:
+            return log_model(adapted, name, experiment)
+        except MlflowException as error:
+            raise _unregistered(error) from error
+
+
+def _experiment(name: str) -> str:
+    """Id of the exports' experiment, asked for before anything is written."""
+    is_usable = name.strip() and name.isprintable() and len(name) <= mirror.KEY_LENGTH
+    if not is_usable or set(name) & _NOT_IN_NAMES:
+        raise SettingsError(
+            f"--log {cut(name)!r} cannot name a model; give up to {mirror.KEY_LENGTH} letters, "
+            "digits, blanks, - and _, such as food-icons"
+        )
+    make_own_database()  # what it raises says more than that MLflow cannot be reached
+    try:
+        return mirror.experiment(mirror.connect(), EXPERIMENT)
+    except Exception as error:
+        raise _unregistered(error) from error
+
+
+def _unregistered(error: Exception) -> runtime.ServiceError:
+    return runtime.ServiceError(
+        f"MLflow at {': '.join(mirror.failure(error))}; nothing was written: start it or correct "
+        "MLFLOW_TRACKING_URI and repeat the command, or leave out --log"
+    )
 
 
 def write_model(adapted: Adapted, folder: Path) -> None:

@@ -91,8 +91,8 @@ def shown_uri() -> str:
 
 def failure(error: BaseException) -> tuple[str, str]:
     """The address and the first line of an error, without passwords."""
-    text = _PASSWORD.sub("//", str(error)).splitlines()
-    return shown_uri(), text[0] if text else type(error).__name__
+    said = _PASSWORD.sub("//", next(iter(str(error).splitlines()), type(error).__name__))
+    return shown_uri(), "it does not answer" if "Max retries exceeded" in said else said
 
 
 def be_quiet() -> None:

@@ -28,6 +28,14 @@ from tests.fixtures.tracking import client
 __all__ = ["gpus", "one_gpu"]
 
 
+@pytest.fixture
+def own(project: Path, project_source: Path) -> Path:
+    """The folder of a classifier on the tiny network."""
+    photos = project_source / "images" / "test"
+    adapted = microclip.adapt(photos, CLASSES, backbone="tiny", method="clip", device="cpu")
+    return adapted.save(project / "own")
+
+
 @contextlib.contextmanager
 def served(model: str, folder: Path, **environment: str) -> Iterator[str]:
     """Run `mlflow models serve` in an empty folder and yield its address."""
@@ -102,6 +110,32 @@ def test_a_registered_model_is_served_from_the_store(
         (row,) = ask(address, [file.read_bytes()])
         assert row["class"] == icons.adapted.predict(file)[0].class_name
         assert len(row["top"]) == 5
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "a:b", "v1.2", "x" * 300, "a\nb"])
+def test_a_name_that_mlflow_refuses_is_refused_before_anything_is_written(
+    own: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    command = ["export", str(own), "--format", "mlflow", "--out", "deep/model", "--log", name]
+    assert main.main(command) == 2
+    assert "cannot name a model; give up to" in capsys.readouterr().err
+    assert not Path("deep").exists()
+
+
+def test_a_store_that_does_not_answer_leaves_no_folder(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", str(own), "--format", "mlflow", "--out", "deep/model", "--log", "food"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert main.main(command) == 5
+    said = capsys.readouterr().err
+    assert "it does not answer; nothing was written: start it or correct MLFLOW_TR" in said
+    assert "secret" not in said
+    monkeypatch.setattr(mlflow_model, "_experiment", lambda _: "1")  # it dies after this
+    monkeypatch.setattr(mlflow_model, "write_model", lambda _, folder: (folder / "a").touch())
+    assert main.main(command) == 5
+    assert not list(Path().glob("deep/*"))
 
 
 @pytest.mark.parametrize(("named", "asked"), [(None, "auto"), ("", "auto"), ("cuda", "cuda")])
