@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from microclip import settings, study
+from microclip.measure import forecast
+from microclip.measure.costs import Costs, Time
 from microclip.methods.base import known_methods
 from microclip.settings import SettingsError
 from microclip.study import Plan, RunSettings, RunSpec, SweepPoint
@@ -391,6 +393,14 @@ def test_a_method_without_code_is_a_hole_with_a_reason_and_no_run(planned_method
     assert hole.reason == "method later has no code in this release"
     table1 = {"clip", "cupl", "microclip", "wca", "upl", "pouf", "lafter", "reclip", "dpa"}
     assert {spec.method for spec in declared.runs} == table1
+
+
+def test_a_study_of_methods_without_code_takes_no_time(planned_method: str) -> None:
+    declared = bare(runs=[{"methods": [planned_method]}])
+    assert not declared.runs
+    costs = Costs(declared)
+    assert {stage.time({}, 1) for stage in costs.stages} == {Time()}
+    assert "0 of 0 runs to do" in forecast.announcement(declared)
 
 
 @pytest.mark.usefixtures("planned_method")

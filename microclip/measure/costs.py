@@ -313,6 +313,8 @@ class Stage:
 
     def time(self, paces: Mapping[Network, Pace], n_cpus: int) -> Time:
         """Return how long the stage takes, one job after the other."""
+        if not paces:  # no method of the study has code, so nothing runs
+            return Time()
         total, any_pace = Time(), next(iter(paces.values()))
         for network, amount in self.amounts.items():
             total += time_of(amount, any_pace if network is None else paces[network], n_cpus)

@@ -205,6 +205,14 @@ class StudySettings(Frozen):
     )
 
     @model_validator(mode="after")
+    def _asks_for_something(self) -> StudySettings:
+        if not (self.runs or self.tables or self.figures):
+            raise ValueError(
+                "the study names no runs, tables or figures; add one, such as `tables: [table1]`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _names_each_once(self) -> StudySettings:
         for kind in ("datasets", "backbones", "descriptions", "seeds"):
             values = getattr(self, kind)
