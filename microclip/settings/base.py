@@ -280,14 +280,23 @@ def parsed_yaml(text: str, where: str, *, is_plain: bool = False) -> Any:
         raise SettingsError(f"{where} not YAML: nested too deeply; fix it") from None
     # PyYAML's constructors raise others for what is no date, "!!int x", or an unknown "!!bool".
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = cut(str(error), LONGEST)
-        raise SettingsError(f"{where} not YAML: {reason}; quote or fix it") from error
+        raise SettingsError(f"{where} not YAML: {_unreadable(error, text)}") from error
     finally:
         if loader is not None:
             loader.dispose()
     if repeated:
         raise SettingsError(f"{where} ambiguous: {repeated}; keep one of them")
     return values
+
+
+def _unreadable(error: Exception, text: str) -> str:
+    """What PyYAML found wrong, and what to do."""
+    mark: Any = getattr(error, "problem_mark", None)
+    read = "" if mark is None else text[: mark.index + 1].rpartition("\n")[2]
+    if re.search(r"^\s*\t|\t$", read):
+        return f"line {mark.line + 1} has a tab; YAML wants spaces"
+    reason = re.sub(r'\s+in "<[a-z ]+>"', "", str(error))  # PyYAML's name for a text
+    return f"{cut(reason, LONGEST)}; quote or fix it"
 
 
 def _repeated(root: yaml.Node | None) -> str:
@@ -352,6 +361,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = parsed_yaml(read_text(path, "the file"), f"{path} is")
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist; create it or name another file") from None
+    if values is None:
+        raise SettingsError(f"{path} is empty; write keys with values, or name another file")
     if not isinstance(values, dict):
         raise SettingsError(
             f"{path} must be a mapping of keys to values; got {type(values).__name__}"

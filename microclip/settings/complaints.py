@@ -70,6 +70,8 @@ def explain(
         # A check of the whole model failed: printing all its values would bury the sentence.
         return SettingsError(f"{where}: {cut(str(first['ctx']['error']), LONGEST)}")
     got = "" if first["type"] == SECRET else f" (got {_shown(first['input'])})"
+    if first["input"] is None:  # a key of YAML with nothing behind it
+        got = "; it has no value"
     # The parts of a union each complain of the same value.
     alike = [one for one in found if _places(one["loc"], values) == places]
     said = cut(_joined(list(dict.fromkeys(map(_wanted, alike)))), LONGEST)

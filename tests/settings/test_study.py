@@ -113,6 +113,7 @@ def test_a_bare_off_is_the_word_off() -> None:
             ],
         ),
         ({"study": "a/../b"}, ["study in the study"]),
+        ({"runs": []}, ["the study names no runs, tables or figures; add one"]),
     ],
 )
 def test_a_wrong_study_is_refused_in_one_line(change: dict[str, object], said: list[str]) -> None:
@@ -170,7 +171,15 @@ def test_values_by_dataset_belong_to_a_declared_variant() -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("a: [1", "is not YAML"), ("- a", "must be a mapping .*; got list"), ("", "got NoneType")],
+    [
+        ("a: [1", r"c.yaml is not YAML: .*, line 2, column 1; quote or fix it$"),
+        ("- a", "must be a mapping .*; got list"),
+        ("# a", "c.yaml is empty; "),
+        ("", "c.yaml is empty; "),
+        ("a:\n\tb: 1", "c.yaml is not YAML: line 2 has a tab; YAML wants spaces"),
+        ("a:\n  b: 1\n\tc: 1", "line 3 has a tab"),
+        ("a: 'x\ty' z", "did not find expected"),
+    ],
 )
 def test_a_broken_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "c.yaml").write_text(text)

@@ -146,7 +146,7 @@ def test_a_key_that_the_study_gives_twice_is_refused(tmp_path: Path) -> None:
     ("text", "code", "said"),
     [
         (None, 3, "does not exist; create it or name another file"),
-        ("", 2, "must be a mapping"),
+        ("", 2, "is empty; "),
         ("a: 1\na: 2", 2, "is ambiguous: line 2 has the key 'a' of line 1 again; keep one of them"),
     ],
 )
