@@ -269,7 +269,8 @@ def _measure(
         # Any labels do: the time does not depend on them.
         labels = {row: row % len(record.class_names) for row in range(len(images))}
         drawn = labels if start.drawn() else None
-        task = with_images(task_of(record, start.texts, tower), method, tower, images, drawn)
+        task = task_of(record, start.texts, tower, start.precision)
+        task = with_images(task, method, tower, images, drawn)
         task = replace(task, sentences=start.sentences)
         classifier = None
         with contextlib.suppress(NonFiniteLossError):  # the actual training reports it

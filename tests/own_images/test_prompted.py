@@ -12,7 +12,9 @@ import torch
 import microclip
 from microclip.cli import main
 from microclip.export.onnx import network_of, similarities
-from microclip.methods.base import work_of
+from microclip.methods.base import Task, work_of
+from microclip.own_images import training
+from microclip.own_images.record import with_images
 from microclip.settings import SettingsError
 from tests.fixtures.project import CLASSES
 
@@ -61,6 +63,21 @@ def test_a_training_in_steps_is_estimated_and_run(
     steps = ("--set", "steps_per_shot=4", "--set", "batch_size=3", "--set", "rounds=2")
     assert adapt(*given, *steps, "--set", "template=a {}.") == 0, capsys.readouterr().err
     assert json.loads((place / "adapted/scores.json").read_text())["n_labelled"] == 9
+
+
+def test_an_estimate_trains_in_the_precision_of_the_command(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def noted(task: Task, *rest: Any) -> Task:
+        seen.append(task.precision)
+        return with_images(task, *rest)
+
+    monkeypatch.setattr(training, "with_images", noted)
+    assert adapt("--method", "clip", "--set", "precision=bf16") == 0
+    assert len(seen) > 1
+    assert set(seen) == {"bf16"}
 
 
 @pytest.mark.parametrize(
