@@ -280,6 +280,8 @@ def describe(
     jobs = _jobs(targets, written, options, out)
     works = [_work(job, answers, retry_quarantined=retry_quarantined) for job in jobs]
     if dry_run:
+        if out is not None:
+            writing.check_place(out)  # as the command itself will
         _show_estimates(jobs, [work.estimate() for work in works])
         return
     for job, work in zip(jobs, works, strict=True):

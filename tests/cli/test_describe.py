@@ -204,8 +204,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_paid(
     server: Server, place: Path, capsys: pytest.CaptureFixture[str], out: str, why: str
 ) -> None:
     (place / "made").mkdir()
-    assert main.main(newcomer(server.url, "--out", out)) == 2
-    assert f"{out} cannot be written: {why}" in capsys.readouterr().err
+    for more in ((), ("--dry-run",)):
+        assert main.main(newcomer(server.url, "--out", out, *more)) == 2
+        assert f"{out} cannot be written: {why}" in capsys.readouterr().err
     assert not server.sent
 
 
