@@ -73,8 +73,10 @@ class Adapted:
         files that cannot be read are skipped, each with a warning in the log.
 
         Raises:
-            SettingsError: no image, or images that cannot be read, each named.
+            SettingsError: no image, or images that cannot be read, each named; a `top` below 1.
         """
+        if top < 1:
+            raise SettingsError(f"top must be at least 1, got {top}; give a number of classes")
         stretch = self.record.stretch
         files = prediction.usable(images, skip_bad=skip_bad, stretch=stretch)
         with prediction.stored(files, stretch=stretch) as unlabelled:

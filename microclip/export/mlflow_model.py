@@ -77,7 +77,7 @@ class ServedClassifier(PythonModel):
         try:
             with tempfile.TemporaryDirectory(prefix="microclip-") as name:
                 for row, image in enumerate(model_input[IMAGE]):
-                    Path(name, f"image-{row:06}").write_bytes(_bytes(image))
+                    Path(name, f"image-{row:06}").write_bytes(_bytes(image, row))
                 found = self._adapted.predict(sorted(Path(name).iterdir()), top=top)
         except ValueError as error:
             # Name images by number: the server's temporary paths mean nothing to the client.
@@ -278,6 +278,9 @@ def _example(folder: Path) -> bytes:
     return (folder / "example.png").read_bytes()
 
 
-def _bytes(image: Any) -> bytes:
-    """An image file's bytes; text is decoded as base64."""
-    return base64.b64decode(image, validate=False) if isinstance(image, str) else bytes(image)
+def _bytes(image: Any, row: int) -> bytes:
+    """An image file's bytes; text is decoded as base64. Raises ValueError for anything else."""
+    try:
+        return base64.b64decode(image, validate=False) if isinstance(image, str) else bytes(image)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"image {row} is not base64 ({error})") from error

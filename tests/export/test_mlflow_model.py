@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import io
 import json
 import os
 import sys
@@ -12,8 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
+from mlflow.exceptions import MlflowException
+from PIL import Image
 
 import microclip
 from microclip.cli import main
@@ -156,6 +160,27 @@ def test_a_served_model_runs_on_the_device_of_its_environment(
     for _ in range(2):  # a second model in one process, as the server's reload
         mlflow_model.ServedClassifier().load_context(context)
     assert one_gpu == ["auto", asked, asked]
+
+
+@pytest.mark.parametrize(
+    ("second", "top", "said"),
+    [
+        ("abc", 1, r"^image 1 is not base64 \("),
+        (None, 1, r"^image 1 is not base64 \("),
+        (b"no image", 1, "cannot be read: image 1 "),
+        ("", 0, "^top must be at least 1, got 0$"),
+    ],
+)
+def test_a_bad_request_is_told_what_is_wrong_with_it(
+    own: Path, second: Any, top: int, said: str
+) -> None:
+    served = mlflow_model.ServedClassifier()
+    served._adapted = microclip.load(own, device="cpu")
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(stream, "PNG")
+    given = pd.DataFrame({"image": [stream.getvalue(), second]})
+    with pytest.raises(MlflowException, match=said):
+        served.predict(None, given, {"top": top})
 
 
 def test_the_model_declares_its_input_output_and_pinned_packages(
