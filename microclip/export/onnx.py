@@ -379,6 +379,7 @@ def to_onnx(adapted: Adapted, out: Path, check_on: Images | None = None) -> str:
         tower = adapted.backbone
         recipe = ViewRecipe(0, tower.image_size, tower.mean, tower.std)
         stretch = adapted.record.stretch
-        with stored(usable(check_on, stretch=stretch), stretch=stretch) as images:
+        files = usable(check_on, stretch=stretch, advice="name others with --check")
+        with stored(files, stretch=stretch) as images:
             views = evaluation_views(images, recipe, crop="center", batch_size=_BATCH)
             return str(compare(adapted, model, views))

@@ -96,10 +96,16 @@ def from_heads(
     return predictions
 
 
-def usable(images: Images, *, skip_bad: bool = False, stretch: bool = False) -> list[Path]:
+_SKIP = "remove them, or skip them (predict --skip-bad, skip_bad=True)"
+
+
+def usable(
+    images: Images, *, skip_bad: bool = False, stretch: bool = False, advice: str = _SKIP
+) -> list[Path]:
     """Readable image files among those named; folders are searched recursively.
 
     With `skip_bad`, unreadable files are skipped with a warning each. `stretch`: see `decode`.
+    `advice` says what to do about such files where they are not skipped.
 
     Raises:
         SettingsError: nothing named, a path that does not exist, a folder without images; files
@@ -113,11 +119,7 @@ def usable(images: Images, *, skip_bad: bool = False, stretch: bool = False) -> 
     if found.bad and (not skip_bad or not found.images):
         shown = "; ".join(f"{bad.path} ({bad.reason})" for bad in found.bad[:_SHOWN])
         more = f"; and {len(found.bad) - _SHOWN} more" if len(found.bad) > _SHOWN else ""
-        advice = (
-            "name others"
-            if skip_bad
-            else "remove them, or skip them (predict --skip-bad, skip_bad=True)"
-        )
+        advice = "name others" if skip_bad else advice
         raise SettingsError(
             f"{len(found.bad)} of {len(files)} images cannot be read: {shown}{more}; {advice}"
         )

@@ -89,20 +89,25 @@ def read_adapted(folder: Path) -> tuple[Record, embeddings.TextClassifiers, dict
         SettingsError: incomplete, damaged or pickled files, or files for different classes.
     """
     refuse_pickles(folder)
+    _check_folder(folder)
+    path = folder / RECORD
     try:
-        values = loads((folder / RECORD).read_text(encoding="utf-8"))
+        values = loads(path.read_text(encoding="utf-8"))
         lists = {
             "class_names": _texts_of(values["class_names"]),
             "templates": _texts_of(values.get("templates", ())),
         }
         record = Record(**{**values, **lists})
-        state, trained = read_weights(folder / WEIGHTS)
+        path = folder / WEIGHTS
+        state, trained = read_weights(path)
         in_weights = _texts_of(trained.get("classes", record.class_names))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         kind = MissingFileError if isinstance(error, FileNotFoundError) else SettingsError
         reason = " ".join(str(error).split())
         if isinstance(error, OSError) and error.filename and error.strerror:
             reason = f"{error.filename}: {error.strerror}"  # without the system's number
+        if str(path) not in reason:
+            reason = f"{path}: {reason}"
         raise kind(
             f"{folder} holds no complete classifier ({reason}); "
             "expected a folder that `microclip adapt --out` or Adapted.save wrote"
@@ -117,6 +122,19 @@ def read_adapted(folder: Path) -> tuple[Record, embeddings.TextClassifiers, dict
             "restore both files from one run"
         )
     return record, texts, state
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise SettingsError for a file, or for the folder of an `adapt` that has not ended."""
+    if folder.is_file():
+        raise SettingsError(
+            f"{folder} is a file, not a classifier's folder; name the folder, {folder.parent}"
+        )
+    if (folder / paths.RUN_SETTINGS).is_file() and not (folder / RECORD).exists():
+        raise MissingFileError(
+            f"{folder} is not complete: `microclip adapt` was interrupted, or still runs; repeat "
+            "that command, which continues"
+        )
 
 
 def refuse_pickles(folder: Path) -> None:

@@ -26,6 +26,9 @@ __all__ = ["gpus", "one_gpu", "place"]
 CONFIRMED: list[str] = []  # what a pickle of `Bomb` would have run
 
 
+ONNX = ("--format", "onnx", "--out", "exported")
+
+
 class Bomb:
     """Runs code when it is unpickled."""
 
@@ -232,6 +235,26 @@ def test_missing_extra_and_misshapen_tensors_are_listed_with_both_counts(
     assert "missing 'pooling.key.weight'" in line
     assert "unknown 'extra'" in line
     assert "'classifier' has shape (2, 16) instead of (3, 16)" in line
+
+
+def test_a_folder_that_is_no_classifier_says_what_it_is(
+    own: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = own / "adapted.json"
+    line = refused(capsys, "predict", str(record), str(photos))
+    assert line.endswith(f"is a file, not a classifier's folder; name the folder, {own}")
+    record.write_text(record.read_text()[:-20])
+    assert f"({record}: " in refused(capsys, "predict", str(own), str(photos))
+    record.unlink()
+    (own / "settings.yaml").write_text("digest: 0\n")
+    for command in (["predict", str(own), str(photos)], ["export", str(own), *ONNX]):
+        line = refused(capsys, *command, code=3)
+        assert f"{own} is not complete: `microclip adapt` was interrupted" in line
+
+
+def test_no_class_is_no_answer(own: Path, photos: Path) -> None:
+    with pytest.raises(SettingsError, match="top must be at least 1, got 0"):
+        microclip.load(own, device="cpu").predict(photos, top=0)
 
 
 def test_trained_tensors_beside_a_method_that_trains_nothing_are_refused(

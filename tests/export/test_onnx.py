@@ -152,6 +152,17 @@ def test_a_refused_export_leaves_nothing_behind(
     assert list(Path("deep").iterdir()) == []
 
 
+def test_an_unusable_image_to_check_on_is_not_advised_to_be_skipped(
+    project: Path, project_source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = project_source / "images" / "test"
+    microclip.adapt(photos, CLASSES, backbone="tiny", method="clip", device="cpu").save("own")
+    Path("names.txt").write_text("no image")
+    command = ["export", "own", "--format", "onnx", "--out", "out", "--check", "names.txt"]
+    assert main.main(command) == 2
+    assert capsys.readouterr().err.strip().endswith("; name others with --check")
+
+
 def test_without_onnx_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
     with pytest.raises(runtime.ResourceError, match=r"pip install 'microclip\[export\]'"):
