@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -46,9 +46,9 @@ Name = Annotated[str, StringConstraints(pattern=NAME)]
 
 
 class Frozen(BaseModel):
-    """Base of all settings: immutable, unknown keys refused."""
+    """Base of all settings: immutable; unknown keys and numbers that are not finite refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -57,6 +57,38 @@ class Frozen(BaseModel):
         names = _with_off(cls) if isinstance(values, Mapping) else ()
         wrong = {name: "off" for name in names if values.get(name) is False}
         return {**values, **wrong} if wrong else values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_value(cls, values: Any) -> Any:
+        """Make true and false texts where numbers are due: Pydantic takes them for 1 and 0."""
+        names = _with_numbers(cls) if isinstance(values, Mapping) else ()
+        wrong = {name: _spelt(values[name]) for name in names if name in values}
+        return {**values, **wrong} if wrong else values
+
+
+def _spelt(value: Any) -> Any:
+    """A value with its truth values as YAML spells them."""
+    if isinstance(value, dict):
+        return {key: _spelt(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelt(inner) for inner in value]
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+@cache
+def _with_numbers(model: type[BaseModel]) -> tuple[str, ...]:
+    """The fields that hold numbers, and neither truth values nor values of any type."""
+    kinds = {name: _kinds(field.annotation) for name, field in model.model_fields.items()}
+    return tuple(
+        name for name, found in kinds.items() if found & {int, float} and not found & {bool, Any}
+    )
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types in an annotation: int and None of `tuple[int, ...] | None`."""
+    inner = () if get_origin(annotation) is Literal else get_args(annotation)
+    return {annotation}.union(*map(_kinds, inner))
 
 
 @cache

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from microclip import paths
 from microclip.settings.base import (
@@ -167,12 +166,6 @@ class ReportSelection(Frozen):
         return {"name": values} if isinstance(values, str) else values
 
 
-def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):  # which pydantic takes for 0 or 1
-        raise PydanticCustomError("int_type", "write a number of epochs")
-    return value
-
-
 class StudySettings(Frozen):
     """`config/config.yaml`: which runs to make, on which data, for which tables and figures."""
 
@@ -197,7 +190,7 @@ class StudySettings(Frozen):
     compile: Compile = Field(
         "off", description="the image tower by torch.compile; changes the last bits"
     )
-    evaluate_every: Annotated[int, BeforeValidator(_no_truth_value)] = Field(
+    evaluate_every: int = Field(
         1, ge=1, description="epochs between tests while training; the last one is always tested"
     )
     gate: Literal["stop", "warn"] = Field(

@@ -46,6 +46,13 @@ class Outer(Frozen):
         ({"seeds": 3}, "seeds in x: must be a list, such as [3] (got 3)"),
         ({"values": ["a"]}, "the first entry of values in x: must be a number (got 'a')"),
         ({"seeds": None}, "seeds in x: must be a list, such as [a, b]; it has no value"),
+        (
+            {"seeds": [0, True]},
+            "the second entry of seeds in x: must be a whole number (got 'true')",
+        ),
+        ({"values": [False]}, "the first entry of values in x: must be a number (got 'false')"),
+        ({"blocks": {"a": {"b": True}}}, "blocks.a.b in x: must be a whole number (got 'true')"),
+        ({"values": [float("inf")]}, "the first entry of values in x: must be a"),
         ({"names": []}, "names in x: must have at least 1 entry (got [])"),
         ({"names": ["a b"]}, "the first entry of names in x: must begin with a letter or digit"),
         ({"parts": [{"size": 0}]}, "size of the first entry of parts in x: must be at least 1"),

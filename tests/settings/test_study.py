@@ -295,8 +295,22 @@ def test_the_committed_schemas_match_the_models(tmp_path: Path) -> None:
 def test_a_truth_value_is_no_number_of_epochs(value: bool) -> None:
     study = {"study": "s", "datasets": ["x"], "backbones": ["b"], "descriptions": ["d"]}
     study = {**study, "evaluate_every": value}
-    with pytest.raises(SettingsError, match=f"evaluate_every in mine.yaml.*got {value}"):
+    with pytest.raises(
+        SettingsError, match=f"evaluate_every in mine.yaml.*got '{str(value).lower()}'"
+    ):
         settings.load_study(study, "mine.yaml")
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), True, "inf"])
+def test_every_float_of_a_method_is_a_finite_number(value: object) -> None:
+    from microclip.methods.base import known_methods, settings_of
+
+    for method in known_methods():
+        model: type[BaseModel] = settings_of(method)
+        for name, field in model.model_fields.items():
+            if field.annotation is float:
+                with pytest.raises(SettingsError, match=rf"^{name} in x: must be a "):
+                    settings.validated(model, {name: value}, "x")
 
 
 def test_an_unknown_key_is_found_by_the_papers_symbol() -> None:
