@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -58,8 +59,6 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
 
 
 def test_every_command_named_in_a_message_exists() -> None:
-    import re
-
     named: set[str] = set()
     for path in (*(ROOT / "microclip").rglob("*.py"), ROOT / "README.md"):
         named |= set(re.findall(r"`microclip ([a-z]+(?:-[a-z]+)*)", path.read_text()))
@@ -117,6 +116,17 @@ def test_the_readme_lists_the_exit_codes() -> None:
     assert "`microclip doctor`" in listed
 
 
+def test_both_lists_of_exit_codes_say_the_same() -> None:
+    def meanings(name: str) -> dict[str, str]:
+        rows = (line.split(" | ") for line in (ROOT / name).read_text().splitlines())
+        return {row[0]: row[1].strip(" |") for row in rows if re.match(r"\| \d+\b", row[0])}
+
+    listed, explained = meanings("README.md"), meanings("docs/reliability.md")
+    assert len(listed) >= 8
+    for code, meaning in listed.items():
+        assert meaning.startswith(explained[code])
+
+
 def test_debug_raises_the_original_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise SettingsError("x")
@@ -138,6 +148,7 @@ def test_debug_raises_the_original_error(monkeypatch: pytest.MonkeyPatch) -> Non
         (["run", "--settings", "{}", "--out", "x"], 2, "lack 'spec'"),
         (["collect-scores", "--study", "s", "--out", "x"], 3, "plan.json does not exist"),
         (["nonsense"], 2, "No such command 'nonsense'"),
+        (["export", "adapted", "--out", "x"], 2, "'--format'. Choose from: onnx, mlflow"),
         (["run"], 2, "Missing option '--settings'"),
         (["adapt", "photos", "--classes", "none.txt", "--out", "x"], 3, "none.txt is not a file"),
         (["adapt", "photos", "--labels", "none.csv", "--out", "x"], 3, "none.csv does not exist"),
