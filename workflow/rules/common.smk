@@ -11,19 +11,12 @@ from microclip import paths, processes, runtime, settings, study
 from microclip.data.public import sources
 from microclip.text import descriptions
 
-
-def declared_in():
-    """Name, for errors, where the study's settings are from."""
-    named = [os.path.relpath(path) for path in workflow.configfiles]
-    named += ["--config"] if workflow.config_settings.config else []
-    return f"the study ({' and '.join(named)})"
-
-
+DECLARED = [os.path.relpath(path) for path in workflow.configfiles]
+NAMED = DECLARED + ["--config"] * bool(workflow.config_settings.config)
 try:
-    if workflow.is_main_process:  # Snakemake drops what a file says twice
-        for path in workflow.configfiles:
-            settings.read_yaml(Path(os.path.relpath(path)))
-    STUDY = study.load(config, declared_in())
+    for path in DECLARED * workflow.is_main_process:  # Snakemake drops repeated keys
+        settings.read_yaml(Path(path))
+    STUDY = study.load(config, f"the study ({' and '.join(NAMED)})")
 except settings.SettingsError as error:
     raise WorkflowError(f"microclip: {error}")
 
