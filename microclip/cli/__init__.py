@@ -7,9 +7,12 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from microclip.study import Study
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,6 +62,31 @@ def one_line(text: str) -> str:
     if len(joined) > 2 * _HALF_SCREEN:
         joined = f"{joined[:_HALF_SCREEN]} … {joined[-_HALF_SCREEN:]}"
     return _STEERING.sub(lambda found: repr(found[0])[1:-1], joined)
+
+
+_PLAIN = (  # what Typer says of an option's value
+    (r"Input should be a valid integer.*", "must be a whole number"),
+    (r"Input should be a valid number.*", "must be a number"),
+    (r"Input should be greater than or equal to", "must be at least"),
+    (r"Input should be less than or equal to", "must be at most"),
+    (r"Input should be", "must be"),
+    (r"Value error, ", ""),
+)
+
+
+def plain(text: str) -> str:
+    """A complaint of an option in plain words, as those of settings are."""
+    for said, words in _PLAIN:
+        text = re.sub(said, words, text)
+    return text
+
+
+def note_precision(declared: Study) -> None:
+    """Say if the study's precision is slow here."""
+    from microclip import runtime
+
+    if slow := runtime.slow_precision(declared.settings.precision, declared.settings.device):
+        say(f"note: {slow}")
 
 
 _ESCAPED = "microclip.escaped"

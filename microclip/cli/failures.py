@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 import sys
 from pathlib import Path
 
@@ -21,23 +20,6 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (ValueError, 2),
     (ArithmeticError, 1),  # a loss that is not finite: the run failed, the message says where
 )
-
-
-_PLAIN = (  # what Typer says of an option's value
-    (r"Input should be a valid integer.*", "must be a whole number"),
-    (r"Input should be a valid number.*", "must be a number"),
-    (r"Input should be greater than or equal to", "must be at least"),
-    (r"Input should be less than or equal to", "must be at most"),
-    (r"Input should be", "must be"),
-    (r"Value error, ", ""),
-)
-
-
-def plain(text: str) -> str:
-    """A complaint of an option in plain words, as those of settings are."""
-    for said, words in _PLAIN:
-        text = re.sub(said, words, text)
-    return text
 
 
 def explain(error: Exception) -> int:

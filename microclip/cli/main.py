@@ -9,7 +9,7 @@ import contextlib
 import sys
 
 from microclip import warm
-from microclip.cli import escape_what_output_lacks, one_line, say
+from microclip.cli import escape_what_output_lacks, one_line, plain, say
 from microclip.cli.tree import Tree
 
 _SIGNALLED = 128  # exit codes above it: a signal ended this process, or its worker
@@ -52,11 +52,11 @@ def _call(given: list[str]) -> int:
 
 
 def _explain(error: Exception) -> int:
-    from microclip.cli import failures
-
     usage = getattr(error, "format_message", None)
     if usage is not None:  # click's own errors: unknown option, missing argument
         if text := usage():  # without a verb click has printed the help, and has no more to say
-            say(f"microclip: {one_line(failures.plain(text))}")
+            say(f"microclip: {one_line(plain(text))}")
         return 2
+    from microclip.cli import failures
+
     return failures.explain(error)

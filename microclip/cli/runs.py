@@ -14,8 +14,7 @@ from typing import Annotated
 import typer
 
 from microclip import paths, processes, runtime, settings
-from microclip.cli import DEFAULT_CONFIG, ConfigOption, app, say
-from microclip.cli.study import note_precision
+from microclip.cli import DEFAULT_CONFIG, ConfigOption, app, note_precision, say
 
 
 def _configfile(config: Path) -> list[str]:

@@ -24,6 +24,7 @@ from microclip.cli import (
     DeviceOption,
     StudyOption,
     app,
+    note_precision,
     say,
 )
 from microclip.settings.errors import MissingFileError, SettingsError
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from microclip.measure.forecast import Basis
     from microclip.methods.base import Tracker
     from microclip.settings.reports import FigureSettings
-    from microclip.study import Plan, RunSettings, Study
+    from microclip.study import Plan, RunSettings
 
 
 @app.command()
@@ -82,12 +83,6 @@ def plan(
         print(json.dumps(found.as_dict(), indent=1))
     else:
         print("\n".join(found.lines()))
-
-
-def note_precision(declared: Study) -> None:
-    """Say if the study's precision is slow here."""
-    if slow := runtime.slow_precision(declared.settings.precision, declared.settings.device):
-        say(f"note: {slow}")
 
 
 @app.command()
