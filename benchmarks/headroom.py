@@ -104,6 +104,7 @@ class Case:
                 "datasets": [self.dataset.name],
                 "backbones": [self.backbone.name],
                 "descriptions": [self.options.descriptions],
+                "runs": [{"methods": [method]}],
             }
         )
         resolved = study.Expansion(declared).resolved(method, "default", self.dataset.name)

@@ -41,7 +41,6 @@ def test_cuda_without_a_gpu_is_an_error_not_a_cpu(
         ("gpu", "must be 'auto', 'cpu' or 'cuda'"),
         ("CUDA", "must be 'auto', 'cpu' or 'cuda'"),
         ("", "must be 'auto', 'cpu' or 'cuda'"),
-        (None, "must be 'auto', 'cpu' or 'cuda'"),
         (torch.device("cuda"), "must be 'auto', 'cpu' or 'cuda'"),
     ],
 )
@@ -51,6 +50,11 @@ def test_any_other_device_is_refused_by_name(name: str, remedy: str) -> None:
     assert remedy in str(caught.value)
     assert f"(got {name!r})" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_no_device_is_refused_too() -> None:
+    with pytest.raises(SettingsError, match="must be 'auto', 'cpu' or 'cuda'; it has no value"):
+        runtime.choose_device(None)
 
 
 @pytest.mark.parametrize(
