@@ -12,10 +12,11 @@ from microclip.data.public import sources
 from microclip.text import descriptions
 
 DECLARED = [os.path.relpath(path) for path in workflow.configfiles]
-NAMED = DECLARED + ["--config"] * bool(workflow.config_settings.config)
+NAMED = DECLARED + (["--config"] if workflow.config_settings.config else [])
 try:
-    for path in DECLARED * workflow.is_main_process:  # Snakemake drops repeated keys
-        settings.read_yaml(Path(path))
+    if workflow.is_main_process:  # Snakemake keeps the last of a key's values, and says nothing
+        for path in DECLARED:
+            settings.read_yaml(Path(path))
     STUDY = study.load(config, f"the study ({' and '.join(NAMED)})")
 except settings.SettingsError as error:
     raise WorkflowError(f"microclip: {error}")
