@@ -14,9 +14,8 @@ from microclip.text import descriptions
 DECLARED = [os.path.relpath(path) for path in workflow.configfiles]
 NAMED = DECLARED + (["--config"] if workflow.config_settings.config else [])
 try:
-    if (
-        workflow.is_main_process
-    ):  # Snakemake keeps the last of a key's values, and says nothing
+    # Of a repeated key Snakemake keeps the last value, and says nothing.
+    if workflow.is_main_process:
         for path in DECLARED:
             settings.read_yaml(Path(path))
     STUDY = study.load(config, f"the study ({' and '.join(NAMED)})")
